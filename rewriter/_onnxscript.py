@@ -1,0 +1,47 @@
+"""The only place that touches onnxscript's private names.
+
+onnxscript offers matching and replacing only together, in a driver that edits the model before the rewrite is accepted.
+This engine needs the two apart, so it reads a rule's compiled pattern and replacement, and raises onnxscript's own
+failure exception, which has no public name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
+from onnxscript.rewriter._basics import MatchFailureError as MatchFailureError
+from onnxscript.rewriter._rewrite_rule import ReplacementSubgraph as ReplacementSubgraph
+
+OpKey = tuple[str, str]
+"""Domain and operator type."""
+
+
+def compiled(rule: RewriteRuleClassBase | RewriteRule) -> RewriteRule:
+    """Returns the compiled form of a rule written as a class; a compiled one as it is."""
+    if isinstance(rule, RewriteRule):
+        return rule
+    return RewriteRule(rule.pattern, rule.rewrite, rule.check, name=rule.name, remove_nodes=rule.remove_nodes)
+
+
+def root_operator(rule: Any) -> OpKey | None:
+    """Returns the operator that the pattern's root matches, or None where it may be any."""
+    identifier = rule._target_pattern.output_nodes[0].op_identifier()
+    return None if identifier is None else (identifier[0], identifier[1])
+
+
+def replacement(rule: RewriteRule, match: MatchResult) -> ReplacementSubgraph | None:
+    """Builds the replacement of a match; None where the rule declines (the match then carries the reason)."""
+    return rule._replacement_pattern.get_replacement(match)
+
+
+def replaced_outputs(built: ReplacementSubgraph) -> Mapping[ir.Value, ir.Value]:
+    """Returns old value -> new value; a rule may return that mapping itself where its root has any number of outputs."""
+    new: Sequence[Any] = built.new_outputs
+    if len(new) == 1 and isinstance(new[0], Mapping):
+        return dict(new[0])
+    if len(new) != len(built.match.outputs):
+        raise ValueError(f"the replacement has {len(new)} outputs where the pattern has {len(built.match.outputs)}")
+    return dict(zip(built.match.outputs, new, strict=True))

@@ -1,0 +1,188 @@
+"""``rewriter.apply``: one call from a model to its rewritten form, its report, and ``save``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import onnx
+import onnx_ir as ir
+
+from rewriter import io
+from rewriter.engine import Engine, Prover
+from rewriter.errors import ModelError, RuleSetError, UsageError
+from rewriter.parity.local import LocalProver
+from rewriter.quantize import ALGORITHMS
+from rewriter.quantize.plan import CUSTOM
+from rewriter.quantize.types import Quantizer
+from rewriter.report import Report
+from rewriter.ruleset import RuleSet, RuleSetLike, load
+from rewriter.run import ModelRun
+from rewriter.target import Target
+from rewriter.validate import validate
+
+DEFAULT_RULES = "moe-int4"
+
+M = TypeVar("M", ir.Model, onnx.ModelProto)
+
+
+@dataclass
+class Result(Generic[M]):
+    """A rewritten model.
+
+    Attributes:
+        ir_model: the rewritten model; its new weights are computed when they are read or written.
+        rule_set: what was run.
+    """
+
+    ir_model: ir.Model
+    rule_set: RuleSet
+    _report: Callable[[], Report]
+    _as_proto: bool
+
+    @property
+    def model(self) -> M:
+        """The rewritten model, of the kind that was given (a path gives an ``onnx_ir.Model``).
+
+        Raises:
+            ModelError: it is to be a ModelProto and exceeds 2 GB; ``save`` has no such limit.
+        """
+        return io.to_proto(self.ir_model) if self._as_proto else self.ir_model  # type: ignore[return-value]
+
+    @property
+    def report(self) -> Report:
+        """What was done; complete, with an error for every weight, once the model is saved."""
+        return self._report()
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        memory: int | None = None,
+        max_shard_size: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Writes the model into a directory, whole or not at all, a few weights in memory at a time.
+
+        Args:
+            path: the directory; or ``directory/name.onnx``, to name the file.
+            overwrite: replace an existing directory.
+            memory: bytes of weights in flight.
+            max_shard_size: bytes after which a new data file is begun.
+            progress: told bytes done and bytes in all.
+
+        Returns:
+            The ``.onnx`` file.
+
+        Raises:
+            UsageError: the directory exists, or cannot be written.
+            QuantizationError: a weight is not finite; nothing is left behind.
+        """
+        directory = Path(path)
+        source = io.source_path(self.ir_model)
+        name = source.name if source is not None else "model.onnx"
+        if directory.suffix == ".onnx":
+            directory, name = directory.parent, directory.name
+        return io.save(
+            self.ir_model,
+            directory,
+            name=name,
+            overwrite=overwrite,
+            memory=memory,
+            max_workers=os.cpu_count(),
+            max_shard_size=max_shard_size,
+            progress=progress,
+        )
+
+
+def apply(
+    model: str | os.PathLike[str] | ir.Model | onnx.ModelProto,
+    rules: RuleSetLike = DEFAULT_RULES,
+    *,
+    quantizer: Quantizer | None = None,
+    target: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    prover: Prover | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> Result[Any]:
+    """Rewrites a model by a rule set; the given model is left as it is.
+
+    Args:
+        model: a path, an ``onnx_ir.Model`` or an ``onnx.ModelProto``.
+        rules: a shipped rule set's name, a YAML file, a parsed one, or a list of onnxscript rules.
+        quantizer: quantizes every weight that the plan says to quantize, in place of the built-in algorithms.
+        target: runtime to rewrite for, ``PROVIDER[:ARCHITECTURE][@VERSION]``; by default the rule set's.
+        overrides: values of the rule set by dotted key, as ``{"quantization.default.bits": 8}``.
+        prover: proves each rewrite before it is committed; by default as the rule set's ``parity`` says.
+        progress: told the phase and the number of rewrites so far.
+
+    Raises:
+        RuleSetError: the rule set is wrong, or a name in it matches nothing in the model.
+        ModelError: the model is unreadable or invalid.
+        RewriterError: see ``rewriter.errors`` for the others.
+    """
+    rule_set = load(rules, overrides=overrides)
+    runtime = Target.parse(target or rule_set.target)
+    ours = _own_copy(model)
+    before = io.total_bytes(ours)
+    seen = _names(ours)
+    quantizers = {CUSTOM: _missing, **ALGORITHMS}
+    if quantizer is not None:
+        quantizers = dict.fromkeys(quantizers, quantizer)
+    run = ModelRun(ours, rule_set.plan, runtime, quantizers)
+    prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
+    outcome = Engine(run, prove, progress).apply(rule_set)
+    _require_names(rule_set, [*seen, *run.readers])
+    validate(ours)
+
+    def report() -> Report:
+        return Report(
+            rule_set=rule_set.name,
+            target=str(runtime),
+            applications=tuple(outcome.applications),
+            declines=tuple(outcome.declines),
+            proofs=tuple(outcome.proofs),
+            weights=run.weights,
+            sweeps=outcome.sweeps,
+            bytes_before=before,
+            bytes_after=io.total_bytes(ours),
+        )
+
+    return Result(ours, rule_set, report, isinstance(model, onnx.ModelProto))
+
+
+def _own_copy(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Model:
+    """Returns a model that may be edited: graphs are copied, weights are shared."""
+    if isinstance(model, str | os.PathLike):
+        return io.load(model)
+    if isinstance(model, onnx.ModelProto):
+        try:
+            ours = ir.from_proto(model)
+        except Exception as error:
+            raise ModelError(f"the ModelProto is not a valid ONNX model: {error}") from error
+    elif isinstance(model, ir.Model):
+        ours = model.clone()
+    else:
+        raise UsageError(f"a model is a path, an onnx_ir.Model or an onnx.ModelProto, not {type(model).__name__}")
+    validate(ours)
+    return ours
+
+
+def _names(model: ir.Model) -> list[tuple[str, str]]:
+    """Every node name and every initializer name, as the plan's globs may mean them."""
+    nodes = [(node.name or "", "") for graph in model.graphs() for node in graph]
+    return nodes + [("", name) for graph in model.graphs() for name in graph.initializers]
+
+
+def _require_names(rule_set: RuleSet, seen: Sequence[tuple[str, str]]) -> None:
+    unmatched = rule_set.plan.unmatched(seen)
+    if unmatched:
+        raise RuleSetError(str(unmatched[0]))
+
+
+def _missing(*_: Any) -> Any:
+    raise UsageError("algorithm 'custom' needs a function: rewriter.apply(model, quantizer=f)")

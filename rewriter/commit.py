@@ -1,0 +1,266 @@
+"""The one function that edits a model: it puts a complete replacement where the matched nodes were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript.rewriter import RULE_NAME_TAG
+
+from rewriter.errors import RuleError
+from rewriter.tensors import View, constant
+
+Container = ir.Graph | ir.Function
+
+
+@dataclass(frozen=True, eq=False)
+class Rewrite:
+    """A match and its replacement, both complete; nothing of the model has changed yet.
+
+    Attributes:
+        rule: name of the rule.
+        graph: the graph that holds the root (of a function, its body).
+        root: the node at which the pattern was matched.
+        matched: nodes of the match.
+        outputs: old value -> the value that takes its place.
+        nodes: new nodes, in order.
+        initializers: new constants.
+        opsets: domain -> version that the new nodes need.
+    """
+
+    rule: str
+    graph: ir.Graph
+    root: ir.Node
+    matched: Sequence[ir.Node]
+    outputs: Mapping[ir.Value, ir.Value]
+    nodes: Sequence[ir.Node]
+    initializers: Sequence[ir.Value]
+    opsets: Mapping[str, int]
+
+    @property
+    def where(self) -> str:
+        """The root's name, or its operator where it has none; known before and after the commit."""
+        return self.root.name or self.root.op_type
+
+    def discard(self) -> None:
+        """Unhooks the new nodes from the model's values; the rewrite cannot be used afterwards."""
+        for node in self.nodes:
+            for index in range(len(node.inputs)):
+                node.replace_input_with(index, None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a commit did.
+
+    Attributes:
+        removed: nodes that left the model, dead producers included.
+        added: nodes that came.
+        rewired: values that took the place of others.
+    """
+
+    removed: Sequence[ir.Node]
+    added: Sequence[ir.Node]
+    rewired: Sequence[ir.Value]
+
+
+class Committer:
+    """Holds what must stay unique over a run: value and node names, and constants that are shared."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._values: set[str] = set()
+        self._node_names: set[str] = set()
+        self._constants: dict[tuple[Container, object], ir.Value] = {}
+        self._roots: dict[ir.Graph, Container] = {}
+        for root in (model.graph, *model.functions.values()):
+            self._survey(root)
+
+    def commit(self, rewrite: Rewrite) -> Change:
+        """Applies the rewrite.
+
+        Raises:
+            RuleError: the replacement does not fit the model; nothing has changed then.
+        """
+        root = self._roots[rewrite.graph]
+        self._check(rewrite, root)
+        for container in {id(c): c for c in (root, self._model.graph)}.values():
+            for domain, version in rewrite.opsets.items():
+                container.opset_imports.setdefault(domain, version)
+        nodes = list(rewrite.nodes)
+        shared = self._place_constants(rewrite, root, nodes)
+        outputs = {
+            old: self._own_output(old, shared.get(new, new), nodes) for old, new in rewrite.outputs.items()
+        }
+        self._name(rewrite, nodes, outputs)
+        self._annotate(rewrite, nodes)
+        self._insert(rewrite, nodes)
+        for old, new in outputs.items():
+            new.type = new.type or old.type
+            new.shape = new.shape or old.shape
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        return Change(self._sweep(rewrite.matched), nodes, list(outputs.values()))
+
+    def _survey(self, root: Container) -> None:
+        for graph in (root.graph if isinstance(root, ir.Function) else root, *root.subgraphs()):
+            self._roots[graph] = root
+            self._values.update(v.name for v in graph.inputs if v.name)
+            self._values.update(graph.initializers)
+            for value in graph.initializers.values() if graph is root else ():
+                view = constant(value)
+                if view is not None:
+                    self._constants.setdefault((root, ("view", view)), value)
+        for node in root.all_nodes():
+            self._values.update(v.name for v in node.outputs if v.name)
+            if node.name:
+                self._node_names.add(node.name)
+
+    def _check(self, rewrite: Rewrite, root: Container) -> None:
+        for domain, version in rewrite.opsets.items():
+            have = root.opset_imports.get(domain, version)
+            if have != version:
+                raise self._fault(rewrite, f"it needs opset {domain or 'ai.onnx'} {version}; the model has {have}")
+        made = {out for node in rewrite.nodes for out in node.outputs} | set(rewrite.initializers)
+        for old, new in rewrite.outputs.items():
+            if new.producer() is None and new not in made and not new.is_initializer() and not new.is_graph_input():
+                raise self._fault(rewrite, f"the replacement of '{old.name}' is defined nowhere")
+            if old.dtype is not None and new.dtype is not None and old.dtype != new.dtype:
+                raise self._fault(rewrite, f"'{old.name}' is {old.dtype.name}, its replacement {new.dtype.name}")
+
+        if {old.producer() for old in rewrite.outputs} - {rewrite.root} and _feeds_itself(rewrite):
+            raise self._fault(rewrite, "an input of the replacement depends on one of its outputs")
+
+    @staticmethod
+    def _fault(rewrite: Rewrite, message: str) -> RuleError:
+        return RuleError(rewrite.rule, rewrite.where, message)
+
+    def _place_constants(
+        self, rewrite: Rewrite, root: Container, nodes: list[ir.Node]
+    ) -> Mapping[ir.Value, ir.Value]:
+        """Registers the new constants, each equal one once; a function body holds them as Constant nodes."""
+        shared: dict[ir.Value, ir.Value] = {}
+        for value in rewrite.initializers:
+            tensor = value.const_value
+            assert tensor is not None
+            key = (root, getattr(tensor, "key", id(tensor)))
+            home = self._constants.get(key)
+            if home is None or not home.is_initializer():
+                home = value
+                if isinstance(root, ir.Graph):
+                    home.name = tensor.name = self._unique(self._values, value.name or "constant")
+                    root.register_initializer(home)
+                    self._constants[key] = home
+                else:
+                    node = ir.node("Constant", [], {"value": tensor}, num_outputs=1)
+                    home = node.outputs[0]
+                    home.name, home.dtype, home.shape = value.name, value.dtype, value.shape
+                    nodes.insert(0, node)
+            if home is not value:
+                value.replace_all_uses_with(home)
+                shared[value] = home
+        return shared
+
+    @staticmethod
+    def _own_output(old: ir.Value, new: ir.Value, nodes: list[ir.Node]) -> ir.Value:
+        """Returns ``new``, behind an Identity where it lives on under another name and ``old`` is a graph output."""
+        if not old.is_graph_output() or any(new is out for node in nodes for out in node.outputs):
+            return new
+        node = ir.node("Identity", [new])
+        nodes.append(node)
+        return node.outputs[0]
+
+    def _name(self, rewrite: Rewrite, nodes: Sequence[ir.Node], outputs: Mapping[ir.Value, ir.Value]) -> None:
+        """Gives the new values the names of those they replace, and every other new thing a name of its own."""
+        successors = {new: old for old, new in outputs.items()}
+        stem = rewrite.root.name or next(iter(outputs)).name or rewrite.root.op_type
+        for node in nodes:
+            node.name = self._unique(self._node_names, f"{stem}_{node.op_type}")
+            for out in node.outputs:
+                old = successors.get(out)
+                if old is not None and old.name:
+                    out.name, old.name = old.name, self._unique(self._values, f"{old.name}_replaced")
+                else:
+                    out.name = self._unique(self._values, out.name or f"{node.name}_out")
+
+    @staticmethod
+    def _annotate(rewrite: Rewrite, nodes: Sequence[ir.Node]) -> None:
+        documents = [n.doc_string for n in rewrite.matched if n.doc_string]
+        for node in nodes:
+            for source in rewrite.matched:
+                for key, text in source.metadata_props.items():
+                    node.metadata_props.setdefault(key, text)
+            node.metadata_props[RULE_NAME_TAG] = rewrite.rule
+            if documents and not node.doc_string:
+                node.doc_string = "\n".join(dict.fromkeys(documents))
+
+    def _insert(self, rewrite: Rewrite, nodes: Sequence[ir.Node]) -> None:
+        """Puts the new nodes before the root; where outputs are read earlier, the graph is put in order again."""
+        if not nodes:
+            return
+        rewrite.graph.insert_before(rewrite.root, nodes)
+        if {old.producer() for old in rewrite.outputs} - {rewrite.root}:
+            rewrite.graph.sort()
+
+    def _sweep(self, matched: Iterable[ir.Node]) -> list[ir.Node]:
+        """Removes the matched nodes, and what only they kept alive, constants included."""
+        removed: list[ir.Node] = []
+        pending = list(matched)
+        while pending:
+            node = pending.pop()
+            if node.graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
+                continue
+            sources = [value for value in node.inputs if value is not None]
+            for attribute in node.attributes.values():
+                _empty(attribute)
+            node.graph.remove(node, safe=True)
+            removed.append(node)
+            for value in sources:
+                producer = value.producer()
+                if producer is not None:
+                    pending.append(producer)
+                elif value.is_initializer() and not value.uses() and not value.is_graph_output():
+                    self._drop(value)
+        return removed
+
+    @staticmethod
+    def _drop(value: ir.Value) -> None:
+        graph = value.graph
+        if graph is not None and not value.is_graph_input() and value.name in graph.initializers:
+            del graph.initializers[value.name]
+
+    @staticmethod
+    def _unique(taken: set[str], wanted: str) -> str:
+        name, count = wanted, 1
+        while name in taken:
+            name = f"{wanted}_{count}"
+            count += 1
+        taken.add(name)
+        return name
+
+
+def _empty(attribute: ir.Attr) -> None:
+    """Unhooks the nodes of a dead node's subgraphs from the values they capture."""
+    if attribute.is_ref() or attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        return
+    graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+    for graph in graphs:
+        for node in graph.all_nodes():
+            for index in range(len(node.inputs)):
+                node.replace_input_with(index, None)
+
+
+def _feeds_itself(rewrite: Rewrite) -> bool:
+    """Whether an input of the new nodes is computed from a value that they replace."""
+    new = set(rewrite.nodes)
+    seen: set[ir.Value] = set()
+    pending = [v for node in rewrite.nodes for v in node.inputs if v is not None and v.producer() not in new]
+    while pending:
+        value = pending.pop()
+        if value in rewrite.outputs:
+            return True
+        producer = value.producer()
+        if value not in seen and producer is not None:
+            seen.add(value)
+            pending.extend(v for v in producer.inputs if v is not None)
+    return False

@@ -1,0 +1,220 @@
+"""The fixpoint driver: phases, sweeps, and at every candidate match -> prove -> commit -> record."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from onnxscript.rewriter import RewriteRule
+
+from rewriter._onnxscript import MatchFailureError, OpKey, compiled, replaced_outputs, replacement, root_operator
+from rewriter.commit import Committer, Rewrite
+from rewriter.errors import NonConvergenceError, RewriterError, RuleError
+from rewriter.facts import DeclineTracer, Facts, Recogniser
+from rewriter.report import Application, Decline, Proof
+from rewriter.rule import Rule
+from rewriter.ruleset import Phase, RuleSet
+from rewriter.run import ModelRun
+
+Prover = Callable[[Rewrite, ModelRun], Proof | None]
+"""Proves a rewrite before it is committed; raises ParityError where it is wrong."""
+
+_TOLD_EVERY = 256
+
+
+@dataclass
+class Outcome:
+    """What the engine did to a model, in the order in which it happened."""
+
+    applications: list[Application] = field(default_factory=list)
+    declines: list[Decline] = field(default_factory=list)
+    proofs: list[Proof] = field(default_factory=list)
+    sweeps: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    rule: RewriteRule
+
+
+class Engine:
+    """Rewrites one model by one rule set, in place."""
+
+    def __init__(self, run: ModelRun, prove: Prover, progress: Callable[[str, int], None] | None = None) -> None:
+        """Prepares a run.
+
+        Args:
+            run: the model with its facts, roles, plan and target.
+            prove: called on every rewrite before it is committed.
+            progress: told the phase and the number of applications so far, now and then.
+        """
+        self._run = run
+        self._prove = prove
+        self._progress = progress or (lambda phase, count: None)
+        self._committer = Committer(run.model)
+        self._proofs: dict[Proof, int] = {}
+        self.outcome = Outcome()
+
+    def apply(self, rule_set: RuleSet) -> Outcome:
+        """Runs every phase to its fixpoint.
+
+        Raises:
+            NonConvergenceError: a phase still fires after its last allowed sweep.
+            RuleError: a rule broke its contract.
+            ParityError: a rewrite is wrong.
+        """
+        with _without_cycle_collection():
+            for phase in rule_set.phases:
+                self._phase(phase)
+        self.outcome.proofs = list(self._proofs)
+        return self.outcome
+
+    def _phase(self, phase: Phase) -> None:
+        table, everywhere, recognisers = self._bind(phase)
+        self._run.facts = Facts(self._run.model, recognisers)
+        for root in self._roots():
+            self._run.facts.compute(root)
+        for sweep in range(1, phase.max_sweeps + 1):
+            self.outcome.sweeps[phase.name] = sweep
+            fired, declines = self._sweep(phase, sweep, table, everywhere)
+            if not fired:
+                self.outcome.declines.extend(declines)
+                return
+        names = dict.fromkeys(f"{name} at {node}" for name, node in fired[-20:])
+        raise NonConvergenceError(
+            f"phase '{phase.name}' still fires after {phase.max_sweeps} sweeps: {', '.join(list(names)[:5])};"
+            " these rules undo one another, or max_sweeps is too low"
+        )
+
+    def _bind(
+        self, phase: Phase
+    ) -> tuple[dict[OpKey, list[_Candidate]], list[_Candidate], dict[Recogniser, None]]:
+        """Compiles the phase's rules, by the operator at their root."""
+        table: dict[OpKey, list[_Candidate]] = {}
+        everywhere: list[_Candidate] = []
+        recognisers: dict[Recogniser, None] = {}
+        for bound in phase.rules:
+            for rule in bound.rules:
+                own = copy.copy(rule)
+                if isinstance(own, Rule):
+                    own.run = self._run
+                    recognisers |= dict.fromkeys(own.recognisers)
+                candidate = _Candidate(bound.name, compiled(own))
+                key = root_operator(candidate.rule)
+                (everywhere if key is None else table.setdefault(key, [])).append(candidate)
+        return table, everywhere, recognisers
+
+    def _roots(self) -> tuple[ir.Graph, ...]:
+        model = self._run.model
+        return (model.graph, *(function.graph for function in model.functions.values()))
+
+    def _sweep(
+        self, phase: Phase, sweep: int, table: dict[OpKey, list[_Candidate]], everywhere: Sequence[_Candidate]
+    ) -> tuple[list[tuple[str, str]], list[Decline]]:
+        fired: list[tuple[str, str]] = []
+        declines: list[Decline] = []
+        tracer = DeclineTracer()
+        nodes = [n for root in self._roots() for n in _all_nodes(root) if everywhere or (n.domain, n.op_type) in table]
+        for node in nodes:
+            if node.graph is None:
+                continue
+            for candidate in (*table.get((node.domain, node.op_type), ()), *everywhere):
+                rewrite = self._match(candidate, node, tracer)
+                if rewrite is not None and self._commit(rewrite, phase.name, sweep, tracer):
+                    fired.append((candidate.name, rewrite.where))
+                    break
+                if tracer.reason:
+                    declines.append(_decline(candidate.name, phase.name, node, tracer))
+        return fired, declines
+
+    def _match(self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer) -> Rewrite | None:
+        """Matches and builds the replacement; the model is as it was whatever comes of it."""
+        tracer.clear()
+        rule = candidate.rule
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        try:
+            match = rule.match(
+                self._run.model, graph, node, check_nodes_are_removable=rule.remove_nodes, tracer=tracer
+            )
+            if not match:
+                return None
+            built = replacement(rule, match)
+            if built is None:
+                tracer.decline(match.reason, match.failure_nodes_and_values)
+                return None
+            outputs = replaced_outputs(built)
+        except RewriterError:
+            raise
+        except Exception as error:
+            raise RuleError(candidate.name, node.name or node.op_type, f"{type(error).__name__}: {error}") from error
+        opsets = {domain: 1 if version is None else version for domain, version in built.used_opsets}
+        if "" in opsets:
+            opsets[""] = self._run.model.graph.opset_imports.get("", opsets[""])
+        return Rewrite(
+            candidate.name, graph, node, match.nodes, outputs, built.new_nodes, built.new_initializers, opsets
+        )
+
+    def _commit(self, rewrite: Rewrite, phase: str, sweep: int, tracer: DeclineTracer) -> bool:
+        """Proves and commits; False where it cannot be proved either way, the tracer then says why."""
+        try:
+            proof = self._prove(rewrite, self._run)
+            replaced = tuple(n.op_type for n in rewrite.matched)
+            change = self._committer.commit(rewrite)
+        except MatchFailureError as declined:
+            rewrite.discard()
+            tracer.decline(declined.reason, declined.failure_sources)
+            return False
+        except BaseException:
+            rewrite.discard()
+            raise
+        self._run.follow(rewrite.root, change)
+        if proof is not None:
+            self._proofs.setdefault(proof, len(self._proofs))
+        by = tuple(n.op_type for n in change.added)
+        index = None if proof is None else self._proofs[proof]
+        self.outcome.applications.append(Application(rewrite.rule, phase, sweep, rewrite.where, replaced, by, index))
+        if len(self.outcome.applications) % _TOLD_EVERY == 0:
+            self._progress(phase, len(self.outcome.applications))
+        return True
+
+
+@contextlib.contextmanager
+def _without_cycle_collection() -> Iterator[None]:
+    """Pauses Python's cycle collector, which scans the whole graph again and again: half of a large run's time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    for node in graph:
+        yield node
+        if node.attributes:
+            for nested in _subgraphs(node):
+                yield from _all_nodes(nested)
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _decline(rule: str, phase: str, node: ir.Node, tracer: DeclineTracer) -> Decline:
+    culprit = tracer.culprits[0].name if tracer.culprits else ""
+    name = node.name or node.op_type
+    return Decline(rule, phase, name, tracer.reason, "" if culprit in (None, name) else str(culprit))

@@ -1,0 +1,56 @@
+"""The kinds of error that a user can meet. Each message is one line that names the thing and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RewriterError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UsageError(RewriterError):
+    """What was asked for cannot be done as asked: an existing output, an unknown option, a missing runtime."""
+
+
+class RuleSetError(RewriterError):
+    """A rule set (YAML, or its Python form) is wrong; the message carries file, line and column where known."""
+
+
+class ModelError(RewriterError):
+    """The model is unreadable, unsafe or invalid."""
+
+
+class RuleError(RewriterError):
+    """A rule broke its contract; carries the rule's name and the node it was looking at."""
+
+    def __init__(self, rule: str, node: str, message: str) -> None:
+        super().__init__(f"rule {rule} at node {node}: {message}")
+        self.rule = rule
+        self.node = node
+
+
+class NonConvergenceError(RewriterError):
+    """A phase was still firing after its last allowed sweep."""
+
+
+class ParityError(RewriterError):
+    """A rewrite, or a whole model, does not compute what it should."""
+
+
+class QuantizationError(RewriterError):
+    """A weight cannot be quantized (non-finite values), or a quantizer broke its promise."""
+
+
+class TargetError(RewriterError):
+    """The target runtime is unknown or cannot run what is asked of it."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for the closest valid name, or lists the valid ones when none is close."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    return f" (valid: {', '.join(names)})" if names else ""

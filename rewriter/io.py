@@ -1,0 +1,230 @@
+"""Load and save models: weights stay on disk until they are written, and output appears complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from rewriter.errors import ModelError, UsageError
+from rewriter.external import Slot, drop_pages, map_external_data, stored_tensors, subgraphs, total_bytes
+from rewriter.output import complete_directory
+from rewriter.reading import from_proto, model_file, read_proto
+from rewriter.streaming import Meter, Progress, in_memory, on_disk, swapped
+from rewriter.tensors import ViewTensor
+from rewriter.validate import is_sorted, validate
+
+__all__ = ["drop_pages", "load", "save", "source_path", "to_proto", "total_bytes"]
+
+SINGLE_FILE_BYTES = 256 << 20
+"""A model whose tensors take no more is one ``.onnx`` file: far below protobuf's 2 GB, and small beside any budget."""
+
+INLINE_BYTES = 1024
+"""A tensor that takes no more stays in the ``.onnx`` file: shapes, axes and scalars, which runtimes read at load."""
+
+DEFAULT_MEMORY = 512 << 20
+"""Bytes of computed tensors in flight while saving."""
+
+_SOURCE = "rewriter.source"
+_PROTOBUF_LIMIT = (1 << 31) - 1
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Reads a model; its external data is checked but stays on disk, mapped when it is first read.
+
+    Nodes that are not in topological order are put in one, in memory.
+
+    Args:
+        path: an ``.onnx`` file, or a directory that holds exactly one.
+
+    Raises:
+        ModelError: no such file, not ONNX, an invalid graph, or external data that is missing, truncated or outside
+            the model's directory.
+    """
+    file = model_file(Path(path))
+    proto = read_proto(file)
+    with _located(file):
+        model = from_proto(proto)
+        map_external_data(model, file.parent)
+        validate(model)
+    _sort(model)
+    model.meta[_SOURCE] = file
+    return model
+
+
+def source_path(model: ir.Model) -> Path | None:
+    """Returns the absolute path of the file that the model was loaded from, or None."""
+    found = model.meta.get(_SOURCE)
+    return found if isinstance(found, Path) else None
+
+
+def save(
+    model: ir.Model,
+    directory: str | os.PathLike[str],
+    *,
+    name: str = "model.onnx",
+    overwrite: bool = False,
+    memory: int | None = None,
+    max_workers: int | None = None,
+    max_shard_size: int | None = None,
+    progress: Progress | None = None,
+    copy_others_from: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Writes a model into a directory of its own, tensor by tensor; the same model gives the same bytes.
+
+    A model of more than ``SINGLE_FILE_BYTES``, or with ``max_shard_size``, keeps its tensors in ``<name>.data``. Lazy
+    tensors are computed as they are written, in the order of the initializers, and never kept; what they raise comes
+    through as it is. The model is unchanged afterwards, and so is everything on disk unless all of it was written.
+
+    Args:
+        model: what to write.
+        directory: the output; it must not exist, be empty, or (with ``overwrite``) hold a model to replace.
+        name: file name of the model.
+        overwrite: replace what is there, once the new output is complete.
+        memory: bytes of computed tensors in flight at once; one larger tensor is let through alone.
+        max_workers: threads that compute and write; all processors by default.
+        max_shard_size: bytes of each data file; one file by default.
+        progress: called with bytes written and bytes in all, by one thread at a time.
+        copy_others_from: an input model file: what else lies in its directory (tokenizer, configuration) is copied;
+            other models only where a ``genai_config.json`` says that they belong together.
+
+    Returns:
+        Path of the written ``.onnx`` file.
+
+    Raises:
+        UsageError: the output exists, holds the input, or cannot be written.
+        ModelError: the model is too large for the ``.onnx`` format.
+    """
+    workers = max_workers if max_workers is not None else _processors()
+    budget = memory if memory is not None else DEFAULT_MEMORY
+    for value, what in ((workers, "max_workers"), (budget, "memory"), (max_shard_size, "max_shard_size")):
+        if value is not None and value < 1:
+            raise UsageError(f"{what} must be positive, not {value}")
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise UsageError(f"the model's file name '{name}' must be a plain name, as model.onnx")
+    target, total = Path(directory), total_bytes(model)
+    others = _others(Path(copy_others_from), name) if copy_others_from is not None else []
+    with (
+        complete_directory(target, overwrite=overwrite, keep=_inputs(model), needed=total) as partial,
+        swapped() as swap,
+    ):
+        slots = list(stored_tensors(model))
+        single = total <= SINGLE_FILE_BYTES and max_shard_size is None
+        streamed = [] if single else [slot for slot in slots if _is_streamed(slot)]
+        apart = {id(slot) for slot in streamed}
+        meter = Meter(total, progress)
+        for slot, tensor in on_disk(
+            streamed, partial, name, meter=meter, memory=budget, workers=workers, max_shard_size=max_shard_size
+        ):
+            swap(slot, tensor)
+        for slot, tensor in in_memory([slot for slot in slots if id(slot) not in apart], meter, workers):
+            swap(slot, tensor)
+        _write(model, partial / name)
+        for other in others:
+            shutil.copyfile(other, partial / other.name)
+    return target / name
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Returns the model with every tensor in memory, computed where it was lazy; the model is unchanged.
+
+    Raises:
+        ModelError: it does not fit into a protobuf message (2 GB).
+    """
+    slots = list(stored_tensors(model))
+    _check_limit(total_bytes(model))
+    with swapped() as swap:
+        for slot, tensor in in_memory(slots, Meter(0, None), _processors()):
+            swap(slot, tensor)
+        proto: onnx.ModelProto = ir.to_proto(model)
+    _check_limit(proto.ByteSize())
+    return proto
+
+
+@contextlib.contextmanager
+def _located(file: Path) -> Iterator[None]:
+    """Puts the model's path before what is wrong with it."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"'{file}': {error}") from error
+
+
+def _sort(model: ir.Model) -> None:
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
+        nested = [g for node in ir.traversal.RecursiveGraphIterator(body) for g in subgraphs(node)]
+        if not all(map(is_sorted, [body, *nested])):
+            body.sort()
+
+
+def _is_streamed(slot: Slot) -> bool:
+    """True for what goes into a data file.
+
+    A computed tensor does whatever its size: one job computes several (codes, scales), and a small one taken out of
+    turn would keep its neighbours in memory.
+    """
+    tensor = slot.tensor
+    if not isinstance(slot.owner, ir.Value) or tensor.dtype == ir.DataType.STRING or not tensor.nbytes:
+        return False
+    computed = isinstance(tensor, ir.LazyTensor) and not isinstance(tensor, ViewTensor)
+    return computed or tensor.nbytes > INLINE_BYTES
+
+
+def _write(model: ir.Model, file: Path) -> None:
+    proto = ir.to_proto(model)
+    _check_limit(proto.ByteSize())
+    with file.open("wb") as stream:
+        stream.write(proto.SerializeToString(deterministic=True))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _check_limit(size: int) -> None:
+    if size > _PROTOBUF_LIMIT:
+        raise ModelError(
+            f"{size / 1e9:.1f} GB do not fit into one ONNX message, which holds 2 GB; save the model to a directory,"
+            " with its constants as initializers"
+        )
+
+
+def _inputs(model: ir.Model) -> Iterable[Path]:
+    """The files that the model was read from and is read from."""
+    found = {Path(slot.tensor.path) for slot in stored_tensors(model) if isinstance(slot.tensor, ir.ExternalTensor)}
+    source = source_path(model)
+    return sorted(found | ({source} if source else set()))
+
+
+def _others(model_file: Path, name: str) -> list[Path]:
+    """The files beside an input model that belong to the output too."""
+    folder = model_file.parent
+    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+    data = {f: _locations(f) for f in files if f.suffix == ".onnx"}
+    package = any(f.name == "genai_config.json" for f in files)
+    left = {f for f in data if f.name == model_file.name or not package}
+    unused = {d for f in left for d in data[f]} - {d for f in data if f not in left for d in data[f]}
+    others = [f for f in files if f not in left and f.name not in unused]
+    for other in others:
+        if other.name == name or other.name.startswith(f"{name}.data"):
+            raise UsageError(f"'{other}' is to be copied beside the output of that name; choose another name for it")
+    return others
+
+
+def _locations(file: Path) -> set[str]:
+    """Names of the data files of a model."""
+    try:
+        model = ir.load(file)
+    except Exception:  # not a model that can be read: a file like any other
+        return set()
+    return {
+        os.path.normpath(s.tensor.location) for s in stored_tensors(model) if isinstance(s.tensor, ir.ExternalTensor)
+    }
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,138 @@
+"""Codes of 2, 4 or 8 bits packed into bytes along the last axis, low bits first."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.errors import QuantizationError
+from rewriter.quantize.types import CodeArray
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+_CHUNK = 1 << 17
+"""Codes packed at a time: small enough for temporaries to stay in cache and out of the memory budget."""
+
+_WORD: dict[int, np.dtype[np.unsignedinteger]] = {2: np.dtype("<u4"), 4: np.dtype("<u2")}
+"""The little-endian word that holds one byte's worth of unpacked codes, a code per byte."""
+
+_SPREAD = {2: (12, 6), 4: (4,)}
+"""Shifts that move each code of a packed byte to the byte of its own within the word; packing runs them backwards."""
+
+_MASK = {2: 0x03030303, 4: 0x0F0F}
+
+
+def codes_per_byte(bits: int) -> int:
+    """Returns how many codes of ``bits`` share a byte.
+
+    Raises:
+        QuantizationError: ``bits`` is not 2, 4 or 8.
+    """
+    if bits not in (2, 4, 8):
+        raise QuantizationError(f"codes of {bits} bits cannot be packed; bits must be 2, 4 or 8")
+    return 8 // bits
+
+
+def packed_width(k: int, bits: int) -> int:
+    """Returns the bytes that ``k`` codes of ``bits`` take, the last one padded."""
+    return -(-k // codes_per_byte(bits))
+
+
+def default_zero_point(bits: int) -> int:
+    """Returns 2^(bits-1), the zero point that operators assume when none is given."""
+    return 1 << (bits - 1)
+
+
+def pack_codes(codes: CodeArray, bits: int, *, pad: int = 0) -> CodeArray:
+    """Packs codes along the last axis, low bits first.
+
+    Args:
+        codes: [..., K] uint8, each below 2^bits.
+        bits: 2, 4 or 8.
+        pad: code that fills the last byte of a row whose K is not a multiple of 8 / bits.
+
+    Returns:
+        [..., ceil(K * bits / 8)] uint8, a new array.
+
+    Raises:
+        QuantizationError: wrong bits or dtype, or a code that does not fit: it would overwrite its neighbour.
+    """
+    per = codes_per_byte(bits)
+    _require_uint8(codes, "codes")
+    k = codes.shape[-1]
+    width = packed_width(k, bits)
+    if bits == 8:
+        return codes.copy(order="C")
+    packed: CodeArray = np.empty((*codes.shape[:-1], width), np.uint8)
+    if packed.size == 0:
+        return packed
+    rows, out = codes.reshape(-1, k), packed.reshape(-1, width)
+    step = max(1, _CHUNK // k)
+    for start in range(0, len(rows), step):
+        chunk = rows[start : start + step]
+        if int(chunk.max()) >> bits:
+            raise QuantizationError(f"code {int(chunk.max())} does not fit in {bits} bits")
+        if width * per != k:
+            padded: CodeArray = np.full((len(chunk), width * per), pad, np.uint8)
+            padded[:, :k] = chunk
+            chunk = padded
+        word = np.ascontiguousarray(chunk).view(_WORD[bits])
+        for shift in reversed(_SPREAD[bits]):
+            word = word | (word >> shift)
+        out[start : start + step] = word.astype(np.uint8)  # the codes met in the lowest byte; the rest is dropped
+    return packed
+
+
+def unpack_codes(packed: CodeArray, bits: int, k: int) -> CodeArray:
+    """Inverse of `pack_codes`; padding is dropped.
+
+    Args:
+        packed: [..., >= ceil(K * bits / 8)] uint8; bytes beyond K are ignored.
+        bits: 2, 4 or 8.
+        k: codes per row.
+
+    Returns:
+        [..., K] uint8, a new array.
+
+    Raises:
+        QuantizationError: wrong bits or dtype, or rows shorter than K.
+    """
+    per = codes_per_byte(bits)
+    _require_uint8(packed, "packed codes")
+    width = packed_width(k, bits)
+    if packed.shape[-1] < width:
+        raise QuantizationError(f"{packed.shape[-1]} bytes a row cannot hold {k} codes of {bits} bits")
+    if bits == 8:
+        return packed[..., :k].copy(order="C")
+    codes: CodeArray = np.empty((*packed.shape[:-1], k), np.uint8)
+    if codes.size == 0:
+        return codes
+    rows, out = packed.reshape(-1, packed.shape[-1]), codes.reshape(-1, k)
+    step = max(1, _CHUNK // k)
+    for start in range(0, len(rows), step):
+        word = rows[start : start + step, :width].astype(_WORD[bits], order="C")
+        for shift in _SPREAD[bits]:
+            word |= word << shift
+        word &= _MASK[bits]
+        spread = word.view(np.uint8)
+        out[start : start + step] = spread if width * per == k else spread[:, :k]
+    return codes
+
+
+def as_shape(array: npt.NDArray[_Scalar], shape: tuple[int, ...], what: str) -> npt.NDArray[_Scalar]:
+    """Returns ``array`` with ``shape``: the same elements, whose axes an exporter may have flattened.
+
+    Raises:
+        QuantizationError: the number of elements differs.
+    """
+    if array.size != math.prod(shape):
+        raise QuantizationError(f"{what} has shape {list(array.shape)}; the layout needs {list(shape)}")
+    return array.reshape(shape)
+
+
+def _require_uint8(array: npt.NDArray[np.generic], what: str) -> None:
+    if array.dtype != np.uint8 or array.ndim == 0:
+        raise QuantizationError(f"{what} must be a uint8 array of rank 1 or more; got {array.dtype}{list(array.shape)}")

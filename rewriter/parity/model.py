@@ -1,0 +1,174 @@
+"""Two whole models on the same inputs: how far their outputs are apart."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from rewriter import io
+from rewriter.errors import ParityError, UsageError
+from rewriter.parity.inputs import random_inputs
+from rewriter.parity.metrics import Metrics, compare
+from rewriter.parity.runtime import Array, Feeds, OrtRuntime, Runtime
+from rewriter.reading import from_proto, model_file
+
+Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
+
+_IN_MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class ModelParity:
+    """How the outputs of two models differ on one set of inputs.
+
+    Attributes:
+        runtime: what ran them.
+        seed: of the random inputs; None for inputs that were given.
+        outputs: by output name, in the order of the model.
+    """
+
+    runtime: str
+    seed: int | None
+    outputs: Mapping[str, Metrics]
+
+    @property
+    def worst(self) -> str:
+        """Name of the output with the largest relative L2 difference."""
+        return max(self.outputs, key=lambda name: self.outputs[name].relative_l2)
+
+    @property
+    def relative_l2(self) -> float:
+        """Largest relative L2 difference of any output."""
+        return max((m.relative_l2 for m in self.outputs.values()), default=0.0)
+
+    @property
+    def max_abs(self) -> float:
+        """Largest absolute difference of any output."""
+        return max((m.max_abs for m in self.outputs.values()), default=0.0)
+
+    @property
+    def cosine(self) -> float:
+        """Smallest cosine of any output."""
+        return min((m.cosine for m in self.outputs.values()), default=1.0)
+
+    @property
+    def snr_db(self) -> float:
+        """Smallest signal-to-noise ratio of any output, in dB."""
+        return min((m.snr_db for m in self.outputs.values()), default=float("inf"))
+
+    @property
+    def top1(self) -> float | None:
+        """Smallest top-1 agreement of any logits; None where there are none."""
+        return min((m.top1 for m in self.outputs.values() if m.top1 is not None), default=None)
+
+    @property
+    def kl(self) -> float | None:
+        """Largest KL divergence of any logits; None where there are none."""
+        return max((m.kl for m in self.outputs.values() if m.kl is not None), default=None)
+
+
+def compare_models(
+    before: Model,
+    after: Model,
+    *,
+    feeds: Feeds | None = None,
+    seed: int = 0,
+    runtime: Runtime | None = None,
+    logits: Collection[str] | None = None,
+) -> ModelParity:
+    """Runs two models, one after the other, on the same inputs.
+
+    Args:
+        before: what is expected; a path, a model or a message.
+        after: what is measured against it.
+        feeds: inputs by name; by default random ones that fit ``before``.
+        seed: of the random inputs.
+        runtime: by default ONNX Runtime on the CPU.
+        logits: outputs to compare as logits; by default those named so.
+
+    Raises:
+        ParityError: the models' inputs or outputs differ in name, dtype or shape.
+        ModelError: a model cannot be read.
+        TargetError: the runtime cannot run a model.
+        UsageError: the feeds do not fit, or the runtime is not installed.
+    """
+    first, second = _read(before), _read(after)
+    _check_interface(first, second)
+    if feeds is None:
+        given: int | None = seed
+        feeds = random_inputs(first, seed)
+    else:
+        given = None
+        _check_feeds(first, feeds)
+    runtime = runtime or OrtRuntime()
+    results: list[dict[str, Array]] = []
+    for source, model in ((before, first), (after, second)):
+        with _runnable(source, model) as runnable:
+            results.append(runtime.run(runnable, feeds))
+    expected, actual = results
+    outputs = {}
+    for name, value in expected.items():
+        as_logits = name in logits if logits is not None else name.rpartition(".")[2] == "logits"
+        try:
+            outputs[name] = compare(value, actual[name], logits=as_logits)
+        except ParityError as error:
+            raise ParityError(f"output '{name}': {error}") from error
+    return ModelParity(runtime.name, given, outputs)
+
+
+def _read(model: Model) -> ir.Model:
+    if isinstance(model, ir.Model):
+        return model
+    return from_proto(model) if isinstance(model, onnx.ModelProto) else io.load(model)
+
+
+@contextlib.contextmanager
+def _runnable(source: Model, model: ir.Model) -> Iterator[onnx.ModelProto | Path]:
+    """What a runtime can take: a file, or a message where it is small."""
+    if isinstance(source, onnx.ModelProto):
+        yield source
+    elif not isinstance(source, ir.Model):
+        yield model_file(Path(source))
+    elif io.total_bytes(model) <= _IN_MEMORY:
+        yield io.to_proto(model)
+    else:
+        with tempfile.TemporaryDirectory() as directory:
+            yield io.save(model, Path(directory) / "model")
+
+
+def _check_interface(before: ir.Model, after: ir.Model) -> None:
+    for what, first, second in (
+        ("inputs", _inputs(before), _inputs(after)),
+        ("outputs", _described(before.graph.outputs), _described(after.graph.outputs)),
+    ):
+        names = first.keys() | second.keys()
+        differing = sorted(
+            n for n in names if first.get(n) != second.get(n) and "unknown" not in (first.get(n), second.get(n))
+        )
+        if differing:
+            listed = ", ".join(f"'{n}' ({first.get(n, 'absent')} -> {second.get(n, 'absent')})" for n in differing)
+            raise ParityError(f"the two models cannot be compared, since their {what} differ: {listed}")
+
+
+def _inputs(model: ir.Model) -> dict[str, str]:
+    return _described(v for v in model.graph.inputs if v.name not in model.graph.initializers)
+
+
+def _described(values: Collection[ir.Value] | Iterator[ir.Value]) -> dict[str, str]:
+    return {v.name or "": v.dtype.name if v.dtype is not None else "unknown" for v in values}
+
+
+def _check_feeds(model: ir.Model, feeds: Feeds) -> None:
+    wanted = _inputs(model).keys()
+    missing, unknown = sorted(wanted - feeds.keys()), sorted(feeds.keys() - {v.name for v in model.graph.inputs})
+    if missing or unknown:
+        parts = [f"missing: {', '.join(missing)}"] if missing else []
+        parts += [f"unknown: {', '.join(unknown)}"] if unknown else []
+        raise UsageError(f"the inputs given do not fit the model ({'; '.join(parts)})")

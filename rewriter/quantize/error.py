@@ -1,0 +1,53 @@
+"""How far a quantized weight is from the weight it stands for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from rewriter.quantize.kernels import Codes, Floats, compiled
+from rewriter.quantize.rows import over_rows
+from rewriter.quantize.types import FloatArray, QuantizedWeight
+
+
+def relative_rms(weight: FloatArray, quantized: QuantizedWeight) -> float:
+    """Returns ``|dequantized - weight| / |weight|`` in the Euclidean norm.
+
+    Args:
+        weight: [N, K] float32, float16 or bfloat16.
+        quantized: what a quantizer made of it.
+
+    Returns:
+        0 where both are zero; infinity where only the weight is.
+    """
+    block = quantized.block_size or weight.shape[1]
+    middle = np.array([[1 << (quantized.bits - 1)]], np.uint8)
+
+    def sums(first: int, chunk: Floats) -> tuple[float, float]:
+        rows = slice(first, first + len(chunk))
+        scales = np.ascontiguousarray(quantized.scales[rows], np.float32)
+        zeros = middle if quantized.zero_points is None else np.ascontiguousarray(quantized.zero_points[rows])
+        return squares(chunk, np.ascontiguousarray(quantized.codes[rows]), scales, zeros, block)
+
+    parts = over_rows(weight, sums)
+    error, total = (math.fsum(part[i] for part in parts) for i in (0, 1))
+    if total == 0:
+        return 0.0 if error == 0 else math.inf
+    return math.sqrt(error / total)
+
+
+@compiled({"reassoc", "contract", "nsz"})
+def squares(rows: Floats, codes: Codes, scales: Floats, zeros: Codes, block: int) -> tuple[float, float]:
+    """Returns the sums of the squared error and of the squared weights of a chunk; ``zeros`` may be one for all."""
+    error, total = 0.0, 0.0
+    for r in range(rows.shape[0]):
+        for b in range(scales.shape[1]):
+            scale = scales[r, b]
+            zero = np.float32(zeros[r, b] if zeros.size > 1 else zeros[0, 0])
+            for i in range(b * block, min((b + 1) * block, rows.shape[1])):
+                value = np.float64(rows[r, i])
+                rest = (np.float32(codes[r, i]) - zero) * scale - value
+                error += rest * rest
+                total += value * value
+    return error, total

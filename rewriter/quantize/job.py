@@ -1,0 +1,145 @@
+"""One weight, one job: codes, scales and zero points come from one evaluation, when the first of them is written."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rewriter.errors import QuantizationError
+from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, check_promise
+from rewriter.tensors import View
+
+Arrays = Sequence[npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizationJob:
+    """A weight that will be quantized.
+
+    Attributes:
+        weight: [N, K] view of the float weight.
+        context: what the quantizer is told; holds bits, block size and symmetry.
+        quantizer: computes the codes.
+        written: called with the job, its quantized form and the bytes of its layout each time these are computed.
+    """
+
+    weight: View
+    context: WeightContext
+    quantizer: Quantizer
+    written: Callable[[QuantizationJob, QuantizedWeight, int], None] = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        n, k = self.weight.shape
+        return n, k
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for jobs that give the same codes, so that a weight read twice at one spec is stored once."""
+        return (self.weight, self.context.spec, self.context.scale_dtype, self.quantizer)
+
+    def quantize(self) -> QuantizedWeight:
+        """Reads and quantizes the weight.
+
+        Raises:
+            QuantizationError: the weight is not finite, or the quantizer broke its promise.
+        """
+        result = self.quantizer(self.weight.numpy(), self.context)
+        check_promise(result, self.shape, self.context)
+        return result
+
+
+class PartTensor(ir.LazyTensor):
+    """One of several tensors that come from one evaluation.
+
+    Attributes:
+        key: equal for equal tensors, so that the commit can share them.
+        jobs: the weights that it is made of.
+    """
+
+    def __init__(
+        self,
+        parts: _Parts,
+        index: int,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        name: str,
+        jobs: tuple[QuantizationJob, ...],
+    ) -> None:
+        super().__init__(
+            lambda: ir.Tensor(parts.take(index), dtype=dtype), dtype=dtype, shape=ir.Shape(shape), name=name
+        )
+        self.key = (*parts.key, index)
+        self.jobs = jobs
+
+
+class _Parts:
+    """Evaluates once, hands each part out, and lets go when all have been taken."""
+
+    def __init__(self, key: tuple[object, ...], evaluate: Callable[[], Arrays]) -> None:
+        self.key = key
+        self._evaluate = evaluate
+        self._lock = threading.Lock()
+        self._kept: dict[int, npt.NDArray[np.generic]] = {}
+
+    def take(self, index: int) -> npt.NDArray[np.generic]:
+        with self._lock:
+            if index not in self._kept:
+                self._kept = dict(enumerate(self._evaluate()))
+            return self._kept.pop(index)
+
+
+def lazy_parts(
+    key: tuple[object, ...],
+    evaluate: Callable[[], Arrays],
+    parts: Sequence[tuple[str, ir.DataType, Sequence[int]]],
+    jobs: tuple[QuantizationJob, ...] = (),
+) -> tuple[PartTensor, ...]:
+    """Returns one lazy tensor per part (name, dtype, shape) of what ``evaluate`` returns.
+
+    Args:
+        key: equal for evaluations that give the same parts.
+        evaluate: computes all parts; called once for all of them, and again only if a part is read again.
+        parts: name, element type and shape of each.
+        jobs: the weights that the parts are made of.
+    """
+    shared = _Parts(key, evaluate)
+    return tuple(PartTensor(shared, i, dtype, shape, name, jobs) for i, (name, dtype, shape) in enumerate(parts))
+
+
+def packed_parts(
+    job: QuantizationJob,
+    layout: str,
+    pack: Callable[[QuantizedWeight], Arrays],
+    unpack: Callable[[Arrays], QuantizedWeight],
+    parts: Sequence[tuple[str, ir.DataType, Sequence[int]]],
+) -> tuple[PartTensor, ...]:
+    """Returns the lazy tensors of one quantized weight in one layout; every write proves that the bytes read back.
+
+    Args:
+        job: the weight and how it is quantized.
+        layout: name of the layout; part of what makes two tensors equal.
+        pack: codes, scales and zero points -> the operator's arrays.
+        unpack: exact inverse of ``pack``.
+        parts: name, element type and shape of each array.
+    """
+
+    def evaluate() -> Arrays:
+        quantized = job.quantize()
+        arrays = pack(quantized)
+        back = unpack(arrays)
+        same = np.array_equal(back.codes, quantized.codes) and np.array_equal(back.scales, quantized.scales)
+        if back.zero_points is not None and quantized.zero_points is not None:
+            same = same and np.array_equal(back.zero_points, quantized.zero_points)
+        if not same or (back.zero_points is None) != (quantized.zero_points is None):
+            raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {layout} do not read back")
+        job.written(job, quantized, sum(a.nbytes for a in arrays))
+        return arrays
+
+    return lazy_parts((layout, *job.key), evaluate, parts, (job,))

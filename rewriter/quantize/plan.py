@@ -1,0 +1,217 @@
+"""Which weight gets which bits: a default, what is included and excluded, and overrides of which the last wins."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+from rewriter import quantize
+from rewriter.errors import RuleSetError, nearest
+from rewriter.quantize.types import WeightSpec
+
+Bits = Literal[2, 4, 8]
+BlockSize = Literal[0, 16, 32, 64, 128, 256]
+CUSTOM = "custom"
+"""The algorithm id that stands for a user's own function."""
+
+_LAYERS = re.compile(r"(\d+)(-(\d+)?)?")
+_SEPARATORS = re.compile(r"([/.])")
+
+
+def algorithms() -> tuple[str, ...]:
+    """Returns the algorithm ids that a plan may name: the built-in ones and ``custom``."""
+    return (*sorted(quantize.ALGORITHMS), CUSTOM)
+
+
+def parse_layers(value: object) -> tuple[range, ...]:
+    """Parses layer ranges: ``5``, ``"0-3"`` (both ends included), ``"24-"`` (to the last), or a list of those.
+
+    Raises:
+        ValueError: says what is not a layer range.
+    """
+    parts = value if isinstance(value, list | tuple) else [value]
+    if not parts:
+        raise ValueError("is empty")
+    return tuple(_parse_range(part) for part in parts)
+
+
+def _parse_range(part: object) -> range:
+    if isinstance(part, range):
+        return part
+    text = str(part) if isinstance(part, int | str) and not isinstance(part, bool) else ""
+    found = _LAYERS.fullmatch(text.replace(" ", ""))
+    if found is None:
+        raise ValueError(f"has no layer range in {part!r} (write 5, '0-3' or '24-')")
+    first = int(found[1])
+    last = int(found[3]) if found[3] else sys.maxsize - 1 if found[2] else first
+    if last < first:
+        raise ValueError(f"has the range {part!r}, which ends before it begins")
+    return range(first, last + 1)
+
+
+def _show_range(layers: range) -> str:
+    if layers.stop == sys.maxsize:
+        return f"{layers.start}-"
+    return f"{layers.start}-{layers.stop - 1}" if len(layers) > 1 else f"{layers.start}"
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Picks weights: each field that is given must match, by any one of its entries.
+
+    Attributes:
+        nodes: globs on the name of the node that reads the weight (``*``, ``?``, ``[ab]``; case counts).
+        weights: globs on the name of the weight.
+        role: globs on its role.
+        layers: ranges of layer indices; a weight outside of any layer is in none of them.
+        where: place in the source that wrote it, for messages.
+    """
+
+    nodes: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    role: tuple[str, ...] = ()
+    layers: tuple[range, ...] = ()
+    where: str = field(default="", compare=False)
+
+    def matches(self, *, node: str, weight: str, role: str, layer: int | None) -> bool:
+        """Says whether the weight is picked."""
+        return (
+            _any_glob(self.nodes, node)
+            and _any_glob(self.weights, weight)
+            and _any_glob(self.role, role)
+            and (not self.layers or (layer is not None and any(layer in layers for layers in self.layers)))
+        )
+
+    def __str__(self) -> str:
+        layers = tuple(_show_range(layers) for layers in self.layers)
+        parts = (("node", self.nodes), ("weight", self.weights), ("role", self.role), ("layer", layers))
+        return ", ".join(f"{kind} {' or '.join(entries)}" for kind, entries in parts if entries) or "everything"
+
+
+@dataclass(frozen=True)
+class Override:
+    """Changes some fields of the spec of the weights that the selector picks.
+
+    Raises:
+        RuleSetError: a change is not a field of WeightSpec, or its value is not allowed.
+    """
+
+    selector: Selector
+    changes: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        _check(self.changes)
+
+
+@dataclass(frozen=True)
+class UnmatchedGlob:
+    """A glob on node or weight names that matched nothing in the model; as text, the whole message."""
+
+    kind: Literal["node", "weight"]
+    glob: str
+    where: str
+    hint: str
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.kind} pattern '{self.glob}' matches nothing in the model{self.hint}"
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """The spec of each weight, or the reason why it stays float.
+
+    Attributes:
+        default: spec of a weight that no override picks.
+        include: a weight must be picked by one of these; empty includes everything.
+        exclude: a weight picked by one of these stays float.
+        overrides: changes to the default, in order; later ones win.
+
+    Raises:
+        RuleSetError: a value in the default is not allowed.
+    """
+
+    default: WeightSpec = field(default_factory=WeightSpec)
+    include: tuple[Selector, ...] = ()
+    exclude: tuple[Selector, ...] = ()
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check({entry.name: getattr(self.default, entry.name) for entry in fields(self.default)})
+
+    def resolve(self, *, node: str, weight: str, role: str, layer: int | None) -> WeightSpec | str:
+        """Returns the weight's spec, or the reason why it stays float."""
+
+        def picks(selector: Selector) -> bool:
+            return selector.matches(node=node, weight=weight, role=role, layer=layer)
+
+        if self.include and not any(map(picks, self.include)):
+            return f"not included by the plan ({f'role {role}' if role else 'no role'})"
+        for selector in self.exclude:
+            if picks(selector):
+                return f"excluded by the plan ({selector})"
+        changes: dict[str, Any] = {}
+        for override in self.overrides:
+            if picks(override.selector):
+                changes.update(override.changes)
+        return replace(self.default, **changes)
+
+    def unmatched(self, seen: Iterable[tuple[str, str]]) -> list[UnmatchedGlob]:
+        """Returns the globs on node and weight names that match nothing; roles and layers may match nothing.
+
+        Args:
+            seen: (node name, weight name) of every weight that the plan was, or could be, asked for.
+        """
+        pairs = list(seen)
+        nodes = sorted({node for node, _ in pairs})
+        weights = sorted({weight for _, weight in pairs})
+        unmatched = []
+        for selector in (*self.include, *self.exclude, *(override.selector for override in self.overrides)):
+            unmatched += _unmatched("node", selector.nodes, nodes, selector.where)
+            unmatched += _unmatched("weight", selector.weights, weights, selector.where)
+        return unmatched
+
+
+def _any_glob(globs: Sequence[str], name: str) -> bool:
+    return not globs or any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _unmatched(
+    kind: Literal["node", "weight"], globs: Sequence[str], names: Sequence[str], where: str
+) -> list[UnmatchedGlob]:
+    return [
+        UnmatchedGlob(kind, glob, where, _closest_glob(glob, names))
+        for glob in globs
+        if not any(fnmatchcase(name, glob) for name in names)
+    ]
+
+
+def _closest_glob(glob: str, names: Sequence[str]) -> str:
+    """Replaces the parts of the glob that no name has by the closest that one has; a hint only if that matches."""
+    known = {part for name in names for part in _SEPARATORS.split(name)}
+    parts = _SEPARATORS.split(glob)
+    for i, part in enumerate(parts):
+        if part not in known and not set(part) & set("*?["):
+            parts[i] = next(iter(difflib.get_close_matches(part, sorted(known), n=1)), part)
+    closest = "".join(parts)
+    return f" (did you mean '{closest}'?)" if any(fnmatchcase(name, closest) for name in names) else ""
+
+
+def _check(changes: Mapping[str, Any]) -> None:
+    allowed: dict[str, tuple[object, ...]] = {
+        "algorithm": algorithms(),
+        "bits": get_args(Bits),
+        "block_size": get_args(BlockSize),
+        "symmetric": (True, False),
+    }
+    for name, value in changes.items():
+        if name not in allowed:
+            raise RuleSetError(f"unknown field '{name}' of a weight's quantization{nearest(name, allowed)}")
+        if not any(type(value) is type(valid) and value == valid for valid in allowed[name]):
+            valid = ", ".join(map(str, allowed[name]))
+            raise RuleSetError(f"'{name}' of a weight's quantization is {value!r} (valid: {valid})")

@@ -1,0 +1,135 @@
+"""What goes into a quantizer and what comes out: codes, scales and zero points that know no layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.errors import QuantizationError
+
+FloatArray = npt.NDArray[np.floating]
+CodeArray = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """How one weight is to be quantized: the plan's answer for it.
+
+    Attributes:
+        algorithm: name of a built-in algorithm, or ``custom`` for a user's function.
+        bits: 2, 4 or 8.
+        block_size: input features that share one scale; 0 is one scale per output channel.
+        symmetric: True for no zero points (the zero point is then 2^(bits-1)).
+    """
+
+    algorithm: str = "rtn"
+    bits: int = 4
+    block_size: int = 32
+    symmetric: bool = True
+
+
+@dataclass(frozen=True)
+class WeightContext:
+    """What a quantizer may know about the weight it is given.
+
+    Attributes:
+        spec: bits, block size, symmetry and algorithm that the plan asks for.
+        scale_dtype: dtype in which the scales will be stored (float32, float16 or bfloat16).
+        weight: name of the weight in the model.
+        node: name of the node that reads it.
+        rule: the rule that replaces it.
+        role: ``expert.down``, ``lm_head``, ``attention.q`` ...; empty where the structure does not tell.
+        expert: expert index, or None.
+        layer: layer index, or None.
+        importance: [K] non-negative weights of the squared error per input feature, or None.
+    """
+
+    spec: WeightSpec
+    scale_dtype: np.dtype[np.generic]
+    weight: str = ""
+    node: str = ""
+    rule: str = ""
+    role: str = ""
+    expert: int | None = None
+    layer: int | None = None
+    importance: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A quantized [N, K] weight; ``dequantized = (code - zero_point) * scale``.
+
+    Attributes:
+        codes: [N, K] uint8, each below 2^bits.
+        scales: [N, ceil(K / block)] in the dtype in which they will be stored; may be negative.
+        zero_points: [N, ceil(K / block)] uint8, or None for 2^(bits-1) everywhere.
+        bits: 2, 4 or 8.
+        block_size: input features per scale; 0 is the whole row.
+    """
+
+    codes: CodeArray
+    scales: FloatArray
+    zero_points: CodeArray | None
+    bits: int
+    block_size: int
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """Returns the [N, K] float32 weight that a kernel computes with."""
+        n, k = self.codes.shape
+        block = self.block_size or k
+        zero = np.float32(1 << (self.bits - 1))
+        scales = np.repeat(self.scales.astype(np.float32), block, axis=1)[:, :k]
+        if self.zero_points is None:
+            return (self.codes.astype(np.float32) - zero) * scales
+        zeros = np.repeat(self.zero_points.astype(np.float32), block, axis=1)[:, :k]
+        return (self.codes.astype(np.float32) - zeros) * scales
+
+
+Quantizer = Callable[[FloatArray, WeightContext], QuantizedWeight]
+"""``(weight [N, K] in its stored dtype, read-only; context) -> QuantizedWeight``."""
+
+
+def check_promise(result: QuantizedWeight, shape: tuple[int, int], context: WeightContext) -> None:
+    """Holds a quantizer to what it promised: shapes, dtypes, ranges, finite scales.
+
+    Raises:
+        QuantizationError: names the weight and what is wrong.
+    """
+    n, k = shape
+    spec = context.spec
+    blocks = -(-k // (spec.block_size or k))
+
+    def broken(what: str) -> QuantizationError:
+        return QuantizationError(
+            f"the quantizer {spec.algorithm!r} broke its promise for weight '{context.weight}': {what}"
+        )
+
+    if not isinstance(result, QuantizedWeight):
+        raise broken(f"it returned a {type(result).__name__}, not a QuantizedWeight")
+    if (result.bits, result.block_size) != (spec.bits, spec.block_size):
+        raise broken(
+            f"bits and block size are {result.bits}, {result.block_size}; asked {spec.bits}, {spec.block_size}"
+        )
+    if result.codes.shape != (n, k) or result.codes.dtype != np.uint8:
+        raise broken(f"codes are {result.codes.dtype}{list(result.codes.shape)}; expected uint8[{n}, {k}]")
+    if result.scales.shape != (n, blocks) or result.scales.dtype != context.scale_dtype:
+        raise broken(
+            f"scales are {result.scales.dtype}{list(result.scales.shape)};"
+            f" expected {context.scale_dtype}[{n}, {blocks}]"
+        )
+    if (result.zero_points is None) != spec.symmetric:
+        raise broken("zero points must be given if and only if the weight is asymmetric")
+    if not np.isfinite(result.scales.astype(np.float32)).all():
+        raise broken("a scale is not finite")
+    top = (1 << spec.bits) - 1
+    if result.codes.size and int(result.codes.max()) > top:
+        raise broken(f"a code exceeds {top}")
+    if result.zero_points is not None:
+        zeros = result.zero_points
+        if zeros.shape != (n, blocks) or zeros.dtype != np.uint8:
+            raise broken(f"zero points are {zeros.dtype}{list(zeros.shape)}; expected uint8[{n}, {blocks}]")
+        if zeros.size and int(zeros.max()) > top:
+            raise broken(f"a zero point exceeds {top}")

@@ -1,0 +1,129 @@
+"""From bytes on disk to a model: what is not ONNX, or not all of it, is refused by name."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from rewriter.errors import ModelError
+
+
+def model_file(path: Path) -> Path:
+    """Returns the absolute path of the model file that ``path`` names.
+
+    Args:
+        path: a file, or a directory that holds one model.
+
+    Raises:
+        ModelError: there is none, or there are several.
+    """
+    if path.is_dir():
+        found = sorted(path.glob("*.onnx"))
+        if len(found) != 1:
+            names = ", ".join(f.name for f in found)
+            raise ModelError(
+                f"'{path}' holds several models ({names}); name one of them"
+                if found
+                else f"the directory '{path}' holds no .onnx file; give the path of a model"
+            )
+        path = found[0]
+    if not path.exists():
+        raise ModelError(f"there is no file '{path}'; give the path of an .onnx model")
+    return path.absolute()
+
+
+def read_proto(file: Path) -> onnx.ModelProto:
+    """Reads a model file, without its external data.
+
+    Raises:
+        ModelError: it cannot be read, is not ONNX, is truncated or too new.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"'{file}' cannot be read ({error.strerror}); give the path of an .onnx model") from error
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except Exception as error:  # protobuf's DecodeError has no public import that type checkers know
+        raise ModelError(f"'{file}' is not an ONNX model, or is truncated; {_hint(data)}") from error
+    if not proto.HasField("graph") or not proto.ir_version or not proto.opset_import:
+        raise ModelError(f"'{file}' is not an ONNX model, or is truncated; {_hint(data)}")
+    if proto.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"'{file}' has IR version {proto.ir_version}, and the installed onnx reads up to {onnx.IR_VERSION};"
+            " pip install -U onnx"
+        )
+    return proto
+
+
+def _hint(data: bytes) -> str:
+    if data.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: run git lfs pull"
+    return "the file is empty" if not data else "download or export it again"
+
+
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """Returns the model of a message; unlike onnx-ir, refuses what it would drop or read as something else.
+
+    Raises:
+        ModelError: names defined twice, tensors whose bytes do not fit their shape, sparse initializers.
+    """
+    # What onnx-ir logs about an invalid model, validate() says in one line.
+    log = logging.getLogger("onnx_ir.serde")
+    quiet = log.disabled
+    log.disabled = True
+    try:
+        _check_graph(proto.graph)
+        for function in proto.functions:
+            _check_attributes(function.node)
+        return ir.from_proto(proto)
+    except ModelError:
+        raise
+    except Exception as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise ModelError(f"the model is invalid: {' '.join(str(reason).split())}") from error
+    finally:
+        log.disabled = quiet
+
+
+def _check_graph(graph: onnx.GraphProto) -> None:
+    if graph.sparse_initializer:
+        raise ModelError("sparse initializers are not supported; export the model with dense ones")
+    names: set[str] = set()
+    for tensor in graph.initializer:
+        if tensor.name in names:
+            raise ModelError(f"two initializers are named '{tensor.name}'; export the model again")
+        names.add(tensor.name)
+        _check_bytes(tensor)
+    _check_attributes(graph.node)
+
+
+def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _check_bytes(attribute.t)
+            elif attribute.HasField("g"):
+                _check_graph(attribute.g)
+            for graph in attribute.graphs:
+                _check_graph(graph)
+
+
+def _check_bytes(tensor: onnx.TensorProto) -> None:
+    """Refuses raw data of another length than the shape's."""
+    if not tensor.HasField("raw_data") or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return
+    needed, given = -(-math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth // 8), len(tensor.raw_data)
+    if needed != given:
+        raise ModelError(
+            f"tensor '{tensor.name}' of shape {list(tensor.dims)} takes {needed:,} bytes and has {given:,};"
+            " export the model again"
+        )

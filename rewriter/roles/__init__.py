@@ -1,0 +1,77 @@
+"""What each weight of a model is for, found from the graph's structure and not from names.
+
+`find_roles` reads the graph once, forwards, and keeps one fact per value: on the residual stream, made by that linear,
+inside of a gated MLP, attention score, looked up in a table, routing, part of a constant. Where facts meet, the nodes
+behind them are told what they are: a product of an activated and a plain linear that another linear reads is an MLP;
+an activation scaled, selected or permuted by what derives from a TopK is a routed expert's; the operands of
+MatMul-Softmax-MatMul are an attention's projections.
+
+Roles: ``router``, ``expert`` (a fused MoE or QMoE node), ``expert.gate_up|gate|up|down``,
+``shared_expert.gate_up|gate|up|down|router``, ``mlp.gate_up|gate|up|down``, ``attention.q|k|v|qkv|o`` (and ``kv``,
+``qk`` for other packings), ``lm_head``, ``embedding``. An ungated MLP's first linear is ``up``. A node that picks an
+expert's weight at run time (Gather, GatherND, GatherBlockQuantized) has the role of the linear that reads it, and
+com.microsoft::Attention, which holds its projection itself, is ``attention.qkv``.
+
+Layer: the index of the attention-and-feed-forward pair along the data flow, from 0. An attention opens a new layer. An
+MLP or MoE belongs to the layer of the attention before it; where there is none, or where that layer has its MLP
+already, it opens a new one. Blocks that read the same place of the residual stream are parallel and share a layer.
+Other mixers (convolution, state space) open no layer: the MLP or MoE after them does. None for ``lm_head``,
+``embedding`` and nodes in function bodies, which may be called from any layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from rewriter.roles.flow import Flow
+from rewriter.roles.naming import name_sources
+
+__all__ = ["Role", "find_roles"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a weight is for.
+
+    Attributes:
+        name: one of the names above; empty where the structure does not tell.
+        layer: index of the layer, or None.
+        expert: index of the expert, where it is static, or None.
+    """
+
+    name: str = ""
+    layer: int | None = None
+    expert: int | None = None
+
+
+def find_roles(model: ir.Model) -> Mapping[ir.Node, Role]:
+    """Finds the role of every node that reads a weight; nodes of which the structure tells nothing are absent.
+
+    Covers the main graph, the bodies of If, Loop and Scan, and function bodies, each function on its own. Reads no
+    tensor larger than a few integers and changes nothing.
+
+    Args:
+        model: the model; need not be valid.
+
+    Returns:
+        The roles by node, in no particular order.
+    """
+    roles = dict(_roles(model.graph, layered=True))
+    for function in model.functions.values():
+        roles.update(_roles(function, layered=False))
+    return roles
+
+
+def _roles(graph: ir.Graph | ir.Function, *, layered: bool) -> Iterator[tuple[ir.Node, Role]]:
+    flow = Flow(graph)
+    for source, name in name_sources(flow.ledger.sources, flow.lookups):
+        if not name or source.node is None:
+            continue
+        placed = layered and name not in ("lm_head", "embedding")
+        role = Role(name, source.layer if placed else None, source.expert if source.routed else None)
+        yield source.node, role
+        for gather in source.gathers:
+            yield gather, Role(name, role.layer)

@@ -1,0 +1,66 @@
+"""What a rule is written with: the base class, the two ways to say no, and what a run offers to a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript.rewriter import RewriteRuleClassBase
+
+from rewriter._onnxscript import MatchFailureError
+from rewriter.facts import Facts, Recogniser
+from rewriter.quantize.job import QuantizationJob
+from rewriter.target import Target
+from rewriter.tensors import View
+
+
+class Declined(MatchFailureError):
+    """The rule is about this, and must not touch it: the reason and the node or value at fault reach the report."""
+
+    def __init__(self, reason: str, culprit: ir.Node | ir.Value | None = None) -> None:
+        super().__init__(reason, *(() if culprit is None else (culprit,)))
+
+
+class NotApplicable(MatchFailureError):
+    """The pattern is there, but what it shows is not what the rule is about: nothing to report."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+
+class Run(Protocol):
+    """What the engine offers to the rules of a run."""
+
+    @property
+    def facts(self) -> Facts:
+        """What the recognisers have stated so far."""
+
+    @property
+    def target(self) -> Target:
+        """The runtime that the result is for."""
+
+    def quantize(
+        self, weight: View, reader: ir.Node, rule: str, scale_dtype: np.dtype[np.generic]
+    ) -> QuantizationJob:
+        """Returns the job that will quantize ``weight`` [N, K] as the plan says.
+
+        Raises:
+            Declined: the plan keeps the weight in float.
+        """
+
+
+class Rule(RewriteRuleClassBase):
+    """An onnxscript rule that may use facts and quantize weights; the engine binds ``run`` for each run.
+
+    Attributes:
+        recognisers: what must have been stated before this rule is tried.
+        run: facts, target and quantizer of the present run.
+    """
+
+    recognisers: ClassVar[Sequence[Recogniser]] = ()
+    run: Run
+
+    def rewrite(self, op: Any, *args: Any, **bindings: Any) -> Any:  # noqa: D102 -- onnxscript's contract
+        raise NotImplementedError

@@ -1,0 +1,297 @@
+"""The YAML format as pydantic models, strict; a fault becomes one RuleSetError that points at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from rewriter.errors import nearest
+from rewriter.quantize import plan
+from rewriter.quantize.types import WeightSpec
+from rewriter.ruleset.model import LocalParity, ParitySettings, Phase, RuleSet
+from rewriter.ruleset.source import Location, Source
+
+T = TypeVar("T")
+
+RULE_ID = r"^[a-z0-9]+(-[a-z0-9]+)*$"
+RULE_ENTRY_SCHEMA: dict[str, Any] = {
+    "description": "A rule's id, alone or with its options.",
+    "anyOf": [
+        {"type": "string", "pattern": RULE_ID},
+        {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "propertyNames": {"pattern": RULE_ID},
+            "additionalProperties": {"type": ["object", "null"]},
+        },
+    ],
+}
+
+
+@dataclass(frozen=True)
+class RuleEntry:
+    """A rule as a phase lists it: its id and the options given."""
+
+    name: str
+    options: Mapping[str, object]
+
+
+def _fault(message: str) -> PydanticCustomError:
+    return PydanticCustomError("fault", "{message}", {"message": message})
+
+
+def exact(literal: Any) -> BeforeValidator:
+    """Returns a validator that keeps ``False`` and ``0.0`` from passing for a ``Literal``'s ``0``."""
+    values = get_args(literal)
+    types = {type(value) for value in values}
+
+    def check(value: object) -> object:
+        if type(value) not in types:
+            raise _fault(f"Input should be {expected(values)}, not {_show(value)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def expected(values: Iterable[object]) -> str:
+    """Returns ``'a', 'b' or 'c'``."""
+    *most, last = map(repr, values)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _rule_entry(value: object) -> RuleEntry:
+    if isinstance(value, str):
+        return RuleEntry(value, {})
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, options),) = value.items()
+        if isinstance(name, str) and (options is None or isinstance(options, dict)):
+            return RuleEntry(name, options or {})
+    raise _fault(f"a rule is its id, or 'id: {{option: value}}', not {_show(value)}")
+
+
+def _layers(value: object) -> tuple[range, ...]:
+    try:
+        return plan.parse_layers(value)
+    except ValueError as error:
+        raise _fault(f"Input {error}") from error
+
+
+def _algorithm(value: str) -> str:
+    known = plan.algorithms()
+    if value not in known:
+        raise _fault(f"unknown algorithm '{value}'{nearest(value, known)}")
+    return value
+
+
+Names = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=str | list[str]),
+]
+Layers = Annotated[tuple[range, ...], PlainValidator(_layers, json_schema_input_type=int | str | list[int | str])]
+Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: object) -> object:
+        for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                message = f"unknown key '{key}'{nearest(str(key), cls.model_fields)}"
+                raise PydanticCustomError("unknown_key", "{message}", {"message": message, "key": key})
+        return value
+
+    def given(self) -> dict[str, Any]:
+        """Returns the fields that the document wrote, and none of the defaults."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+class PhaseDocument(_Strict):
+    """Rules that run together until none of them fires."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Replaces the phase of the same name in what this rule set extends."""
+    rules: Annotated[
+        list[Annotated[RuleEntry, PlainValidator(_rule_entry), WithJsonSchema(RULE_ENTRY_SCHEMA)]], Field(min_length=1)
+    ]
+    """In the order in which they are tried at a node."""
+    max_sweeps: Annotated[int, Field(ge=1)] = Phase.max_sweeps
+    """A phase that still fires after so many sweeps is an error."""
+
+
+class SpecDocument(_Strict):
+    """How weights are quantized."""
+
+    algorithm: Annotated[
+        str,
+        PlainValidator(lambda value: _algorithm(value if isinstance(value, str) else repr(value))),
+        Field(json_schema_extra=lambda schema: schema.update(type="string", enum=list(plan.algorithms()))),
+    ] = WeightSpec.algorithm
+    """Built-in algorithm, or `custom` for a function given in Python."""
+    bits: Annotated[plan.Bits, exact(plan.Bits)] = WeightSpec.bits  # type: ignore[assignment]  # held by exact()
+    """Bits per weight."""
+    block_size: Annotated[plan.BlockSize, exact(plan.BlockSize)] = WeightSpec.block_size  # type: ignore[assignment]
+    """Input features that share a scale; 0 is one scale per output channel."""
+    symmetric: bool = WeightSpec.symmetric
+    """True for no zero points."""
+
+
+class SelectorDocument(_Strict):
+    """Picks weights: each field that is given must match, by any of its entries."""
+
+    nodes: Names = Field(default_factory=list)
+    """Globs on node names; each must match something in the model."""
+    weights: Names = Field(default_factory=list)
+    """Globs on weight names; each must match something in the model."""
+    role: Names = Field(default_factory=list)
+    """Globs on roles, such as `expert.*`; may match nothing."""
+    layers: Layers = Field(default_factory=tuple)
+    """Layers: `5`, `0-3`, `24-`, or a list of those; may match nothing."""
+
+    @model_validator(mode="after")
+    def _selects(self) -> SelectorDocument:
+        if not self.model_fields_set & SelectorDocument.model_fields.keys():
+            raise _fault(f"selects nothing: give one of {', '.join(SelectorDocument.model_fields)}")
+        return self
+
+    def selector(self, where: str) -> plan.Selector:
+        return plan.Selector(tuple(self.nodes), tuple(self.weights), tuple(self.role), self.layers, where)
+
+
+def _without_defaults(schema: dict[str, Any]) -> None:
+    for entry in schema["properties"].values():
+        entry.pop("default", None)
+
+
+class OverrideDocument(SelectorDocument, SpecDocument):
+    """Changes how the selected weights are quantized; later overrides win."""
+
+    model_config = ConfigDict(json_schema_extra=_without_defaults)
+
+    @model_validator(mode="after")
+    def _changes(self) -> OverrideDocument:
+        if not self.changes():
+            raise _fault(f"changes nothing: give one of {', '.join(SpecDocument.model_fields)}")
+        return self
+
+    def changes(self) -> dict[str, Any]:
+        return {name: value for name, value in self.given().items() if name in SpecDocument.model_fields}
+
+
+class QuantizationDocument(_Strict):
+    """The quantization plan."""
+
+    default: SpecDocument = Field(default_factory=SpecDocument)
+    """For a weight that no override selects; merged field by field with what this rule set extends."""
+    include: list[SelectorDocument] = Field(default_factory=list)
+    """Only these weights are quantized; empty for all. Replaces that of what this rule set extends."""
+    exclude: list[SelectorDocument] = Field(default_factory=list)
+    """These weights stay float. Replaces that of what this rule set extends."""
+    overrides: list[OverrideDocument] = Field(default_factory=list)
+    """Appended to those of what this rule set extends."""
+
+
+class ParityDocument(_Strict):
+    """How the result is proved; merged field by field with what this rule set extends."""
+
+    local: Annotated[LocalParity, exact(LocalParity)] = ParitySettings.local
+    """Which rewrites are proved by running them: one per structural class, all, or none."""
+    seed: Annotated[int, Field(ge=0)] = ParitySettings.seed
+    """Of the random inputs."""
+    max_relative_l2: Ratio | None = ParitySettings.max_relative_l2
+    """Largest relative L2 error of an output of the whole model."""
+    min_snr_db: Annotated[float, Field(allow_inf_nan=False)] | None = ParitySettings.min_snr_db
+    """Smallest signal-to-noise ratio of an output of the whole model, in dB."""
+    min_top1: Annotated[float, Field(ge=0, le=1)] | None = ParitySettings.min_top1
+    """Smallest share of positions, 0 to 1, whose highest logit stays the same."""
+
+
+class RuleSetDocument(_Strict):
+    """A rule set of onnx-moe-rewriter."""
+
+    description: str = RuleSet.description
+    """One sentence."""
+    extends: Names = Field(default_factory=list)
+    """Rule sets to start from, by name or file; later ones win."""
+    target: Annotated[str, Field(min_length=1)] = RuleSet.target
+    """Runtime to rewrite for."""
+    phases: list[PhaseDocument] = Field(default_factory=list)
+    """Run one after the other."""
+    quantization: QuantizationDocument = Field(default_factory=QuantizationDocument)
+    """Which weights are quantized, and how."""
+    parity: ParityDocument = Field(default_factory=ParityDocument)
+    """How the result is proved."""
+
+
+def read(source: Source) -> RuleSetDocument:
+    """Validates a source as a rule set.
+
+    Raises:
+        RuleSetError: the first fault, at its place.
+    """
+    if not isinstance(source.data, dict):
+        raise source.error((), f"a rule set is a mapping, not {_show(source.data)}")
+    return translated(source, (), lambda: RuleSetDocument.model_validate(source.data))
+
+
+def translated(source: Source, base: Location, validate: Callable[[], T]) -> T:
+    """Runs a validation of the part of the source at ``base``.
+
+    Raises:
+        RuleSetError: in the place of pydantic's error, for its first fault.
+    """
+    try:
+        return validate()
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+    location = (*base, *fault["loc"])
+    if fault["type"] == "unknown_key":
+        location = (*location, fault["ctx"]["key"])
+        raise source.error(location, fault["msg"], key=True)
+    if fault["type"] == "missing":
+        raise source.error(location[:-1], f"'{location[-1]}' is missing")
+    raise source.error(location, _message(fault, location))
+
+
+def _message(fault: ErrorDetails, location: Location) -> str:
+    message = fault["msg"]
+    name = next((part for part in reversed(location) if isinstance(part, str)), "rule set")
+    if fault["type"] == "fault":
+        return message.replace("Input", f"'{name}'", 1) if message.startswith("Input ") else message
+    # Said in YAML's terms.
+    if fault["type"] == "model_type":
+        message = "Input should be a mapping"
+    if fault["type"] == "tuple_type":
+        message = "Input should be a valid list"
+    if message.startswith("Input "):
+        hint = ""
+        if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+            hint = nearest(fault["input"], fault["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", "))
+        return f"'{name}'{message.removeprefix('Input')}, not {_show(fault['input'])}{hint}"
+    return f"'{name}': {message}"
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

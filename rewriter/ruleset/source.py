@@ -1,0 +1,119 @@
+"""Where a rule set's data comes from, and how to point at a part of it: ``file:line:column`` for YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from rewriter.errors import RuleSetError
+
+Location = Sequence[str | int]
+"""Keys and indices from the root of the data, as pydantic reports them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Plain data with the means to say where each part of it was written.
+
+    Attributes:
+        label: the file, or what else the data is called in messages.
+        data: what the YAML says, as plain Python.
+        folder: what a relative path in it is relative to; None where files cannot be named (a shipped set).
+        root: the YAML node of the whole document, or None for data that was no YAML.
+    """
+
+    label: str
+    data: object
+    folder: Path | None
+    root: yaml.Node | None = field(default=None, repr=False)
+
+    @property
+    def identity(self) -> str:
+        """Equal for two readings of the same source."""
+        return self.label if self.folder is None else str((self.folder / Path(self.label).name).resolve())
+
+    def where(self, location: Location = (), *, key: bool = False) -> str:
+        """Returns the place of the deepest part of the location that exists: of its value, or of its key."""
+        if self.root is None:
+            return f"{self.label} {_dotted(location)}" if location else self.label
+        node = self.root
+        mark = node.start_mark
+        for part in location:
+            step = _step(node, part)
+            if step is None:
+                break
+            name, node = step
+            mark = name.start_mark if key else node.start_mark
+        return f"{self.label}:{mark.line + 1}:{mark.column + 1}"
+
+    def error(self, location: Location, message: str, *, key: bool = False) -> RuleSetError:
+        """Returns the one-line error to raise for this part."""
+        return RuleSetError(f"{self.where(location, key=key)}: {_one_line(message)}")
+
+
+def parse_yaml(text: str, label: str, folder: Path | None = None) -> Source:
+    """Parses one YAML document with the safe loader; anchors and merge keys are fine.
+
+    Raises:
+        RuleSetError: not YAML, a duplicate key, an unknown tag or an alias inside its own anchor.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                raise RuleSetError(f"{label}:1:1: the rule set is empty")
+            _reject_duplicates(root, label, (), set())
+            return Source(label, loader.construct_document(root), folder, root)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
+        hint = " (quote a pattern that begins with '*')" if "alias" in f"{error.context} {error.problem}" else ""
+        raise RuleSetError(_one_line(f"{place}: not valid YAML: {error.problem or error.context}{hint}")) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RuleSetError(_one_line(f"{label}: not valid YAML: {error}")) from error
+    except RecursionError as error:
+        raise RuleSetError(f"{label}: not valid YAML: nested too deeply") from error
+
+
+def _reject_duplicates(node: yaml.Node, label: str, parents: tuple[yaml.Node, ...], done: set[int]) -> None:
+    if any(node is parent for parent in parents):
+        mark = node.start_mark
+        raise RuleSetError(f"{label}:{mark.line + 1}:{mark.column + 1}: an alias inside its own anchor")
+    if id(node) in done or isinstance(node, yaml.ScalarNode):
+        return
+    done.add(id(node))
+    children = node.value
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for name, _ in node.value:
+            mark = name.start_mark
+            if isinstance(name, yaml.ScalarNode) and name.value in lines:
+                place = f"{label}:{mark.line + 1}:{mark.column + 1}"
+                raise RuleSetError(f"{place}: duplicate key '{name.value}' (first on line {lines[name.value]})")
+            lines[str(name.value)] = mark.line + 1
+        children = [child for _, child in node.value]
+    for child in children:
+        _reject_duplicates(child, label, (*parents, node), done)
+
+
+def _step(node: yaml.Node, part: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part], node.value[part]
+    if isinstance(node, yaml.MappingNode):
+        # Merged keys stand before a mapping's own, which win.
+        return next(((name, child) for name, child in reversed(node.value) if name.value == str(part)), None)
+    return None
+
+
+def _dotted(location: Location) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

@@ -1,0 +1,101 @@
+"""One run over one model: what rules may ask of it, and what is written down about its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.commit import Change
+from rewriter.facts import Facts
+from rewriter.quantize.error import relative_rms
+from rewriter.quantize.job import QuantizationJob
+from rewriter.quantize.plan import QuantizationPlan
+from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext
+from rewriter.report import Weight
+from rewriter.roles import Role, find_roles
+from rewriter.rule import Declined
+from rewriter.target import Target
+from rewriter.tensors import View
+
+_NO_ROLE = Role("", None, None)
+
+
+class ModelRun:
+    """The model, its facts and roles, the plan and the target; implements ``rewriter.rule.Run``."""
+
+    def __init__(
+        self, model: ir.Model, plan: QuantizationPlan, target: Target, quantizers: Mapping[str, Quantizer]
+    ) -> None:
+        self.model = model
+        self.target = target
+        self.facts = Facts(model, ())
+        self.readers: list[tuple[str, str]] = []
+        self._plan = plan
+        self._quantizers = quantizers
+        self._roles: dict[ir.Node, Role] = dict(find_roles(model))
+        self._weights: dict[tuple[object, ...], Weight] = {}
+
+    def role(self, node: ir.Node) -> Role:
+        """Returns what the weight that ``node`` reads is for."""
+        return self._roles.get(node, _NO_ROLE)
+
+    def quantize(
+        self, weight: View, reader: ir.Node, rule: str, scale_dtype: np.dtype[np.generic]
+    ) -> QuantizationJob:
+        """Returns the job that will quantize ``weight`` [N, K] as the plan says.
+
+        Raises:
+            Declined: the plan keeps the weight in float.
+        """
+        role = self.role(reader)
+        name = weight.name if weight.expert is None else weight.label.removesuffix("__T")
+        node = reader.name or ""
+        self.readers.append((node, name))
+        spec = self._plan.resolve(node=node, weight=name, role=role.name, layer=role.layer)
+        if isinstance(spec, str):
+            raise Declined(spec, reader)
+        context = WeightContext(
+            spec=spec,
+            scale_dtype=scale_dtype,
+            weight=name,
+            node=node,
+            rule=rule,
+            role=role.name,
+            expert=weight.expert if role.expert is None else role.expert,
+            layer=role.layer,
+        )
+        return QuantizationJob(weight, context, self._quantizers[spec.algorithm], self._written)
+
+    def follow(self, root: ir.Node, change: Change) -> None:
+        """Takes note of a commit: facts are brought up to date, new nodes have the role of the root."""
+        role = self._roles.get(root)
+        for node in change.removed:
+            self._roles.pop(node, None)
+        if role is not None:
+            self._roles.update(dict.fromkeys(change.added, role))
+        self.facts.update(change.removed, change.added, change.rewired)
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The weights written so far, the largest error first."""
+        return tuple(sorted(self._weights.values(), key=lambda w: (-w.relative_rms, w.name)))
+
+    def _written(self, job: QuantizationJob, quantized: QuantizedWeight, nbytes: int) -> None:
+        context = job.context
+        spec = context.spec
+        self._weights[job.key] = Weight(
+            name=context.weight,
+            node=context.node,
+            role=context.role,
+            layer=context.layer,
+            expert=context.expert,
+            algorithm=spec.algorithm,
+            bits=spec.bits,
+            block_size=spec.block_size,
+            symmetric=spec.symmetric,
+            bytes_before=job.weight.nbytes,
+            bytes_after=nbytes,
+            relative_rms=relative_rms(job.weight.numpy(), quantized),
+        )

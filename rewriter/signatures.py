@@ -1,0 +1,208 @@
+"""What operators require of their inputs: arity from schemas, rank, shape and dtype of constant operands."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+
+Shape = tuple[int, ...]
+
+_MICROSOFT = "com.microsoft"
+_PACKED = (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT4, ir.DataType.INT4)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs of an operator.
+
+    Attributes:
+        names: of the declared inputs.
+        required: indexes that may not be left out.
+        most: largest number of inputs.
+    """
+
+    names: tuple[str, ...]
+    required: frozenset[int]
+    most: int
+
+
+def _contrib(text: str, most: int) -> Signature:
+    """Reads ``a b c?``: the leading inputs, optional where marked; ``most`` may be larger than their number."""
+    marked = text.split()
+    return Signature(
+        tuple(name.rstrip("?") for name in marked),
+        frozenset(i for i, name in enumerate(marked) if not name.endswith("?")),
+        most,
+    )
+
+
+# Later releases only append optional inputs, so the last one known here bounds none of them.
+_ANY = 1 << 30
+_CONTRIB = {
+    "MoE": _contrib("input router_probs fc1_experts_weights fc1_experts_bias? fc2_experts_weights", _ANY),
+    "QMoE": _contrib(
+        "input router_probs fc1_experts_weights fc1_scales? fc1_experts_bias? fc2_experts_weights fc2_scales?", _ANY
+    ),
+    "MatMulNBits": _contrib("A B scales zero_points? g_idx? bias?", _ANY),
+    "GatherBlockQuantized": _contrib("data indices scales zero_points?", _ANY),
+    "RotaryEmbedding": _contrib("input position_ids cos_cache sin_cache", _ANY),
+    "SkipSimplifiedLayerNormalization": _contrib("input skip gamma bias?", _ANY),
+    "SkipLayerNormalization": _contrib("input skip gamma beta? bias?", _ANY),
+}
+
+
+@functools.cache
+def signature(domain: str, op_type: str, version: int | None) -> Signature | None:
+    """Returns the inputs of a standard operator, or of a contrib operator known here; None for any other.
+
+    Args:
+        domain: empty for the standard operators.
+        op_type: operator.
+        version: opset version that the model imports for the domain.
+    """
+    if domain == _MICROSOFT:
+        return _CONTRIB.get(op_type)
+    if version is None:
+        return None
+    try:
+        schema = onnx.defs.get_schema(op_type, version, domain)
+    except onnx.defs.SchemaError:
+        return None
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    return Signature(
+        tuple(p.name for p in schema.inputs),
+        frozenset(i for i, p in enumerate(schema.inputs) if p.option == single),
+        schema.max_input,
+    )
+
+
+def check_operands(node: ir.Node) -> str | None:
+    """Returns what is impossible about the operands whose shape is certain, or None.
+
+    Shapes declared for intermediate values are often stale, and runtimes ignore them: only initializers are judged.
+    """
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    check = _CHECKS.get((domain, node.op_type))
+    return check(node) if check else None
+
+
+def _constant(node: ir.Node, index: int) -> tuple[Shape, ir.DataType, str] | None:
+    """Shape, dtype and name of an initializer operand."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
+        return None
+    tensor = value.const_value
+    return tuple(int(d) for d in tensor.shape.numpy()), tensor.dtype, value.name or ""
+
+
+def _matmul(node: ir.Node) -> str | None:
+    for index in (0, 1):
+        operand = _constant(node, index)
+        if operand and not operand[0]:
+            return f"input {index} ('{operand[2]}') is a scalar, which MatMul does not take"
+    left, right = _constant(node, 0), _constant(node, 1)
+    if left and right and left[0][-1] != right[0][max(len(right[0]) - 2, 0)]:
+        return f"{list(left[0])} ('{left[2]}') cannot be multiplied with {list(right[0])} ('{right[2]}')"
+    return None
+
+
+def _gemm(node: ir.Node) -> str | None:
+    for index in (0, 1):
+        operand = _constant(node, index)
+        if operand and len(operand[0]) != 2:
+            return f"input {index} ('{operand[2]}') has rank {len(operand[0])}, and Gemm takes rank 2"
+    return None
+
+
+def _ranks(node: ir.Node, wanted: Mapping[int, tuple[str, tuple[int, ...]]]) -> str | None:
+    for index, (name, ranks) in wanted.items():
+        operand = _constant(node, index)
+        if operand and len(operand[0]) not in ranks:
+            expected = " or ".join(map(str, ranks))
+            return f"input {index} ({name}) holds '{operand[2]}' of shape {list(operand[0])}; expected rank {expected}"
+    return None
+
+
+def _experts(node: ir.Node, weights: dict[int, str]) -> str | None:
+    counts = {name: operand[0][0] for i, name in weights.items() if (operand := _constant(node, i)) and operand[0]}
+    if len(set(counts.values())) > 1:
+        return "its inputs disagree on the number of experts: " + ", ".join(f"{n} {e}" for n, e in counts.items())
+    return None
+
+
+_MOE_WEIGHTS = {2: "fc1_experts_weights", 4: "fc2_experts_weights", 6: "fc3_experts_weights"}
+_MOE_BIASES = {3: "fc1_experts_bias", 5: "fc2_experts_bias", 7: "fc3_experts_bias"}
+_QMOE_WEIGHTS = {2: "fc1_experts_weights", 5: "fc2_experts_weights", 8: "fc3_experts_weights"}
+_QMOE_SCALES = {3: "fc1_scales", 6: "fc2_scales", 9: "fc3_scales"}
+_QMOE_BIASES = {4: "fc1_experts_bias", 7: "fc2_experts_bias", 10: "fc3_experts_bias"}
+
+
+def _moe(node: ir.Node) -> str | None:
+    ranks = _each(_MOE_WEIGHTS, 3) | _each(_MOE_BIASES, 2)
+    return _ranks(node, ranks) or _experts(node, _MOE_WEIGHTS | _MOE_BIASES)
+
+
+def _qmoe(node: ir.Node) -> str | None:
+    ranks = _each(_QMOE_WEIGHTS, 3) | _each(_QMOE_SCALES, 2, 3) | _each(_QMOE_BIASES, 2)
+    for index, name in _QMOE_WEIGHTS.items():
+        operand = _constant(node, index)
+        if operand and operand[1] in _FLOATS:
+            return f"input {index} ({name}) holds '{operand[2]}' of dtype {operand[1].name}; expected packed integers"
+    return _ranks(node, ranks) or _experts(node, _QMOE_WEIGHTS | _QMOE_SCALES | _QMOE_BIASES)
+
+
+def _each(inputs: Mapping[int, str], *ranks: int) -> dict[int, tuple[str, tuple[int, ...]]]:
+    return {index: (name, ranks) for index, name in inputs.items()}
+
+
+def _matmul_nbits(node: ir.Node) -> str | None:
+    sizes: dict[str, int] = {"bits": 4}
+    for name in ("K", "N", "bits", "block_size"):
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.is_ref():
+            return None
+        if attribute is not None:
+            sizes[name] = attribute.as_int()
+        elif name not in sizes:
+            return f"required attribute {name} is missing"
+    if min(sizes.values()) < 1:
+        return f"attributes K, N, bits and block_size must be positive: {sizes}"
+    blocks = -(-sizes["K"] // sizes["block_size"])
+    blob = -(-sizes["block_size"] * sizes["bits"] // 8)
+    codes = _constant(node, 1)
+    if codes and codes[1] not in _PACKED:
+        return f"input 1 (B) holds '{codes[2]}' of dtype {codes[1].name}; expected UINT8"
+    for index, name, count in ((1, "B", sizes["N"] * blocks * blob), (2, "scales", sizes["N"] * blocks)):
+        operand = _constant(node, index)
+        if operand and math.prod(operand[0]) != count:
+            given = ", ".join(f"{key}={value}" for key, value in sizes.items())
+            return (
+                f"input {index} ({name}) holds '{operand[2]}' of shape {list(operand[0])};"
+                f" {given} need {count:,} elements"
+            )
+    return None
+
+
+def _gather_block_quantized(node: ir.Node) -> str | None:
+    data, scales = _constant(node, 0), _constant(node, 2)
+    if data and data[1] not in _PACKED:
+        return f"input 0 (data) holds '{data[2]}' of dtype {data[1].name}; expected 4-bit or 8-bit integers"
+    if data and scales and len(data[0]) != len(scales[0]):
+        return f"data '{data[2]}' has rank {len(data[0])} and scales '{scales[2]}' rank {len(scales[0])}"
+    return None
+
+
+_CHECKS: dict[tuple[str, str], Callable[[ir.Node], str | None]] = {
+    ("", "MatMul"): _matmul,
+    ("", "Gemm"): _gemm,
+    (_MICROSOFT, "MoE"): _moe,
+    (_MICROSOFT, "QMoE"): _qmoe,
+    (_MICROSOFT, "MatMulNBits"): _matmul_nbits,
+    (_MICROSOFT, "GatherBlockQuantized"): _gather_block_quantized,
+}

@@ -1,0 +1,126 @@
+"""Tensors on their way to disk: computed as they are written, several at once, and dropped."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.external import Slot, drop_pages
+
+Progress = Callable[[int, int], None]
+
+
+class Meter:
+    """Counts bytes done, for whoever wants to know."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total = total
+        self._progress = progress
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """Counts ``count`` more bytes; from any thread."""
+        with self._lock:
+            self._done += count
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+
+@contextlib.contextmanager
+def swapped() -> Iterator[Callable[[Slot, ir.TensorProtocol], None]]:
+    """Gives a function that puts a tensor into a slot of a model; all slots are as they were after the block."""
+    with contextlib.ExitStack() as undo:
+
+        def swap(slot: Slot, tensor: ir.TensorProtocol) -> None:
+            undo.callback(slot.put(tensor))
+
+        yield swap
+
+
+def in_memory(slots: Sequence[Slot], meter: Meter, workers: int) -> Iterator[tuple[Slot, ir.TensorProtocol]]:
+    """Yields each slot with its tensor, read or computed where it was lazy or on disk."""
+
+    def read(slot: Slot) -> ir.TensorProtocol:
+        tensor = slot.tensor
+        if isinstance(tensor, ir.LazyTensor | ir.ExternalTensor):
+            tensor = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+            drop_pages(slot.tensor)
+        meter.add(tensor.nbytes)
+        return tensor
+
+    pool = ThreadPoolExecutor(max_workers=workers)
+    try:
+        yield from zip(slots, pool.map(read, slots), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def on_disk(
+    slots: Sequence[Slot],
+    directory: Path,
+    name: str,
+    *,
+    meter: Meter,
+    memory: int,
+    workers: int,
+    max_shard_size: int | None,
+) -> Iterator[tuple[Slot, ir.TensorProtocol]]:
+    """Writes the tensors of ``slots`` into data files; yields each slot with the external tensor that was written.
+
+    Args:
+        slots: in the order in which they will lie in the file. A tensor in two slots is written once.
+        directory: where the data files go.
+        name: data file ``<name>.data``, or ``<name>-<i>-of-<n>.data``.
+        meter: counts what is written.
+        memory: bytes of computed tensors in flight.
+        workers: threads.
+        max_shard_size: bytes of each data file, or None for a single file.
+    """
+    sources = {id(slot.tensor): slot.tensor for slot in slots}
+    shards = _shards(list(sources.values()), max_shard_size)
+    written: dict[int, ir.ExternalTensor] = {}
+    for index, shard in enumerate(shards):
+        file = f"{name}.data" if len(shards) == 1 else f"{name}-{index + 1:05d}-of-{len(shards):05d}.data"
+        external = ir.external_data.convert_tensors_to_external(
+            [_Metered(tensor, meter) for tensor in shard],
+            directory,
+            file,
+            max_workers=workers,
+            max_in_flight_bytes=memory,
+        )
+        written |= {id(tensor): stored for tensor, stored in zip(shard, external, strict=True)}
+    for slot in slots:
+        yield slot, written[id(slot.tensor)]
+
+
+class _Metered(ir.LazyTensor):
+    """A tensor that is counted, and its mapped source dropped from memory, once it is written."""
+
+    def __init__(self, tensor: ir.TensorProtocol, meter: Meter) -> None:
+        super().__init__(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+        self._meter = meter
+
+    def tofile(self, file: Any) -> None:
+        super().tofile(file)
+        drop_pages(self.raw())
+        self._meter.add(self.nbytes)
+
+
+def _shards(tensors: Sequence[ir.TensorProtocol], most: int | None) -> list[list[ir.TensorProtocol]]:
+    shards: list[list[ir.TensorProtocol]] = []
+    room = -1
+    for tensor in tensors:
+        if not shards or (most is not None and tensor.nbytes > room):
+            shards.append([])
+            room = most or 0
+        shards[-1].append(tensor)
+        room -= tensor.nbytes
+    return shards

@@ -1,0 +1,261 @@
+"""Lazy views of constant tensors: slice, transpose, reshape and exact casts that touch no bytes until they are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A strided window on a constant tensor; the same elements in the same order always make an equal view.
+
+    Attributes:
+        source: the tensor that holds the elements; compared by identity.
+        name: name of the constant in the model; not compared.
+        offset: index of the view's first element in the flattened source.
+        shape: extent of each dimension.
+        strides: elements between neighbours along each dimension, 0 where the extent is 1.
+        dtype: element type, the source's unless an exact cast was applied.
+    """
+
+    source: ir.TensorProtocol
+    name: str = dataclasses.field(compare=False)
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: ir.DataType
+
+    @classmethod
+    def whole(cls, source: ir.TensorProtocol, name: str) -> View:
+        """Returns the view of all of ``source``; of what it shows, where the source is itself a lazy view."""
+        if isinstance(source, ViewTensor):
+            return source.view
+        shape = tuple(int(d) for d in source.shape.numpy())
+        return cls(source, name, 0, shape, _contiguous(shape), source.dtype)
+
+    def __post_init__(self) -> None:
+        strides = tuple(0 if extent == 1 else stride for extent, stride in zip(self.shape, self.strides, strict=True))
+        object.__setattr__(self, "strides", strides)
+
+    def __hash__(self) -> int:
+        return hash((self.source, self.offset, self.shape, self.strides, self.dtype))
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @cached_property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the view takes when it is written."""
+        return -(-self.size * self.dtype.bitwidth // 8)
+
+    @property
+    def is_whole(self) -> bool:
+        """True where the view shows its source exactly as it is stored."""
+        return self.shape == tuple(self.source.shape.numpy()) and self.is_contiguous and self.dtype == self.source.dtype
+
+    @property
+    def is_contiguous(self) -> bool:
+        """True where the elements follow one another in memory."""
+        wanted = _contiguous(self.shape)
+        return all(e == 1 or s == w for e, s, w in zip(self.shape, self.strides, wanted, strict=True))
+
+    def slice(self, axis: int, start: int, count: int, step: int = 1) -> View:
+        """Returns ``count`` positions along ``axis`` from ``start``, ``step`` apart."""
+        stride = self.strides[axis]
+        return dataclasses.replace(
+            self,
+            offset=self.offset + start * stride,
+            shape=_put(self.shape, axis, count),
+            strides=_put(self.strides, axis, stride * step),
+        )
+
+    def index(self, axis: int, position: int) -> View:
+        """Returns the slice at ``position`` with ``axis`` removed."""
+        one = self.slice(axis, position, 1)
+        return dataclasses.replace(one, shape=_drop(one.shape, axis), strides=_drop(one.strides, axis))
+
+    def transpose(self, perm: Sequence[int]) -> View:
+        """Returns the view with its dimensions in the order ``perm``."""
+        return dataclasses.replace(
+            self, shape=tuple(self.shape[p] for p in perm), strides=tuple(self.strides[p] for p in perm)
+        )
+
+    @property
+    def T(self) -> View:  # noqa: N802 -- the field's name for it
+        """The view with its dimensions reversed."""
+        return self.transpose(range(self.rank)[::-1])
+
+    def reshape(self, shape: Sequence[int]) -> View:
+        """Returns the same elements in another shape; copies (when read) only where no stride can say it."""
+        shape = tuple(shape)
+        strides = _reshaped_strides(self.shape, self.strides, shape)
+        if strides is not None:
+            return dataclasses.replace(self, shape=shape, strides=strides)
+        return dataclasses.replace(View.whole(ContiguousCopy(self), self.name), shape=shape, strides=_contiguous(shape))
+
+    def cast(self, dtype: ir.DataType) -> View | None:
+        """Returns the view in ``dtype`` where every value survives the cast, else None."""
+        if dtype == self.dtype:
+            return self
+        return dataclasses.replace(self, dtype=dtype) if (self.dtype, dtype) in _EXACT_CASTS else None
+
+    def numpy(self) -> Array:
+        """Returns the elements; without a copy unless a cast is due."""
+        flat = np.asarray(self.source.numpy()).reshape(-1)
+        item = flat.itemsize
+        window = np.lib.stride_tricks.as_strided(
+            flat[self.offset :] if self.size else flat[:0],
+            self.shape,
+            tuple(s * item for s in self.strides),
+            writeable=False,
+        )
+        return window if self.dtype == self.source.dtype else window.astype(self.dtype.numpy())
+
+    @property
+    def label(self) -> str:
+        """The canonical name: ``<stack>__slice_<e>`` for one expert of a stack, ``__T`` where it is transposed."""
+        outer = tuple(int(d) for d in self.source.shape.numpy())
+        matrix = tuple((d, s) for d, s in zip(self.shape, self.strides, strict=True) if d != 1)
+        inner = outer[1:]
+        size = math.prod(inner)
+        if self.is_whole or not size:
+            return self.name
+        stored = tuple((d, s) for d, s in zip(inner, _contiguous(inner), strict=True) if d != 1)
+        if matrix in (stored, stored[::-1]) and self.offset % size == 0 and len(outer) > 1:
+            name = f"{self.name}__slice_{self.offset // size}"
+            return name if matrix == stored else f"{name}__T"
+        whole = tuple((d, s) for d, s in zip(outer, _contiguous(outer), strict=True) if d != 1)
+        return f"{self.name}__T" if matrix == whole[::-1] else f"{self.name}__view"
+
+    @property
+    def expert(self) -> int | None:
+        """Index along the first axis of a stack of rank 3 or more, where the view shows just that one slice."""
+        outer = tuple(int(d) for d in self.source.shape.numpy())
+        size = math.prod(outer[1:])
+        if len(outer) < 3 or not size or self.size != size or self.offset % size:
+            return None
+        return self.offset // size
+
+
+class ViewTensor(ir.LazyTensor):
+    """A view as a tensor of the model: read when it is written, and never kept."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__(
+            lambda: ir.Tensor(np.asarray(view.numpy(), order="C"), dtype=view.dtype),
+            dtype=view.dtype,
+            shape=ir.Shape(view.shape),
+            name=view.label,
+        )
+        self.view = view
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for equal tensors, so that the commit can share them."""
+        return ("view", self.view)
+
+
+class ContiguousCopy(ir.LazyTensor):
+    """What a view shows, laid out afresh: the source of a reshape that strides cannot express."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__(
+            lambda: ir.Tensor(np.asarray(view.numpy(), order="C"), dtype=view.dtype),
+            dtype=view.dtype,
+            shape=ir.Shape(view.shape),
+            name=view.name,
+        )
+        self.view = view
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ContiguousCopy) and self.view == other.view
+
+    def __hash__(self) -> int:
+        return hash(self.view)
+
+
+def constant(value: ir.Value) -> View | None:
+    """Returns the whole-tensor view of a value that no caller can change, else None.
+
+    An initializer counts unless it is also a graph input (a caller may override it); so does a Constant node.
+    """
+    if value.is_graph_input():
+        return None
+    tensor = value.const_value
+    if tensor is None:
+        producer = value.producer()
+        if producer is None or producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
+            return None
+        tensor = ir.convenience.get_const_tensor(value)
+    elif not (value.is_initializer() or value.producer() is not None):
+        return None
+    return None if tensor is None or tensor.dtype == ir.DataType.STRING else View.whole(tensor, value.name or "")
+
+
+_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_EXACT_CASTS = {(f, wide) for f in _FLOATS for wide in (ir.DataType.FLOAT, ir.DataType.DOUBLE)} | {
+    (ir.DataType.FLOAT, ir.DataType.DOUBLE),
+    (ir.DataType.INT32, ir.DataType.INT64),
+}
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return tuple(strides)
+
+
+def _put(items: tuple[int, ...], axis: int, item: int) -> tuple[int, ...]:
+    return (*items[:axis], item, *items[axis + 1 :])
+
+
+def _drop(items: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*items[:axis], *items[axis + 1 :])
+
+
+def _reshaped_strides(
+    shape: tuple[int, ...], strides: tuple[int, ...], target: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Strides of ``target`` over the same memory, or None where no strides can say it."""
+    runs: list[list[int]] = []  # [extent, stride] of maximal runs that step evenly through memory
+    for extent, stride in zip(shape, strides, strict=True):
+        if extent == 1:
+            continue
+        if runs and runs[-1][1] == extent * stride:
+            runs[-1] = [runs[-1][0] * extent, stride]
+        else:
+            runs.append([extent, stride])
+    result: list[int] = []
+    left = 1
+    stride = 0
+    for extent in reversed(target):
+        if extent == 1:
+            result.append(0)
+            continue
+        if left == 1:
+            if not runs:
+                return None
+            left, stride = runs.pop()
+        if left % extent:
+            return None
+        result.append(stride)
+        stride *= extent
+        left //= extent
+    return tuple(reversed(result)) if left == 1 and not runs else None

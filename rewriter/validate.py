@@ -1,0 +1,148 @@
+"""Structural validity of a model: what no runtime could load, whatever the rest of it means.
+
+onnx.checker also rejects models that run (exporters' own operators in the default domain, nodes out of order); this
+check does not, and it knows the operators of com.microsoft that hold expert weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from rewriter.errors import ModelError
+from rewriter.external import subgraphs
+from rewriter.signatures import Signature, check_operands, signature
+
+Body = ir.Graph | ir.Function
+
+_AGAIN = "export the model again"
+
+
+def validate(model: ir.Model) -> None:
+    """Holds a model to what every runtime needs; changes nothing and reads no weight.
+
+    Values are defined once, before their use (in some order of the nodes) and in a scope that reaches it; graph outputs
+    exist; required inputs are there; constant operands have a rank, shape and dtype that their operator can take.
+
+    Raises:
+        ModelError: names the node or value and what is wrong with it.
+    """
+    bodies: list[tuple[Body, str]] = [(model.graph, "the graph")]
+    bodies += [(f, f"function {f.domain}::{f.name}") for f in model.functions.values()]
+    functions = {(domain, name) for domain, name, _ in model.functions}
+    for body, label in bodies:
+        _check_scope(body, label, set())
+        for node in ir.traversal.RecursiveGraphIterator(body):
+            if (node.domain, node.op_type) not in functions:
+                _check_node(node, model.opset_imports | body.opset_imports)
+
+
+def is_sorted(body: Body) -> bool:
+    """True where each node of ``body`` comes after those whose outputs it, or a subgraph of it, reads."""
+    position = {node: index for index, node in enumerate(body)}
+    return all(position.get(p, -1) < index for node, index in position.items() for p in _producers(node))
+
+
+def describe(node: ir.Node) -> str:
+    """Returns how messages name a node: its name where it has one, its operator and its first output."""
+    domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}::"
+    output = next((v.name for v in node.outputs if v.name), "")
+    return f"node '{node.name or output}' ({domain}{node.op_type})"
+
+
+def _check_scope(body: Body, label: str, visible: set[ir.Value]) -> None:
+    """Checks definitions and uses in ``body``; ``visible`` holds the values of the enclosing scopes."""
+    initializers = [] if isinstance(body, ir.Function) else list(body.initializers.values())
+    overridable = set(body.inputs)
+    local: set[ir.Value] = set()
+    names: dict[str, ir.Value] = {}
+
+    def define(values: Iterable[ir.Value], what: str | ir.Node) -> None:
+        for value in values:
+            if value in local or (value.name and names.setdefault(value.name, value) is not value):
+                by = what if isinstance(what, str) else describe(what)
+                raise ModelError(f"{by} defines '{value.name}' in {label} a second time; {_AGAIN}")
+            local.add(value)
+
+    define(body.inputs, "an input")
+    define((v for v in initializers if v not in overridable), "an initializer")
+    for value in initializers:
+        if value.const_value is None and value not in overridable:
+            raise ModelError(f"initializer '{value.name}' of {label} has no data; {_AGAIN}")
+    for node in body:
+        define(node.outputs, node)
+    visible |= local
+    if not is_sorted(body):
+        _check_acyclic(body, label)
+    for node in body:
+        for read in node.inputs:
+            if read is not None and read not in visible:
+                raise ModelError(f"{describe(node)} reads '{read.name}', which nothing in its scope defines; {_AGAIN}")
+        for graph in subgraphs(node):
+            _check_scope(graph, f"a subgraph of {describe(node)}", visible)
+    for value in body.outputs:
+        if value not in visible:
+            raise ModelError(f"output '{value.name}' of {label} is defined by no node; {_AGAIN}")
+    visible -= local
+
+
+def _check_acyclic(body: Body, label: str) -> None:
+    """Removes nodes that wait for nothing until none is left; what stays is on, or behind, a cycle."""
+    here = set(body)
+    waits = {node: here.intersection(_producers(node)) for node in body}
+    readers: dict[ir.Node, list[ir.Node]] = {}
+    for node, producers in waits.items():
+        for producer in producers:
+            readers.setdefault(producer, []).append(node)
+    ready = [node for node, producers in waits.items() if not producers]
+    while ready:
+        done = ready.pop()
+        for reader in readers.get(done, ()):
+            waits[reader].discard(done)
+            if not waits[reader]:
+                ready.append(reader)
+        del waits[done]
+    if waits:
+        raise ModelError(f"{describe(_on_cycle(waits))} of {label} reads, by way of others, its own output; {_AGAIN}")
+
+
+def _on_cycle(waits: dict[ir.Node, set[ir.Node]]) -> ir.Node:
+    """Walks back along what each node waits for; a node met twice is on a cycle."""
+    node, met = next(iter(waits)), set[ir.Node]()
+    while node not in met:
+        met.add(node)
+        node = min(waits[node], key=lambda n: n.name or "")
+    return node
+
+
+def _producers(node: ir.Node) -> list[ir.Node]:
+    """The nodes, of any scope, whose outputs ``node`` or a subgraph of it reads."""
+    values = list(node.inputs)
+    for graph in subgraphs(node):
+        values.extend(graph.outputs)
+        for inner in ir.traversal.RecursiveGraphIterator(graph):
+            values.extend(inner.inputs)
+            values.extend(v for g in subgraphs(inner) for v in g.outputs)
+    return [p for v in values if v is not None and (p := v.producer()) is not None]
+
+
+def _check_node(node: ir.Node, imports: dict[str, int]) -> None:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    problem = check_operands(node)
+    known = signature(domain, node.op_type, imports.get(domain))
+    missing = _arity(node, known) if known is not None else None
+    if missing or problem:
+        raise ModelError(f"{describe(node)}: {'; '.join(filter(None, (missing, problem)))}; {_AGAIN}")
+
+
+def _arity(node: ir.Node, known: Signature) -> str | None:
+    given = len(node.inputs)
+    while given and node.inputs[given - 1] is None:
+        given -= 1
+    if given > known.most:
+        return f"it has {given} inputs, and its operator takes {known.most} at most"
+    for index in sorted(known.required):
+        if index >= given or node.inputs[index] is None:
+            return f"required input {index} ({known.names[index]}) is missing"
+    return None

@@ -1,0 +1,56 @@
+"""MatMul with a constant weight -> MatMulNBits.
+
+Matched:      MatMul(x, w), w constant: [K, N], or [1, .., K, N] under an x of that rank
+Replacement:  MatMulNBits(x, codes, scales[, zero_points])
+Declines when:
+              w is not constant though it comes out of a constant stack
+              w is on the left, or holds several matrices
+              the float weight would stay in the model beside the quantized one
+              the plan keeps w in float, or the target has no such kernel
+Source:       com.microsoft::MatMulNBits; every exporter's linear layers and unstacked experts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from rewriter.facts import Recogniser
+from rewriter.rule import Rule
+from rules._matmul_nbits import AccuracyLevel, Linear, emit, read_linear
+from rules.recognise import computed, views
+
+
+class MatMulToMatMulNBits(Rule):
+    """The rule; ``accuracy_level`` is the operator's attribute, 0 leaves it out."""
+
+    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
+
+    def __init__(self, accuracy_level: AccuracyLevel) -> None:
+        super().__init__(name="matmul-to-matmul-nbits")
+        self._accuracy_level = accuracy_level
+
+    def pattern(self, op: Any, x: Any, w: Any) -> Any:
+        return op.MatMul(x, w, _outputs=["y"])
+
+    def check(self, context: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> bool:
+        return self._read(x, w, y) is not None
+
+    def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
+        return emit(op, self._read(x, w, y), accuracy_level=self._accuracy_level, output=y.name)
+
+    def _read(self, x: ir.Value, w: ir.Value, y: ir.Value) -> Linear:
+        node = y.producer()
+        assert node is not None
+        return read_linear(self.run, str(self.name), x, w, node, transposed=False)
+
+
+def rule(*, accuracy_level: AccuracyLevel = 0) -> Rule:
+    """Builds the rule.
+
+    Args:
+        accuracy_level: 0 leaves it to the runtime; 4 lets kernels use int8 activations.
+    """
+    return MatMulToMatMulNBits(accuracy_level)

@@ -1,0 +1,124 @@
+"""Unstack: one expert's weight, selected statically from a constant stack, becomes an initializer of its own.
+
+Matched:      the last operator of a chain of movement operators over a constant, with constant operands:
+              Gather(stack, e) -> Squeeze -> Transpose, Split(stack) -> Squeeze, Slice -> Transpose, ...
+Replacement:  an initializer, a lazy view of the stack: ``<stack>__slice_<e>``, with ``__T`` where it is transposed
+Declines when:
+              the index, bounds or shape depend on an input
+              something else still reads the stack whole, so that the views would be copies
+              the views together hold more than the stack
+Source:       mobius, torch.onnx (dynamo and TorchScript), transformers' exporter; the tests hold the spellings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from rewriter.facts import Facts, Recogniser
+from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.tensors import View, ViewTensor
+from rules._guards import FLOATS
+from rules.recognise import computed, views
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Who reads a constant through chains of movement operators.
+
+    Attributes:
+        copied: bytes of the views at which chains end, each counted once.
+        whole: a node that reads the constant itself, the constant where it is a graph output, or None.
+    """
+
+    copied: int
+    whole: ir.Node | ir.Value | None
+
+
+class Unstack(Rule):
+    """The rule at one movement operator."""
+
+    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
+
+    def __init__(self, op_type: str) -> None:
+        super().__init__(name="unstack", remove_nodes=False)
+        self._op_type = op_type
+
+    def pattern(self, op: Any, source: Any) -> Any:
+        return getattr(op, self._op_type)(source, _allow_other_inputs=True, _outputs=["out"])
+
+    def check(self, context: Any, *, source: ir.Value, out: ir.Value) -> bool:
+        return bool(read(self.run.facts, out))
+
+    def rewrite(self, op: Any, *, source: ir.Value, out: ir.Value) -> Mapping[ir.Value, ir.Value]:
+        return {value: op.initializer(ViewTensor(view)) for value, view in read(self.run.facts, out).items()}
+
+
+def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
+    """Returns the outputs of ``out``'s node at which chains end, each with the view that it is."""
+    node = out.producer()
+    assert node is not None
+    ends = {v: view for v in node.outputs if (view := facts.get(v, View)) is not None and _ends_at(facts, v)}
+    if not ends and facts.get(out, View) is None and _selects_from_stack(facts, node):
+        raise Declined(facts.why_not(out) or "what it shows of the stack is not static", node)
+    ends = {v: view for v, view in ends.items() if view.dtype in FLOATS and len(view.source.shape) > 1}
+    if not ends:
+        raise NotApplicable
+    stack = _origin(facts, node)
+    readers = facts.derived(stack, Readers, lambda: _readers(facts, stack))
+    if readers.whole is not None:
+        raise Declined(f"'{stack.name}' is still read whole, so its slices would be copies", readers.whole)
+    stored = facts.get(stack, View)
+    if stored is not None and readers.copied > stored.nbytes:
+        raise Declined(
+            f"the slices of '{stack.name}' take {readers.copied} bytes where it takes {stored.nbytes}", stack
+        )
+    return ends
+
+
+def _ends_at(facts: Facts, value: ir.Value) -> bool:
+    """True where no view is taken of ``value``, so that the chain ends here."""
+    return value.is_graph_output() or any(not _is_view(facts, use.node) for use in value.uses())
+
+
+def _is_view(facts: Facts, node: ir.Node) -> bool:
+    return any(facts.get(out, View) is not None or facts.get(out, views.Views) is not None for out in node.outputs)
+
+
+def _selects_from_stack(facts: Facts, node: ir.Node) -> bool:
+    view = facts.get(node.inputs[0], View)
+    return view is not None and view.rank >= 3 and view.dtype in FLOATS
+
+
+def _origin(facts: Facts, node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    while (producer := value.producer()) is not None and producer.op_type != "Constant":
+        value = producer.inputs[0]
+        assert value is not None
+    return value
+
+
+def _readers(facts: Facts, stack: ir.Value) -> Readers:
+    last: set[View] = set()
+    whole: ir.Node | ir.Value | None = stack if stack.is_graph_output() else None
+    pending = [stack]
+    while pending:
+        value = pending.pop()
+        for use in value.uses():
+            if use.idx == 0 and _is_view(facts, use.node):
+                pending.extend(use.node.outputs)
+            elif value is stack:
+                whole = use.node
+        view = facts.get(value, View)
+        if value is not stack and view is not None and _ends_at(facts, value):
+            last.add(view)
+    return Readers(sum(view.nbytes for view in last), whole)
+
+
+def rule() -> list[Rule]:
+    """Builds the rule, at every movement operator."""
+    return [Unstack(recogniser.name) for recogniser in views.RECOGNISERS if recogniser.name != "SplitToSequence"]

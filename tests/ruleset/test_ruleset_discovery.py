@@ -1,0 +1,140 @@
+"""Rule packages: what is found, what a rule says of itself, what a broken one says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from rewriter.errors import RuleSetError
+from rewriter.ruleset import catalogue, discover, json_schema, load, rule_sets
+
+PHASES = {"phases": [{"name": "a", "rules": ["bad"]}]}
+
+
+def test_catalogue(toy):
+    plain, identity = catalogue()
+    assert (plain.name, plain.title, plain.sections, plain.options) == ("drop-cast", "A rule without options.", {}, ())
+    assert (identity.name, identity.package) == ("drop-identity", toy)
+    assert identity.title == "A rule that removes an Identity."
+    assert identity.sections == {
+        "Matched": "Identity(x)",
+        "Replacement": "x",
+        "Declines when": "never,\never",
+        "Source": "a test",
+    }
+    assert [(option.name, option.type, option.default) for option in identity.options] == [
+        ("accuracy_level", "int", 0),
+        ("mode", "Literal['fast', 'exact']", "exact"),
+        ("scale", "float | None", None),
+        ("names", "tuple[str, ...]", ()),
+        ("axes", "list[int]", []),
+        ("flag", "bool", False),
+    ]
+    assert [option.description for option in identity.options[:3]] == ["what it reaches for", "fast or exact", ""]
+
+
+def test_rule_sets(toy):
+    (base,) = rule_sets().values()
+    assert (base.name, base.package, base.description) == ("base", toy, "A base.")
+    assert base.path.endswith("base.yaml")
+
+
+def test_same_id_in_two_packages(offer, texts):
+    first, second = offer({"drop_cast.py": texts.plain}), offer({"drop_cast.py": texts.plain})
+    with pytest.raises(RuleSetError, match=rf"^two packages offer the rule 'drop-cast': '{first}' and '{second}'$"):
+        load(["drop-cast"])
+
+
+def test_same_set_in_two_packages(offer):
+    first, second = offer({"sets/x.yaml": "{}"}), offer({"sets/x.yaml": "{}"})
+    with pytest.raises(RuleSetError, match=rf"^two packages offer the rule set 'x': '{first}' and '{second}'$"):
+        rule_sets()
+
+
+def test_same_package_found_twice_is_one(offer, texts):
+    name = offer({"drop_cast.py": texts.plain})
+    offer({"drop_cast.py": texts.plain}, name)
+    assert [info.name for info in catalogue()] == ["drop-cast"]
+
+
+BROKEN = {
+    "no function": ('"""A rule."""', "has no function 'rule'"),
+    "no docstring": ("def rule(): ...", "has no docstring"),
+    "fails to import": ('"""A rule."""\nimport nowhere', "cannot be imported: ModuleNotFoundError: No module"),
+    "not keyword-only": ('"""A rule."""\ndef rule(x: int = 0): ...', "option 'x' must be keyword-only, with an annot"),
+    "no default": ('"""A rule."""\ndef rule(*, x: int): ...', "option 'x' must be keyword-only, with an annotation"),
+    "no annotation": ('"""A rule."""\ndef rule(*, x=0): ...', "option 'x' must be keyword-only, with an annotation"),
+    "catch-all": ('"""A rule."""\ndef rule(**x: int): ...', "option 'x' must be keyword-only, with an annotation"),
+    "unreadable annotation": ('"""A rule."""\ndef rule(*, x: "Nope" = 0): ...', "an annotation of 'rule' cannot be"),
+    "annotation": (
+        '"""A rule."""\ndef rule(*, x: set[int] = 0): ...',
+        "option 'x' has a type that YAML cannot give: set",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_broken_rule_module(offer, text, message):
+    name = offer({"bad.py": text})
+    with pytest.raises(RuleSetError) as caught:
+        load(PHASES)
+    assert re.match(rf"rule bad \({name}\.bad\):? {re.escape(message)}", str(caught.value))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuleSetError):
+        catalogue()
+
+
+def test_broken_rule_does_not_harm_the_others(offer, texts):
+    offer({"bad.py": "import nowhere", "drop_cast.py": texts.plain})
+    assert load(["drop-cast"]).phases[0].rules[0].name == "drop-cast"
+
+
+def test_rule_that_makes_something_else(offer):
+    offer({"bad.py": '"""A rule."""\ndef rule(): return [3]'})
+    with pytest.raises(RuleSetError, match=r"^rule set .*: rule bad made a int, not an onnxscript rule$"):
+        load(PHASES)
+
+
+def test_broken_package(offer, monkeypatch):
+    name = offer({"__init__.py": "1 / 0"})
+    with pytest.raises(RuleSetError, match=rf"^the rule package '{name}' cannot be imported: ZeroDivisionError"):
+        load("x")
+
+
+def test_entry_point_that_is_no_package(monkeypatch):
+    entry = SimpleNamespace(value="textwrap")
+    monkeypatch.setattr(discover, "metadata", SimpleNamespace(entry_points=lambda *, group: [entry]))
+    with pytest.raises(RuleSetError, match=r"^the entry point 'textwrap' of group rewriter.rules is not a package$"):
+        load("x")
+
+
+def test_nothing_installed(offer):
+    assert catalogue() == () and rule_sets() == {}
+    with pytest.raises(RuleSetError, match=r"^unknown rule set 'x' \(no installed package offers rules: "):
+        load("x")
+    with pytest.raises(RuleSetError, match=r"unknown rule 'x' \(no installed package offers rules: "):
+        load(["x"])
+
+
+def test_schema_lists_rules_and_options(offer, texts):
+    offer({"drop_cast.py": texts.plain, "drop_identity.py": texts.identity})
+    entries = json_schema()["$defs"]["PhaseDocument"]["properties"]["rules"]["items"]["anyOf"]
+    assert [entry["const"] for entry in entries[:2]] == ["drop-cast", "drop-identity"]
+    options = entries[3]["properties"]["drop-identity"]["properties"]
+    assert options["accuracy_level"] == {"type": "integer", "default": 0, "description": "what it reaches for"}
+    assert options["mode"] == {
+        "type": "string",
+        "enum": ["fast", "exact"],
+        "default": "exact",
+        "description": "fast or exact",
+    }
+    assert options["names"] == {"type": "array", "items": {"type": "string"}, "default": ()}
+
+
+def test_rules_are_not_imported_statically():
+    code = "import sys, rewriter.ruleset; assert not [name for name in sys.modules if name.split('.')[0] == 'rules']"
+    subprocess.run([sys.executable, "-c", code], check=True)
