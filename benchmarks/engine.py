@@ -62,7 +62,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     model = models.unrolled_model(options.layers, options.experts)
-    print(f"{options.layers} layers x {options.experts} experts, {model.graph.num_nodes()} nodes, best of {options.runs}\n")
+    size = f"{options.layers} layers x {options.experts} experts, {model.graph.num_nodes()} nodes"
+    print(f"{size}, best of {options.runs} runs\n")
     print("| driver | seconds | rewrites |\n|---|---|---|")
     times = {}
     for name, function in (("onnxscript, one sweep", onnxscript_sweep), ("this engine, to the fixpoint", our_fixpoint)):

@@ -8,7 +8,7 @@ from onnx_ir.tape import Tape
 
 
 def unrolled_model(
-    layers: int, experts: int, hidden: int = 32, intermediate: int = 16, top_k: int = 2, seed: int = 0
+    layers: int, experts: int, *, hidden: int = 32, intermediate: int = 16, top_k: int = 2, seed: int = 0
 ) -> ir.Model:
     """Returns ``layers`` unrolled SwiGLU MoE layers with residuals; x [T, H] float32 in, y [T, H] out.
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
-from onnxscript.rewriter._basics import MatchFailureError as MatchFailureError
-from onnxscript.rewriter._rewrite_rule import ReplacementSubgraph as ReplacementSubgraph
+from onnxscript.rewriter._basics import MatchFailureError
+from onnxscript.rewriter._rewrite_rule import ReplacementSubgraph
+
+__all__ = ["MatchFailureError", "OpKey", "compiled", "replaced_outputs", "replacement", "root_operator"]
 
 OpKey = tuple[str, str]
 """Domain and operator type."""
@@ -38,7 +40,7 @@ def replacement(rule: RewriteRule, match: MatchResult) -> ReplacementSubgraph | 
 
 
 def replaced_outputs(built: ReplacementSubgraph) -> Mapping[ir.Value, ir.Value]:
-    """Returns old value -> new value; a rule may return that mapping itself where its root has any number of outputs."""
+    """Returns old value -> new value; a rule returns that mapping itself where its root has any number of outputs."""
     new: Sequence[Any] = built.new_outputs
     if len(new) == 1 and isinstance(new[0], Mapping):
         return dict(new[0])

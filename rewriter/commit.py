@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import RULE_NAME_TAG
 
 from rewriter.errors import RuleError
-from rewriter.tensors import View, constant
+from rewriter.tensors import constant
 
 Container = ir.Graph | ir.Function
 
@@ -74,8 +74,10 @@ class Committer:
         self._node_names: set[str] = set()
         self._constants: dict[tuple[Container, object], ir.Value] = {}
         self._roots: dict[ir.Graph, Container] = {}
-        for root in (model.graph, *model.functions.values()):
-            self._survey(root)
+        self._released: dict[ir.Value, None] = {}
+        self._survey(model.graph)
+        for function in model.functions.values():
+            self._survey(function)
 
     def commit(self, rewrite: Rewrite) -> Change:
         """Applies the rewrite.
@@ -100,7 +102,7 @@ class Committer:
             new.type = new.type or old.type
             new.shape = new.shape or old.shape
             old.replace_all_uses_with(new, replace_graph_outputs=True)
-        return Change(self._sweep(rewrite.matched), nodes, list(outputs.values()))
+        return Change(self._remove_dead(rewrite.matched), nodes, list(outputs.values()))
 
     def _survey(self, root: Container) -> None:
         for graph in (root.graph if isinstance(root, ir.Function) else root, *root.subgraphs()):
@@ -154,7 +156,7 @@ class Committer:
                 else:
                     node = ir.node("Constant", [], {"value": tensor}, num_outputs=1)
                     home = node.outputs[0]
-                    home.name, home.dtype, home.shape = value.name, value.dtype, value.shape
+                    home.name, home.type, home.shape = value.name, value.type, value.shape
                     nodes.insert(0, node)
             if home is not value:
                 value.replace_all_uses_with(home)
@@ -202,8 +204,8 @@ class Committer:
         if {old.producer() for old in rewrite.outputs} - {rewrite.root}:
             rewrite.graph.sort()
 
-    def _sweep(self, matched: Iterable[ir.Node]) -> list[ir.Node]:
-        """Removes the matched nodes, and what only they kept alive, constants included."""
+    def _remove_dead(self, matched: Iterable[ir.Node]) -> list[ir.Node]:
+        """Removes the matched nodes, and those that only they kept alive."""
         removed: list[ir.Node] = []
         pending = list(matched)
         while pending:
@@ -219,15 +221,18 @@ class Committer:
                 producer = value.producer()
                 if producer is not None:
                     pending.append(producer)
-                elif value.is_initializer() and not value.uses() and not value.is_graph_output():
-                    self._drop(value)
+                elif value.is_initializer():
+                    self._released[value] = None
         return removed
 
-    @staticmethod
-    def _drop(value: ir.Value) -> None:
-        graph = value.graph
-        if graph is not None and not value.is_graph_input() and value.name in graph.initializers:
-            del graph.initializers[value.name]
+    def drop_dead_constants(self) -> None:
+        """Removes the constants that lost their last reader since the last call; asked once a phase, not a commit."""
+        for value in self._released:
+            graph = value.graph
+            if value.uses() or value.is_graph_output() or value.is_graph_input() or graph is None:
+                continue
+            graph.initializers.pop(value.name or "", None)
+        self._released.clear()
 
     @staticmethod
     def _unique(taken: set[str], wanted: str) -> str:

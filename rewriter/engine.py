@@ -71,6 +71,7 @@ class Engine:
         with _without_cycle_collection():
             for phase in rule_set.phases:
                 self._phase(phase)
+                self._committer.drop_dead_constants()
         self.outcome.proofs = list(self._proofs)
         return self.outcome
 

@@ -232,11 +232,11 @@ def _check_extent(label: str, tensor: ir.ExternalTensor, size: int) -> None:
     offset, needed = tensor.offset or 0, tensor.nbytes
     if tensor.dtype == ir.DataType.STRING:
         raise ModelError(f"{label}: strings cannot be external data; export the model again")
-    if offset < 0 or (tensor.length is not None and tensor.length != needed):
+    if tensor.length is not None and tensor.length != needed:
         what = f"{tensor.dtype.name}{list(tensor.shape.numpy())}"
         raise ModelError(
-            f"{label}: {what} takes {needed:,} bytes, but its external data says {tensor.length or needed:,} at offset"
-            f" {offset:,}; export the model again"
+            f"{label}: {what} takes {needed:,} bytes, but its external data says {tensor.length:,};"
+            " export the model again"
         )
     if offset + needed > size:
         raise ModelError(

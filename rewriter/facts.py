@@ -22,7 +22,7 @@ class Recogniser(PatternBase):
     A subclass writes ``pattern`` and ``recognise``.
     """
 
-    def recognise(self, facts: Facts, **bindings: Any) -> object | Mapping[ir.Value, object] | None:
+    def recognise(self, facts: Facts, *args: Any, **bindings: Any) -> object | Mapping[ir.Value, object] | None:
         """Returns the fact about the root's first output, a fact per output, or None where there is nothing to say.
 
         Raises:
@@ -81,12 +81,16 @@ class Facts:
 
     def compute(self, graph: ir.Graph | ir.Function) -> None:
         """States the facts of every node of ``graph`` and of the graphs nested in it, in topological order."""
+        if not self._by_operator:
+            return
         for node in ir.traversal.RecursiveGraphIterator(graph):
             if (node.domain, node.op_type) in self._by_operator:
                 self._visit(node)
 
     def update(self, removed: Iterable[ir.Node], added: Sequence[ir.Node], rewired: Iterable[ir.Value]) -> None:
         """Drops what a commit removed and states anew what it added and whatever follows from it."""
+        if not self._by_operator:
+            return
         for node in removed:
             for value in node.outputs:
                 self._facts.pop(value, None)

@@ -148,11 +148,12 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _located(file: Path) -> Iterator[None]:
-    """Puts the model's path before what is wrong with it."""
+    """Puts the model's path before what is wrong with it; a damaged file's names may hold anything."""
     try:
         yield
     except ModelError as error:
-        raise ModelError(f"'{file}': {error}") from error
+        text = "".join(c if c.isprintable() else "?" for c in str(error))
+        raise ModelError(f"'{file}': {text}") from error
 
 
 def _sort(model: ir.Model) -> None:

@@ -23,7 +23,8 @@ _REFUSED = {
     errno.EROFS: "the file system is read-only",
     errno.ENOSPC: "no space is left",
     errno.EDQUOT: "the disk quota is used up",
-    errno.ENOTDIR: "a part of the path is not a directory",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a part of the path is a file",
     errno.ENAMETOOLONG: "the name is too long",
 }
 

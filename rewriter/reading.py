@@ -81,14 +81,14 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     try:
         _check_graph(proto.graph)
         for function in proto.functions:
-            _check_attributes(function.node)
+            _check_function(function)
         return ir.from_proto(proto)
     except ModelError:
         raise
     except Exception as error:
         reason: BaseException = error
-        while reason.__cause__ is not None:
-            reason = reason.__cause__
+        while deeper := reason.__cause__ or reason.__context__:
+            reason = deeper
         raise ModelError(f"the model is invalid: {' '.join(str(reason).split())}") from error
     finally:
         log.disabled = quiet
@@ -106,8 +106,23 @@ def _check_graph(graph: onnx.GraphProto) -> None:
     _check_attributes(graph.node)
 
 
+def _check_function(function: onnx.FunctionProto) -> None:
+    defined = {*function.input, *(name for node in function.node for name in node.output)}
+    for name in function.output:
+        if name not in defined:
+            raise ModelError(
+                f"output '{name}' of function {function.domain}::{function.name} is defined by no node;"
+                " export the model again"
+            )
+    _check_attributes(function.node)
+
+
 def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
     for node in nodes:
+        if not isinstance(node.op_type, str):  # protobuf gives bytes that are not UTF-8 as they are
+            raise ModelError(
+                f"node '{node.name}' has an operator type that is not text; download or export the model again"
+            )
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 _check_bytes(attribute.t)
@@ -118,12 +133,21 @@ def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
 
 
 def _check_bytes(tensor: onnx.TensorProto) -> None:
-    """Refuses raw data of another length than the shape's."""
-    if not tensor.HasField("raw_data") or tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return
-    needed, given = -(-math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth // 8), len(tensor.raw_data)
-    if needed != given:
-        raise ModelError(
-            f"tensor '{tensor.name}' of shape {list(tensor.dims)} takes {needed:,} bytes and has {given:,};"
-            " export the model again"
-        )
+    """Refuses raw data of another length than the shape's, and a place in a file that is no place."""
+    if ir.DataType(tensor.data_type) == ir.DataType.UNDEFINED:
+        raise ModelError(f"tensor '{tensor.name}' has no element type; export the model again")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        for entry in tensor.external_data:
+            if entry.key in ("offset", "length") and not entry.value.isdecimal():
+                raise ModelError(
+                    f"tensor '{tensor.name}': the {entry.key} '{entry.value}' of its external data is not a count of"
+                    " bytes; export the model again"
+                )
+    elif tensor.HasField("raw_data"):
+        bits = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
+        needed, given = -(-bits // 8), len(tensor.raw_data)
+        if needed != given:
+            raise ModelError(
+                f"tensor '{tensor.name}' of shape {list(tensor.dims)} takes {needed:,} bytes and has {given:,};"
+                " export the model again"
+            )

@@ -16,14 +16,14 @@ from rewriter.target import Target
 from rewriter.tensors import View
 
 
-class Declined(MatchFailureError):
+class Declined(MatchFailureError):  # noqa: N818 -- no error: a decline is data
     """The rule is about this, and must not touch it: the reason and the node or value at fault reach the report."""
 
     def __init__(self, reason: str, culprit: ir.Node | ir.Value | None = None) -> None:
         super().__init__(reason, *(() if culprit is None else (culprit,)))
 
 
-class NotApplicable(MatchFailureError):
+class NotApplicable(MatchFailureError):  # noqa: N818 -- no error either
     """The pattern is there, but what it shows is not what the rule is about: nothing to report."""
 
     def __init__(self) -> None:
@@ -62,5 +62,10 @@ class Rule(RewriteRuleClassBase):
     recognisers: ClassVar[Sequence[Recogniser]] = ()
     run: Run
 
-    def rewrite(self, op: Any, *args: Any, **bindings: Any) -> Any:  # noqa: D102 -- onnxscript's contract
+    def rewrite(self, op: Any, *args: Any, **bindings: Any) -> Any:
+        """Declines by raising, before it builds anything; else builds the replacement with ``op``.
+
+        Returns:
+            The new outputs in the pattern's order, or a mapping old value -> new value.
+        """
         raise NotImplementedError

@@ -40,7 +40,8 @@ class Target:
             return cls(version=_installed() or cls.version)
         found = re.fullmatch(r"([a-z]+)(?::([a-z0-9]+))?(?:@(\d+)\.(\d+)(?:\.\d+)?)?", text)
         if not found:
-            raise TargetError(f"target '{text}' is not PROVIDER[:sm80|sm90][@VERSION], as cpu, cuda:sm90 or webgpu@1.30")
+            form = "PROVIDER[:sm80|sm90][@VERSION], as cpu, cuda:sm90 or webgpu@1.30"
+            raise TargetError(f"target '{text}' is not {form}")
         provider, architecture, major, minor = found.groups()
         if provider not in PROVIDERS:
             raise TargetError(f"unknown provider '{provider}' in target '{text}'{nearest(provider, PROVIDERS)}")

@@ -70,11 +70,12 @@ def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, 
     if reason := matmul_nbits.illegal(*job.shape, spec.bits, spec.block_size):
         raise Declined(reason, w)
     if spec.bits not in run.target.matmul_nbits_bits:
-        raise Declined(f"target {run.target} runs MatMulNBits at {run.target.matmul_nbits_bits} bits, not {spec.bits}", w)
+        runs = run.target.matmul_nbits_bits
+        raise Declined(f"target {run.target} runs MatMulNBits at {runs} bits, not {spec.bits}", w)
     return Linear(x, job, dtype)
 
 
-def emit(op: Any, linear: Linear, *, bias: ir.Value | None = None, accuracy_level: int = 0, output: str | None) -> Any:
+def emit(op: Any, linear: Linear, *, bias: ir.Value | None = None, accuracy_level: int = 0) -> Any:
     """Writes the MatMulNBits that computes ``linear``, plus ``bias`` [N] where given."""
     job = linear.job
     n, k = job.shape
@@ -95,7 +96,6 @@ def emit(op: Any, linear: Linear, *, bias: ir.Value | None = None, accuracy_leve
     return op.MatMulNBits(
         *inputs,
         _domain="com.microsoft",
-        _outputs=[output],
         K=k,
         N=n,
         bits=spec.bits,
@@ -108,12 +108,12 @@ def _require_float_copy_disappears(w: ir.Value) -> None:
     """Declines where quantizing would leave the float weight in the model beside the quantized one."""
     producer = w.producer()
     if producer is not None and producer.op_type != "Constant":
-        raise Declined("the weight is computed from a constant that stays in the model (rule unstack makes it one)", producer)
+        raise Declined("the weight is part of a constant that stays in the model (rule unstack takes it out)", producer)
     for use in w.uses():
         if use.node.op_type not in ("MatMul", "Gemm") or use.idx != 1:
-            raise Declined("the float weight is also read by another operator and would stay beside the quantized one", use.node)
+            raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
     if w.is_graph_output():
-        raise Declined("the float weight is a graph output and would stay beside the quantized one", w)
+        raise Declined("the float weight would stay in the model: it is a graph output", w)
 
 
 def _pack(quantized: Any) -> Sequence[Any]:

@@ -35,9 +35,6 @@ class GemmToMatMulNBits(Rule):
     def pattern(self, op: Any, x: Any, w: Any) -> Any:
         return op.Gemm(x, w, _allow_other_inputs=True, _outputs=["y"])
 
-    def check(self, context: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> bool:
-        return self._read(x, w, y) is not None
-
     def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
         linear = self._read(x, w, y)
         node = y.producer()
@@ -45,8 +42,8 @@ class GemmToMatMulNBits(Rule):
         c = node.inputs[2] if len(node.inputs) > 2 else None
         n, _ = linear.job.shape
         if c is None or (c.shape is not None and c.shape.dims == (n,) and self.run.target.matmul_nbits_takes_bias):
-            return emit(op, linear, bias=c, accuracy_level=self._accuracy_level, output=y.name)
-        return op.Add(emit(op, linear, accuracy_level=self._accuracy_level, output=None), c)
+            return emit(op, linear, bias=c, accuracy_level=self._accuracy_level)
+        return op.Add(emit(op, linear, accuracy_level=self._accuracy_level), c)
 
     def _read(self, x: ir.Value, w: ir.Value, y: ir.Value) -> Linear:
         node = y.producer()

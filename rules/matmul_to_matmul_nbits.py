@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from rewriter.facts import Recogniser
 from rewriter.rule import Rule
-from rules._matmul_nbits import AccuracyLevel, Linear, emit, read_linear
+from rules._matmul_nbits import AccuracyLevel, emit, read_linear
 from rules.recognise import computed, views
 
 
@@ -35,16 +35,11 @@ class MatMulToMatMulNBits(Rule):
     def pattern(self, op: Any, x: Any, w: Any) -> Any:
         return op.MatMul(x, w, _outputs=["y"])
 
-    def check(self, context: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> bool:
-        return self._read(x, w, y) is not None
-
     def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
-        return emit(op, self._read(x, w, y), accuracy_level=self._accuracy_level, output=y.name)
-
-    def _read(self, x: ir.Value, w: ir.Value, y: ir.Value) -> Linear:
         node = y.producer()
         assert node is not None
-        return read_linear(self.run, str(self.name), x, w, node, transposed=False)
+        linear = read_linear(self.run, str(self.name), x, w, node, transposed=False)
+        return emit(op, linear, accuracy_level=self._accuracy_level)
 
 
 def rule(*, accuracy_level: AccuracyLevel = 0) -> Rule:

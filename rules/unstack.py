@@ -50,9 +50,6 @@ class Unstack(Rule):
     def pattern(self, op: Any, source: Any) -> Any:
         return getattr(op, self._op_type)(source, _allow_other_inputs=True, _outputs=["out"])
 
-    def check(self, context: Any, *, source: ir.Value, out: ir.Value) -> bool:
-        return bool(read(self.run.facts, out))
-
     def rewrite(self, op: Any, *, source: ir.Value, out: ir.Value) -> Mapping[ir.Value, ir.Value]:
         return {value: op.initializer(ViewTensor(view)) for value, view in read(self.run.facts, out).items()}
 

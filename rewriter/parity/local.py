@@ -186,23 +186,26 @@ def _jobs(rewrite: Rewrite) -> list[QuantizationJob]:
 def _dequantized(before: Subgraph, jobs: Iterable[QuantizationJob]) -> dict[ir.Value, Array]:
     """Returns the float constants of the matched subgraph with what each job makes of its part of them."""
     result: dict[ir.Value, Array] = {}
+    memory: dict[ir.Value, Array] = {}
     for job in jobs:
-        target = job.weight
-        for value, tensor in before.constants.items():
-            view = View.whole(tensor, "")
-            first, last = _span(view)
-            low, high = _span(target)
-            if view.source == target.source and first <= low and high <= last:
-                break
-        else:
-            raise RewriterError(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
-        floats = job.quantize().dequantize()
-        if value not in result:
-            result[value] = _window(_buffer(view), view, first)
-        memory = result[value].base
-        assert isinstance(memory, np.ndarray)
-        _window(memory, target, first)[...] = floats
+        value, view = _holder(before, job)
+        first, _ = _span(view)
+        if value not in memory:
+            memory[value] = _buffer(view)
+            result[value] = _window(memory[value], view, first)
+        _window(memory[value], job.weight, first)[...] = job.quantize().dequantize()
     return result
+
+
+def _holder(before: Subgraph, job: QuantizationJob) -> tuple[ir.Value, View]:
+    """The constant of the matched subgraph that holds the job's weight, and what it shows."""
+    low, high = _span(job.weight)
+    for value, tensor in before.constants.items():
+        view = View.whole(tensor, "")
+        first, last = _span(view)
+        if view.source == job.weight.source and first <= low and high <= last:
+            return value, view
+    raise RewriterError(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
 
 
 def _span(view: View) -> tuple[int, int]:
@@ -233,9 +236,8 @@ def _random_feeds(before: Subgraph, after: Subgraph, generator: np.random.Genera
     for value in dict.fromkeys([*before.fed, *after.fed]):
         shape = _shape(value, sizes, rewrite)
         if value.dtype is None or shape is None:
-            raise Declined(
-                f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)", value
-            )
+            reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
+            raise Declined(reason, value)
         name = before._names[value]
         if value.dtype.is_floating_point():
             feeds[name] = generator.standard_normal(shape, dtype=np.float32).astype(value.dtype.numpy())

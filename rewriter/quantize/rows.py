@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from rewriter.errors import QuantizationError
-from rewriter.quantize.types import FloatArray
+from rewriter.quantize import kernels
+from rewriter.quantize.kernels import Floats
+from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
-Rows = npt.NDArray[np.float32]
 Result = TypeVar("Result")
 
 CHUNK = 1 << 18
@@ -24,51 +24,99 @@ CHUNK = 1 << 18
 TILE = 256
 """Columns copied at a time from a weight whose rows are not contiguous; whole rows are five times slower."""
 
-READABLE = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+DTYPES = {
+    np.dtype(np.float32): (24, -149, 3.4028234663852886e38),
+    np.dtype(np.float16): (11, -24, 65504.0),
+    np.dtype(ml_dtypes.bfloat16): (8, -133, 3.3895313892515355e38),
+}
+"""What weights and scales may be: significant bits, exponent of the least bit, largest number."""
 
 
-def check_readable(weight: FloatArray, name: str) -> None:
-    """Declines what the kernels cannot read.
-
-    Args:
-        weight: the array given to a quantizer.
-        name: name of the weight in the model.
-
-    Raises:
-        QuantizationError: the weight is not a non-empty [N, K] matrix of a supported dtype.
-    """
-    if weight.dtype not in READABLE:
-        raise QuantizationError(
-            f"weight '{name}' is {weight.dtype}; only float32, float16 and bfloat16 can be quantized"
-        )
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise QuantizationError(f"weight '{name}' has shape {list(weight.shape)}; expected a non-empty [N, K] matrix")
-
-
-def over_rows(weight: FloatArray, task: Callable[[int, Rows], Result]) -> list[Result]:
+def over_rows(weight: FloatArray, task: Callable[[int, Floats], Result]) -> list[Result]:
     """Runs ``task(first_row, chunk)`` for every chunk of rows; a weight of several chunks uses all cores.
 
     Args:
         weight: [N, K] in any float dtype and any strides; only read.
         task: is given the index of the chunk's first row and the chunk, [rows, K] float32, C-contiguous and
-            read-only. It must release the GIL to run beside others, and must not call ``over_rows`` itself.
+            read-only. It should release the GIL, and must not call ``over_rows`` itself.
 
     Returns:
         The tasks' results, in row order.
     """
     n, k = weight.shape
-    step = max(1, CHUNK // k)
+    step = max(1, CHUNK // max(k, 1))
 
     def run(first: int) -> Result:
         return task(first, _read(weight[first : first + step]))
 
     starts = range(0, n, step)
-    if len(starts) == 1:
-        return [run(0)]
+    if len(starts) <= 1:
+        return [run(first) for first in starts]
     return list(_pool().map(run, starts))
 
 
-def _read(rows: FloatArray) -> Rows:
+def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> QuantizedWeight:
+    """Quantizes a weight by one of the methods of ``kernels``.
+
+    Args:
+        method: ``kernels.RTN``, ``K_QUANT`` or ``MSE_SEARCH``.
+        weight: [N, K] float32, float16 or bfloat16 in any strides; only read.
+        context: the weight's specification, scale dtype, importance and name.
+
+    Raises:
+        QuantizationError: the weight, or a scale in its dtype, is not finite; or the input is none the kernels read.
+    """
+    spec = context.spec
+    importance = _importance(weight, context)
+    n, k = weight.shape
+    block = spec.block_size or k
+    top = (1 << spec.bits) - 1
+    dtype = DTYPES[context.scale_dtype]
+    codes = np.empty((n, k), np.uint8)
+    scales = np.empty((n, -(-k // block)), context.scale_dtype)
+    zeros = np.empty(scales.shape, np.uint8)
+
+    def task(first: int, chunk: Floats) -> int:
+        rows = slice(first, first + len(chunk))
+        exact = np.empty(scales[rows].shape, np.float32)
+        end = kernels.quantize(
+            chunk, importance, method, block, top, spec.symmetric, dtype, codes[rows], exact, zeros[rows]
+        )
+        if end == kernels.DONE:
+            scales[rows] = exact
+        return end
+
+    ends = over_rows(weight, task)
+    if kernels.NOT_FINITE in ends:
+        raise QuantizationError(f"weight '{context.weight}' holds NaN or infinity; it cannot be quantized")
+    if kernels.SCALE_OVERFLOW in ends:
+        raise QuantizationError(f"weight '{context.weight}' needs a scale that {context.scale_dtype} cannot hold")
+    return QuantizedWeight(codes, scales, None if spec.symmetric else zeros, spec.bits, spec.block_size)
+
+
+def _importance(weight: FloatArray, context: WeightContext) -> Floats:
+    def wrong(what: str) -> QuantizationError:
+        return QuantizationError(f"weight '{context.weight}' cannot be quantized: {what}")
+
+    for what, dtype in (("it", weight.dtype), ("its scale", context.scale_dtype)):
+        if dtype not in DTYPES:
+            raise wrong(f"{what} is {dtype}; expected float32, float16 or bfloat16")
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise wrong(f"its shape is {list(weight.shape)}; expected a non-empty [N, K]")
+    if context.spec.bits not in (2, 4, 8) or context.spec.block_size < 0:
+        raise wrong(f"bits {context.spec.bits}, block size {context.spec.block_size}; expected 2, 4 or 8 bits, 0 or more")
+    if context.importance is None:
+        return np.ones(weight.shape[1], np.float32)
+    importance = np.asarray(context.importance, np.float64)
+    if importance.shape != weight.shape[1:]:
+        raise wrong(f"its importance has shape {list(importance.shape)}; expected [{weight.shape[1]}]")
+    if not (np.isfinite(importance).all() and (importance >= 0).all()):
+        raise wrong("its importance holds a value that is negative, NaN or infinite")
+    # Only ratios matter, and the kernels' float32 sums would overflow.
+    return (importance / max(importance.max(), np.finfo(np.float64).tiny)).astype(np.float32)
+
+
+def _read(rows: FloatArray) -> Floats:
     if rows.dtype == np.float32 and rows.flags.c_contiguous:
         chunk = rows.view()
     else:
@@ -76,17 +124,17 @@ def _read(rows: FloatArray) -> Rows:
         tile = TILE if rows.strides[1] != rows.itemsize else rows.shape[1]
         for column in range(0, rows.shape[1], tile):
             chunk[:, column : column + tile] = rows[:, column : column + tile]
-    # Numba compiles once more for writable arrays.
+    # Numba would compile once more for writable arrays.
     chunk.flags.writeable = False
     return chunk
 
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    # One pool for the process: weights that are quantized at the same time share the cores, they do not multiply them.
+    # One pool for the process: weights that are quantized at the same time share the cores.
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="quantize")
 
 
-# A forked child inherits the pool without its threads, and would wait for them forever.
 if hasattr(os, "register_at_fork"):
+    # A forked child inherits the pool without its threads, and would wait for them forever.
     os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -187,8 +187,13 @@ class Algebra:
         return Score(source_of(a), source_of(b), depth)
 
     def attend(self, q: Source | None, k: Source | None, v: Fact, depth: int) -> Attended:
-        """The output of an attention; its projections learn what they are."""
-        layer = attention_layer(depth)
+        """The output of an attention; its projections learn what they are.
+
+        A cross-attention, whose keys come from elsewhere, stays in the layer of the self-attention before it.
+        """
+        depth = q.depth if q is not None else depth
+        crossed = q is not None and (k is None or k.point != q.point)
+        layer = depth // 2 if crossed and depth >= 0 and depth % 2 == 0 else attention_layer(depth)
         for source, use in ((q, "q"), (k, "k"), (source_of(v), "v")):
             if source is not None:
                 source.uses.add(use)

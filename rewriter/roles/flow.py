@@ -135,11 +135,9 @@ class Flow:
             for route in facts[1:]:
                 self._rules.send(moved, route)
             return [moved._replace(part=value) for value in node.outputs]
-        if isinstance(moved, Route) and moved.dense and node.op_type == "Split":
-            return [moved._replace(expert=index, dense=False) for index in range(len(node.outputs))]
-        if isinstance(moved, Route) and moved.dense and node.op_type == "Slice":
-            row = views.single_row(node, [fact if isinstance(fact, View) else None for fact in facts[1:]])
-            return moved._replace(expert=row[1], dense=False) if row is not None else moved
+        if isinstance(moved, Route) and moved.dense:
+            columns = views.single_columns(node, [fact if isinstance(fact, View) else None for fact in facts[1:]])
+            return [moved._replace(expert=column, dense=False) for column in columns] or moved
         return moved
 
     def _activation(self, node: ir.Node, facts: list[Fact]) -> Outputs:
@@ -199,7 +197,9 @@ class Flow:
         return Route() if isinstance(scores, Stream) else None
 
     def _gather(self, node: ir.Node, facts: list[Fact]) -> Outputs:
-        data, chosen = facts[0], facts[1] if len(facts) > 1 else None
+        if len(facts) < 2:
+            return self._rules.opaque(facts)
+        data, chosen = facts[0], facts[1]
         if isinstance(data, View):
             return self._gather_constant(node, data, chosen)
         if isinstance(data, Route):
@@ -226,7 +226,7 @@ class Flow:
             return None
         source = self.ledger.new(node, self.ledger.new_point(), -1)
         source.size = data.shape[0] if data.shape else None
-        self.lookups[source] = node.inputs[1] if node.inputs[1] is not None else node.outputs[0]
+        self.lookups[source] = node.inputs[1] or node.outputs[0]
         return Table(source)
 
     # Readers of weights.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from rewriter.roles.facts import Source
+from rewriter.roles.facts import Source, feed_forward_layer
 
 
 def name_sources(sources: Sequence[Source], lookups: Mapping[Source, ir.Value]) -> Iterator[tuple[Source, str]]:
@@ -47,6 +47,7 @@ def _find_stacks(sources: Sequence[Source]) -> None:
         if len({source.expert for source in group}) >= 2:
             for source in group:
                 source.routed = True
+                source.layer = feed_forward_layer(source.depth) if source.layer is None else source.layer
 
 
 def _sweep_up(sources: Sequence[Source]) -> None:

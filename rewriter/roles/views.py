@@ -108,6 +108,18 @@ def single_row(node: ir.Node, parameters: Sequence[View | None]) -> tuple[int, i
     return (axes[0] if axes else 0), starts[0]
 
 
+def single_columns(node: ir.Node, parameters: Sequence[View | None]) -> list[int]:
+    """The index that each output of a Slice or Split holds, where each holds a single one."""
+    if node.op_type == "Slice":
+        row = single_row(node, parameters)
+        return [row[1]] if row is not None else []
+    sizes = parameters[0].ints if parameters and parameters[0] is not None else None
+    shape = _static_shape(node.outputs[0]) if node.outputs else None
+    axis = attribute_int(node, "axis", 0)
+    single = set(sizes) == {1} if sizes else shape is not None and -len(shape) <= axis < len(shape) and shape[axis] == 1
+    return list(range(len(node.outputs))) if node.op_type == "Split" and single else []
+
+
 def gathered(node: ir.Node, view: View, indices: View) -> View:
     """A constant's rows picked by constants."""
     scalar = node.op_type == "Gather" and indices.rank == 0

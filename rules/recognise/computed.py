@@ -1,7 +1,7 @@
 """Operands that are static but computed: small integer arithmetic on constants, evaluated once by ONNX's own reference.
 
 Fact stated: ``rewriter.tensors.View`` of the result.
-Source: exports that were not optimized: Cast(Reshape(Identity(Constant))), Slice bounds from Concat or Add, Shape(weight).
+Source: exports that were not optimized: Cast(Reshape(Identity(Constant))), Slice bounds from Concat or Add, Shape(w).
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class SmallInteger(Recogniser):
             arrays.append(np.asarray(view.numpy()))
         if self._op_type == "Cast":
             to = ir.DataType(integer_attribute(node, "to", 0))
-            return None if to.is_floating_point() or to == ir.DataType.STRING else _view(arrays[0].astype(to.numpy()), out)
+            integer = not to.is_floating_point() and to != ir.DataType.STRING
+            return _view(arrays[0].astype(to.numpy()), out) if integer else None
         return _view(_evaluate(node, arrays), out)
 
 

@@ -1,11 +1,12 @@
 """Views: a chain of movement operators over a constant, with constant operands, shows part of that constant.
 
 Fact stated: ``rewriter.tensors.View``. Operands may be static but computed (``recognise.computed``).
-Source: FORMS as exporters write them: mobius, torch.onnx (dynamo and TorchScript), transformers, ONNX Runtime's builder.
+Source: mobius, torch.onnx (dynamo and TorchScript), transformers' exporter, ONNX Runtime's model builder.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Gather(_Movement):
         if indices.rank == 0:
             return view.index(axis, where[0])
         step = where[1] - where[0] if len(where) > 1 else 1
-        if not where or any(b - a != step for a, b in zip(where, where[1:], strict=False)):
+        if not where or any(b - a != step for a, b in itertools.pairwise(where)):
             raise Declined("the indices do not step evenly", node)
         return view.slice(axis, where[0], len(where), step)
 
