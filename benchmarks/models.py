@@ -2,24 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+Weights = Callable[[str, tuple[int, ...]], ir.TensorProtocol]
+"""Makes the tensor of a weight from its name and shape."""
+
+
+def random_weights(dtype: str = "float32", seed: int = 0) -> Weights:
+    """Weights in memory, N(0, 1/K)."""
+    generator = np.random.default_rng(seed)
+
+    def make(name: str, shape: tuple[int, ...]) -> ir.TensorProtocol:
+        values = generator.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[-1]))
+        return ir.tensor(values.astype(dtype), name=name)
+
+    return make
+
+
+def weights_on_disk(file: Path, seed: int = 0) -> Weights:
+    """float16 weights appended to ``file``: windows of one random block, so that 20 GB take seconds, not minutes."""
+    generator = np.random.default_rng(seed)
+    block = (generator.standard_normal(1 << 25, dtype=np.float32) * np.float32(0.02)).astype(np.float16)
+
+    def make(name: str, shape: tuple[int, ...]) -> ir.TensorProtocol:
+        offset = file.stat().st_size if file.exists() else 0
+        left = int(np.prod(shape))
+        with file.open("ab") as stream:
+            while left:
+                start = int(generator.integers(0, block.size // 2))
+                part = block[start : start + min(left, block.size // 2)]
+                part.tofile(stream)
+                left -= part.size
+        length = file.stat().st_size - offset
+        return ir.ExternalTensor(
+            file.name, offset, length, ir.DataType.FLOAT16, shape=ir.Shape(shape), name=name, base_dir=file.parent
+        )
+
+    return make
+
 
 def unrolled_model(
-    layers: int, experts: int, *, hidden: int = 32, intermediate: int = 16, top_k: int = 2, seed: int = 0
+    layers: int,
+    experts: int,
+    *,
+    hidden: int = 32,
+    intermediate: int = 16,
+    top_k: int = 2,
+    weights: Weights | None = None,
+    vocabulary: int = 0,
 ) -> ir.Model:
-    """Returns ``layers`` unrolled SwiGLU MoE layers with residuals; x [T, H] float32 in, y [T, H] out.
+    """Returns ``layers`` unrolled SwiGLU MoE layers with residuals; x [T, H] in, y [T, H] out.
 
-    Nine nodes of every expert move weights or multiply, nine more mix its output in: 69,000 nodes at 30 x 128.
+    Nine nodes of every expert move weights or multiply, nine more mix its output in: 69,000 nodes at 30 x 128. With a
+    ``vocabulary`` each layer also has four attention-sized projections, and the model ends in a head [H, V].
     """
-    generator = np.random.default_rng(seed)
+    make = weights or random_weights()
     tape = Tape()
 
     def weight(name: str, *shape: int) -> ir.Value:
-        values = generator.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[-1]))
-        return tape.initializer(ir.tensor(values, name=name))
+        return tape.initializer(make(name, shape))
 
     def integers(name: str, *values: int) -> ir.Value:
         return tape.initializer(ir.tensor(np.array(values, dtype=np.int64), name=name))
@@ -27,14 +73,17 @@ def unrolled_model(
     index = [integers(f"index_{e}", e) for e in range(experts)]
     scalar = [tape.initializer(ir.tensor(np.int64(e), name=f"expert_{e}")) for e in range(experts)]
     k, last = integers("k", top_k), integers("last_axis", -1)
+    probe = weight("final.weight", hidden, vocabulary) if vocabulary else None
     x = ir.val("x", ir.DataType.FLOAT, ["T", hidden])
-    typed = {"H": ["T", hidden], "I": ["T", intermediate], "2I": ["T", 2 * intermediate]}
+    widths = {"H": hidden, "I": intermediate, "2I": 2 * intermediate, "V": vocabulary}
 
-    def op(op_type: str, inputs: list[ir.Value], shape: str = "", **attributes: object) -> ir.Value:
+    def typed(value: ir.Value, width: str) -> ir.Value:
+        value.dtype, value.shape = x.dtype, ir.Shape(["T", widths[width]])
+        return value
+
+    def op(op_type: str, inputs: list[ir.Value], width: str = "", **attributes: object) -> ir.Value:
         out = tape.op(op_type, inputs, attributes or None)
-        if shape:
-            out.dtype, out.shape = ir.DataType.FLOAT, ir.Shape(typed[shape])
-        return out
+        return typed(out, width) if width else out
 
     def slice_of(stack: ir.Value, expert: int) -> ir.Value:
         gathered = op("Gather", [stack, index[expert]], axis=0)
@@ -43,7 +92,11 @@ def unrolled_model(
     y = x
     for layer in range(layers):
         prefix = f"layers.{layer}"
+        if vocabulary:
+            for name in ("q", "k", "v", "o"):
+                y = op("MatMul", [y, weight(f"{prefix}.attention.{name}.weight", hidden, hidden)], "H")
         router = weight(f"{prefix}.router.weight", hidden, experts)
+        x.dtype = router.dtype
         gate_up = weight(f"{prefix}.experts.gate_up.weight", experts, 2 * intermediate, hidden)
         down = weight(f"{prefix}.experts.down.weight", experts, hidden, intermediate)
         logits = tape.op("MatMul", [y, router])
@@ -53,16 +106,17 @@ def unrolled_model(
         for e in range(experts):
             both = op("MatMul", [y, slice_of(gate_up, e)], "2I")
             gate, up = tape.op_multi_out("Split", [both], {"axis": -1, "num_outputs": 2}, num_outputs=2)
-            for part in (gate, up):
-                part.dtype, part.shape = ir.DataType.FLOAT, ir.Shape(typed["I"])
+            typed(gate, "I"), typed(up, "I")
             silu = op("Mul", [gate, op("Sigmoid", [gate], "I")], "I")
             out = op("MatMul", [op("Mul", [silu, up], "I"), slice_of(down, e)], "H")
-            mask = tape.op("Cast", [op("Equal", [chosen, scalar[e]])], {"to": int(ir.DataType.FLOAT)})
+            mask = tape.op("Cast", [op("Equal", [chosen, scalar[e]])], {"to": int(router.dtype or 1)})
             share = op("ReduceSum", [op("Mul", [mixing, mask]), last], keepdims=1)
             mixed = op("Mul", [out, share], "H")
             routed = mixed if routed is None else op("Add", [routed, mixed], "H")
         assert routed is not None
         y = op("Add", [y, routed], "H")
+    if probe is not None:
+        y = op("MatMul", [y, probe], "V")
     y.name = "y"
     graph = ir.Graph(
         [x], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 21}, name="unrolled"

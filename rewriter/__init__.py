@@ -1,0 +1,46 @@
+"""Declarative, proved pattern rewrites for ONNX Mixture-of-Experts models."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rewriter.api import Result, apply
+    from rewriter.errors import RewriterError
+    from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, WeightSpec
+    from rewriter.report import Report
+    from rewriter.ruleset import RuleSet, load
+
+__all__ = [
+    "QuantizedWeight",
+    "Quantizer",
+    "Report",
+    "Result",
+    "RewriterError",
+    "RuleSet",
+    "WeightContext",
+    "WeightSpec",
+    "apply",
+    "load",
+]
+
+_HOMES = {
+    "rewriter.api": ("Result", "apply"),
+    "rewriter.errors": ("RewriterError",),
+    "rewriter.quantize.types": ("QuantizedWeight", "Quantizer", "WeightContext", "WeightSpec"),
+    "rewriter.report": ("Report",),
+    "rewriter.ruleset": ("RuleSet", "load"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used: the command line answers --help without loading ONNX."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value: object = getattr(import_module(home), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'rewriter' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from rewriter import io
 from rewriter.engine import Engine, Prover
-from rewriter.errors import ModelError, RuleSetError, UsageError
+from rewriter.errors import RuleSetError, UsageError
 from rewriter.parity.local import LocalProver
+from rewriter.parity.model import ModelParity, compare_models
+from rewriter.parity.runtime import Feeds, Runtime
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.plan import CUSTOM
 from rewriter.quantize.types import Quantizer
+from rewriter.reading import from_proto
 from rewriter.report import Report
 from rewriter.ruleset import RuleSet, RuleSetLike, load
 from rewriter.run import ModelRun
@@ -41,7 +45,9 @@ class Result(Generic[M]):
     ir_model: ir.Model
     rule_set: RuleSet
     _report: Callable[[], Report]
-    _as_proto: bool
+    _original: str | os.PathLike[str] | ir.Model | onnx.ModelProto
+    _saved: Path | None = None
+    _parity: ModelParity | None = None
 
     @property
     def model(self) -> M:
@@ -50,12 +56,18 @@ class Result(Generic[M]):
         Raises:
             ModelError: it is to be a ModelProto and exceeds 2 GB; ``save`` has no such limit.
         """
-        return io.to_proto(self.ir_model) if self._as_proto else self.ir_model  # type: ignore[return-value]
+        as_proto = isinstance(self._original, onnx.ModelProto)
+        return io.to_proto(self.ir_model) if as_proto else self.ir_model  # type: ignore[return-value]
+
+    @property
+    def _from_folder(self) -> bool:
+        return isinstance(self._original, str | os.PathLike) and Path(self._original).is_dir()
 
     @property
     def report(self) -> Report:
         """What was done; complete, with an error for every weight, once the model is saved."""
-        return self._report()
+        found = self._report()
+        return found if self._parity is None else replace(found, parity=asdict(self._parity))
 
     def save(
         self,
@@ -67,6 +79,8 @@ class Result(Generic[M]):
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
         """Writes the model into a directory, whole or not at all, a few weights in memory at a time.
+
+        Where a directory was given as the model, its other files (tokenizer, configuration) are copied.
 
         Args:
             path: the directory; or ``directory/name.onnx``, to name the file.
@@ -87,7 +101,7 @@ class Result(Generic[M]):
         name = source.name if source is not None else "model.onnx"
         if directory.suffix == ".onnx":
             directory, name = directory.parent, directory.name
-        return io.save(
+        self._saved = io.save(
             self.ir_model,
             directory,
             name=name,
@@ -96,7 +110,28 @@ class Result(Generic[M]):
             max_workers=os.cpu_count(),
             max_shard_size=max_shard_size,
             progress=progress,
+            copy_others_from=source if self._from_folder else None,
         )
+        return self._saved
+
+    def check(self, feeds: Feeds | None = None, *, runtime: Runtime | None = None) -> ModelParity:
+        """Runs the original and the rewritten model on the same inputs; the report then holds how they compare.
+
+        A saved model is run from its file; an unsaved one is computed in memory for this.
+
+        Args:
+            feeds: inputs by name; by default random ones, seeded as the rule set's ``parity`` says.
+            runtime: by default ONNX Runtime on the CPU.
+
+        Raises:
+            TargetError: the runtime cannot run one of the two.
+            UsageError: the feeds do not fit, or the runtime is not installed.
+        """
+        after = self._saved or self.ir_model
+        self._parity = compare_models(
+            self._original, after, feeds=feeds, seed=self.rule_set.parity.seed, runtime=runtime
+        )
+        return self._parity
 
 
 def apply(
@@ -152,18 +187,22 @@ def apply(
             bytes_after=io.total_bytes(ours),
         )
 
-    return Result(ours, rule_set, report, isinstance(model, onnx.ModelProto))
+    return Result(ours, rule_set, report, model)
 
 
 def _own_copy(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Model:
-    """Returns a model that may be edited: graphs are copied, weights are shared."""
+    """Returns a model that may be edited: graphs are copied, weights are shared; missing types are inferred."""
+    ours = _copied(model)
+    if any(value.type is None for node in ours.graph for value in node.outputs):
+        ShapeInferencePass()(ours)
+    return ours
+
+
+def _copied(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Model:
     if isinstance(model, str | os.PathLike):
         return io.load(model)
     if isinstance(model, onnx.ModelProto):
-        try:
-            ours = ir.from_proto(model)
-        except Exception as error:
-            raise ModelError(f"the ModelProto is not a valid ONNX model: {error}") from error
+        ours = from_proto(model)
     elif isinstance(model, ir.Model):
         ours = model.clone()
     else:

@@ -149,7 +149,7 @@ def stored_tensors(model: ir.Model) -> Iterator[Slot]:
     for node in nodes:
         for attribute in tuple(node.attributes.values()):
             if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
-                yield Slot(node, attribute.name, attribute.as_tensor())
+                yield Slot(node, attribute.name, attribute.value)
 
 
 def total_bytes(model: ir.Model) -> int:

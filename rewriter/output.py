@@ -48,7 +48,7 @@ def complete_directory(
         UsageError: an existing target, a target that holds an input, no permission, no space.
     """
     target = Path(os.path.realpath(target))
-    _refuse(target, overwrite, keep)
+    refuse(target, overwrite=overwrite, keep=keep)
     made = [p for p in (target.parent, *target.parent.parents) if not p.exists()]
     partial: Path | None = None
     try:
@@ -77,7 +77,13 @@ def complete_directory(
         raise
 
 
-def _refuse(target: Path, overwrite: bool, keep: Iterable[Path]) -> None:
+def refuse(target: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> None:
+    """Refuses a directory that may not be written, at once; writes nothing.
+
+    Raises:
+        UsageError: as ``complete_directory``, but for permissions and space.
+    """
+    target = Path(os.path.realpath(target))
     for path in keep:
         if Path(os.path.realpath(path)).is_relative_to(target):
             raise UsageError(f"the output '{target}' holds the input '{path}', which is never written; choose another")

@@ -124,9 +124,11 @@ def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
                 f"node '{node.name}' has an operator type that is not text; download or export the model again"
             )
         for attribute in node.attribute:
-            if attribute.HasField("t"):
+            if attribute.ref_attr_name:
+                continue
+            if attribute.type == onnx.AttributeProto.TENSOR:
                 _check_bytes(attribute.t)
-            elif attribute.HasField("g"):
+            elif attribute.type == onnx.AttributeProto.GRAPH:
                 _check_graph(attribute.g)
             for graph in attribute.graphs:
                 _check_graph(graph)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +85,7 @@ class Weight:
         role: what it is for; empty where the structure does not tell.
         layer: index of its layer, or None.
         expert: index of its expert, or None.
+        shape: (N, K), output and input features.
         algorithm: how it was quantized.
         bits: width of a code.
         block_size: input features per scale; 0 for a whole row.
@@ -98,6 +100,7 @@ class Weight:
     role: str
     layer: int | None
     expert: int | None
+    shape: tuple[int, int]
     algorithm: str
     bits: int
     block_size: int
@@ -108,8 +111,51 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class RoleSummary:
+    """The quantized weights of one role.
+
+    Attributes:
+        role: what they are for; empty where the structure does not tell.
+        count: how many there are.
+        bits: the widths of their codes, ascending.
+        elements: how many numbers they hold.
+        bytes_before: as float weights.
+        bytes_after: codes, scales and zero points.
+        mean_relative_rms: mean over the weights.
+        worst: the weight with the largest error.
+    """
+
+    role: str
+    count: int
+    bits: tuple[int, ...]
+    elements: int
+    bytes_before: int
+    bytes_after: int
+    mean_relative_rms: float
+    worst: Weight
+
+    @property
+    def bits_per_element(self) -> float:
+        """Bits stored for each number, scales and zero points included."""
+        return self.bytes_after * 8 / self.elements if self.elements else 0.0
+
+
+@dataclass(frozen=True)
 class Report:
-    """Everything that a run has to say; complete once the model is saved."""
+    """Everything that a run has to say; complete once the model is saved.
+
+    Attributes:
+        rule_set: name of what was run.
+        target: the runtime it was run for.
+        applications: every rewrite, in order.
+        declines: every place where a rule was about to fire and did not.
+        proofs: one per structural class that was run.
+        weights: every quantized weight that has been written, the largest error first.
+        sweeps: phase -> sweeps until nothing fired.
+        bytes_before: of all tensors of the model that was given.
+        bytes_after: of all tensors of the rewritten model.
+        parity: how its outputs compare with the original's, or why they were not compared; None where nobody asked.
+    """
 
     rule_set: str
     target: str
@@ -132,7 +178,44 @@ class Report:
         """(Rule, reason) -> number of declines, most frequent first."""
         return dict(Counter((d.rule, d.reason) for d in self.declines).most_common())
 
+    @property
+    def by_role(self) -> tuple[RoleSummary, ...]:
+        """The quantized weights summed up by role, the most bytes first."""
+        return summarize(self.weights)
+
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as plain JSON data, with the version of its schema."""
-        data = dataclasses.asdict(self)
-        return {"schema_version": SCHEMA_VERSION, "applied": self.applied, **data}
+        """Returns the report as plain JSON data, with the version of its schema.
+
+        JSON has no infinity and no NaN: they are the strings ``inf``, ``-inf`` and ``nan``.
+        """
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return {"schema_version": SCHEMA_VERSION, "applied": self.applied, **plain}
+
+
+def summarize(weights: Iterable[Weight]) -> tuple[RoleSummary, ...]:
+    """Sums weights up by role, the most bytes first."""
+    groups: dict[str, list[Weight]] = {}
+    for weight in weights:
+        groups.setdefault(weight.role, []).append(weight)
+    summaries = [
+        RoleSummary(
+            role=role,
+            count=len(group),
+            bits=tuple(sorted({w.bits for w in group})),
+            elements=sum(math.prod(w.shape) for w in group),
+            bytes_before=sum(w.bytes_before for w in group),
+            bytes_after=sum(w.bytes_after for w in group),
+            mean_relative_rms=sum(w.relative_rms for w in group) / len(group),
+            worst=max(group, key=lambda w: w.relative_rms),
+        )
+        for role, group in groups.items()
+    ]
+    return tuple(sorted(summaries, key=lambda s: (-s.bytes_before, s.role)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -91,6 +91,7 @@ class ModelRun:
             role=context.role,
             layer=context.layer,
             expert=context.expert,
+            shape=job.shape,
             algorithm=spec.algorithm,
             bits=spec.bits,
             block_size=spec.block_size,

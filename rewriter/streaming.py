@@ -46,19 +46,19 @@ def swapped() -> Iterator[Callable[[Slot, ir.TensorProtocol], None]]:
 
 
 def in_memory(slots: Sequence[Slot], meter: Meter, workers: int) -> Iterator[tuple[Slot, ir.TensorProtocol]]:
-    """Yields each slot with its tensor, read or computed where it was lazy or on disk."""
+    """Yields the slots whose tensor is lazy or on disk, with the tensor read or computed; others stay as they are."""
+    absent = [slot for slot in slots if isinstance(slot.tensor, ir.LazyTensor | ir.ExternalTensor)]
 
     def read(slot: Slot) -> ir.TensorProtocol:
-        tensor = slot.tensor
-        if isinstance(tensor, ir.LazyTensor | ir.ExternalTensor):
-            tensor = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
-            drop_pages(slot.tensor)
+        tensor = ir.Tensor(np.array(slot.tensor.numpy()), dtype=slot.tensor.dtype, name=slot.tensor.name)
+        drop_pages(slot.tensor)
         meter.add(tensor.nbytes)
         return tensor
 
+    meter.add(sum(slot.tensor.nbytes for slot in slots) - sum(slot.tensor.nbytes for slot in absent))
     pool = ThreadPoolExecutor(max_workers=workers)
     try:
-        yield from zip(slots, pool.map(read, slots), strict=True)
+        yield from zip(absent, pool.map(read, absent), strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
 

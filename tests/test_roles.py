@@ -432,6 +432,27 @@ def test_layers_in_a_stack_are_no_experts():
     assert b.roles(h)["u1"] == Role("mlp.up", 1)
 
 
+def test_stacked_gate_and_up_are_no_experts():
+    b = Build()
+    stack = b.weight(2, H, I)
+    gate, up = (b.op("MatMul", b.x, b.op("Gather", stack, b.constant(n), axis=0)) for n in range(2))
+    b.labels |= {"g": gate.producer(), "u": up.producer()}
+    down = b.linear("d", b.op("Mul", b.silu(gate), up), H, I)
+    assert b.roles(b.op("Add", b.x, down)) == {
+        "g": Role("mlp.gate", 0),
+        "u": Role("mlp.up", 0),
+        "d": Role("mlp.down", 0),
+    }
+
+
+def test_stacked_attention_projections_are_no_experts():
+    b = Build()
+    stack = b.weight(3, H, H)
+    q, k, v = (b.op("MatMul", b.x, b.op("Gather", stack, b.constant(n), axis=0)) for n in range(3))
+    b.labels["k"] = k.producer()
+    assert b.roles(b.op("Attention", q, k, v))["k"] == Role("attention.k", 0)
+
+
 def test_stack_alone_makes_experts():
     b = Build()
     stack, total = b.weight(3, H, H), None

@@ -31,7 +31,7 @@ class _Sizes:
 
 
 def random_inputs(
-    model: ir.Model, seed: int = 0, *, batch: int = 1, sequence: int = 8, past: int = 0
+    model: ir.Model, seed: int = 0, *, batch: int = 1, sequence: int = 16, past: int = 0
 ) -> dict[str, Array]:
     """Returns seeded feeds for a model; the same model, seed and sizes give the same arrays.
 
@@ -44,7 +44,7 @@ def random_inputs(
         model: what is to be fed. Inputs with a default (an initializer of the same name) are left out.
         seed: of the random numbers.
         batch: examples.
-        sequence: new tokens of each.
+        sequence: new tokens of each; enough to reach most experts, since a traced model may hold no fewer.
         past: tokens already in the caches; 0 where the model has no cache.
 
     Raises:
@@ -92,18 +92,21 @@ def _shape(value: ir.Value, sizes: _Sizes, bound: dict[str, int]) -> tuple[int, 
             continue
         symbol = str(dim.value) if dim.value is not None else f"{value.name}[{axis}]"
         if symbol not in bound:
-            bound[symbol] = _size(symbol, value, axis, sizes)
+            bound[symbol] = _size(symbol, value, axis, sizes, bound)
         result.append(bound[symbol])
     return tuple(result)
 
 
-def _size(symbol: str, value: ir.Value, axis: int, sizes: _Sizes) -> int:
+def _size(symbol: str, value: ir.Value, axis: int, sizes: _Sizes, bound: dict[str, int]) -> int:
     """The size of a symbolic dimension: a sum of products of numbers and names."""
     total = 0
     for term in symbol.split("+"):
         product = 1
         for factor in re.split(r"\s*\*\s*", term.strip(" ()")):
-            product *= int(factor) if factor.isdigit() else _named_size(factor.lower(), value, axis, sizes)
+            if factor.isdigit():
+                product *= int(factor)
+            else:
+                product *= bound[factor] if factor in bound else _named_size(factor.lower(), value, axis, sizes)
         total += product
     return total
 

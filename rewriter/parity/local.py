@@ -234,7 +234,7 @@ def _random_feeds(before: Subgraph, after: Subgraph, generator: np.random.Genera
     sizes: dict[str, int] = {}
     feeds: Feeds = {}
     for value in dict.fromkeys([*before.fed, *after.fed]):
-        shape = _shape(value, sizes, rewrite)
+        shape = _multiplied_shape(value, _shape(value, sizes), rewrite)
         if value.dtype is None or shape is None:
             reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
             raise Declined(reason, value)
@@ -246,9 +246,9 @@ def _random_feeds(before: Subgraph, after: Subgraph, generator: np.random.Genera
     return feeds
 
 
-def _shape(value: ir.Value, sizes: dict[str, int], rewrite: Rewrite) -> tuple[int, ...] | None:
+def _shape(value: ir.Value, sizes: dict[str, int]) -> tuple[int, ...] | None:
     if value.shape is None:
-        return _multiplied_shape(value, rewrite)
+        return None
     shape = []
     for axis, dim in enumerate(value.shape):
         if isinstance(dim, int):
@@ -259,15 +259,17 @@ def _shape(value: ir.Value, sizes: dict[str, int], rewrite: Rewrite) -> tuple[in
     return tuple(shape)
 
 
-def _multiplied_shape(value: ir.Value, rewrite: Rewrite) -> tuple[int, ...] | None:
-    """A shape that fits where only the weight that multiplies the value says what its last dimension is."""
+def _multiplied_shape(
+    value: ir.Value, shape: tuple[int, ...] | None, rewrite: Rewrite
+) -> tuple[int, ...] | None:
+    """The shape with the last dimension that a weight which multiplies the value asks for."""
     for node in rewrite.matched:
         if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is value and node.inputs[1] is not None:
             weight = node.inputs[1].shape
             transposed = "transB" in node.attributes and node.attributes["transB"].as_int()
             if weight is not None and isinstance(depth := weight[-1 if transposed else -2], int):
-                return (3, depth)
-    return None
+                return (*(shape or (3, 0))[:-1], depth)
+    return shape
 
 
 def _relative(expected: Array, actual: Array) -> tuple[float, tuple[int, ...]]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.errors import QuantizationError
+from rewriter.external import drop_pages
 from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, check_promise
 from rewriter.tensors import View
 
@@ -140,6 +141,7 @@ def packed_parts(
         if not same or (back.zero_points is None) != (quantized.zero_points is None):
             raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {layout} do not read back")
         job.written(job, quantized, sum(a.nbytes for a in arrays))
+        drop_pages(job.weight)
         return arrays
 
     return lazy_parts((layout, *job.key), evaluate, parts, (job,))

@@ -36,6 +36,7 @@ SAME_LEVEL = np.float32(1e-6)
 """Relative variance of the levels below which they define no line."""
 
 F0, F1, HALF, TINY = np.float32(0), np.float32(1), np.float32(0.5), np.float32(1e-30)
+LARGEST = np.float32(3.4028234663852886e38)
 
 REORDER = {"reassoc", "contract", "nsz"}
 """Lets sums become vector sums, and leaves NaN and infinity as they are."""
@@ -44,21 +45,23 @@ REORDER = {"reassoc", "contract", "nsz"}
 def compiled(fastmath: set[str] | bool = False) -> Callable[[Function], Function]:
     """Returns a decorator: compile on the first call, keep on disk, run without the GIL."""
     # Python's own division would test every divisor, and no loop with a division would become vectors.
-    options = {"nogil": True, "cache": True, "fastmath": fastmath, "error_model": "numpy"}
-    return cast("Callable[[Function], Function]", numba.njit(**options))
-
-
-@compiled(REORDER)
-def all_finite(block: Floats) -> bool:
-    """Tells whether no value is NaN or infinite."""
-    probe = F0
-    for value in block:
-        probe += value * F0  # 0 for every finite value, NaN for any other
-    return bool(probe == F0)
+    return cast(
+        "Callable[[Function], Function]",
+        numba.njit(nogil=True, cache=True, fastmath=fastmath, error_model="numpy"),
+    )
 
 
 @compiled()
-def exponent_of(value: float) -> int:
+def all_finite(block: Floats) -> bool:
+    """Tells whether no value is NaN or infinite."""
+    finite = True
+    for value in block:
+        finite &= abs(value) <= LARGEST
+    return finite
+
+
+@compiled()
+def exponent_of(value: np.float32) -> int:
     """Returns e with ``|value| * 2^-e`` in [0.5, 1), as ``frexp``, which cannot be inlined."""
     return int((np.float64(value).view(np.int64) >> 52) & 2047) - 1022
 
@@ -69,7 +72,7 @@ def power_of_two(exponent: int) -> np.float64:
 
 
 @compiled()
-def to_stored(scale: float, stored: Stored) -> np.float32:
+def to_stored(scale: np.float32, stored: Stored) -> np.float32:
     """Rounds to the dtype of stored scales, ties to even; the caller looks for overflow."""
     digits, least = stored
     unit = power_of_two(max(exponent_of(scale) - digits, least))
@@ -98,7 +101,7 @@ def normalise(values: Floats, block: Floats) -> tuple[int, np.float32, np.float3
 def round_half_away(value: np.float32) -> np.float32:
     """Rounds a non-negative number as C's ``roundf``, which ORT uses."""
     floor = np.floor(value)
-    return floor + (F1 if value - floor >= HALF else F0)
+    return np.float32(floor + (F1 if value - floor >= HALF else F0))
 
 
 @compiled()
@@ -282,17 +285,18 @@ def fit_k_quant(
     lanes: Floats,
 ) -> tuple[np.float32, int]:
     """See ``rewriter.quantize.k_quant``; never worse than round-to-nearest."""
-    scale, plain_zero = plain_grid(low, high, top, symmetric)
-    plain_error, plain = refit(block, importance, scale, plain_zero, top, stored, 1)
+    plain, plain_zero = plain_grid(low, high, top, symmetric)
     k_quant_weights(block, importance, weights)
     zero = plain_zero
     if symmetric:
-        scale = best_scale(block, weights, scale, zero, top, steps, lanes)
+        scale = best_scale(block, weights, plain, zero, top, steps, lanes)
     else:
-        scale, start = best_line(block, weights, scale, low, top, steps, lanes)
+        scale, start = best_line(block, weights, plain, low, top, steps, lanes)
         if scale > F0:
             zero = int(np.rint(min(max(-start / scale, F0), np.float32(top))))
     error, best = refit(block, importance, scale, zero, top, stored, ROUNDS)
+    rounds = 1 if zero == plain_zero else ROUNDS
+    plain_error, plain = refit(block, importance, plain, plain_zero, top, stored, rounds)
     return (best, zero) if error < plain_error else (plain, plain_zero)
 
 

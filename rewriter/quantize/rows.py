@@ -104,7 +104,7 @@ def _importance(weight: FloatArray, context: WeightContext) -> Floats:
     if weight.ndim != 2 or 0 in weight.shape:
         raise wrong(f"its shape is {list(weight.shape)}; expected a non-empty [N, K]")
     if context.spec.bits not in (2, 4, 8) or context.spec.block_size < 0:
-        raise wrong(f"bits {context.spec.bits}, block size {context.spec.block_size}; expected 2, 4 or 8 bits, 0 or more")
+        raise wrong(f"bits {context.spec.bits}, block size {context.spec.block_size}; expected 2, 4 or 8 bits, >= 0")
     if context.importance is None:
         return np.ones(weight.shape[1], np.float32)
     importance = np.asarray(context.importance, np.float64)
@@ -113,7 +113,8 @@ def _importance(weight: FloatArray, context: WeightContext) -> Floats:
     if not (np.isfinite(importance).all() and (importance >= 0).all()):
         raise wrong("its importance holds a value that is negative, NaN or infinite")
     # Only ratios matter, and the kernels' float32 sums would overflow.
-    return (importance / max(importance.max(), np.finfo(np.float64).tiny)).astype(np.float32)
+    largest = max(float(importance.max()), float(np.finfo(np.float64).tiny))
+    return np.asarray(importance / largest, np.float32)
 
 
 def _read(rows: FloatArray) -> Floats:

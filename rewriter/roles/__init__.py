@@ -13,10 +13,11 @@ expert's weight at run time (Gather, GatherND, GatherBlockQuantized) has the rol
 com.microsoft::Attention, which holds its projection itself, is ``attention.qkv``.
 
 Layer: the index of the attention-and-feed-forward pair along the data flow, from 0. An attention opens a new layer,
-save a cross-attention, which belongs to the layer of the self-attention before it. An MLP or MoE belongs to the layer of the attention before it; where there is none, or where that layer has its MLP
-already, it opens a new one. Blocks that read the same place of the residual stream are parallel and share a layer.
-Other mixers (convolution, state space) open no layer: the MLP or MoE after them does. None for ``lm_head``,
-``embedding`` and nodes in function bodies, which may be called from any layer.
+save a cross-attention, which belongs to the layer of the self-attention before it. An MLP or MoE belongs to the layer
+of the attention before it; where there is none, or where that layer has its MLP already, it opens a new one. Blocks
+that read the same place of the residual stream are parallel and share a layer. Other mixers (convolution, state space)
+open no layer: the MLP or MoE after them does. None for ``lm_head``, ``embedding`` and nodes in function bodies, which
+may be called from any layer.
 """
 
 from __future__ import annotations

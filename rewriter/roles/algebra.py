@@ -117,12 +117,12 @@ class Algebra:
                 return hit
         if isinstance(a, Linear) and isinstance(b, Linear):
             return self._multiply_linears(a, b)
-        if isinstance(a, Linear) or isinstance(b, Linear):
-            linear, other = (a, b) if isinstance(a, Linear) else (b, a)
-            assert isinstance(linear, Linear)
-            if linear.acted:  # it gates something that no linear made
-                return other if isinstance(other, Stream) else self._ledger.stream((a, b))
-            return linear
+        if isinstance(b, Linear):
+            a, b = b, a
+        if isinstance(a, Linear):
+            if a.acted:  # it gates something that no linear made
+                return b if isinstance(b, Stream) else self._ledger.stream((a, b))
+            return a
         both_streams = isinstance(a, Stream) and isinstance(b, Stream)
         return self._add_two(a, b) if both_streams or a == b else self._ledger.stream((a, b))
 

@@ -180,9 +180,7 @@ class Flow:
         other = next((fact for fact in facts if isinstance(fact, View)), None)
         if node.op_type == "Equal" and other is not None:
             index = views.picked(other, None)
-            return (
-                Route(route.router, index) if index is not None else route._replace(dense=other.shape not in (None, ()))
-            )
+            return Route(route.router, index) if index is not None else route._replace(dense=bool(other.shape))
         return route._replace(dense=False) if node.op_type == "NonZero" else route
 
     def _top_k(self, node: ir.Node, facts: list[Fact]) -> Outputs:

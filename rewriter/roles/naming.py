@@ -16,8 +16,8 @@ def name_sources(sources: Sequence[Source], lookups: Mapping[Source, ir.Value]) 
     _sweep_up(sources)
     _sweep_down(sources)
     _find_families(sources)
-    heads = _heads(sources, lookups)
     embeddings = _embeddings(lookups)
+    heads = _heads(sources, lookups, {source.size for source in embeddings} - {None})
     inherited: dict[Source, tuple[str, int | None]] = {}
     for source in reversed(sources):
         if source.node is None:
@@ -38,13 +38,21 @@ def name_sources(sources: Sequence[Source], lookups: Mapping[Source, ir.Value]) 
 
 
 def _find_stacks(sources: Sequence[Source]) -> None:
-    """Slices of one stack that read one place are experts; slices that read different places are layers."""
-    groups: dict[tuple[int, int], list[Source]] = defaultdict(list)
+    """Slices of one stack that read one place are experts.
+
+    Not where they read different places (the stack is of layers), project into an attention or end in one another's
+    MLP (it is of projections).
+    """
+    groups: dict[tuple[ir.Value, int], list[Source]] = defaultdict(list)
+    projections: set[ir.Value] = set()
     for source in sources:
-        if source.stack is not None:
-            groups[id(source.stack), source.point].append(source)
-    for group in groups.values():
-        if len({source.expert for source in group}) >= 2:
+        if source.stack is not None and not source.uses & set("qkvo"):
+            groups[source.stack, source.point].append(source)
+        gate, up = source.gate, source.up
+        if gate and up and up.stack is not None and gate.stack is up.stack and gate.expert != up.expert:
+            projections.add(up.stack)
+    for (stack, _), group in groups.items():
+        if stack not in projections and len({source.expert for source in group}) >= 2:
             for source in group:
                 source.routed = True
                 source.layer = feed_forward_layer(source.depth) if source.layer is None else source.layer
@@ -88,9 +96,8 @@ def _tell(part: Source, whole: Source, expert: int | None) -> None:
 
 def _find_families(sources: Sequence[Source]) -> None:
     """A dense MLP that reads the place that a routed block reads is a shared expert."""
-    routed = {
-        source.point for source in sources if source.routed and (source.up is not None or "experts" in source.uses)
-    }
+    blocks = (source for source in sources if source.up is not None or "experts" in source.uses)
+    routed = {source.point for source in blocks if source.routed}
     for source in reversed(sources):
         if source.up is not None:
             source.family = "expert" if source.routed else "shared_expert" if source.point in routed else "mlp"
@@ -122,12 +129,9 @@ def _name(source: Source) -> str:
     return ""
 
 
-def _heads(sources: Sequence[Source], lookups: Mapping[Source, ir.Value]) -> set[Source]:
+def _heads(sources: Sequence[Source], lookups: Mapping[Source, ir.Value], vocabularies: set[int | None]) -> set[Source]:
     """Linears that end in a graph output as wide as a vocabulary; else the widest, where it widens what it reads."""
-    ending = [
-        source for source in sources if source.node is not None and "out" in source.uses and source not in lookups
-    ]
-    vocabularies = {source.size for source in lookups} - {None}
+    ending = [source for source in sources if source.node and "out" in source.uses and source not in lookups]
     matching = {source for source in ending if source.size in vocabularies}
     if matching:
         return matching

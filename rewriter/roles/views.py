@@ -96,16 +96,10 @@ def single_row(node: ir.Node, parameters: Sequence[View | None]) -> tuple[int, i
         ints if ints is not None else _attribute_ints(node, name)
         for ints, name in zip(given, ("starts", "ends", "axes"), strict=False)
     )
-    if (
-        starts is None
-        or ends is None
-        or len(starts) != 1
-        or len(ends) != 1
-        or ends[0] != starts[0] + 1
-        or starts[0] < 0
-    ):
+    if starts is None or ends is None or len(starts) != 1 or len(ends) != 1:
         return None
-    return (axes[0] if axes else 0), starts[0]
+    single = starts[0] >= 0 and ends[0] == starts[0] + 1
+    return (axes[0] if axes else 0, starts[0]) if single else None
 
 
 def single_columns(node: ir.Node, parameters: Sequence[View | None]) -> list[int]:

@@ -1,0 +1,146 @@
+"""The command line, the only part of the package that prints: one module per command.
+
+Nothing heavy is imported before a command runs, so that ``--help`` and shell completion answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+from rewriter.cli.apply import apply
+from rewriter.cli.check import check
+from rewriter.cli.explain import explain
+from rewriter.cli.rules import rules
+from rewriter.errors import ParityError, RewriterError, nearest
+
+DONE, FAILED, BAD, INTERRUPTED = 0, 1, 2, 130
+_DEBUG = "REWRITER_DEBUG"
+
+app = typer.Typer(
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done; 1 parity or a limit failed, or a rule named by --require never fired; "
+    "2 bad usage, rule set or model. REWRITER_DEBUG=1 shows tracebacks.",
+)
+for _command in (apply, explain, check, rules):
+    app.command(no_args_is_help=_command is not rules)(_command)
+
+
+def _version(asked: bool) -> None:
+    if not asked:
+        return
+    parts = []
+    for name in ("onnx-moe-rewriter", "onnxscript", "onnx-ir", "onnx", "onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            parts.append(f"{name} {metadata.version(name)}")
+    typer.echo(f"{parts[0]} ({', '.join(parts[1:])})")
+    raise typer.Exit
+
+
+@app.callback()
+def rewriter(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit.")
+    ] = False,
+) -> None:
+    """Rewrite ONNX Mixture-of-Experts models by rules, quantize their weights, and prove every rewrite by running it.
+
+    [bold]rewriter apply model.onnx -o out --rules moe-int4[/bold]
+        rewrite, quantize, prove, save
+    [bold]rewriter explain model.onnx[/bold]
+        what that would do, without doing it
+    [bold]rewriter check model.onnx out/model.onnx[/bold]
+        how far the outputs of two models are apart
+    [bold]rewriter rules[/bold]
+        which rules and rule sets there are
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; every failure is one line on stderr.
+
+    Args:
+        arguments: by default those of the process.
+
+    Returns:
+        The exit code.
+    """
+    debug = bool(os.environ.get(_DEBUG))
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            code = typer.main.get_command(app).main(
+                list(sys.argv[1:] if arguments is None else arguments), prog_name="rewriter", standalone_mode=False
+            )
+            sys.stdout.flush()
+            return code if isinstance(code, int) else DONE
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        if debug and not isinstance(error, KeyboardInterrupt):
+            traceback.print_exc()
+        return _failed(error)
+
+
+def _failed(error: BaseException) -> int:
+    """Says what went wrong in one line; returns the exit code."""
+    match error:
+        case KeyboardInterrupt() | typer.Abort():
+            _say("interrupted; nothing was written")
+            return INTERRUPTED
+        case BrokenPipeError():
+            # Python flushes stdout once more as it exits; whoever read it is gone.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return DONE
+        case ParityError():
+            _say(str(error))
+            return FAILED
+        case RewriterError():
+            _say(str(error))
+        case typer.TyperException():
+            if message := _usage(error):
+                _say(message)
+        case MemoryError():
+            _say("out of memory; give --memory a smaller size, or run on a larger machine")
+        case _:
+            _say(f"internal: {type(error).__name__}: {error} ({_DEBUG}=1 shows the traceback; please report it)")
+    return BAD
+
+
+def _say(message: str) -> None:
+    typer.echo(f"{typer.style('error:', fg=typer.colors.RED, bold=True)} {' '.join(message.split())}", err=True)
+
+
+def _usage(error: Any) -> str:
+    """Returns typer's complaint in this project's words: the thing, the nearest valid name, where to read on."""
+    message = error.format_message().strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    if not message or message.startswith("Usage:") or context is None:
+        return "" if context is not None else message
+    if option := getattr(error, "option_name", ""):
+        message = message.partition("(")[0].strip()
+        if message.startswith("No such option"):
+            known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+            message = f"no such option '{option}'{_near(option, known)}"
+    elif message.startswith("No such command"):
+        name = context.args[0] if context.args else message.split("'")[1]
+        message = f"no such command '{name}'{nearest(name, context.command.list_commands(context))}"
+    return f"{message[0].lower()}{message[1:]}; see {context.command_path} --help"
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """As ``nearest``, without the list of all options where none is close."""
+    hint = nearest(name, known)
+    return hint if hint.startswith(" (did") else ""

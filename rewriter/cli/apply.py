@@ -1,0 +1,141 @@
+"""``rewriter apply``: rewrite, quantize, prove, save, and say what was done."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rewriter.cli import options
+from rewriter.cli.options import DEFAULT_RULES, Level, Model, Rules, Settings, Target
+
+if TYPE_CHECKING:
+    from rewriter.api import Result
+    from rewriter.report import Report
+    from rewriter.ruleset import RuleSet
+
+
+def apply(
+    model: Model,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIRECTORY", help="Where the rewritten model goes.", show_default=False)
+    ],
+    rules: Rules = DEFAULT_RULES,
+    target: Target = None,
+    settings: Settings = [],  # noqa: B006  # typer reads the default, nothing changes it
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write everything that was done.", show_default=False)
+    ] = None,
+    require: Annotated[
+        list[str],
+        typer.Option(metavar="RULE", help="Fail (exit 1) where this rule never fires. May be repeated.",
+                     show_default=False, autocompletion=options.complete_rules),
+    ] = [],  # noqa: B006
+    parity: Annotated[
+        Level | None,
+        typer.Option(help="Which rewrites are proved by running them: one per structural class, all, or none;"
+                     " by default as the rule set says (class).", show_default=False),
+    ] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option("--check/--no-check", show_default=False,
+                     help="Compare the outputs of the rewritten model with the original's; by default where the model"
+                     " is below 1 GiB and the runtime runs it."),
+    ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(parser=options.size, metavar="SIZE", show_default="512MiB", help="Weights in flight while saving."),
+    ] = None,
+    max_shard_size: Annotated[
+        int | None,
+        typer.Option(parser=options.size, metavar="SIZE", show_default="one file", help="Size of each data file."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+) -> None:  # fmt: skip
+    """Rewrite a model by a rule set, quantize its weights, prove the rewrites, and save it.
+
+    The output directory appears complete or not at all, and the input is never written.
+
+    [bold]rewriter apply model.onnx -o out[/bold]
+        4-bit experts and linears (rule set moe-int4)
+    [bold]rewriter apply model.onnx -o out -r experts-int8 --report out.json[/bold]
+        only the experts, in 8 bits, with a full report
+    [bold]rewriter apply model.onnx -o out --set quantization.default.block_size=128[/bold]
+        one value of the rule set changed
+    [bold]rewriter apply model.onnx -o out -r mine.yaml --require unstack --parity all[/bold]
+        a rule set of your own, every rewrite proved by running it
+    """
+    from rewriter import api
+    from rewriter.cli import reports, show, whole
+    from rewriter.cli.console import byte_bar, console, shout, shrink, working
+    from rewriter.output import refuse
+
+    rule_set = options.rule_set(rules, settings, parity)
+    _require_known(require, rule_set)
+    directory = out.parent if out.suffix == ".onnx" else out
+    refuse(directory, overwrite=overwrite)
+    if report is not None:
+        reports.refuse(report, directory)
+    with working(f"reading {model}", quiet=quiet) as tell:
+        result: Result[Any] = api.apply(
+            model,
+            rule_set,
+            target=target,
+            progress=lambda phase, count: tell(f"{phase}: {count:,} rewrites"),
+        )
+    with byte_bar(f"writing {out}", quiet=quiet) as told:
+        saved = result.save(out, overwrite=overwrite, memory=memory, max_shard_size=max_shard_size, progress=told)
+    with working("comparing with the original", quiet=quiet):
+        outcome = whole.compare(result, model, check)
+    done = dataclasses.replace(result.report, parity=outcome.to_json())
+    if report is not None:
+        reports.write(report, done)
+
+    screen = console(quiet=quiet)
+    more = "; --report FILE.json lists all" if report is None else f"; see {report}"
+    screen.print(f"[bold]{rule_set.name}[/bold] on {model}, for {done.target}\n")
+    if not done.applications:
+        screen.print("Nothing fired: the output is the model as it was.\n")
+    show.show(
+        screen,
+        show.fired(done),
+        show.declined(done, more),
+        show.weights(done.by_role, measured=True),
+    )
+    if outcome.parity is not None:
+        title = f"Against the original ({outcome.parity.runtime}, random inputs, seed {outcome.parity.seed})"
+        show.show(screen, show.metrics(title, outcome.parity.outputs))
+    else:
+        screen.print(f"Not compared with the original: {outcome.skipped}.\n")
+    screen.print(f"Size    {shrink(done.bytes_before, done.bytes_after)}")
+    if report is not None:
+        screen.print(f"Report  {report}", soft_wrap=True)
+    screen.print(f"Output  [bold]{saved}[/bold]", soft_wrap=True)
+
+    failures = [*outcome.failures, *_never_fired(require, done)]
+    for failure in failures:
+        shout(f"{failure}; the output is kept")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _require_known(required: list[str], rule_set: RuleSet) -> None:
+    from rewriter.errors import UsageError, nearest
+
+    known = {rule.name for phase in rule_set.phases for rule in phase.rules}
+    for rule in required:
+        if rule not in known:
+            raise UsageError(f"--require {rule}: rule set '{rule_set.name}' has no such rule{nearest(rule, known)}")
+
+
+def _never_fired(required: list[str], report: Report) -> list[str]:
+    lines = []
+    for rule in dict.fromkeys(required):
+        if rule not in report.applied:
+            reasons = [reason for name, reason in report.declined if name == rule]
+            why = f"it declined: {reasons[0]}" if reasons else "nothing in the model matched it"
+            lines.append(f"required rule {rule} never fired: {why}")
+    return lines

@@ -1,0 +1,85 @@
+"""``rewriter check``: how far the outputs of any two models are apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rewriter.parity.runtime import Array
+
+
+def check(
+    before: Annotated[Path, typer.Argument(help="What is expected: a model.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="What is measured against it: a model.", show_default=False)],
+    runtime: Annotated[str, typer.Option(metavar="cpu|cuda|reference", help="What runs both.")] = "cpu",
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", show_default="random", help="Arrays to feed, by input name."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
+    logits: Annotated[
+        list[str],
+        typer.Option(metavar="OUTPUT", show_default="those named so", help="Outputs to compare as logits."),
+    ] = [],  # noqa: B006  # typer reads the default, nothing changes it
+    max_relative_l2: Annotated[
+        float | None, typer.Option(min=0, metavar="X", show_default=False, help="Fail where an output differs by more.")
+    ] = None,
+    min_snr_db: Annotated[
+        float | None, typer.Option(metavar="DB", show_default=False, help="Fail where an output's SNR is lower.")
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="SHARE", show_default=False,
+                     help="Fail where logits agree on the best token more rarely."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+) -> None:  # fmt: skip
+    """Run two models on the same inputs and measure how far their outputs are apart.
+
+    [bold]rewriter check model.onnx out/model.onnx[/bold]
+        on seeded random inputs
+    [bold]rewriter check model.onnx out/model.onnx --inputs feeds.npz --min-top1 0.95[/bold]
+        on inputs of your own, exit 1 where fewer than 95% of the best tokens agree
+    """
+    from rewriter.cli import show
+    from rewriter.cli.console import console, shout, working
+    from rewriter.errors import UsageError, nearest
+    from rewriter.parity.limits import exceeded
+    from rewriter.parity.model import compare_models
+    from rewriter.parity.runtime import runtime as find_runtime
+    from rewriter.ruleset import ParitySettings
+
+    feeds = None if inputs is None else _feeds(inputs)
+    limits = ParitySettings(max_relative_l2=max_relative_l2, min_snr_db=min_snr_db, min_top1=min_top1)
+    with working("running both models", quiet=quiet):
+        parity = compare_models(
+            before, after, feeds=feeds, seed=seed, runtime=find_runtime(runtime), logits=logits or None
+        )
+    for name in logits:
+        if name not in parity.outputs:
+            raise UsageError(f"--logits {name}: the models have no such output{nearest(name, parity.outputs)}")
+    source = f"random inputs, seed {seed}" if inputs is None else str(inputs)
+    screen = console(quiet=quiet)
+    show.show(screen, show.metrics(f"{before} against {after} ({runtime}, {source})", parity.outputs, limit=None))
+    failures = exceeded(parity, limits)
+    for failure in failures:
+        shout(failure)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _feeds(file: Path) -> dict[str, Array]:
+    import numpy as np
+
+    from rewriter.errors import UsageError
+
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file '{file}'; give an .npz file with an array for each input") from error
+    except Exception as error:  # what numpy raises depends on the bytes it meets
+        raise UsageError(f"'{file}' is not an .npz file of plain arrays; write it with numpy.savez") from error

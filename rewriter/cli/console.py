@@ -1,0 +1,112 @@
+"""How things look on a terminal: tables, sizes, progress."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+TOP = 10
+"""Rows of a table that may be long."""
+
+_PIPED_WIDTH = 160
+
+
+def console(*, quiet: bool = False) -> Console:
+    """Returns where results go; a pipe or a file gets plain text, wide enough for names."""
+    found = Console(quiet=quiet, highlight=False)
+    return found if found.is_terminal else Console(quiet=quiet, highlight=False, width=_PIPED_WIDTH)
+
+
+def shout(message: str) -> None:
+    """Says on stderr that something failed which leaves the output in place."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("FAILED ", "bold red"), message))
+
+
+def table(title: str, *columns: str) -> Table:
+    """Returns an empty table; a column whose heading starts with ``>`` holds numbers."""
+    made = Table(
+        title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+        header_style="dim",
+    )  # fmt: skip
+    for column in columns:
+        numeric = column.startswith(">")
+        made.add_column(
+            column.removeprefix(">"), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
+        )
+    return made
+
+
+def rest(made: Table, left: int, where: str) -> None:
+    """Adds the row that says how many more there are."""
+    if left > 0:
+        made.add_row(*[""] * (len(made.columns) - 1), Text(f"and {left:,} more{where}", style="dim"))
+
+
+def nbytes(count: float) -> str:
+    """Returns a size as people say it: 812.9 kB, 13.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            break
+        count /= 1000
+    else:
+        unit = "TB"
+    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def figure(value: float | None, form: str = ".3g") -> str:
+    """Returns a figure of a table; a dash where there is none."""
+    if value is None:
+        return "-"
+    return format(value, form) if math.isfinite(value) else str(value)
+
+
+def shrink(before: int, after: int) -> str:
+    """Returns ``51.0 GB -> 13.2 GB (3.9x smaller)``."""
+    text = f"{nbytes(before)} -> {nbytes(after)}"
+    if not before or not after or before == after:
+        return text
+    smaller = after < before
+    return f"{text} ({before / after if smaller else after / before:.1f}x {'smaller' if smaller else 'larger'})"
+
+
+def names(items: Sequence[str]) -> str:
+    """Returns ``a, b and c``."""
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+@contextmanager
+def working(text: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Shows a spinner on a terminal; gives a function that changes its text."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda changed: None
+        return
+    with Console(stderr=True, highlight=False).status(text) as status:
+        yield lambda changed: status.update(changed)
+
+
+@contextmanager
+def byte_bar(text: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Shows a bar of bytes with the time left on a terminal; gives what tells it bytes done and bytes in all."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,88 @@
+"""What the commands share: argument types, sizes, completion, and settings that become a rule set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rewriter.ruleset import RuleSet
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+
+
+def size(text: str) -> int:
+    """Reads a number of bytes: ``512MiB``, ``2GB``, ``1.5g``, ``1048576``."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    count = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    if count < 1:
+        raise typer.BadParameter(f"'{text}' is not a size, as 512MiB, 2GB or 1048576")
+    return count
+
+
+def complete_rule_sets(incomplete: str) -> list[str]:
+    """Completes the names of shipped rule sets."""
+    from rewriter.ruleset.discover import set_offers
+
+    return _starting(incomplete, set_offers())
+
+
+def complete_rules(incomplete: str) -> list[str]:
+    """Completes the names of installed rules."""
+    from rewriter.ruleset.discover import rule_offers
+
+    return _starting(incomplete, rule_offers())
+
+
+def complete_rules_and_sets(incomplete: str) -> list[str]:
+    """Completes the names of rules and rule sets."""
+    return [*complete_rules(incomplete), *complete_rule_sets(incomplete)]
+
+
+def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+Model = Annotated[Path, typer.Argument(help="An .onnx file, or a directory that holds one.", show_default=False)]
+Rules = Annotated[
+    str,
+    typer.Option("--rules", "-r", metavar="NAME|FILE", help="A shipped rule set, or a YAML file.",
+                 autocompletion=complete_rule_sets),
+]  # fmt: skip
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", show_default=False,
+                 help="Change a value of the rule set, as quantization.default.bits=8. May be repeated."),
+]  # fmt: skip
+Target = Annotated[
+    str | None,
+    typer.Option("--target", metavar="PROVIDER[@VERSION]", show_default=False,
+                 help="Runtime to rewrite for: cpu, cuda, cuda:sm90, webgpu@1.30 ...; by default the rule set's."),
+]  # fmt: skip
+Level = Literal["class", "all", "none"]
+"""Which rewrites are proved by running them."""
+
+DEFAULT_RULES = "moe-int4"
+
+
+def rule_set(rules: str, settings: Sequence[str], parity: Level | None = None) -> RuleSet:
+    """Reads a rule set with what the command line changes in it.
+
+    Raises:
+        RuleSetError: it, or a change, is wrong.
+    """
+    from rewriter.errors import RuleSetError
+    from rewriter.ruleset import load, parse_override
+
+    overrides: dict[str, object] = {}
+    for key, value in map(parse_override, settings):
+        if key in overrides:
+            raise RuleSetError(f"--set {key} is given twice")
+        overrides[key] = value
+    if parity is not None:
+        overrides["parity.local"] = parity
+    return load(rules, overrides=overrides)

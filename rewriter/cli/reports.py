@@ -1,0 +1,66 @@
+"""Report files: written whole or not at all, never over something that is not a report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from rewriter.errors import UsageError
+from rewriter.report import Report
+
+
+def refuse(file: Path, output: Path) -> None:
+    """Refuses a place for a report before any work is done; one inside the output directory is fine.
+
+    Raises:
+        UsageError: it is a directory, its directory is missing, or something that is no report lies there.
+    """
+    if file.is_dir():
+        raise UsageError(f"the report '{file}' is a directory; give a file, as report.json")
+    inside = Path(os.path.realpath(file)).parent == Path(os.path.realpath(output))
+    if not inside and not file.absolute().parent.is_dir():
+        raise UsageError(f"cannot write the report '{file}': there is no directory '{file.parent}'; make it first")
+    if file.exists() and not _is_report(file):
+        raise UsageError(f"the report '{file}' exists and is no report; choose another name, or remove it")
+
+
+def write(file: Path, report: Report) -> None:
+    """Writes a report as JSON.
+
+    Raises:
+        UsageError: it cannot be written; the file is as it was.
+    """
+    text = json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n"
+    partial: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=file.absolute().parent, prefix=f".{file.name}.", delete=False
+        ) as stream:
+            partial = Path(stream.name)
+            stream.write(text)
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(file)
+    except BaseException as error:
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write the report '{file}' ({error.strerror}); choose another place") from error
+        raise
+
+
+def _is_report(file: Path) -> bool:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "schema_version" in found and "applications" in found
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,157 @@
+"""``rewriter rules``: the catalogue of rules and rule sets, from their own docstrings and files."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rewriter.cli import options
+
+if TYPE_CHECKING:
+    from rewriter.ruleset import OptionInfo, RuleInfo, RuleSetInfo
+
+
+def rules(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[RULE|SET]", show_default=False, help="Show this one in full.",
+                       autocompletion=options.complete_rules_and_sets),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of rule sets, with every installed rule.")
+    ] = False,
+) -> None:  # fmt: skip
+    """List the installed rules and rule sets, or show one of them in full.
+
+    [bold]rewriter rules[/bold]
+        the catalogue
+    [bold]rewriter rules matmul-to-matmul-nbits[/bold]
+        what it matches, what it puts there, when it declines, its options
+    [bold]rewriter rules --schema > ruleset.schema.json[/bold]
+        lets an editor check and complete rule sets
+    """
+    from rewriter.errors import UsageError, nearest
+    from rewriter.ruleset import catalogue, rule_sets, schema_text
+
+    if schema:
+        if name is not None or as_json:
+            raise UsageError("--schema goes with neither a name nor --json")
+        typer.echo(schema_text(), nl=False)
+        return
+    known = {info.name: info for info in catalogue()}
+    sets = rule_sets()
+    if name is not None and name not in known and name not in sets:
+        raise UsageError(f"there is no rule or rule set '{name}'{nearest(name, [*known, *sets])}")
+    if as_json:
+        typer.echo(json.dumps(_json(known, sets, name), indent=2))
+    elif name is None:
+        _list(known, sets)
+    else:
+        # A rule and a rule set may have one name, as unstack has.
+        if name in known:
+            _show_rule(known[name])
+        if name in sets:
+            _show_set(sets[name])
+
+
+def _list(known: dict[str, RuleInfo], sets: dict[str, RuleSetInfo]) -> None:
+    from rewriter.cli.console import console, table
+    from rewriter.cli.show import show
+
+    rows = table("Rules", "rule", "what it does", "options")
+    for info in known.values():
+        rows.add_row(info.name, info.title, ", ".join(option.name for option in info.options) or "-")
+    named = table("Rule sets", "rule set", "description")
+    for entry in sets.values():
+        named.add_row(entry.name, entry.description)
+    show(console(), rows, named)
+    console().print("[dim]rewriter rules NAME shows one in full[/dim]")
+
+
+def _show_rule(info: RuleInfo) -> None:
+    from rich.text import Text
+
+    from rewriter.cli.console import console, table
+    from rewriter.cli.show import show
+
+    out = console()
+    out.print(f"[bold]{info.name}[/bold]  [dim]rule, from package {info.package}[/dim]")
+    out.print(Text(info.title))
+    out.print()
+    for title, body in info.sections.items():
+        out.print(f"[bold]{title}[/bold]")
+        out.print(Text("\n".join(f"  {line}" for line in body.splitlines())))
+        out.print()
+    if info.options:
+        rows = table("Options", "option", "type", "default", "meaning")
+        for option in info.options:
+            rows.add_row(option.name, Text(option.type), Text(_yaml(option.default)), Text(option.description or "-"))
+        show(out, rows)
+
+
+def _show_set(entry: RuleSetInfo) -> None:
+    from rich.text import Text
+
+    from rewriter.cli.console import console, table
+    from rewriter.cli.show import show
+    from rewriter.ruleset import load
+
+    out = console()
+    out.print(f"[bold]{entry.name}[/bold]  [dim]rule set, from package {entry.package}[/dim]")
+    out.print(Text(entry.description))
+    out.print()
+    rows = table("Phases", "phase", "rule", "options")
+    rule_set = load(entry.name)
+    for phase in rule_set.phases:
+        for index, rule in enumerate(phase.rules):
+            given = ", ".join(f"{key}: {_yaml(value)}" for key, value in rule.options.items())
+            rows.add_row("" if index else phase.name, rule.name, Text(given or "-"))
+    show(out, rows)
+    plan, parity = rule_set.plan, rule_set.parity
+    spec = plan.default
+    zero = "symmetric" if spec.symmetric else "with zero points"
+    block = f"blocks of {spec.block_size}" if spec.block_size else "one scale per output"
+    facts = [("quantized to", f"{spec.bits} bits, {block}, {zero}, {spec.algorithm}")]
+    facts += [("only", str(selector)) for selector in plan.include] + [("except", str(s)) for s in plan.exclude]
+    facts += [("override", f"{o.selector}: {dict(o.changes)}") for o in plan.overrides]
+    facts += [("parity", f"local {parity.local}"), ("target", rule_set.target), ("file", entry.path)]
+    for key, value in facts:
+        out.print(Text.assemble((f"{key:<14}", "dim"), value), soft_wrap=True)
+
+
+def _json(known: dict[str, RuleInfo], sets: dict[str, RuleSetInfo], name: str | None) -> dict[str, Any]:
+    return {
+        "rules": [
+            {
+                "name": info.name,
+                "package": info.package,
+                "title": info.title,
+                "sections": dict(info.sections),
+                "options": [_option(option) for option in info.options],
+            }
+            for info in known.values()
+            if name in (None, info.name)
+        ],
+        "rule_sets": [
+            {"name": entry.name, "package": entry.package, "description": entry.description, "path": entry.path}
+            for entry in sets.values()
+            if name in (None, entry.name)
+        ],
+    }
+
+
+def _option(option: OptionInfo) -> dict[str, Any]:
+    return {
+        "name": option.name,
+        "type": option.type,
+        "default": option.default,
+        "description": option.description,
+        "schema": option.adapter.json_schema(),
+    }
+
+
+def _yaml(value: object) -> str:
+    return json.dumps(value, default=str)

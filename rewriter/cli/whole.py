@@ -1,0 +1,88 @@
+"""The rewritten model against the original: whether to compare, and what failing means."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewriter import io
+from rewriter.api import Result
+from rewriter.cli.console import nbytes
+from rewriter.errors import ParityError, RewriterError, TargetError, UsageError
+from rewriter.parity.inputs import random_inputs
+from rewriter.parity.limits import exceeded, limited
+from rewriter.parity.model import ModelParity
+from rewriter.parity.runtime import OrtRuntime, available
+from rewriter.reading import model_file
+from rewriter.target import Target
+
+LARGEST = 1 << 30
+"""Bytes of weights above which nobody is kept waiting without having asked."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of comparing the two models.
+
+    Attributes:
+        parity: how they compare, or None.
+        skipped: why they were not compared; empty where they were, or where comparing failed.
+        failures: limits that do not hold, or why a comparison that was asked for could not be made.
+    """
+
+    parity: ModelParity | None = None
+    skipped: str = ""
+    failures: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what the report keeps of it."""
+        found = dataclasses.asdict(self.parity) if self.parity is not None else {}
+        return {**found, "skipped": self.skipped, "failures": self.failures}
+
+
+def compare(result: Result[Any], original: Path, asked: bool | None) -> Outcome:
+    """Compares a saved result with the original model.
+
+    Args:
+        result: what was saved.
+        original: path of the model that was given.
+        asked: True compares or fails, False does not compare, None compares where it can be done cheaply. A rule set
+            with limits asks for it.
+    """
+    limits = result.rule_set.parity
+    wanted = asked or (asked is None and limited(limits))
+    if asked is False:
+        return Outcome(skipped="--no-check")
+    size = result.report.bytes_before
+    if not wanted and size > LARGEST:
+        return Outcome(skipped=f"the model has {nbytes(size)} of weights (--check compares all the same)")
+    provider = Target.parse(result.report.target).provider
+    if provider not in available():
+        return _impossible(f"there is no {provider} runtime on this machine", wanted)
+    runtime = OrtRuntime(provider)
+    try:
+        parity = result.check(runtime=runtime)
+    except (TargetError, UsageError) as error:
+        if reason := _cannot_run(runtime, original, limits.seed):
+            return _impossible(reason, wanted)
+        return Outcome(failures=(f"the rewritten model does not run where the original does: {error}",))
+    except ParityError as error:
+        return Outcome(failures=(str(error),))
+    return Outcome(parity, failures=exceeded(parity, limits))
+
+
+def _impossible(reason: str, wanted: bool) -> Outcome:
+    if not wanted:
+        return Outcome(skipped=reason)
+    return Outcome(skipped=reason, failures=(f"the comparison that was asked for cannot be made: {reason}",))
+
+
+def _cannot_run(runtime: OrtRuntime, original: Path, seed: int) -> str:
+    """Returns why the runtime cannot run the original; empty where it can."""
+    try:
+        runtime.run(model_file(original), random_inputs(io.load(original), seed))
+    except RewriterError as error:
+        return f"the original does not run: {error}"
+    return ""

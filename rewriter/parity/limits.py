@@ -1,0 +1,31 @@
+"""What a user allows quantization to cost, held against what it did cost."""
+
+from __future__ import annotations
+
+import math
+
+from rewriter.parity.model import ModelParity
+from rewriter.ruleset import ParitySettings
+
+
+def exceeded(parity: ModelParity, limits: ParitySettings) -> tuple[str, ...]:
+    """Returns one line for each limit that the outputs exceed, and for each output that is finite on one side only."""
+    lines = []
+    for name, metrics in parity.outputs.items():
+        if math.isinf(metrics.max_abs):
+            lines.append(f"output '{name}' is not finite where the original is, or the reverse")
+            continue
+        if limits.max_relative_l2 is not None and not metrics.relative_l2 <= limits.max_relative_l2:
+            lines.append(f"output '{name}': relative L2 {metrics.relative_l2:.3g} is above {limits.max_relative_l2:g}")
+        if limits.min_snr_db is not None and not metrics.snr_db >= limits.min_snr_db:
+            lines.append(f"output '{name}': SNR {metrics.snr_db:.1f} dB is below {limits.min_snr_db:g} dB")
+        if limits.min_top1 is not None and metrics.top1 is not None and not metrics.top1 >= limits.min_top1:
+            lines.append(f"output '{name}': top-1 agreement {metrics.top1:.3f} is below {limits.min_top1:g}")
+    if limits.min_top1 is not None and parity.top1 is None:
+        lines.append("top-1 agreement cannot be held: no output is named logits")
+    return tuple(lines)
+
+
+def limited(limits: ParitySettings) -> bool:
+    """Says whether any limit is set."""
+    return any(limit is not None for limit in (limits.max_relative_l2, limits.min_snr_db, limits.min_top1))

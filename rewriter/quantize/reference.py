@@ -1,0 +1,172 @@
+"""The algorithms in plain NumPy, block by block in float64: slow, and what the compiled kernels are tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
+
+Block = npt.NDArray[np.float64]
+Store = Callable[[float], float]
+Fit = Callable[[Block, Block, int, bool, Store], tuple[float, int]]
+
+STEPS = np.arange(-8, 8) / 8
+COARSE = np.geomspace(0.94, 6.7, 16)
+FINE = np.geomspace(0.74, 1.35, 16)
+FINE_8_BITS = np.geomspace(0.94, 1.06, 16)
+
+
+def rtn(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
+    """Round to nearest in the range of each block."""
+
+    def fit(x: Block, w: Block, top: int, symmetric: bool, store: Store) -> tuple[float, int]:
+        scale, zero = plain_grid(x, top, symmetric)
+        return store(scale), zero
+
+    return _quantize(weight, context, fit)
+
+
+def k_quant(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
+    """The best weighted least-squares line through the codes of 16 grids, then the scale refitted to its zero point."""
+
+    def fit(x: Block, w: Block, top: int, symmetric: bool, store: Store) -> tuple[float, int]:
+        plain, plain_zero = plain_grid(x, top, symmetric)
+        weights = w * (np.sqrt(np.mean(x * x)) + np.abs(x))
+        zero = plain_zero
+        if symmetric:
+            scale = best_scale(x, weights, plain / (1 + STEPS / ((top + 1) // 2)), zero, top)
+        else:
+            scale, start = best_line(x, weights, plain / (1 + STEPS / top), top)
+            zero = int(np.clip(np.rint(-start / scale), 0, top))
+        error, scale = refit(x, w, scale, zero, top, store)
+        plain_error, plain = refit(x, w, plain, plain_zero, top, store, rounds=1)
+        return (scale, zero) if error < plain_error else (plain, plain_zero)
+
+    return _quantize(weight, context, fit)
+
+
+def mse_search(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
+    """The scale and integer zero point of least error, walking from zero point to better zero point."""
+
+    def fit(x: Block, w: Block, top: int, symmetric: bool, store: Store) -> tuple[float, int]:
+        scale, zero = plain_grid(x, top, symmetric)
+        found = {zero: refit(x, w, scale, zero, top, store)}
+        half = (top + 1) // 2
+        fine = FINE_8_BITS if top == 255 else FINE
+        for start in (half, half - 1) if symmetric else (zero,):
+            widest = max(-min(x.min(), 0) / max(start, 1), max(x.max(), 0) / max(top - start, 1))
+            around = best_scale(x, w, widest / COARSE, start, top)
+            nearest = start
+            for way in (1, -1):
+                this = start if way > 0 else start - 1
+                while (this == start if symmetric else 0 <= this <= top) and abs(this - nearest) <= 1:
+                    result = refit(x, w, best_scale(x, w, around / fine, this, top), this, top, store)
+                    if result[0] < min(error for error, _ in found.values()):
+                        found[this] = result
+                        nearest = this
+                    this += way
+        zero = min(found, key=lambda z: found[z][0])
+        return found[zero][1], zero
+
+    return _quantize(weight, context, fit)
+
+
+def plain_grid(x: Block, top: int, symmetric: bool) -> tuple[float, int]:
+    """Returns scale and zero point of round-to-nearest; a zero point of half - 1 mirrors a negative scale."""
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    half = (top + 1) // 2
+    if symmetric:
+        return max(-low, high) / half, half if -low >= high else half - 1
+    # The float32 operations decide where halves fall.
+    scale = np.float32(np.float32(high) - np.float32(low)) / np.float32(top)
+    return float(scale), int(_round_half_away(-np.float32(low) / scale))
+
+
+def refit(
+    x: Block, w: Block, scale: float, zero: int, top: int, store: Store, rounds: int = 6
+) -> tuple[float, float]:
+    """Returns the least error and the stored scale met while alternating between codes and least-squares scale."""
+    error, best = np.inf, 0.0
+    for _ in range(rounds):
+        scale = store(scale)
+        if scale == 0:
+            break
+        t = _levels(x, scale, zero, top)
+        this = float(np.sum(w * (x - scale * t) ** 2))
+        last = this > 0.99 * error
+        if this < error:
+            error, best = this, scale
+        if last:
+            break
+        scale = _least_squares(x, w, t, scale)
+    return error, best
+
+
+def best_scale(x: Block, w: Block, scales: Block, zero: int, top: int) -> float:
+    """Returns the least-squares scale of the best of the scales' codes."""
+    levels = [_levels(x, scale, zero, top) for scale in scales]
+    fitted = [_least_squares(x, w, t, scale) for t, scale in zip(levels, scales, strict=True)]
+    errors = [np.sum(w * (x - scale * t) ** 2) for t, scale in zip(levels, fitted, strict=True)]
+    return float(fitted[int(np.argmin(errors))])
+
+
+def best_line(x: Block, w: Block, scales: Block, top: int) -> tuple[float, float]:
+    """Returns slope and start of the best of the least-squares lines through the scales' codes."""
+    low = min(float(x.min()), 0.0)
+    lines = []
+    for scale in scales:
+        t = np.clip(np.rint((x - low) / scale), 0, top)
+        spread = w.sum() * (w * t * t).sum() - (w * t).sum() ** 2
+        if spread > 1e-6 * w.sum() * (w * t * t).sum():
+            slope = (w.sum() * (w * t * x).sum() - (w * t).sum() * (w * x).sum()) / spread
+            start = ((w * t * t).sum() * (w * x).sum() - (w * t).sum() * (w * t * x).sum()) / spread
+        else:
+            slope, start = float(scale), low
+        lines.append((float(np.sum(w * (x - slope * t - start) ** 2)), slope, start))
+    _, slope, start = min(lines, key=lambda line: line[0])
+    return slope, start
+
+
+def _quantize(weight: FloatArray, context: WeightContext, fit: Fit) -> QuantizedWeight:
+    spec = context.spec
+    n, k = weight.shape
+    block = spec.block_size or k
+    top, half = (1 << spec.bits) - 1, 1 << (spec.bits - 1)
+    values = weight.astype(np.float32)
+    importance = np.ones(k) if context.importance is None else context.importance.astype(np.float64)
+    codes = np.empty((n, k), np.uint8)
+    scales = np.empty((n, -(-k // block)), context.scale_dtype)
+    zeros = np.empty(scales.shape, np.uint8)
+
+    def store(scale: float) -> float:
+        return float(np.float32(scale).astype(context.scale_dtype))
+
+    for r, b in np.ndindex(*scales.shape):
+        part = slice(b * block, (b + 1) * block)
+        x = values[r, part]
+        scale, zero = 0.0, half if spec.symmetric else 0
+        if x.any():
+            scale, zero = fit(x.astype(np.float64), importance[part], top, spec.symmetric, store)
+            if spec.symmetric and zero != half:
+                scale, zero = -scale, half
+        inverse = np.float32(1) / np.float32(scale) if scale else np.float32(0)
+        codes[r, part] = _round_half_away(np.clip(x * inverse + np.float32(zero), 0, top))
+        scales[r, b], zeros[r, b] = scale, zero
+    return QuantizedWeight(codes, scales, None if spec.symmetric else zeros, spec.bits, spec.block_size)
+
+
+def _levels(x: Block, scale: float, zero: int, top: int) -> Block:
+    return np.clip(np.rint(x / scale), -zero, top - zero)
+
+
+def _least_squares(x: Block, w: Block, t: Block, scale: float) -> float:
+    power = float(np.sum(w * t * t))
+    return float(np.sum(w * t * x)) / power if power else scale
+
+
+def _round_half_away(x: npt.NDArray[np.floating] | np.floating) -> npt.NDArray[np.floating]:
+    floor = np.floor(x)
+    return np.asarray(floor + (x - floor >= 0.5))
