@@ -56,10 +56,10 @@ def unrolled_model(
     weights: Weights | None = None,
     vocabulary: int = 0,
 ) -> ir.Model:
-    """Returns ``layers`` unrolled SwiGLU MoE layers with residuals; x [T, H] in, y [T, H] out.
+    """Returns ``layers`` unrolled SwiGLU MoE layers with residuals; x [T, H] in, y [T, V] out.
 
     Nine nodes of every expert move weights or multiply, nine more mix its output in: 69,000 nodes at 30 x 128. With a
-    ``vocabulary`` each layer also has four attention-sized projections, and the model ends in a head [H, V].
+    ``vocabulary`` each layer also has four attention-sized projections. The model ends in a head [H, V].
     """
     make = weights or random_weights()
     tape = Tape()
@@ -73,9 +73,9 @@ def unrolled_model(
     index = [integers(f"index_{e}", e) for e in range(experts)]
     scalar = [tape.initializer(ir.tensor(np.int64(e), name=f"expert_{e}")) for e in range(experts)]
     k, last = integers("k", top_k), integers("last_axis", -1)
-    probe = weight("final.weight", hidden, vocabulary) if vocabulary else None
-    x = ir.val("x", ir.DataType.FLOAT, ["T", hidden])
-    widths = {"H": hidden, "I": intermediate, "2I": 2 * intermediate, "V": vocabulary}
+    head = weight("head.weight", hidden, vocabulary or 1)
+    x = ir.val("x", head.dtype, ["T", hidden])
+    widths = {"H": hidden, "I": intermediate, "2I": 2 * intermediate, "V": vocabulary or 1}
 
     def typed(value: ir.Value, width: str) -> ir.Value:
         value.dtype, value.shape = x.dtype, ir.Shape(["T", widths[width]])
@@ -96,7 +96,6 @@ def unrolled_model(
             for name in ("q", "k", "v", "o"):
                 y = op("MatMul", [y, weight(f"{prefix}.attention.{name}.weight", hidden, hidden)], "H")
         router = weight(f"{prefix}.router.weight", hidden, experts)
-        x.dtype = router.dtype
         gate_up = weight(f"{prefix}.experts.gate_up.weight", experts, 2 * intermediate, hidden)
         down = weight(f"{prefix}.experts.down.weight", experts, hidden, intermediate)
         logits = tape.op("MatMul", [y, router])
@@ -115,8 +114,7 @@ def unrolled_model(
             routed = mixed if routed is None else op("Add", [routed, mixed], "H")
         assert routed is not None
         y = op("Add", [y, routed], "H")
-    if probe is not None:
-        y = op("MatMul", [y, probe], "V")
+    y = op("MatMul", [y, head], "V")
     y.name = "y"
     graph = ir.Graph(
         [x], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 21}, name="unrolled"

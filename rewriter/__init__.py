@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from rewriter.errors import RewriterError
     from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, WeightSpec
     from rewriter.report import Report
-    from rewriter.ruleset import RuleSet, load
+    from rewriter.ruleset import RuleSet
+    from rewriter.ruleset.load import load
 
 __all__ = [
     "QuantizedWeight",

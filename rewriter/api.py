@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -191,11 +193,30 @@ def apply(
 
 
 def _own_copy(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Model:
-    """Returns a model that may be edited: graphs are copied, weights are shared; missing types are inferred."""
+    """Returns a model that may be edited: graphs are copied, weights are shared.
+
+    Types are inferred where those that a proof has to know are missing; not else, since it takes a copy of the graph.
+    """
     ours = _copied(model)
-    if any(value.type is None for node in ours.graph for value in node.outputs):
-        ShapeInferencePass()(ours)
+    if any(_lacks_type(node.inputs[0]) for node in ours.graph if node.op_type in ("MatMul", "Gemm")):
+        with _quiet("onnx_ir.passes.common.shape_inference"):
+            ShapeInferencePass()(ours)
     return ours
+
+
+def _lacks_type(value: ir.Value | None) -> bool:
+    return value is not None and (value.type is None or value.shape is None)
+
+
+@contextlib.contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Inference that fails leaves the model as it was; the traceback that onnx-ir logs would reach the user."""
+    log = logging.getLogger(logger)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _copied(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Model:

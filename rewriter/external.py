@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.errors import ModelError
-from rewriter.tensors import Array, ContiguousCopy, View, ViewTensor
+from rewriter.rows import RowsTensor
+from rewriter.tensors import Array, View, ViewTensor
 
 Undo = Callable[[], None]
 
@@ -127,12 +128,12 @@ def drop_pages(source: ir.TensorProtocol | View) -> None:
     Args:
         source: a tensor, or a view: only the bytes between its first and its last element are dropped.
     """
-    tensor, start, stop = _extent(source)
-    if isinstance(tensor, MappedTensor):
-        tensor.drop(start, stop)
-    elif isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
-        origin = tensor.offset or 0
-        _drop(tensor.raw, origin + start, origin + stop)
+    for tensor, start, stop in _extents(source):
+        if isinstance(tensor, MappedTensor):
+            tensor.drop(start, stop)
+        elif isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
+            origin = tensor.offset or 0
+            _drop(tensor.raw, origin + start, origin + stop)
 
 
 def stored_tensors(model: ir.Model) -> Iterator[Slot]:
@@ -245,19 +246,23 @@ def _check_extent(label: str, tensor: ir.ExternalTensor, size: int) -> None:
         )
 
 
-def _extent(source: ir.TensorProtocol | View) -> tuple[ir.TensorProtocol, int, int]:
-    """The stored tensor behind ``source`` and the byte range of it that ``source`` reads."""
+def _extents(source: ir.TensorProtocol | View) -> Iterator[tuple[ir.TensorProtocol, int, int]]:
+    """The stored tensors behind ``source``, each with the byte range of it that ``source`` reads."""
     if isinstance(source, ViewTensor):
-        return _extent(source.view)
-    if isinstance(source, ContiguousCopy):
-        return _extent(source.view)
-    if not isinstance(source, View):
-        return source, 0, source.nbytes
-    if isinstance(source.source, ViewTensor | ContiguousCopy):
-        return _extent(source.source)
-    last = source.offset + sum((d - 1) * s for d, s in zip(source.shape, source.strides, strict=True))
-    bits = source.source.dtype.bitwidth
-    return source.source, source.offset * bits // 8, -(-(last + 1) * bits // 8)
+        yield from _extents(source.view)
+    elif isinstance(source, RowsTensor):
+        for view in source.sources:
+            yield from _extents(view)
+    elif not isinstance(source, View):
+        yield source, 0, source.nbytes
+    elif isinstance(source.source, RowsTensor):
+        first, count = source.source_rows if source.size else (0, 0)
+        for view in source.source.sources:
+            yield from _extents(view.slice(0, first, count))
+    elif source.size:
+        low, high = source.span
+        bits = source.source.dtype.bitwidth
+        yield source.source, low * bits // 8, -(-(high + 1) * bits // 8)
 
 
 def _drop(mapped: mmap.mmap, start: int, stop: int) -> None:

@@ -65,6 +65,7 @@ class Proof:
         tolerance: what it was held against.
         node: the application that was run.
         skipped: why nothing was run; empty where it was.
+        because: why the reference operators judged and ONNX Runtime did not; empty where it did.
     """
 
     rule: str
@@ -73,6 +74,7 @@ class Proof:
     tolerance: float
     node: str
     skipped: str = ""
+    because: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Weight:
         bytes_before: as a float weight.
         bytes_after: codes, scales and zero points.
         relative_rms: root mean square error over that of the weight.
+        planned_block_size: what the plan asked for, where the operator has no such block for this weight; else None.
     """
 
     name: str
@@ -108,6 +111,7 @@ class Weight:
     bytes_before: int
     bytes_after: int
     relative_rms: float
+    planned_block_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,24 @@ class Run(Protocol):
         """The runtime that the result is for."""
 
     def quantize(
-        self, weight: View, reader: ir.Node, rule: str, scale_dtype: np.dtype[np.generic]
+        self,
+        weight: View,
+        reader: ir.Node,
+        rule: str,
+        scale_dtype: np.dtype[np.generic],
+        *,
+        role: str = "",
+        expert: int | None = None,
     ) -> QuantizationJob:
         """Returns the job that will quantize ``weight`` [N, K] as the plan says.
+
+        Args:
+            weight: the matrix, or one expert's slice of a stack.
+            reader: the node that reads it.
+            rule: the rule that asks.
+            scale_dtype: dtype in which the scales will be stored.
+            role: what the weight is for, where the reader has several; by default the reader's role.
+            expert: index of the expert, where the reader holds all of them.
 
         Raises:
             Declined: the plan keeps the weight in float.

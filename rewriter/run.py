@@ -42,18 +42,30 @@ class ModelRun:
         return self._roles.get(node, _NO_ROLE)
 
     def quantize(
-        self, weight: View, reader: ir.Node, rule: str, scale_dtype: np.dtype[np.generic]
+        self,
+        weight: View,
+        reader: ir.Node,
+        rule: str,
+        scale_dtype: np.dtype[np.generic],
+        *,
+        role: str = "",
+        expert: int | None = None,
     ) -> QuantizationJob:
-        """Returns the job that will quantize ``weight`` [N, K] as the plan says.
+        """Returns the job that will quantize ``weight`` [N, K] as the plan says; see ``rewriter.rule.Run``.
 
         Raises:
             Declined: the plan keeps the weight in float.
         """
-        role = self.role(reader)
-        name = weight.name if weight.expert is None else weight.label.removesuffix("__T")
+        found = self.role(reader)
+        if expert is None:
+            expert = weight.expert if found.expert is None else found.expert
+            name = weight.name if weight.expert is None else weight.label.removesuffix("__T")
+        else:
+            name = f"{weight.name}__slice_{expert}"
+        role = role or found.name
         node = reader.name or ""
-        self.readers.append((node, name))
-        spec = self._plan.resolve(node=node, weight=name, role=role.name, layer=role.layer)
+        self.readers += [(node, name), (node, weight.name)]
+        spec = self._plan.resolve(node=node, weight=name, role=role, layer=found.layer, stack=weight.name)
         if isinstance(spec, str):
             raise Declined(spec, reader)
         context = WeightContext(
@@ -62,9 +74,9 @@ class ModelRun:
             weight=name,
             node=node,
             rule=rule,
-            role=role.name,
-            expert=weight.expert if role.expert is None else role.expert,
-            layer=role.layer,
+            role=role,
+            expert=expert,
+            layer=found.layer,
         )
         return QuantizationJob(weight, context, self._quantizers[spec.algorithm], self._written)
 
@@ -96,6 +108,7 @@ class ModelRun:
             bits=spec.bits,
             block_size=spec.block_size,
             symmetric=spec.symmetric,
+            planned_block_size=None if context.planned is None else context.planned.block_size,
             bytes_before=job.weight.nbytes,
             bytes_after=nbytes,
             relative_rms=relative_rms(job.weight.numpy(), quantized),

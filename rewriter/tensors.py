@@ -1,4 +1,8 @@
-"""Lazy views of constant tensors: slice, transpose, reshape and exact casts that touch no bytes until they are read."""
+"""Lazy views of constant tensors: slice, transpose, reshape and exact casts that touch no bytes until they are read.
+
+What no view can show (two tensors interleaved, a reshape across strides, dequantized codes) is a ``RowsTensor``: it is
+computed when it is read, and a view of a part of it computes only that part.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from rewriter.rows import RowsTensor
 
 Array = npt.NDArray[Any]
 
@@ -118,15 +124,37 @@ class View:
 
     def numpy(self) -> Array:
         """Returns the elements; without a copy unless a cast is due."""
-        flat = np.asarray(self.source.numpy()).reshape(-1)
+        flat, offset = self._elements()
         item = flat.itemsize
         window = np.lib.stride_tricks.as_strided(
-            flat[self.offset :] if self.size else flat[:0],
+            flat[offset:] if self.size else flat[:0],
             self.shape,
             tuple(s * item for s in self.strides),
             writeable=False,
         )
         return window if self.dtype == self.source.dtype else window.astype(self.dtype.numpy())
+
+    def _elements(self) -> tuple[Array, int]:
+        """The flattened part of the source that holds the view, and the position of the view's first element in it."""
+        source = self.source
+        if not (isinstance(source, RowsTensor) and self.size):
+            return np.asarray(source.numpy()).reshape(-1), self.offset
+        first, count = self.source_rows
+        part = source.rows(first, count)
+        return part.reshape(-1), self.offset - first * (part.size // count)
+
+    @property
+    def source_rows(self) -> tuple[int, int]:
+        """The first of the rows along the source's first axis that the view shows a part of, and their number."""
+        low, high = self.span
+        row = self.source.size // int(self.source.shape.numpy()[0])
+        return low // row, high // row - low // row + 1
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First and last position of the flattened source that the view shows."""
+        reach = [(d - 1) * s for d, s in zip(self.shape, self.strides, strict=True)]
+        return self.offset + sum(r for r in reach if r < 0), self.offset + sum(r for r in reach if r > 0)
 
     @property
     def label(self) -> str:
@@ -171,16 +199,25 @@ class ViewTensor(ir.LazyTensor):
         """Equal for equal tensors, so that the commit can share them."""
         return ("view", self.view)
 
+    def tofile(self, file: Any) -> None:
+        """Writes a stack one expert at a time."""
+        if self.view.rank < 3 or self.view.dtype.bitwidth < 8:
+            super().tofile(file)
+            return
+        for row in range(self.view.shape[0]):
+            ir.Tensor(np.asarray(self.view.slice(0, row, 1).numpy(), order="C"), dtype=self.dtype).tofile(file)
 
-class ContiguousCopy(ir.LazyTensor):
+
+class ContiguousCopy(RowsTensor):
     """What a view shows, laid out afresh: the source of a reshape that strides cannot express."""
 
     def __init__(self, view: View) -> None:
         super().__init__(
-            lambda: ir.Tensor(np.asarray(view.numpy(), order="C"), dtype=view.dtype),
-            dtype=view.dtype,
-            shape=ir.Shape(view.shape),
-            name=view.name,
+            lambda first, count: np.asarray(view.slice(0, first, count).numpy(), order="C"),
+            view.dtype,
+            view.shape,
+            view.name,
+            (view,),
         )
         self.view = view
 

@@ -6,11 +6,12 @@ Nothing heavy is imported before a command runs, so that ``--help`` and shell co
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -78,27 +79,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     debug = bool(os.environ.get(_DEBUG))
     try:
-        with warnings.catch_warnings():
-            if not debug:
-                warnings.simplefilter("ignore")
+        with contextlib.nullcontext() if debug else _without_warnings():
             code = typer.main.get_command(app).main(
                 list(sys.argv[1:] if arguments is None else arguments), prog_name="rewriter", standalone_mode=False
             )
             sys.stdout.flush()
-            return code if isinstance(code, int) else DONE
+    except SystemExit as error:
+        code = error.code
     except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
         if debug and not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
-        return _failed(error)
+        code = _failed(error)
+    if code == INTERRUPTED:
+        _say("interrupted")
+    return code if isinstance(code, int) else DONE
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps what libraries warn of and log off stderr, which is for one line of this project's own."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _failed(error: BaseException) -> int:
     """Says what went wrong in one line; returns the exit code."""
     match error:
         case KeyboardInterrupt() | typer.Abort():
-            _say("interrupted; nothing was written")
             return INTERRUPTED
         case BrokenPipeError():
             # Python flushes stdout once more as it exits; whoever read it is gone.
@@ -125,7 +138,7 @@ def _say(message: str) -> None:
 
 def _usage(error: Any) -> str:
     """Returns typer's complaint in this project's words: the thing, the nearest valid name, where to read on."""
-    message = error.format_message().strip().rstrip(".")
+    message = error.format_message().strip().rstrip(".").replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     if not message or message.startswith("Usage:") or context is None:
         return "" if context is not None else message

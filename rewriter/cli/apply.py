@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 def apply(
     model: Model,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIRECTORY", help="Where the rewritten model goes.", show_default=False)
+        Path,
+        typer.Option("--out", "-o", metavar="DIRECTORY", show_default=False, help="Where the rewritten model goes."),
     ],
     rules: Rules = DEFAULT_RULES,
     target: Target = None,
-    settings: Settings = [],  # noqa: B006  # typer reads the default, nothing changes it
+    settings: Settings = [],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write everything that was done.", show_default=False)
@@ -33,7 +34,7 @@ def apply(
         list[str],
         typer.Option(metavar="RULE", help="Fail (exit 1) where this rule never fires. May be repeated.",
                      show_default=False, autocompletion=options.complete_rules),
-    ] = [],  # noqa: B006
+    ] = [],
     parity: Annotated[
         Level | None,
         typer.Option(help="Which rewrites are proved by running them: one per structural class, all, or none;"
@@ -47,14 +48,16 @@ def apply(
     ] = None,
     memory: Annotated[
         int | None,
-        typer.Option(parser=options.size, metavar="SIZE", show_default="512MiB", help="Weights in flight while saving."),
+        typer.Option(parser=options.size, metavar="SIZE", show_default=False,
+                     help="Computed weights in memory at once while saving; by default 512MiB."),
     ] = None,
     max_shard_size: Annotated[
         int | None,
-        typer.Option(parser=options.size, metavar="SIZE", show_default="one file", help="Size of each data file."),
+        typer.Option(parser=options.size, metavar="SIZE", show_default=False,
+                     help="Size of each data file; by default there is one."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Rewrite a model by a rule set, quantize its weights, prove the rewrites, and save it.
 
     The output directory appears complete or not at all, and the input is never written.
@@ -91,8 +94,6 @@ def apply(
     with working("comparing with the original", quiet=quiet):
         outcome = whole.compare(result, model, check)
     done = dataclasses.replace(result.report, parity=outcome.to_json())
-    if report is not None:
-        reports.write(report, done)
 
     screen = console(quiet=quiet)
     more = "; --report FILE.json lists all" if report is None else f"; see {report}"
@@ -103,17 +104,18 @@ def apply(
         screen,
         show.fired(done),
         show.declined(done, more),
-        show.weights(done.by_role, measured=True),
+        show.weights(done.by_role, measured=True, width=screen.width),
     )
     if outcome.parity is not None:
         title = f"Against the original ({outcome.parity.runtime}, random inputs, seed {outcome.parity.seed})"
-        show.show(screen, show.metrics(title, outcome.parity.outputs))
+        show.show(screen, show.metrics(title, outcome.parity.outputs, width=screen.width))
     else:
         screen.print(f"Not compared with the original: {outcome.skipped}.\n")
     screen.print(f"Size    {shrink(done.bytes_before, done.bytes_after)}")
-    if report is not None:
-        screen.print(f"Report  {report}", soft_wrap=True)
     screen.print(f"Output  [bold]{saved}[/bold]", soft_wrap=True)
+    if report is not None:
+        reports.write(report, done)
+        screen.print(f"Report  [bold]{report}[/bold]", soft_wrap=True)
 
     failures = [*outcome.failures, *_never_fired(require, done)]
     for failure in failures:

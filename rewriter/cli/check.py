@@ -12,18 +12,20 @@ if TYPE_CHECKING:
 
 
 def check(
-    before: Annotated[Path, typer.Argument(help="What is expected: a model.", show_default=False)],
-    after: Annotated[Path, typer.Argument(help="What is measured against it: a model.", show_default=False)],
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", show_default=False, help="The model as it should be.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", show_default=False, help="The model to measure.")],
     runtime: Annotated[str, typer.Option(metavar="cpu|cuda|reference", help="What runs both.")] = "cpu",
     inputs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npz", show_default="random", help="Arrays to feed, by input name."),
+        typer.Option(metavar="FILE.npz", show_default=False,
+                     help="Arrays to feed, by input name; by default random ones."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
     logits: Annotated[
         list[str],
-        typer.Option(metavar="OUTPUT", show_default="those named so", help="Outputs to compare as logits."),
-    ] = [],  # noqa: B006  # typer reads the default, nothing changes it
+        typer.Option(metavar="OUTPUT", show_default=False,
+                     help="An output to compare as logits; by default those named so. May be repeated."),
+    ] = [],
     max_relative_l2: Annotated[
         float | None, typer.Option(min=0, metavar="X", show_default=False, help="Fail where an output differs by more.")
     ] = None,
@@ -36,7 +38,7 @@ def check(
                      help="Fail where logits agree on the best token more rarely."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run two models on the same inputs and measure how far their outputs are apart.
 
     [bold]rewriter check model.onnx out/model.onnx[/bold]
@@ -63,7 +65,8 @@ def check(
             raise UsageError(f"--logits {name}: the models have no such output{nearest(name, parity.outputs)}")
     source = f"random inputs, seed {seed}" if inputs is None else str(inputs)
     screen = console(quiet=quiet)
-    show.show(screen, show.metrics(f"{before} against {after} ({runtime}, {source})", parity.outputs, limit=None))
+    screen.print(f"[bold]{before}[/bold] against [bold]{after}[/bold], run by {runtime} on {source}\n", soft_wrap=True)
+    show.show(screen, show.metrics("How far the outputs are apart", parity.outputs, width=screen.width, limit=None))
     failures = exceeded(parity, limits)
     for failure in failures:
         shout(failure)

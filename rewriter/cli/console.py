@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -29,7 +31,9 @@ _PIPED_WIDTH = 160
 def console(*, quiet: bool = False) -> Console:
     """Returns where results go; a pipe or a file gets plain text, wide enough for names."""
     found = Console(quiet=quiet, highlight=False)
-    return found if found.is_terminal else Console(quiet=quiet, highlight=False, width=_PIPED_WIDTH)
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        found.width = _PIPED_WIDTH
+    return found
 
 
 def shout(message: str) -> None:
@@ -38,16 +42,15 @@ def shout(message: str) -> None:
 
 
 def table(title: str, *columns: str) -> Table:
-    """Returns an empty table; a column whose heading starts with ``>`` holds numbers."""
+    """Returns an empty table; the heading of a column of numbers starts with ``>``, of short names with ``|``."""
     made = Table(
         title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
         header_style="dim",
-    )  # fmt: skip
+    )
     for column in columns:
-        numeric = column.startswith(">")
-        made.add_column(
-            column.removeprefix(">"), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
-        )
+        kind = column[0] if column[0] in ">|" else ""
+        justify: Literal["left", "right"] = "right" if kind == ">" else "left"
+        made.add_column(column.removeprefix(kind), justify=justify, no_wrap=bool(kind), overflow="fold")
     return made
 
 
@@ -59,13 +62,10 @@ def rest(made: Table, left: int, where: str) -> None:
 
 def nbytes(count: float) -> str:
     """Returns a size as people say it: 812.9 kB, 13.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            break
-        count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+    if count < 1000:
+        return f"{count:.0f} B"
+    exponent = min(int(math.log10(count) / 3), 4)
+    return f"{count / 1000**exponent:.1f} {('kB', 'MB', 'GB', 'TB')[exponent - 1]}"
 
 
 def figure(value: float | None, form: str = ".3g") -> str:
@@ -97,7 +97,7 @@ def working(text: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda changed: None
         return
     with Console(stderr=True, highlight=False).status(text) as status:
-        yield lambda changed: status.update(changed)
+        yield status.update
 
 
 @contextmanager

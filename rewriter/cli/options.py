@@ -12,12 +12,12 @@ import typer
 if TYPE_CHECKING:
     from rewriter.ruleset import RuleSet
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 def size(text: str) -> int:
     """Reads a number of bytes: ``512MiB``, ``2GB``, ``1.5g``, ``1048576``."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
     count = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
     if count < 1:
         raise typer.BadParameter(f"'{text}' is not a size, as 512MiB, 2GB or 1048576")
@@ -47,22 +47,24 @@ def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))
 
 
-Model = Annotated[Path, typer.Argument(help="An .onnx file, or a directory that holds one.", show_default=False)]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", show_default=False, help="An .onnx file, or a directory that holds one.")
+]
 Rules = Annotated[
     str,
     typer.Option("--rules", "-r", metavar="NAME|FILE", help="A shipped rule set, or a YAML file.",
                  autocompletion=complete_rule_sets),
-]  # fmt: skip
+]
 Settings = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", show_default=False,
                  help="Change a value of the rule set, as quantization.default.bits=8. May be repeated."),
-]  # fmt: skip
+]
 Target = Annotated[
     str | None,
     typer.Option("--target", metavar="PROVIDER[@VERSION]", show_default=False,
                  help="Runtime to rewrite for: cpu, cuda, cuda:sm90, webgpu@1.30 ...; by default the rule set's."),
-]  # fmt: skip
+]
 Level = Literal["class", "all", "none"]
 """Which rewrites are proved by running them."""
 

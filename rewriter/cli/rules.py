@@ -23,7 +23,7 @@ def rules(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of rule sets, with every installed rule.")
     ] = False,
-) -> None:  # fmt: skip
+) -> None:
     """List the installed rules and rule sets, or show one of them in full.
 
     [bold]rewriter rules[/bold]
@@ -83,7 +83,7 @@ def _show_rule(info: RuleInfo) -> None:
     out.print()
     for title, body in info.sections.items():
         out.print(f"[bold]{title}[/bold]")
-        out.print(Text("\n".join(f"  {line}" for line in body.splitlines())))
+        out.print(Text("\n".join(f"  {line}" for line in body.replace("``", "").splitlines())))
         out.print()
     if info.options:
         rows = table("Options", "option", "type", "default", "meaning")
@@ -114,7 +114,7 @@ def _show_set(entry: RuleSetInfo) -> None:
     spec = plan.default
     zero = "symmetric" if spec.symmetric else "with zero points"
     block = f"blocks of {spec.block_size}" if spec.block_size else "one scale per output"
-    facts = [("quantized to", f"{spec.bits} bits, {block}, {zero}, {spec.algorithm}")]
+    facts = [("plan", f"{spec.bits} bits, {block}, {zero}, {spec.algorithm}")]
     facts += [("only", str(selector)) for selector in plan.include] + [("except", str(s)) for s in plan.exclude]
     facts += [("override", f"{o.selector}: {dict(o.changes)}") for o in plan.overrides]
     facts += [("parity", f"local {parity.local}"), ("target", rule_set.target), ("file", entry.path)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +67,7 @@ class PartTensor(ir.LazyTensor):
 
     def __init__(
         self,
-        parts: _Parts,
+        parts: Parts,
         index: int,
         dtype: ir.DataType,
         shape: Sequence[int],
@@ -78,6 +79,15 @@ class PartTensor(ir.LazyTensor):
         )
         self.key = (*parts.key, index)
         self.jobs = jobs
+
+
+class Parts(Protocol):
+    """Several arrays that come from one evaluation, each taken once (or computed anew)."""
+
+    key: tuple[object, ...]
+
+    def take(self, index: int) -> npt.NDArray[np.generic]:
+        """Returns one of them."""
 
 
 class _Parts:
@@ -131,17 +141,28 @@ def packed_parts(
         parts: name, element type and shape of each array.
     """
 
-    def evaluate() -> Arrays:
-        quantized = job.quantize()
-        arrays = pack(quantized)
-        back = unpack(arrays)
-        same = np.array_equal(back.codes, quantized.codes) and np.array_equal(back.scales, quantized.scales)
-        if back.zero_points is not None and quantized.zero_points is not None:
-            same = same and np.array_equal(back.zero_points, quantized.zero_points)
-        if not same or (back.zero_points is None) != (quantized.zero_points is None):
-            raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {layout} do not read back")
-        job.written(job, quantized, sum(a.nbytes for a in arrays))
-        drop_pages(job.weight)
-        return arrays
+    return lazy_parts((layout, *job.key), lambda: packed_arrays(job, layout, pack, unpack), parts, (job,))
 
-    return lazy_parts((layout, *job.key), evaluate, parts, (job,))
+
+def packed_arrays(
+    job: QuantizationJob,
+    layout: str,
+    pack: Callable[[QuantizedWeight], Arrays],
+    unpack: Callable[[Arrays], QuantizedWeight],
+) -> Arrays:
+    """Quantizes a weight, lays it out, proves that the bytes read back, and tells the job that it is written.
+
+    Raises:
+        QuantizationError: the weight cannot be quantized, or its bytes do not read back.
+    """
+    quantized = job.quantize()
+    arrays = pack(quantized)
+    back = unpack(arrays)
+    same = np.array_equal(back.codes, quantized.codes) and np.array_equal(back.scales, quantized.scales)
+    if back.zero_points is not None and quantized.zero_points is not None:
+        same = same and np.array_equal(back.zero_points, quantized.zero_points)
+    if not same or (back.zero_points is None) != (quantized.zero_points is None):
+        raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {layout} do not read back")
+    job.written(job, quantized, sum(a.nbytes for a in arrays))
+    drop_pages(job.weight)
+    return arrays

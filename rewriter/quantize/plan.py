@@ -78,11 +78,11 @@ class Selector:
     layers: tuple[range, ...] = ()
     where: str = field(default="", compare=False)
 
-    def matches(self, *, node: str, weight: str, role: str, layer: int | None) -> bool:
-        """Says whether the weight is picked."""
+    def matches(self, *, node: str, weight: str, role: str, layer: int | None, stack: str = "") -> bool:
+        """Says whether the weight is picked; one expert of a stack also goes by the name of the stack."""
         return (
             _any_glob(self.nodes, node)
-            and _any_glob(self.weights, weight)
+            and (_any_glob(self.weights, weight) or (stack != "" and _any_glob(self.weights, stack)))
             and _any_glob(self.role, role)
             and (not self.layers or (layer is not None and any(layer in layers for layers in self.layers)))
         )
@@ -144,11 +144,21 @@ class QuantizationPlan:
     def __post_init__(self) -> None:
         _check({entry.name: getattr(self.default, entry.name) for entry in fields(self.default)})
 
-    def resolve(self, *, node: str, weight: str, role: str, layer: int | None) -> WeightSpec | str:
-        """Returns the weight's spec, or the reason why it stays float."""
+    def resolve(
+        self, *, node: str, weight: str, role: str, layer: int | None, stack: str = ""
+    ) -> WeightSpec | str:
+        """Returns the weight's spec, or the reason why it stays float.
+
+        Args:
+            node: name of the node that reads the weight.
+            weight: name of the weight.
+            role: what it is for.
+            layer: index of its layer, or None.
+            stack: name of the stack of which it is one expert; empty where it is none.
+        """
 
         def picks(selector: Selector) -> bool:
-            return selector.matches(node=node, weight=weight, role=role, layer=layer)
+            return selector.matches(node=node, weight=weight, role=role, layer=layer, stack=stack)
 
         if self.include and not any(map(picks, self.include)):
             return f"not included by the plan ({f'role {role}' if role else 'no role'})"

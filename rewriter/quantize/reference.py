@@ -42,7 +42,7 @@ def k_quant(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
             scale, start = best_line(x, weights, plain / (1 + STEPS / top), top)
             zero = int(np.clip(np.rint(-start / scale), 0, top))
         error, scale = refit(x, w, scale, zero, top, store)
-        plain_error, plain = refit(x, w, plain, plain_zero, top, store, rounds=1)
+        plain_error, plain = refit(x, w, plain, plain_zero, top, store, rounds=1 if zero == plain_zero else 8)
         return (scale, zero) if error < plain_error else (plain, plain_zero)
 
     return _quantize(weight, context, fit)
@@ -85,9 +85,7 @@ def plain_grid(x: Block, top: int, symmetric: bool) -> tuple[float, int]:
     return float(scale), int(_round_half_away(-np.float32(low) / scale))
 
 
-def refit(
-    x: Block, w: Block, scale: float, zero: int, top: int, store: Store, rounds: int = 6
-) -> tuple[float, float]:
+def refit(x: Block, w: Block, scale: float, zero: int, top: int, store: Store, rounds: int = 8) -> tuple[float, float]:
     """Returns the least error and the stored scale met while alternating between codes and least-squares scale."""
     error, best = np.inf, 0.0
     for _ in range(rounds):
@@ -96,7 +94,7 @@ def refit(
             break
         t = _levels(x, scale, zero, top)
         this = float(np.sum(w * (x - scale * t) ** 2))
-        last = this > 0.99 * error
+        last = this > 0.998 * error
         if this < error:
             error, best = this, scale
         if last:

@@ -45,6 +45,7 @@ class WeightContext:
         expert: expert index, or None.
         layer: layer index, or None.
         importance: [K] non-negative weights of the squared error per input feature, or None.
+        planned: what the plan asked for, where the operator has no such form and ``spec`` is the nearest; else None.
     """
 
     spec: WeightSpec
@@ -56,6 +57,7 @@ class WeightContext:
     expert: int | None = None
     layer: int | None = None
     importance: FloatArray | None = None
+    planned: WeightSpec | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
@@ -28,7 +27,8 @@ class Scope:
         nodes: in topological order.
         initializers: by name.
         outputs: further outputs, beside the body's own.
-        inputs: name -> type and shape of graph inputs that the body reads.
+        inputs: name -> type and shape of graph inputs that the body reads, in whatever scope it is.
+        functions: model-local functions that it calls.
     """
 
     def __init__(self, opset: int, *, inline: bool = False, operands: str = "initializer") -> None:
@@ -39,7 +39,25 @@ class Scope:
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.outputs: list[onnx.ValueInfoProto] = []
         self.inputs: dict[str, onnx.ValueInfoProto] = {}
+        self.functions: list[onnx.FunctionProto] = []
         self._names: set[str] = set()
+
+    def child(self, *, captures: bool) -> Scope:
+        """Returns the scope of a subgraph; where it ``captures``, its constants are those of this scope."""
+        inner = Scope(self.opset, inline=self.inline, operands=self.operands)
+        inner.inputs = self.inputs
+        inner._names = set(self._names)
+        if captures and not self.inline:
+            inner.initializers = self.initializers
+        return inner
+
+    def close(
+        self, inner: Scope, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.GraphProto:
+        """Returns the subgraph of a child, whose names are taken from now on."""
+        self._names |= inner._names
+        own = [] if inner.initializers is self.initializers else list(inner.initializers.values())
+        return helper.make_graph(inner.nodes, "body", list(inputs), [*outputs, *inner.outputs], own)
 
     def op(self, op_type: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Adds a node and returns its output."""
@@ -77,12 +95,13 @@ class Scope:
             return self.op("Constant", name=name, **held)
         if self.operands in ("constant", "constant-ints"):
             return self.op("Constant", name=name, value=numpy_helper.from_array(array))
-        if self.operands == "cast-reshape":
+        small = all(abs(v) < 2**30 for v in values)
+        if self.operands == "cast-reshape" and small:
             narrow = self.op("Identity", self.constant(f"{name}_i32", array.astype(np.int32).reshape(-1)))
             shape = self.constant(f"{name}_shape", np.array(array.shape, dtype=np.int64))
             shaped = self.op("Reshape", narrow, shape)
             return self.op("Cast", shaped, to=helper.np_dtype_to_tensor_dtype(array.dtype))
-        if self.operands == "sum" and all(abs(v) < 2**30 for v in values):
+        if self.operands == "sum" and small:
             less = self.constant(f"{name}_less_one", array - np.array(1, dtype=dtype))
             return self.op("Add", less, self.constant(f"one{bits}", np.array(1, dtype=dtype)))
         return self.constant(name, array)
@@ -90,7 +109,7 @@ class Scope:
     def expose(self, name: str, dtype: str) -> None:
         """Makes a value that exists already a further output of the body."""
         if name not in [value.name for value in self.outputs]:
-            self.outputs.append(helper.make_tensor_value_info(name, FLOAT_TYPES[dtype], None))
+            self.outputs.append(floats(name, dtype))
 
     def _fresh(self, stem: str) -> str:
         name, count = stem, 1
@@ -101,40 +120,12 @@ class Scope:
         return name
 
 
+def floats(name: str, dtype: str, shape: Sequence[int | str] | None = None) -> onnx.ValueInfoProto:
+    """Returns the declaration of a float value."""
+    return helper.make_tensor_value_info(name, FLOAT_TYPES[dtype], shape)
+
+
 def weight(name: str, shape: Sequence[int], dtype: str) -> npt.NDArray[Any]:
     """Returns a weight of 1/32nds in (-2, 2): no two experts or columns are alike, and it prints in little space."""
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     return (generator.integers(-63, 64, math.prod(shape)) / 32).astype(dtype).reshape(tuple(shape))
-
-
-def model(
-    scope: Scope,
-    inputs: Sequence[onnx.ValueInfoProto],
-    outputs: Sequence[onnx.ValueInfoProto],
-    *,
-    functions: Sequence[onnx.FunctionProto] = (),
-    typed: bool = True,
-) -> ir.Model:
-    """Returns the model whose main graph is ``scope``.
-
-    Args:
-        scope: the finished body.
-        inputs: of the graph, beside those that the body asks for.
-        outputs: of the graph, beside those that the body exposes.
-        functions: model-local functions, of the domain ``local``.
-        typed: whether values carry their types and shapes, as ONNX's shape inference finds them.
-    """
-    opsets = [helper.make_opsetid("", scope.opset)]
-    if functions:
-        opsets.append(helper.make_opsetid("local", 1))
-    graph = helper.make_graph(
-        scope.nodes,
-        "moe",
-        [*inputs, *scope.inputs.values()],
-        [*outputs, *scope.outputs],
-        list(scope.initializers.values()),
-    )
-    proto = helper.make_model(graph, opset_imports=opsets, functions=list(functions), ir_version=10)
-    if typed:
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    return ir.from_proto(proto)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
 
 from rewriter.testing._graph import FLOAT_TYPES, Scope
-
-Draw = Callable[[st.SearchStrategy[object]], object]
 
 SELECTIONS = (
     "gather",
@@ -30,7 +27,6 @@ SELECTIONS = (
 DROPS = ("squeeze", "squeeze-negative", "squeeze-all", "reshape", "reshape-infer", "keep")
 TURNS = ("transpose", "transpose-default", "gemm")
 NOISES = ("none", "identity", "cast", "unsqueeze", "twice", "flat")
-CONSUMERS = ("matmul", "matmul-rank3", "gemm", "gemm-bias", "gemm-scaled", "gemm-transA", "einsum", "left")
 _INT64_MAX = 2**63 - 1
 
 
@@ -81,6 +77,21 @@ class Spelling:
     late: str = "none"
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """One expert's matrix, taken from its stack.
+
+    Attributes:
+        name: of its value.
+        rank: 2, or 3 with a leading 1.
+        chain: every value on the way from the stack.
+    """
+
+    name: str
+    rank: int
+    chain: tuple[str, ...]
+
+
 @st.composite
 def spellings(draw: st.DrawFn, selections: tuple[str, ...] = SELECTIONS) -> Spelling:
     """Draws a spelling."""
@@ -93,12 +104,8 @@ def spellings(draw: st.DrawFn, selections: tuple[str, ...] = SELECTIONS) -> Spel
     )
 
 
-def select(scope: Scope, stack: Stack, expert: int, how: Spelling, *, rank3: bool) -> list[str]:
-    """Writes the nodes that take one expert's matrix [rows, columns] (``rank3``: maybe [1, rows, columns]) out.
-
-    Returns:
-        Every value of the chain, the matrix last.
-    """
+def select(scope: Scope, stack: Stack, expert: int, how: Spelling, *, rank3: bool) -> Matrix:
+    """Writes the nodes that take one expert's matrix [rows, columns] out; ``rank3`` allows [1, rows, columns]."""
     selection = how.selection
     if stack.axis and selection in ("gather-nd", "reshape-slice"):
         selection = "gather"
@@ -112,10 +119,10 @@ def select(scope: Scope, stack: Stack, expert: int, how: Spelling, *, rank3: boo
         if drop == "squeeze-all" and 1 in (stack.rows, stack.columns):
             drop = "squeeze"
         if drop == "keep":
-            return chain
+            return Matrix(value, 3, tuple(chain[1:]))
         chain.append(_drop(scope, stack, value, drop))
     chain.append(_noise(scope, how.late, chain[-1], (stack.rows, stack.columns), stack.dtype))
-    return chain
+    return Matrix(chain[-1], 2, tuple(chain[1:]))
 
 
 def squeeze(scope: Scope, value: str, axes: tuple[int, ...]) -> str:

@@ -1,0 +1,90 @@
+"""A stack of weights, one job each, as tensors [E, ...] that are computed and written one weight at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, packed_arrays
+from rewriter.quantize.types import QuantizedWeight
+
+Sink = Callable[[int, npt.NDArray[np.generic]], None]
+
+
+class StackTensor(PartTensor):
+    """The first part of a stack, its codes: written expert by expert, so that it is never in memory whole."""
+
+    def __init__(self, stack: _Stack, *args: Any) -> None:
+        super().__init__(stack, 0, *args)
+        self._stack = stack
+
+    def tofile(self, file: Any) -> None:
+        """Writes the codes as they are computed; scales and zero points are kept for their own turn."""
+        self._stack.evaluate(lambda _, codes: file.write(np.ascontiguousarray(codes).data))
+
+
+class _Stack:
+    """Computes all parts at once: the codes go out expert by expert, the small rest is kept until it is taken."""
+
+    def __init__(self, key: tuple[object, ...], experts: int, compute: Callable[[int], Arrays]) -> None:
+        self.key = key
+        self._experts = experts
+        self._compute = compute
+        self._lock = threading.Lock()
+        self._kept: dict[int, npt.NDArray[np.generic]] = {}
+
+    def evaluate(self, sink: Sink | None) -> None:
+        """Computes every expert in turn; its codes go to ``sink``."""
+        with self._lock:
+            self._evaluate(sink)
+
+    def take(self, index: int) -> npt.NDArray[np.generic]:
+        """Returns one part whole; another thread that is computing it is waited for."""
+        with self._lock:
+            if index == 0:
+                codes: list[npt.NDArray[np.generic]] = []
+                self._evaluate(lambda _, part: codes.append(part))
+                return np.stack(codes)
+            if index not in self._kept:
+                self._evaluate(None)
+            return self._kept.pop(index)
+
+    def _evaluate(self, sink: Sink | None) -> None:
+        kept: dict[int, npt.NDArray[np.generic]] = {}
+        for expert in range(self._experts):
+            arrays = self._compute(expert)
+            if sink is not None:
+                sink(expert, arrays[0])
+            for index, part in enumerate(arrays[1:], 1):
+                kept.setdefault(index, np.empty((self._experts, *part.shape), part.dtype))[expert] = part
+        self._kept = kept
+
+
+def packed_stack(
+    jobs: Sequence[QuantizationJob],
+    layout: str,
+    pack: Callable[[QuantizedWeight], Arrays],
+    unpack: Callable[[Arrays], QuantizedWeight],
+    parts: Sequence[tuple[str, ir.DataType, Sequence[int]]],
+) -> tuple[PartTensor, ...]:
+    """Returns the lazy tensors of a stack of quantized weights in one layout; every expert's bytes are read back.
+
+    Args:
+        jobs: one for each expert; all with one shape and one spec.
+        layout: name of the layout; part of what makes two tensors equal.
+        pack: codes, scales and zero points of one expert -> the operator's arrays, the codes first.
+        unpack: exact inverse of ``pack``.
+        parts: name, element type and shape [E, ...] of each array.
+    """
+    own = tuple(jobs)
+    key = (layout, *(job.key for job in own))
+    stack = _Stack(key, len(own), lambda expert: packed_arrays(own[expert], layout, pack, unpack))
+    (name, dtype, shape), *rest = parts
+    codes = StackTensor(stack, dtype, shape, name, own)
+    others = (PartTensor(stack, i, part[1], part[2], part[0], own) for i, part in enumerate(rest, 1))
+    return (codes, *others)

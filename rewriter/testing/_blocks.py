@@ -1,0 +1,103 @@
+"""A whole Mixture-of-Experts layer in plain operators: router, unrolled experts, and their weighted sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from rewriter.testing._graph import FLOAT_TYPES, Scope
+from rewriter.testing._spellings import Spelling, Stack, select, turn
+
+ROUTERS = ("softmax-topk", "topk-softmax", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One way to write a layer.
+
+    Attributes:
+        experts: E, in the stacks.
+        top_k: experts per token.
+        hidden: H.
+        intermediate: I.
+        dtype: of activations and weights.
+        router: one of ``ROUTERS``.
+        packed: whether gate and up are one stack [E, H, 2I].
+        transposed: whether matrices are stored [N, K].
+        gemm: whether experts multiply with Gemm.
+        spelling: how each expert's matrix is taken.
+    """
+
+    experts: int
+    top_k: int
+    hidden: int
+    intermediate: int
+    dtype: str
+    router: str
+    packed: bool
+    transposed: bool
+    gemm: bool
+    spelling: Spelling
+
+
+def write_block(scope: Scope, x: str, block: Block, prefix: str) -> str:
+    """Writes the layer x [T, H] -> [T, H]; its weights' names begin with ``prefix``."""
+    weights, chosen = _route(scope, x, block, prefix)
+    routed = ""
+    for expert in range(block.experts):
+        out = _linear(scope, _activate(scope, x, block, expert, prefix), block, expert, f"{prefix}down")
+        here = scope.op("Cast", scope.op("Equal", chosen, scope.ints(expert)), to=FLOAT_TYPES[block.dtype])
+        share = scope.op("ReduceSum", scope.op("Mul", weights, here), scope.ints(-1), keepdims=1)
+        mixed = scope.op("Mul", out, share)
+        routed = scope.op("Add", routed, mixed) if routed else mixed
+    return scope.op("Add", x, routed)
+
+
+def _route(scope: Scope, x: str, block: Block, prefix: str) -> tuple[str, str]:
+    """Returns the weights and the ids of the chosen experts, both [T, top_k]."""
+    router = scope.weight(f"{prefix}router", (block.hidden, block.experts), block.dtype)
+    logits = scope.op("MatMul", x, router)
+    if block.dtype != "float32":
+        logits = scope.op("Cast", logits, to=TensorProto.FLOAT)
+    if block.router == "softmax-topk":
+        logits = scope.op("Softmax", logits, axis=-1)
+    elif block.router == "sigmoid":
+        logits = scope.op("Sigmoid", logits)
+    values, chosen = scope.ops("TopK", logits, scope.ints(block.top_k), count=2, axis=-1)
+    if block.router == "topk-softmax":
+        values = scope.op("Softmax", values, axis=-1)
+    if block.dtype != "float32":
+        values = scope.op("Cast", values, to=FLOAT_TYPES[block.dtype])
+    return values, chosen
+
+
+def _activate(scope: Scope, x: str, block: Block, expert: int, prefix: str) -> str:
+    """Returns silu(x @ gate) * (x @ up), [T, I]."""
+    if block.packed:
+        both = _linear(scope, x, block, expert, f"{prefix}gate_up")
+        half = scope.constant("halves", np.array([block.intermediate] * 2, dtype=np.int64))
+        gate, up = scope.ops("Split", both, half, count=2, axis=-1)
+    else:
+        gate = _linear(scope, x, block, expert, f"{prefix}gate")
+        up = _linear(scope, x, block, expert, f"{prefix}up")
+    return scope.op("Mul", scope.op("Mul", gate, scope.op("Sigmoid", gate)), up)
+
+
+def _linear(scope: Scope, x: str, block: Block, expert: int, name: str) -> str:
+    k, n = block.hidden, block.intermediate
+    if name.endswith("gate_up"):
+        n = 2 * n
+    elif name.endswith("down"):
+        k, n = n, k
+    rows, columns = (n, k) if block.transposed else (k, n)
+    stack = Stack(name, block.experts, rows, columns, block.dtype)
+    scope.weight(name, stack.shape, block.dtype)
+    matrix = select(scope, stack, expert, block.spelling, rank3=False).name
+    attributes = {}
+    if block.transposed and block.gemm:
+        attributes["transB"] = 1
+    elif block.transposed:
+        matrix = turn(scope, matrix, block.spelling.turn)
+    return scope.op("Gemm" if block.gemm else "MatMul", x, matrix, **attributes)

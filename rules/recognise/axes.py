@@ -1,0 +1,233 @@
+"""Located contents: what a value holds, and along which of its dimensions tokens, slots, experts and features lie.
+
+One fact, ``Located``, says both: its content is stated by the other families; its axes are moved about here, by every
+movement operator alike. So a spelling with rows (token, slot), a stack of experts or one expert alone is the same
+content on other axes, and layouts and contents add instead of multiplying.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import onnx_ir as ir
+
+Symbol = str | tuple[ir.Value, int]
+"""A dimension that is not known: its name in the model, or an axis of a value."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A product of an integer and of unknown dimensions."""
+
+    factor: int = 1
+    symbols: tuple[Symbol, ...] = ()
+
+    def __mul__(self, other: Size) -> Size:
+        return Size(self.factor * other.factor, tuple(sorted((*self.symbols, *other.symbols), key=_order)))
+
+    def __floordiv__(self, other: Size) -> Size | None:
+        """The exact quotient, or None where it is not known to be one."""
+        if not other.factor or self.factor % other.factor:
+            return None
+        left = list(self.symbols)
+        for symbol in other.symbols:
+            if symbol not in left:
+                return None
+            left.remove(symbol)
+        return Size(self.factor // other.factor, tuple(left))
+
+    @property
+    def constant(self) -> int | None:
+        """The integer, where nothing is unknown."""
+        return None if self.symbols else self.factor
+
+
+def _order(symbol: Symbol) -> tuple[int, str, int]:
+    return (0, symbol, 0) if isinstance(symbol, str) else (id(symbol[0]), "", symbol[1])
+
+
+ONE = Size()
+
+Kind = Literal["token", "slot", "expert", "feature", "weight", "row", "group", "repeat"]
+
+
+@dataclass(frozen=True)
+class Atom:
+    """One index of a content.
+
+    Attributes:
+        kind: ``token``: part of the token index; ``slot``: which of a token's k experts; ``expert``: which of all E;
+            ``feature``; ``weight``: a dimension of a gathered weight; ``row``: (token, slot) pairs in the order of
+            their experts; ``group``: the rows of one expert; ``repeat``: nothing depends on it.
+        size: how many positions.
+        index: of a weight, its axis in the stack; of a group, its expert.
+    """
+
+    kind: Kind
+    size: Size
+    index: int = 0
+
+
+Dim = tuple[Atom, ...]
+Axes = tuple[Dim, ...]
+
+
+class Content:
+    """What a value holds; immutable, compared by what it says."""
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        """Returns the content at one position of an index, or None where it has no name."""
+        return self if atom.kind == "repeat" else None
+
+    def part(self, atom: Atom, start: int, count: int, step: int) -> Content | None:
+        """Returns the content at evenly stepping positions of an index, or None where it has no name."""
+        return self if atom.kind == "repeat" else None
+
+
+@dataclass(frozen=True)
+class Located:
+    """A value's content and where its indices lie: one tuple of indices per dimension, empty for an extent of 1."""
+
+    content: Content
+    axes: Axes
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.axes)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The parts in a sequence that SplitToSequence made."""
+
+    items: tuple[Located, ...]
+
+
+@dataclass(frozen=True)
+class Uniform(Content):
+    """The same number everywhere."""
+
+    value: float
+
+
+def feature(size: int) -> Dim:
+    """Returns a dimension of ``size`` features."""
+    return (Atom("feature", Size(size)),)
+
+
+def tokens(size: Size) -> Dim:
+    """Returns the token indices of a dimension: one for each unknown extent in it."""
+    named = tuple(Atom("token", Size(1, (symbol,))) for symbol in size.symbols)
+    return named if size.factor == 1 else (Atom("token", Size(size.factor)), *named)
+
+
+def total(dim: Iterable[Atom]) -> Size:
+    """Returns the extent of a dimension."""
+    size = ONE
+    for atom in dim:
+        size *= atom.size
+    return size
+
+
+def unify(a: Axes, b: Axes) -> Axes | None:
+    """Returns the axes of an elementwise operator on ``a`` and ``b``, or None where they do not fit by meaning."""
+    rank = max(len(a), len(b))
+    dims = []
+    for first, second in zip(((),) * (rank - len(a)) + a, ((),) * (rank - len(b)) + b, strict=True):
+        dim = unify_dim(first, second)
+        if dim is None:
+            return None
+        dims.append(dim)
+    return tuple(dims)
+
+
+def unify_dim(a: Dim, b: Dim) -> Dim | None:
+    """As ``unify``, of one dimension."""
+    if a == b or not b:
+        return a
+    if not a:
+        return b
+    for loose, other in ((a, b), (b, a)):
+        if all(atom.kind == "repeat" for atom in loose) and total(loose) == total(other):
+            return other
+    if len(a) != len(b):
+        return None
+    atoms = tuple(_unify_atom(first, second) for first, second in zip(a, b, strict=True))
+    return None if None in atoms else tuple(atom for atom in atoms if atom is not None)
+
+
+def _unify_atom(a: Atom, b: Atom) -> Atom | None:
+    if a == b:
+        return a
+    if a.size != b.size:
+        return None
+    if "repeat" in (a.kind, b.kind):
+        return b if a.kind == "repeat" else a
+    return replace(a, kind="feature", index=0) if {a.kind, b.kind} == {"feature", "weight"} else None
+
+
+def fits(shape: Sequence[int], axes: Axes) -> bool:
+    """Whether a constant of ``shape`` broadcasts into ``axes`` without enlarging any of them."""
+    if len(shape) > len(axes):
+        return False
+    return all(n == 1 or total(dim).constant == n for n, dim in zip(reversed(shape), reversed(axes), strict=False))
+
+
+def reshape(axes: Axes, shape: Sequence[Size | None]) -> Axes | None:
+    """Returns the axes in another shape (None is the rest), or None where an index would have to be cut."""
+    atoms = list(itertools.chain.from_iterable(axes))
+    rest = shape.index(None) if None in shape else len(shape)
+    front = [_take(atoms, size, 0) for size in shape[:rest]]
+    back = [_take(atoms, size, -1) for size in reversed(shape[rest + 1 :])]
+    if None in front or None in back:
+        return None
+    dims = [*front, *([tuple(atoms)] if rest < len(shape) else []), *reversed(back)]
+    if rest == len(shape) and total(atoms) != ONE:
+        return None
+    return tuple(dim for dim in dims if dim is not None)
+
+
+def _take(atoms: list[Atom], size: Size | None, end: int) -> Dim | None:
+    """Takes indices off one end until they make up ``size``."""
+    taken: list[Atom] = []
+    if size == ONE and atoms and atoms[end].size == ONE:
+        return (atoms.pop(end),)
+    while size is not None and total(taken) != size:
+        if not atoms:
+            return None
+        taken.append(atoms.pop(end))
+        if size.constant is not None and math.prod(a.size.constant or 0 for a in taken) > size.constant:
+            return None
+    return tuple(taken if end == 0 else reversed(taken))
+
+
+def only(dim: Dim, kind: Kind) -> Atom | None:
+    """Returns the one index of a dimension, where it has one and it is of that kind."""
+    return dim[0] if len(dim) == 1 and dim[0].kind == kind else None
+
+
+def find(axes: Axes, kind: Kind) -> int | None:
+    """Returns the dimension that is one index of that kind and no other, or None."""
+    found = [position for position, dim in enumerate(axes) if only(dim, kind)]
+    return found[0] if len(found) == 1 else None
+
+
+def put(axes: Axes, position: int, *dims: Dim) -> Axes:
+    """Returns the axes with other dimensions in place of one."""
+    return (*axes[:position], *dims, *axes[position + 1 :])
+
+
+@dataclass(frozen=True)
+class Tokens(Content):
+    """The input of the experts: one row of features for every token.
+
+    Attributes:
+        x: [.., H] the value, whose own axes are those of its tokens and one of features.
+    """
+
+    x: ir.Value
