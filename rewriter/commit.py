@@ -27,6 +27,7 @@ class Rewrite:
         nodes: new nodes, in order.
         initializers: new constants.
         opsets: domain -> version that the new nodes need.
+        imports: domain -> version that the graph, or the function it is in, has.
     """
 
     rule: str
@@ -37,6 +38,7 @@ class Rewrite:
     nodes: Sequence[ir.Node]
     initializers: Sequence[ir.Value]
     opsets: Mapping[str, int]
+    imports: Mapping[str, int]
 
     @property
     def where(self) -> str:
@@ -103,6 +105,10 @@ class Committer:
             new.shape = new.shape or old.shape
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         return Change(self._remove_dead(rewrite.matched), nodes, list(outputs.values()))
+
+    def imports(self, graph: ir.Graph) -> Mapping[str, int]:
+        """Returns the opset imports that hold in ``graph``: a subgraph has none of its own."""
+        return self._roots[graph].opset_imports
 
     def _survey(self, root: Container) -> None:
         for graph in (root.graph if isinstance(root, ir.Function) else root, *root.subgraphs()):
@@ -176,8 +182,10 @@ class Committer:
         """Gives the new values the names of those they replace, and every other new thing a name of its own."""
         successors = {new: old for old, new in outputs.items()}
         stem = rewrite.root.name or next(iter(outputs)).name or rewrite.root.op_type
+        heir = _heir(rewrite, nodes)
         for node in nodes:
-            node.name = self._unique(self._node_names, f"{stem}_{node.op_type}")
+            own = rewrite.root.name if node is heir else None
+            node.name = own or self._unique(self._node_names, f"{stem}_{node.op_type}")
             for out in node.outputs:
                 old = successors.get(out)
                 if old is not None and old.name:
@@ -244,6 +252,14 @@ class Committer:
         return name
 
 
+def _heir(rewrite: Rewrite, nodes: Sequence[ir.Node]) -> ir.Node | None:
+    """The one new node of the root's operator, which takes over its name (a plan's globs go on matching), or None."""
+    root = rewrite.root
+    same = [node for node in nodes if (node.domain, node.op_type) == (root.domain, root.op_type)]
+    leaves = all(out in rewrite.outputs or not out.uses() for out in root.outputs)
+    return same[0] if len(same) == 1 and leaves else None
+
+
 def _empty(attribute: ir.Attr) -> None:
     """Unhooks the nodes of a dead node's subgraphs from the values they capture."""
     if attribute.is_ref() or attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
@@ -256,16 +272,30 @@ def _empty(attribute: ir.Attr) -> None:
 
 
 def _feeds_itself(rewrite: Rewrite) -> bool:
-    """Whether an input of the new nodes is computed from a value that they replace."""
-    new = set(rewrite.nodes)
+    """Whether a new output would be computed, by way of the rest of the graph, from itself."""
+    old = set(rewrite.outputs)
+    needs = {value: _reached([new], old) for value, new in rewrite.outputs.items()}
+    pending = {value: set(found) for value, found in needs.items()}
+    while pending:
+        ready = [value for value, found in pending.items() if not found & pending.keys()]
+        if not ready:
+            return True
+        for value in ready:
+            del pending[value]
+    return False
+
+
+def _reached(values: Iterable[ir.Value], wanted: set[ir.Value]) -> set[ir.Value]:
+    """The wanted values from which ``values`` are computed; what lies behind them is not looked at."""
+    found: set[ir.Value] = set()
     seen: set[ir.Value] = set()
-    pending = [v for node in rewrite.nodes for v in node.inputs if v is not None and v.producer() not in new]
+    pending = list(values)
     while pending:
         value = pending.pop()
-        if value in rewrite.outputs:
-            return True
-        producer = value.producer()
-        if value not in seen and producer is not None:
+        if value in wanted:
+            found.add(value)
+        elif value not in seen:
             seen.add(value)
-            pending.extend(v for v in producer.inputs if v is not None)
-    return False
+            producer = value.producer()
+            pending.extend(v for v in (producer.inputs if producer is not None else ()) if v is not None)
+    return found

@@ -154,11 +154,19 @@ class Engine:
             raise
         except Exception as error:
             raise RuleError(candidate.name, node.name or node.op_type, f"{type(error).__name__}: {error}") from error
-        opsets = {domain: 1 if version is None else version for domain, version in built.used_opsets}
-        if "" in opsets:
-            opsets[""] = self._run.model.graph.opset_imports.get("", opsets[""])
+        imports = self._committer.imports(graph)
+        opsets = {d: imports.get(d, 1) if version is None else version for d, version in built.used_opsets}
+        matched = tuple(dict.fromkeys([*match.nodes, *(n for out in outputs if (n := out.producer()) is not None)]))
         return Rewrite(
-            candidate.name, graph, node, match.nodes, outputs, built.new_nodes, built.new_initializers, opsets
+            rule=candidate.name,
+            graph=graph,
+            root=node,
+            matched=matched,
+            outputs=outputs,
+            nodes=built.new_nodes,
+            initializers=built.new_initializers,
+            opsets=opsets,
+            imports=imports,
         )
 
     def _commit(self, rewrite: Rewrite, phase: str, sweep: int, tracer: DeclineTracer) -> bool:

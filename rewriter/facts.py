@@ -11,6 +11,7 @@ from onnxscript.rewriter import MatchingTracer, MatchStatus
 from onnxscript.rewriter.pattern import Pattern, PatternBase
 
 from rewriter._onnxscript import MatchFailureError, OpKey, root_operator
+from rewriter.errors import RuleError
 from rewriter.tensors import View, constant
 
 F = TypeVar("F")
@@ -116,6 +117,9 @@ class Facts:
             except MatchFailureError as near:
                 self._reasons[node.outputs[0]] = near.reason
                 continue
+            except Exception as error:
+                where = node.name or node.op_type
+                raise RuleError(f"{recogniser.name} (a recogniser)", where, f"{type(error).__name__}: {error}") from error
             if stated is None:
                 continue
             by_value = stated if isinstance(stated, Mapping) else {node.outputs[0]: stated}

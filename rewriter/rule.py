@@ -12,6 +12,7 @@ from onnxscript.rewriter import RewriteRuleClassBase
 from rewriter._onnxscript import MatchFailureError
 from rewriter.facts import Facts, Recogniser
 from rewriter.quantize.job import QuantizationJob
+from rewriter.roles import Role
 from rewriter.target import Target
 from rewriter.tensors import View
 
@@ -40,6 +41,9 @@ class Run(Protocol):
     @property
     def target(self) -> Target:
         """The runtime that the result is for."""
+
+    def role(self, node: ir.Node) -> Role:
+        """Returns what the weight that ``node`` reads is for."""
 
     def quantize(
         self,

@@ -35,6 +35,7 @@ class ModelRun:
         self._plan = plan
         self._quantizers = quantizers
         self._roles: dict[ir.Node, Role] = dict(find_roles(model))
+        self._layers = 1 + max((role.layer for role in self._roles.values() if role.layer is not None), default=-1)
         self._weights: dict[tuple[object, ...], Weight] = {}
 
     def role(self, node: ir.Node) -> Role:
@@ -65,7 +66,9 @@ class ModelRun:
         role = role or found.name
         node = reader.name or ""
         self.readers += [(node, name), (node, weight.name)]
-        spec = self._plan.resolve(node=node, weight=name, role=role, layer=found.layer, stack=weight.name)
+        spec = self._plan.resolve(
+            node=node, weight=name, role=role, layer=found.layer, stack=weight.name, count=self._layers
+        )
         if isinstance(spec, str):
             raise Declined(spec, reader)
         context = WeightContext(

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rewriter.errors import TargetError, nearest
-from rewriter.experts import ExpertForm
+from rewriter.experts import ROUTER_WEIGHTS, ExpertForm
 
 Version = tuple[int, int]
 
 PROVIDERS = ("cpu", "cuda", "webgpu", "dml")
 _OLDEST = (1, 23)
 _BFLOAT16 = {"cuda"}
+_ROUTER_WEIGHTS = {"cpu", "cuda"}
 _MATMUL_NBITS_BIAS = {"cpu", "webgpu"}
 _MATMUL_NBITS_BITS = {"cpu": (2, 4, 8), "cuda": (4, 8), "webgpu": (2, 4, 8), "dml": (4,)}
 
@@ -34,7 +35,7 @@ class Kernel:
         fusions: values of ``swiglu_fusion`` other than 0.
         fc3: activations that may be gated by an fc3.
         sparse_mixer: whether ``use_sparse_mixer`` is heeded.
-        unnormalized: whether ``normalize_routing_weights=0`` is heeded where the router's weights are not given.
+        unnormalized: dtypes in which ``normalize_routing_weights=0`` is heeded where no router_weights are given.
         constants: alpha, beta and limit that SwiGLU is computed with whatever the attributes say, or None.
         blocks: of QMoE, bits -> legal block sizes, 0 for a whole row.
         zero_point_blocks: of QMoE, block sizes that may have zero points.
@@ -52,7 +53,7 @@ class Kernel:
     fusions: tuple[int, ...] = (1,)
     fc3: tuple[str, ...] = ()
     sparse_mixer: bool = False
-    unnormalized: bool = True
+    unnormalized: tuple[str, ...] = ("FLOAT", "FLOAT16", "BFLOAT16")
     constants: tuple[float, float, float] | None = None
     blocks: Mapping[int, tuple[int, ...]] | None = None
     zero_point_blocks: tuple[int, ...] = ()
@@ -63,8 +64,14 @@ class Kernel:
     int8_activations: tuple[tuple[int, int], ...] = ()
     layouts: tuple[int | None, ...] = (None,)
 
-    def refusal(self, form: ExpertForm, dtype: str) -> str | None:
-        """Returns why the kernel cannot run an exact node of this form and dtype, or None."""
+    def refusal(self, form: ExpertForm, dtype: str, *, weighted: bool = False) -> str | None:
+        """Returns why the kernel cannot run a node of this form and dtype, or runs it wrongly, or None.
+
+        Args:
+            form: what the node computes.
+            dtype: of x.
+            weighted: whether router_weights are given.
+        """
         if form.activation not in self.activations:
             return f"activation '{form.activation}' has no kernel (it runs {', '.join(self.activations)})"
         if dtype not in self.dtypes:
@@ -77,8 +84,8 @@ class Kernel:
             return "use_sparse_mixer has no kernel"
         if form.activation == "swiglu" and self.constants not in (None, (form.alpha, form.beta, form.limit)):
             return f"its SwiGLU is fixed to alpha, beta and limit {self.constants}"
-        if not (form.normalize or form.sparse_mixer or self.unnormalized):
-            return "normalize_routing_weights=0 is not heeded"
+        if not (form.normalize or form.sparse_mixer or weighted or dtype in self.unnormalized):
+            return f"normalize_routing_weights=0 is not heeded in {dtype.lower()}"
         return None
 
 
@@ -86,11 +93,11 @@ _ALL_BLOCKS = (0, 16, 32, 64, 128, 256)
 _GPU_BLOCKS = (0, 32, 64, 128)
 _GPT_OSS = (1.702, 1.0, 7.0)
 
-_CPU_MOE = Kernel((1, 23))
+_CPU_MOE = Kernel((1, 23), unnormalized=("FLOAT",))
 _CPU_1_23 = Kernel(
     (1, 23),
     activations=("swiglu",),
-    unnormalized=False,
+    unnormalized=(),
     blocks={4: (16, 32), 8: _ALL_BLOCKS},
     mixed_zero_points=False,
     single_block_zero_points=False,
@@ -126,7 +133,7 @@ _CUDA_1_23 = Kernel(
 _CUDA_1_24 = replace(_CUDA_1_23, since=(1, 24), zero_point_blocks=_GPU_BLOCKS[1:])
 _CUDA_1_28 = replace(_CUDA_1_24, since=(1, 28), fusions=(1, 2), constants=None, layouts=(None, 80))
 _CUDA_1_31 = replace(_CUDA_1_28, since=(1, 31), single_block_zero_points=True)
-_WEBGPU_MOE = Kernel((1, 24), activations=("swiglu",), unnormalized=False)
+_WEBGPU_MOE = Kernel((1, 24), activations=("swiglu",), unnormalized=())
 _WEBGPU_QMOE = replace(_WEBGPU_MOE, blocks=dict.fromkeys((4, 8), _GPU_BLOCKS[1:]))
 
 KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
@@ -222,10 +229,11 @@ class Target:
         return (None, int(self.architecture[2:])) if self.architecture else (None,)
 
     @property
-    def qmoe_inputs(self) -> int:
-        """Number of input slots of QMoE."""
+    def router_weights(self) -> bool:
+        """Whether QMoE takes router_weights, and the provider's kernel heeds them."""
         schema = _schema("QMoE") if self.installed else None
-        return schema[1] if schema else next(count for since, count in _QMOE_INPUTS if since <= self.version)
+        inputs = schema[1] if schema else next(count for since, count in _QMOE_INPUTS if since <= self.version)
+        return inputs > ROUTER_WEIGHTS and self.provider in _ROUTER_WEIGHTS
 
     @property
     def qmoe_layouts(self) -> tuple[int | None, ...]:

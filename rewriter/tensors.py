@@ -240,11 +240,43 @@ def constant(value: ir.Value) -> View | None:
         producer = value.producer()
         if producer is None or producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
             return None
-        tensor = ir.convenience.get_const_tensor(value)
+        tensor = _held(producer)
     elif not (value.is_initializer() or value.producer() is not None):
         return None
     return None if tensor is None or tensor.dtype == ir.DataType.STRING else View.whole(tensor, value.name or "")
 
+
+def _held(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor of a Constant node; onnx-ir's own helper renames it, and it may be shared with the given model."""
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            return None
+        if attribute.type == ir.AttributeType.TENSOR:
+            return attribute.as_tensor()
+        if name in _HELD:
+            return ir.tensor(np.array(attribute.value, dtype=_HELD[name]), name=node.outputs[0].name)
+    return None
+
+
+_HELD = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+
+
+def same_elements(a: View, b: View) -> bool:
+    """Whether two views show the same bytes; read a few rows at a time, and no further than the first difference."""
+    if a == b:
+        return True
+    if (a.shape, a.dtype) != (b.shape, b.dtype) or not a.rank:
+        return False
+    step = max(1, _COMPARED * a.shape[0] // max(a.nbytes, 1))
+    for start in range(0, a.shape[0], step):
+        count = min(step, a.shape[0] - start)
+        if a.slice(0, start, count).numpy().tobytes() != b.slice(0, start, count).numpy().tobytes():
+            return False
+    return True
+
+
+_COMPARED = 1 << 24
+"""Bytes of each side that are compared at a time."""
 
 _FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _EXACT_CASTS = {(f, wide) for f in _FLOATS for wide in (ir.DataType.FLOAT, ir.DataType.DOUBLE)} | {

@@ -16,20 +16,28 @@ _SMALL = 4096
 
 def integer_attribute(node: ir.Node, name: str, default: int) -> int:
     """Returns an INT attribute, or its default where the node omits it."""
-    attribute = node.attributes.get(name)
+    attribute = _attribute(node, name)
     return default if attribute is None else attribute.as_int()
 
 
 def float_attribute(node: ir.Node, name: str, default: float) -> float:
     """Returns a FLOAT attribute, or its default where the node omits it."""
-    attribute = node.attributes.get(name)
+    attribute = _attribute(node, name)
     return default if attribute is None else attribute.as_float()
 
 
 def integers_attribute(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
     """Returns an INTS attribute, or its default where the node omits it."""
-    attribute = node.attributes.get(name)
+    attribute = _attribute(node, name)
     return list(default) if attribute is None else list(attribute.as_ints())
+
+
+def _attribute(node: ir.Node, name: str) -> ir.Attr | None:
+    """Returns the attribute, or declines: a function's caller sets it."""
+    attribute = node.attributes.get(name)
+    if attribute is not None and attribute.is_ref():
+        raise Declined(f"{name} is set by the caller of a function", node)
+    return attribute
 
 
 def integers(

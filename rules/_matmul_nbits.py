@@ -10,10 +10,11 @@ import onnx_ir as ir
 
 from rewriter.layout import matmul_nbits
 from rewriter.layout.matmul_nbits import MatMulNBitsArrays
-from rewriter.quantize.job import QuantizationJob, packed_parts
+from rewriter.quantize.job import Arrays, QuantizationJob, packed_parts
+from rewriter.quantize.types import QuantizedWeight
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.tensors import View
-from rules._guards import FLOATS, require_constant, require_dtype
+from rules._guards import FLOATS, float_attribute, integer_attribute, require_constant, require_dtype
 
 AccuracyLevel = Literal[0, 1, 2, 3, 4]
 
@@ -44,6 +45,15 @@ def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, 
         reader: the node that multiplies.
         transposed: whether ``w`` is stored [N, K].
     """
+    matrix = read_weight(run, x, w)
+    _require_float_copy_disappears(w)
+    job = run.quantize(matrix if transposed else matrix.T, reader, rule, matrix.dtype.numpy())
+    require_kernel(run, job, w)
+    return Linear(x, job, matrix.dtype)
+
+
+def read_weight(run: Run, x: ir.Value, w: ir.Value) -> View:
+    """Returns the one constant matrix that ``w`` is, as it is stored, or declines; see ``read_linear``."""
     facts = run.facts
     if facts.get(x, View) is not None and facts.get(w, View) is None:
         raise Declined("the weight is on the left; MatMulNBits takes it on the right", x)
@@ -63,33 +73,71 @@ def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, 
         raise Declined(f"target {run.target} has no bfloat16 kernel for MatMulNBits", w)
     if 0 in view.shape:
         raise Declined(f"the weight {list(view.shape)} is empty", w)
-    _require_float_copy_disappears(w)
-    matrix = view.reshape(view.shape[-2:])
-    job = run.quantize(matrix if transposed else matrix.T, reader, rule, dtype.numpy())
+    return view.reshape(view.shape[-2:])
+
+
+def require_kernel(run: Run, job: QuantizationJob, w: ir.Value) -> None:
+    """Declines where the target's MatMulNBits does not run what ``job`` makes of ``w``."""
     spec = job.context.spec
     if reason := matmul_nbits.illegal(*job.shape, spec.bits, spec.block_size):
         raise Declined(reason, w)
     if spec.bits not in run.target.matmul_nbits_bits:
         runs = run.target.matmul_nbits_bits
         raise Declined(f"target {run.target} runs MatMulNBits at {runs} bits, not {spec.bits}", w)
-    return Linear(x, job, dtype)
+
+
+def addend(node: ir.Node) -> ir.Value | None:
+    """Returns what a Gemm adds to ``x @ w``, or declines: it computes something else."""
+    if integer_attribute(node, "transA", 0):
+        raise Declined("transA is set; MatMulNBits reads x as it is", node)
+    if (alpha := float_attribute(node, "alpha", 1.0)) != 1.0:
+        raise Declined(f"alpha is {alpha}; MatMulNBits has no such factor", node)
+    c = node.inputs[2] if len(node.inputs) > 2 else None
+    if c is not None and (beta := float_attribute(node, "beta", 1.0)) != 1.0:
+        raise Declined(f"beta is {beta}; MatMulNBits adds its bias as it is", node)
+    return c
+
+
+def takes_bias(run: Run, n: int, c: ir.Value) -> bool:
+    """Whether MatMulNBits adds ``c`` itself."""
+    return c.shape is not None and c.shape.dims == (n,) and run.target.matmul_nbits_takes_bias
 
 
 def emit(op: Any, linear: Linear, *, bias: ir.Value | None = None, accuracy_level: int = 0) -> Any:
     """Writes the MatMulNBits that computes ``linear``, plus ``bias`` [N] where given."""
     job = linear.job
+    tensors = packed_parts(job, "matmul_nbits", pack, lambda arrays: unpack(arrays, job), parts_of(job, linear.dtype))
+    weight = [op.initializer(tensor) for tensor in tensors]
+    return write(op, linear.x, weight, job, bias=bias, accuracy_level=accuracy_level)
+
+
+def parts_of(job: QuantizationJob, dtype: ir.DataType) -> list[tuple[str, ir.DataType, Sequence[int]]]:
+    """Returns name, type and shape of B, scales and, where asymmetric, zero points."""
     n, k = job.shape
     spec = job.context.spec
     shapes = matmul_nbits.shapes(n, k, spec.bits, spec.block_size, spec.symmetric)
     name = job.context.weight
-    types = (ir.DataType.UINT8, linear.dtype, ir.DataType.UINT8)
-    parts = [
-        (f"{name}_{suffix}", dtype, shape)
-        for suffix, dtype, shape in zip((f"q{spec.bits}", "scales", "zero_points"), types, shapes, strict=True)
+    types = (ir.DataType.UINT8, dtype, ir.DataType.UINT8)
+    return [
+        (f"{name}_{suffix}", part, shape)
+        for suffix, part, shape in zip((f"q{spec.bits}", "scales", "zero_points"), types, shapes, strict=True)
         if shape is not None
     ]
-    tensors = packed_parts(job, "matmul_nbits", _pack, lambda arrays: _unpack(arrays, job), parts)
-    inputs: list[ir.Value | None] = [linear.x, *(op.initializer(tensor) for tensor in tensors)]
+
+
+def write(
+    op: Any,
+    x: ir.Value,
+    weight: Sequence[ir.Value],
+    job: QuantizationJob,
+    *,
+    bias: ir.Value | None = None,
+    accuracy_level: int = 0,
+) -> Any:
+    """Writes the operator on ``weight``: B, scales and, where asymmetric, zero points."""
+    n, k = job.shape
+    spec = job.context.spec
+    inputs: list[ir.Value | None] = [x, *weight]
     if bias is not None:
         inputs += [None] * (5 - len(inputs)) + [bias]
     optional = {"accuracy_level": accuracy_level} if accuracy_level else {}
@@ -116,13 +164,15 @@ def _require_float_copy_disappears(w: ir.Value) -> None:
         raise Declined("the float weight would stay in the model: it is a graph output", w)
 
 
-def _pack(quantized: Any) -> Sequence[Any]:
+def pack(quantized: QuantizedWeight) -> Arrays:
+    """Lays a weight out as the operator's arrays."""
     arrays = matmul_nbits.pack(quantized)
     found = (arrays.b, arrays.scales, arrays.zero_points)
     return [a for a in found if a is not None]
 
 
-def _unpack(arrays: Sequence[Any], job: QuantizationJob) -> Any:
+def unpack(arrays: Arrays, job: QuantizationJob) -> QuantizedWeight:
+    """Reads the operator's arrays back."""
     n, k = job.shape
     spec = job.context.spec
     zero_points = arrays[2] if len(arrays) > 2 else None

@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from rewriter.facts import Recogniser
-from rewriter.rule import Declined, Rule
-from rules._guards import float_attribute, integer_attribute
-from rules._matmul_nbits import AccuracyLevel, Linear, emit, read_linear
+from rewriter.rule import Rule
+from rules._guards import integer_attribute
+from rules._matmul_nbits import AccuracyLevel, addend, emit, read_linear, takes_bias
 from rules.recognise import computed, views
 
 
@@ -36,29 +36,14 @@ class GemmToMatMulNBits(Rule):
         return op.Gemm(x, w, _allow_other_inputs=True, _outputs=["y"])
 
     def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
-        linear = self._read(x, w, y)
         node = y.producer()
         assert node is not None
-        c = node.inputs[2] if len(node.inputs) > 2 else None
-        n, _ = linear.job.shape
-        if c is None or (c.shape is not None and c.shape.dims == (n,) and self.run.target.matmul_nbits_takes_bias):
+        transposed = bool(integer_attribute(node, "transB", 0))
+        linear = read_linear(self.run, str(self.name), x, w, node, transposed=transposed)
+        c = addend(node)
+        if c is None or takes_bias(self.run, linear.job.shape[0], c):
             return emit(op, linear, bias=c, accuracy_level=self._accuracy_level)
         return op.Add(emit(op, linear, accuracy_level=self._accuracy_level), c)
-
-    def _read(self, x: ir.Value, w: ir.Value, y: ir.Value) -> Linear:
-        node = y.producer()
-        assert node is not None
-        linear = read_linear(
-            self.run, str(self.name), x, w, node, transposed=bool(integer_attribute(node, "transB", 0))
-        )
-        if integer_attribute(node, "transA", 0):
-            raise Declined("transA is set; MatMulNBits reads x as it is", node)
-        if (alpha := float_attribute(node, "alpha", 1.0)) != 1.0:
-            raise Declined(f"alpha is {alpha}; MatMulNBits has no such factor", node)
-        has_c = len(node.inputs) > 2 and node.inputs[2] is not None
-        if has_c and (beta := float_attribute(node, "beta", 1.0)) != 1.0:
-            raise Declined(f"beta is {beta}; MatMulNBits adds its bias as it is", node)
-        return linear
 
 
 def rule(*, accuracy_level: AccuracyLevel = 0) -> Rule:

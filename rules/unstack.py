@@ -77,7 +77,13 @@ def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
 
 
 def _ends_at(facts: Facts, value: ir.Value) -> bool:
-    """True where no view is taken of ``value``, so that the chain ends here."""
+    """True where no view is taken of ``value``, so that the chain ends here.
+
+    A graph output that is a constant stays an Identity of it: nothing simpler keeps its name.
+    """
+    producer = value.producer()
+    if value.is_graph_output() and producer is not None and producer.op_type == "Identity":
+        return False
     return value.is_graph_output() or any(not _is_view(facts, use.node) for use in value.uses())
 
 
@@ -111,7 +117,7 @@ def _readers(facts: Facts, stack: ir.Value) -> Readers:
             elif value is stack:
                 whole = use.node
         view = facts.get(value, View)
-        if value is not stack and view is not None and _ends_at(facts, value):
+        if value is not stack and view is not None and (_ends_at(facts, value) or value.is_graph_output()):
             last.add(view)
     return Readers(sum(view.nbytes for view in last), whole)
 

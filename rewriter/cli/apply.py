@@ -71,14 +71,16 @@ def apply(
     [bold]rewriter apply model.onnx -o out -r mine.yaml --require unstack --parity all[/bold]
         a rule set of your own, every rewrite proved by running it
     """
+    from rich.text import Text
+
     from rewriter import api
     from rewriter.cli import reports, show, whole
-    from rewriter.cli.console import byte_bar, console, shout, shrink, working
+    from rewriter.cli.console import byte_bar, console, labelled, shout, shrink, working
     from rewriter.output import refuse
 
     rule_set = options.rule_set(rules, settings, parity)
     _require_known(require, rule_set)
-    directory = out.parent if out.suffix == ".onnx" else out
+    directory = _directory(out)
     refuse(directory, overwrite=overwrite)
     if report is not None:
         reports.refuse(report, directory)
@@ -97,7 +99,7 @@ def apply(
 
     screen = console(quiet=quiet)
     more = "; --report FILE.json lists all" if report is None else f"; see {report}"
-    screen.print(f"[bold]{rule_set.name}[/bold] on {model}, for {done.target}\n")
+    screen.print(Text.assemble((rule_set.name, "bold"), f" on {model}, for {done.target}\n"))
     if not done.applications:
         screen.print("Nothing fired: the output is the model as it was.\n")
     show.show(
@@ -111,17 +113,28 @@ def apply(
         show.show(screen, show.metrics(title, outcome.parity.outputs, width=screen.width))
     else:
         screen.print(f"Not compared with the original: {outcome.skipped}.\n")
-    screen.print(f"Size    {shrink(done.bytes_before, done.bytes_after)}")
-    screen.print(f"Output  [bold]{saved}[/bold]", soft_wrap=True)
+    screen.print(labelled("Size", shrink(done.bytes_before, done.bytes_after)))
+    screen.print(labelled("Output", saved), soft_wrap=True)
     if report is not None:
         reports.write(report, done)
-        screen.print(f"Report  [bold]{report}[/bold]", soft_wrap=True)
+        screen.print(labelled("Report", report), soft_wrap=True)
 
     failures = [*outcome.failures, *_never_fired(require, done)]
     for failure in failures:
         shout(f"{failure}; the output is kept")
     if failures:
         raise typer.Exit(1)
+
+
+def _directory(out: Path) -> Path:
+    from rewriter.errors import UsageError
+
+    if out.suffix != ".onnx":
+        return out
+    if out.parent == Path():
+        name = out.stem
+        raise UsageError(f"the output '{out}' needs a directory, as -o {name} or -o {name}/{out}")
+    return out.parent
 
 
 def _require_known(required: list[str], rule_set: RuleSet) -> None:

@@ -46,6 +46,8 @@ def check(
     [bold]rewriter check model.onnx out/model.onnx --inputs feeds.npz --min-top1 0.95[/bold]
         on inputs of your own, exit 1 where fewer than 95% of the best tokens agree
     """
+    from rich.text import Text
+
     from rewriter.cli import show
     from rewriter.cli.console import console, shout, working
     from rewriter.errors import UsageError, nearest
@@ -65,7 +67,8 @@ def check(
             raise UsageError(f"--logits {name}: the models have no such output{nearest(name, parity.outputs)}")
     source = f"random inputs, seed {seed}" if inputs is None else str(inputs)
     screen = console(quiet=quiet)
-    screen.print(f"[bold]{before}[/bold] against [bold]{after}[/bold], run by {runtime} on {source}\n", soft_wrap=True)
+    head = Text.assemble((f"{after}", "bold"), " against ", (f"{before}", "bold"), f", run by {runtime} on {source}\n")
+    screen.print(head, soft_wrap=True)
     show.show(screen, show.metrics("How far the outputs are apart", parity.outputs, width=screen.width, limit=None))
     failures = exceeded(parity, limits)
     for failure in failures:

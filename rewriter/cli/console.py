@@ -28,12 +28,25 @@ TOP = 10
 _PIPED_WIDTH = 160
 
 
+class _Screen(Console):
+    """Prints names as they are, brackets included; output that nobody reads any more is no failure of the command."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def console(*, quiet: bool = False) -> Console:
     """Returns where results go; a pipe or a file gets plain text, wide enough for names."""
-    found = Console(quiet=quiet, highlight=False)
+    found = _Screen(quiet=quiet, highlight=False, markup=False)
     if not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = _PIPED_WIDTH
     return found
+
+
+def labelled(label: str, text: object, width: int = 8) -> Text:
+    """Returns a line that begins with what it is about."""
+    return Text.assemble((f"{label:<{width}}", "dim"), str(text))
 
 
 def shout(message: str) -> None:
@@ -45,7 +58,7 @@ def table(title: str, *columns: str) -> Table:
     """Returns an empty table; the heading of a column of numbers starts with ``>``, of short names with ``|``."""
     made = Table(
         title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
-        header_style="dim",
+        collapse_padding=True, header_style="dim", caption_justify="left", caption_style="dim",
     )
     for column in columns:
         kind = column[0] if column[0] in ">|" else ""
@@ -96,7 +109,7 @@ def working(text: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
     if quiet or not sys.stderr.isatty():
         yield lambda changed: None
         return
-    with Console(stderr=True, highlight=False).status(text) as status:
+    with Console(stderr=True, highlight=False, markup=False).status(text) as status:
         yield status.update
 
 

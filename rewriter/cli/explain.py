@@ -62,14 +62,16 @@ def explain(
 
 
 def _show_model(screen: Console, model: str, result: Result[Any]) -> None:
+    from rich.text import Text
+
     from rewriter.cli import show
-    from rewriter.cli.console import nbytes, rest, shrink, table
+    from rewriter.cli.console import labelled, nbytes, rest, shrink, table
     from rewriter.cli.forecast import left_in_float, planned
     from rewriter.report import summarize
 
     report = result.report
-    screen.print(f"[bold]{report.rule_set}[/bold] on {model}, for {report.target}: a dry run, nothing is written")
-    screen.print()
+    head = f" on {model}, for {report.target}: a dry run, nothing is written\n"
+    screen.print(Text.assemble((report.rule_set, "bold"), head))
     if not report.applications:
         screen.print("Nothing would fire.\n")
     show.show(
@@ -86,7 +88,7 @@ def _show_model(screen: Console, model: str, result: Result[Any]) -> None:
             rows.add_row(entry.name, nbytes(entry.nbytes), ", ".join(entry.readers), why)
         rest(rows, len(left) - _LARGEST, f", {nbytes(sum(entry.nbytes for entry in left[_LARGEST:]))}")
         show.show(screen, rows)
-    screen.print(f"Size    {shrink(report.bytes_before, report.bytes_after)}")
+    screen.print(labelled("Size", shrink(report.bytes_before, report.bytes_after)))
 
 
 def _show_concern(screen: Console, found: Concern, result: Result[Any]) -> None:

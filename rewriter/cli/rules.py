@@ -33,20 +33,21 @@ def rules(
     [bold]rewriter rules --schema > ruleset.schema.json[/bold]
         lets an editor check and complete rule sets
     """
+    from rewriter.cli.console import console
     from rewriter.errors import UsageError, nearest
     from rewriter.ruleset import catalogue, rule_sets, schema_text
 
     if schema:
         if name is not None or as_json:
             raise UsageError("--schema goes with neither a name nor --json")
-        typer.echo(schema_text(), nl=False)
+        console().out(schema_text(), end="")
         return
     known = {info.name: info for info in catalogue()}
     sets = rule_sets()
     if name is not None and name not in known and name not in sets:
         raise UsageError(f"there is no rule or rule set '{name}'{nearest(name, [*known, *sets])}")
     if as_json:
-        typer.echo(json.dumps(_json(known, sets, name), indent=2))
+        console().out(json.dumps(_json(known, sets, name), indent=2))
     elif name is None:
         _list(known, sets)
     else:
@@ -68,7 +69,7 @@ def _list(known: dict[str, RuleInfo], sets: dict[str, RuleSetInfo]) -> None:
     for entry in sets.values():
         named.add_row(entry.name, entry.description)
     show(console(), rows, named)
-    console().print("[dim]rewriter rules NAME shows one in full[/dim]")
+    console().print("rewriter rules NAME shows one in full", style="dim")
 
 
 def _show_rule(info: RuleInfo) -> None:
@@ -78,37 +79,37 @@ def _show_rule(info: RuleInfo) -> None:
     from rewriter.cli.show import show
 
     out = console()
-    out.print(f"[bold]{info.name}[/bold]  [dim]rule, from package {info.package}[/dim]")
-    out.print(Text(info.title))
+    out.print(Text.assemble((info.name, "bold"), (f"  rule, from package {info.package}", "dim")))
+    out.print(info.title)
     out.print()
     for title, body in info.sections.items():
-        out.print(f"[bold]{title}[/bold]")
-        out.print(Text("\n".join(f"  {line}" for line in body.replace("``", "").splitlines())))
+        out.print(title, style="bold")
+        out.print("\n".join(f"  {line}" for line in body.replace("``", "").splitlines()))
         out.print()
     if info.options:
         rows = table("Options", "option", "type", "default", "meaning")
         for option in info.options:
-            rows.add_row(option.name, Text(option.type), Text(_yaml(option.default)), Text(option.description or "-"))
+            rows.add_row(option.name, option.type, _yaml(option.default), option.description or "-")
         show(out, rows)
 
 
 def _show_set(entry: RuleSetInfo) -> None:
     from rich.text import Text
 
-    from rewriter.cli.console import console, table
+    from rewriter.cli.console import console, labelled, table
     from rewriter.cli.show import show
     from rewriter.ruleset import load
 
     out = console()
-    out.print(f"[bold]{entry.name}[/bold]  [dim]rule set, from package {entry.package}[/dim]")
-    out.print(Text(entry.description))
+    out.print(Text.assemble((entry.name, "bold"), (f"  rule set, from package {entry.package}", "dim")))
+    out.print(entry.description)
     out.print()
     rows = table("Phases", "phase", "rule", "options")
     rule_set = load(entry.name)
     for phase in rule_set.phases:
         for index, rule in enumerate(phase.rules):
             given = ", ".join(f"{key}: {_yaml(value)}" for key, value in rule.options.items())
-            rows.add_row("" if index else phase.name, rule.name, Text(given or "-"))
+            rows.add_row("" if index else phase.name, rule.name, given or "-")
     show(out, rows)
     plan, parity = rule_set.plan, rule_set.parity
     spec = plan.default
@@ -119,7 +120,7 @@ def _show_set(entry: RuleSetInfo) -> None:
     facts += [("override", f"{o.selector}: {dict(o.changes)}") for o in plan.overrides]
     facts += [("parity", f"local {parity.local}"), ("target", rule_set.target), ("file", entry.path)]
     for key, value in facts:
-        out.print(Text.assemble((f"{key:<14}", "dim"), value), soft_wrap=True)
+        out.print(labelled(key, value, 10), soft_wrap=True)
 
 
 def _json(known: dict[str, RuleInfo], sets: dict[str, RuleSetInfo], name: str | None) -> dict[str, Any]:

@@ -72,9 +72,9 @@ def weights(summaries: Sequence[RoleSummary], *, measured: bool, width: int) -> 
     """Quantized weights by role; with their errors where they have been measured, and names where there is room."""
     if not summaries:
         return None
-    columns = ["|role", ">weights", ">bits", ">bits stored", ">before", ">after"]
+    columns = ["|role", ">count", ">bits", ">stored", ">before", ">after"]
     named = width >= _WIDE
-    errors = [">mean error", ">worst", *(["worst weight"] if named else [])]
+    errors = [">mean", ">worst", *(["worst weight"] if named else [])]
     made = table("Quantized weights", *columns, *(errors if measured else []))
     for s in summaries:
         row = [s.role or Text("(no role)", style="dim"), f"{s.count:,}", ", ".join(map(str, s.bits))]
@@ -83,11 +83,11 @@ def weights(summaries: Sequence[RoleSummary], *, measured: bool, width: int) -> 
             row += [_percent(s.mean_relative_rms), _percent(s.worst.relative_rms)]
             row += [s.worst.name] if named else []
         made.add_row(*row)
+    made.caption = "stored: bits of each number, with its scales and zero points"
     if measured:
         worst = max((s.worst for s in summaries), key=lambda w: w.relative_rms)
-        caption = "error: relative RMS, |dequantized - weight| / |weight|"
-        made.caption = caption if named else f"{caption}\nworst: {worst.name}"
-        made.caption_justify = "left"
+        made.caption += "\nmean, worst: relative RMS error, |dequantized - weight| / |weight|"
+        made.caption += "" if named else f"\nworst of all: {worst.name}"
     return made
 
 
@@ -120,7 +120,7 @@ def _proof(proofs: Sequence[Proof], used: int) -> tuple[str, str]:
     if not proofs or not used:
         return "-", "not run (--parity none); every weight was read back"
     error = figure(max(p.max_relative for p in run)) if run else "-"
-    many = f"{len(run):,} structural class{'es' if len(run) != 1 else ''}"
+    many = f"{len(run):,} class{'es' if len(run) != 1 else ''}"
     how = f"{many} run ({names(sorted({p.runtime for p in run}))})" if run else ""
     if skipped:
         how += f"{', ' if how else ''}{skipped:,} too large to run"

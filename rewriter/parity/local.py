@@ -11,8 +11,11 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.commit import Rewrite
-from rewriter.errors import ParityError, RewriterError
+from rewriter.errors import ParityError, RewriterError, TargetError
 from rewriter.facts import Facts
+from rewriter.layout.qmoe import LAYOUT_KEY
+from rewriter.parity.feeds import Feeds, random_feeds
+from rewriter.parity.judge import cannot_judge, cannot_run
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, Runtime, available
 from rewriter.quantize.job import PartTensor, QuantizationJob
 from rewriter.report import Proof
@@ -21,16 +24,12 @@ from rewriter.run import ModelRun
 from rewriter.tensors import View
 
 Array = npt.NDArray[Any]
-Feeds = dict[str, Array]
 
 TOLERANCE = {ir.DataType.FLOAT16.numpy(): 1e-3, ir.DataType.BFLOAT16.numpy(): 8e-3}
 """Largest error over the largest expected magnitude; 1e-5 for every other type. Half types round their outputs."""
 
 BUDGET = 1 << 29
 """Bytes of float weights above which a class is not run: the proof must not cost the memory that streaming saves."""
-
-_SIZES = (2, 3, 5, 7)
-"""Sizes for symbolic dimensions, all different, so that two of them are not mistaken for one another."""
 
 
 class LocalProver:
@@ -73,12 +72,21 @@ class LocalProver:
             skipped = f"not run: its weights take {size} bytes in float32; their bytes are read back when written"
             return Proof(rewrite.rule, "none", 0.0, 0.0, node, skipped)
         runtime = self._runtime if rewrite.nodes else self._reference
+        because = "" if runtime is self._reference else cannot_judge((*rewrite.matched, *rewrite.nodes), runtime.name)
+        if because:
+            runtime = self._reference
         names: dict[ir.Value, str] = {}
-        before = Subgraph(names, list(rewrite.outputs), set(rewrite.matched), run.facts)
-        after = Subgraph(names, list(rewrite.outputs.values()), set(rewrite.nodes), run.facts)
+        imports = {**rewrite.imports, **rewrite.opsets}
+        before = Subgraph(names, list(rewrite.outputs), set(rewrite.matched), run.facts, imports)
+        after = Subgraph(names, list(rewrite.outputs.values()), set(rewrite.nodes), run.facts, imports)
         weights = _dequantized(before, jobs)
-        feeds = _random_feeds(before, after, np.random.default_rng(self._seed), rewrite)
-        expected = runtime.run(before.model(weights, feeds), feeds)
+        fed = {value: names[value] for value in (*before.fed, *after.fed)}
+        feeds = random_feeds(fed, np.random.default_rng(self._seed), rewrite)
+        try:
+            expected = runtime.run(before.model(weights, feeds), feeds)
+        except TargetError as refused:
+            reason = f"what it replaces cannot be run, so nothing can be proved: {refused}"
+            raise Declined(reason, rewrite.root) from refused
         actual = runtime.run(after.model({}, feeds), feeds)
         worst = tolerance = 0.0
         for old, new in rewrite.outputs.items():
@@ -90,7 +98,19 @@ class LocalProver:
                     f" at {where} (tolerance {tolerance:g}, {runtime.name}); the rewrite is wrong, nothing was written"
                 )
             worst = max(worst, error)
-        return Proof(rewrite.rule, runtime.name, worst, tolerance, node)
+        if because and not cannot_run(rewrite.nodes, self._runtime.name):
+            because += self._smoke(rewrite, after, feeds)
+        return Proof(rewrite.rule, runtime.name, worst, tolerance, node, because=because)
+
+    def _smoke(self, rewrite: Rewrite, after: Subgraph, feeds: Feeds) -> str:
+        """Runs a replacement whose numbers prove nothing; it must run all the same."""
+        try:
+            outputs = self._runtime.run(after.model({}, feeds), feeds)
+        except TargetError as error:
+            raise ParityError(f"rule {rewrite.rule} at node {rewrite.where}: {error}; nothing was written") from error
+        if not all(np.isfinite(out.astype(np.float32)).all() for out in outputs.values()):
+            raise ParityError(f"rule {rewrite.rule} at node {rewrite.where}: {self._runtime.name} computes no number")
+        return f"; {self._runtime.name} runs it"
 
 
 class Subgraph:
@@ -103,9 +123,15 @@ class Subgraph:
     """
 
     def __init__(
-        self, names: dict[ir.Value, str], outputs: Sequence[ir.Value], inside: set[ir.Node], facts: Facts
+        self,
+        names: dict[ir.Value, str],
+        outputs: Sequence[ir.Value],
+        inside: set[ir.Node],
+        facts: Facts,
+        imports: Mapping[str, int],
     ) -> None:
         self._names = names
+        self._imports = imports
         self._outputs = outputs
         self.nodes: list[ir.Node] = []
         self.constants: dict[ir.Value, ir.TensorProtocol] = {}
@@ -116,7 +142,7 @@ class Subgraph:
             value, expanded = stack.pop()
             names.setdefault(value, f"v{len(names)}")
             producer = value.producer()
-            if producer is not None and (producer in inside or facts.get(value, View) is not None):
+            if producer is not None and (producer in inside or _is_static(value, producer, facts)):
                 if producer in done:
                     continue
                 if expanded or not producer.inputs:
@@ -146,9 +172,7 @@ class Subgraph:
         ]
         outputs = [_output(self._names[v], v) for v in self._outputs]
         domains = {"": 21} | {node.domain: 1 for node in self.nodes if node.domain}
-        graph = next((n.graph for n in self.nodes if n.graph is not None), None)
-        if graph is not None:
-            domains |= {d: v for d, v in graph.opset_imports.items() if d in domains}
+        domains |= {d: v for d, v in self._imports.items() if d in domains}
         return onnx.helper.make_model(
             onnx.helper.make_graph(nodes, "local", inputs, outputs, initializers),
             opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in domains.items()],
@@ -161,12 +185,21 @@ class Subgraph:
             self._names.setdefault(out, f"v{len(self._names)}")
         proto = onnx.helper.make_node(node.op_type, inputs, [self._names[v] for v in node.outputs], domain=node.domain)
         proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
+        for key, text in node.metadata_props.items():
+            proto.metadata_props.add(key=key, value=text)
         return proto
 
 
 def default_runtime() -> Runtime:
     """Returns ONNX Runtime's CPU provider where it is installed, else the reference operators."""
     return OrtRuntime() if "cpu" in available() else ReferenceRuntime()
+
+
+def _is_static(value: ir.Value, producer: ir.Node, facts: Facts) -> bool:
+    """Whether the value is a view of a constant, or a sequence of such views: what no feed may take the place of."""
+    if facts.get(value, View) is not None:
+        return True
+    return producer.op_type == "SplitToSequence" and facts.get(producer.inputs[0], View) is not None
 
 
 def _output(name: str, value: ir.Value) -> onnx.ValueInfoProto:
@@ -189,7 +222,7 @@ def _dequantized(before: Subgraph, jobs: Iterable[QuantizationJob]) -> dict[ir.V
     memory: dict[ir.Value, Array] = {}
     for job in jobs:
         value, view = _holder(before, job)
-        first, _ = _span(view)
+        first, _ = view.span
         if value not in memory:
             memory[value] = _buffer(view)
             result[value] = _window(memory[value], view, first)
@@ -199,23 +232,17 @@ def _dequantized(before: Subgraph, jobs: Iterable[QuantizationJob]) -> dict[ir.V
 
 def _holder(before: Subgraph, job: QuantizationJob) -> tuple[ir.Value, View]:
     """The constant of the matched subgraph that holds the job's weight, and what it shows."""
-    low, high = _span(job.weight)
+    low, high = job.weight.span
     for value, tensor in before.constants.items():
         view = View.whole(tensor, "")
-        first, last = _span(view)
+        first, last = view.span
         if view.source == job.weight.source and first <= low and high <= last:
             return value, view
     raise RewriterError(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
 
 
-def _span(view: View) -> tuple[int, int]:
-    """First and last position of the source that the view shows."""
-    reach = [(d - 1) * s for d, s in zip(view.shape, view.strides, strict=True)]
-    return view.offset + sum(r for r in reach if r < 0), view.offset + sum(r for r in reach if r > 0)
-
-
 def _buffer(view: View) -> Array:
-    first, last = _span(view)
+    first, last = view.span
     memory = np.zeros(last - first + 1, dtype=view.dtype.numpy())
     _window(memory, view, first)[...] = view.numpy()
     return memory
@@ -227,49 +254,6 @@ def _window(memory: Array, view: View, first: int) -> Array:
     return np.lib.stride_tricks.as_strided(
         memory[view.offset - first :], view.shape, tuple(s * item for s in view.strides)
     )
-
-
-def _random_feeds(before: Subgraph, after: Subgraph, generator: np.random.Generator, rewrite: Rewrite) -> Feeds:
-    """Draws the inputs that both sides share; symbolic dimensions of one name have one size."""
-    sizes: dict[str, int] = {}
-    feeds: Feeds = {}
-    for value in dict.fromkeys([*before.fed, *after.fed]):
-        shape = _multiplied_shape(value, _shape(value, sizes), rewrite)
-        if value.dtype is None or shape is None:
-            reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
-            raise Declined(reason, value)
-        name = before._names[value]
-        if value.dtype.is_floating_point():
-            feeds[name] = generator.standard_normal(shape, dtype=np.float32).astype(value.dtype.numpy())
-        else:
-            feeds[name] = generator.integers(0, 2, shape).astype(value.dtype.numpy())
-    return feeds
-
-
-def _shape(value: ir.Value, sizes: dict[str, int]) -> tuple[int, ...] | None:
-    if value.shape is None:
-        return None
-    shape = []
-    for axis, dim in enumerate(value.shape):
-        if isinstance(dim, int):
-            shape.append(dim)
-        else:
-            key = dim.value or f"{value.name}:{axis}"
-            shape.append(sizes.setdefault(key, _SIZES[len(sizes) % len(_SIZES)]))
-    return tuple(shape)
-
-
-def _multiplied_shape(
-    value: ir.Value, shape: tuple[int, ...] | None, rewrite: Rewrite
-) -> tuple[int, ...] | None:
-    """The shape with the last dimension that a weight which multiplies the value asks for."""
-    for node in rewrite.matched:
-        if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is value and node.inputs[1] is not None:
-            weight = node.inputs[1].shape
-            transposed = "transB" in node.attributes and node.attributes["transB"].as_int()
-            if weight is not None and isinstance(depth := weight[-1 if transposed else -2], int):
-                return (*(shape or (3, 0))[:-1], depth)
-    return shape
 
 
 def _relative(expected: Array, actual: Array) -> tuple[float, tuple[int, ...]]:
@@ -293,7 +277,8 @@ def _signature(rewrite: Rewrite) -> object:
 
 def _node_signature(node: ir.Node) -> object:
     attributes = tuple(sorted((a.name, repr(a.value)) for a in node.attributes.values()))
-    return (node.domain, node.op_type, attributes, tuple(_type_signature(v) for v in (*node.inputs, *node.outputs)))
+    types = tuple(_type_signature(v) for v in (*node.inputs, *node.outputs))
+    return (node.domain, node.op_type, attributes, node.metadata_props.get(LAYOUT_KEY), types)
 
 
 def _type_signature(value: ir.Value | None) -> object:

@@ -140,7 +140,6 @@ def packed_parts(
         unpack: exact inverse of ``pack``.
         parts: name, element type and shape of each array.
     """
-
     return lazy_parts((layout, *job.key), lambda: packed_arrays(job, layout, pack, unpack), parts, (job,))
 
 

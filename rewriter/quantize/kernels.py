@@ -43,15 +43,16 @@ REORDER = {"reassoc", "contract", "nsz"}
 """Lets sums become vector sums, and leaves NaN and infinity as they are."""
 
 
-# Loops count, for i in range(...): over ``for value in block`` LLVM makes no vectors.
-
-
 def compiled(fastmath: set[str] | bool = False) -> Callable[[Function], Function]:
-    """Returns a decorator: compile on the first call, keep on disk, run without the GIL."""
-    # Python's own division would test every divisor, and no loop with a division would become vectors.
+    """Returns a decorator: compile on the first call, keep on disk, run without the GIL.
+
+    Four things are needed for vector code in blocks of 32: no test of every divisor, as Python's division makes it; no
+    calls, which cost as much as a short loop; loops over ``range``, not over an array's values; selections instead of
+    branches.
+    """
     return cast(
         "Callable[[Function], Function]",
-        numba.njit(nogil=True, cache=True, fastmath=fastmath, error_model="numpy"),
+        numba.njit(nogil=True, cache=True, fastmath=fastmath, error_model="numpy", forceinline=True),
     )
 
 
@@ -91,6 +92,7 @@ def exponent_of(value: np.float32) -> int:
 
 @compiled()
 def power_of_two(exponent: int) -> np.float64:
+    """Returns 2^exponent for exponents in -1022..1023."""
     return np.int64((exponent + 1023) << 52).view(np.float64)
 
 
@@ -230,12 +232,14 @@ def line_residuals(block: Floats, weights: Floats, low: np.float32, top: int, la
 
 
 @compiled()
-def first_least(lanes: Floats) -> int:
+def least_lane(lanes: Floats) -> int:
     """Returns the lane of the least error; errors are the second LANES numbers."""
-    best = 0
+    # Selections, not branches: which lane is best cannot be predicted.
+    least, best = lanes[LANES], 0
     for j in range(1, LANES):
-        if lanes[LANES + j] < lanes[LANES + best]:
-            best = j
+        error = lanes[LANES + j]
+        best = j if error < least else best
+        least = error if error < least else least
     return best
 
 
@@ -250,9 +254,9 @@ def best_scale(
     residuals(block, weights, zero, top, lanes)
     for j in range(LANES):
         rr, tr, tt = lanes[LANES + j], lanes[2 * LANES + j], max(lanes[3 * LANES + j], TINY)
-        lanes[LANES + j] = (rr - tr * tr / tt) / (lanes[j] * lanes[j])
-        lanes[2 * LANES + j] = (F1 + tr / tt) / lanes[j]
-    return np.float32(lanes[2 * LANES + first_least(lanes)])
+        lanes[LANES + j] = (rr * tt - tr * tr) / (tt * lanes[j] * lanes[j])
+    best = least_lane(lanes)
+    return np.float32((F1 + lanes[2 * LANES + best] / max(lanes[3 * LANES + best], TINY)) / lanes[best])
 
 
 @compiled(REORDER)
@@ -274,10 +278,10 @@ def best_line(
         slope = (total * tr - r * t) / spread
         start = (tt * r - t * tr) / spread
         lanes[LANES + j] = (rr - slope * tr - start * r) / (lanes[j] * lanes[j])
-        lanes[2 * LANES + j] = (F1 + slope) / lanes[j]
-        lanes[3 * LANES + j] = low + start / lanes[j]
-    best = first_least(lanes)
-    return lanes[2 * LANES + best], lanes[3 * LANES + best]
+        lanes[2 * LANES + j] = slope
+        lanes[3 * LANES + j] = start
+    best = least_lane(lanes)
+    return (F1 + lanes[2 * LANES + best]) / lanes[best], low + lanes[3 * LANES + best] / lanes[best]
 
 
 @compiled(REORDER)

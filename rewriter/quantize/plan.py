@@ -28,8 +28,20 @@ def algorithms() -> tuple[str, ...]:
     return (*sorted(quantize.ALGORITHMS), CUSTOM)
 
 
-def parse_layers(value: object) -> tuple[range, ...]:
-    """Parses layer ranges: ``5``, ``"0-3"`` (both ends included), ``"24-"`` (to the last), or a list of those.
+SENSITIVE: Literal["sensitive"] = "sensitive"
+"""The layers that ``is_sensitive`` says."""
+
+Layers = range | Literal["sensitive"]
+
+
+def is_sensitive(layer: int, count: int) -> bool:
+    """Whether llama.cpp's mixed types give a layer of ``count`` more bits: the first and last eighth, and each third."""
+    eighth = count // 8
+    return layer < eighth or layer >= 7 * count // 8 or (layer - eighth) % 3 == 2
+
+
+def parse_layers(value: object) -> tuple[Layers, ...]:
+    """Parses layers: ``5``, ``"0-3"`` (both ends included), ``"24-"`` (to the last), ``sensitive``, or a list of those.
 
     Raises:
         ValueError: says what is not a layer range.
@@ -40,13 +52,15 @@ def parse_layers(value: object) -> tuple[range, ...]:
     return tuple(_parse_range(part) for part in parts)
 
 
-def _parse_range(part: object) -> range:
+def _parse_range(part: object) -> Layers:
     if isinstance(part, range):
         return part
+    if part == SENSITIVE:
+        return SENSITIVE
     text = str(part) if isinstance(part, int | str) and not isinstance(part, bool) else ""
     found = _LAYERS.fullmatch(text.replace(" ", ""))
     if found is None:
-        raise ValueError(f"has no layer range in {part!r} (write 5, '0-3' or '24-')")
+        raise ValueError(f"has no layer range in {part!r} (write 5, '0-3', '24-' or 'sensitive')")
     first = int(found[1])
     last = int(found[3]) if found[3] else sys.maxsize - 1 if found[2] else first
     if last < first:
@@ -54,7 +68,9 @@ def _parse_range(part: object) -> range:
     return range(first, last + 1)
 
 
-def _show_range(layers: range) -> str:
+def _show_range(layers: Layers) -> str:
+    if isinstance(layers, str):
+        return layers
     if layers.stop == sys.maxsize:
         return f"{layers.start}-"
     return f"{layers.start}-{layers.stop - 1}" if len(layers) > 1 else f"{layers.start}"
@@ -68,23 +84,25 @@ class Selector:
         nodes: globs on the name of the node that reads the weight (``*``, ``?``, ``[ab]``; case counts).
         weights: globs on the name of the weight.
         role: globs on its role.
-        layers: ranges of layer indices; a weight outside of any layer is in none of them.
+        layers: ranges of layer indices, or the sensitive layers; a weight outside of any layer is in none of them.
         where: place in the source that wrote it, for messages.
     """
 
     nodes: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     role: tuple[str, ...] = ()
-    layers: tuple[range, ...] = ()
+    layers: tuple[Layers, ...] = ()
     where: str = field(default="", compare=False)
 
-    def matches(self, *, node: str, weight: str, role: str, layer: int | None, stack: str = "") -> bool:
+    def matches(
+        self, *, node: str, weight: str, role: str, layer: int | None, stack: str = "", count: int = 0
+    ) -> bool:
         """Says whether the weight is picked; one expert of a stack also goes by the name of the stack."""
         return (
             _any_glob(self.nodes, node)
             and (_any_glob(self.weights, weight) or (stack != "" and _any_glob(self.weights, stack)))
             and _any_glob(self.role, role)
-            and (not self.layers or (layer is not None and any(layer in layers for layers in self.layers)))
+            and (not self.layers or (layer is not None and any(_holds(part, layer, count) for part in self.layers)))
         )
 
     def __str__(self) -> str:
@@ -145,7 +163,7 @@ class QuantizationPlan:
         _check({entry.name: getattr(self.default, entry.name) for entry in fields(self.default)})
 
     def resolve(
-        self, *, node: str, weight: str, role: str, layer: int | None, stack: str = ""
+        self, *, node: str, weight: str, role: str, layer: int | None, stack: str = "", count: int = 0
     ) -> WeightSpec | str:
         """Returns the weight's spec, or the reason why it stays float.
 
@@ -154,11 +172,12 @@ class QuantizationPlan:
             weight: name of the weight.
             role: what it is for.
             layer: index of its layer, or None.
+            count: number of layers of the model.
             stack: name of the stack of which it is one expert; empty where it is none.
         """
 
         def picks(selector: Selector) -> bool:
-            return selector.matches(node=node, weight=weight, role=role, layer=layer, stack=stack)
+            return selector.matches(node=node, weight=weight, role=role, layer=layer, stack=stack, count=count)
 
         if self.include and not any(map(picks, self.include)):
             return f"not included by the plan ({f'role {role}' if role else 'no role'})"
@@ -185,6 +204,10 @@ class QuantizationPlan:
             unmatched += _unmatched("node", selector.nodes, nodes, selector.where)
             unmatched += _unmatched("weight", selector.weights, weights, selector.where)
         return unmatched
+
+
+def _holds(part: Layers, layer: int, count: int) -> bool:
+    return is_sensitive(layer, count) if isinstance(part, str) else layer in part
 
 
 def _any_glob(globs: Sequence[str], name: str) -> bool:

@@ -87,7 +87,7 @@ def _rule_entry(value: object) -> RuleEntry:
     raise _fault(f"a rule is its id, or 'id: {{option: value}}', not {_show(value)}")
 
 
-def _layers(value: object) -> tuple[range, ...]:
+def _layers(value: object) -> tuple[plan.Layers, ...]:
     try:
         return plan.parse_layers(value)
     except ValueError as error:
@@ -106,7 +106,7 @@ Names = Annotated[
     Field(min_length=1),
     BeforeValidator(_listed, json_schema_input_type=str | list[str]),
 ]
-Layers = Annotated[tuple[range, ...], PlainValidator(_layers, json_schema_input_type=int | str | list[int | str])]
+Layers = Annotated[tuple[plan.Layers, ...], PlainValidator(_layers, json_schema_input_type=int | str | list[int | str])]
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -167,7 +167,7 @@ class SelectorDocument(_Strict):
     role: Names = Field(default_factory=list)
     """Globs on roles, such as `expert.*`; may match nothing."""
     layers: Layers = Field(default_factory=tuple)
-    """Layers: `5`, `0-3`, `24-`, or a list of those; may match nothing."""
+    """Layers: `5`, `0-3`, `24-`, `sensitive` (more bits by llama.cpp's rule), or a list; may match nothing."""
 
     @model_validator(mode="after")
     def _selects(self) -> SelectorDocument:

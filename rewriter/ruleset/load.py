@@ -17,7 +17,7 @@ from rewriter.ruleset.discover import reason, set_offers
 from rewriter.ruleset.document import read
 from rewriter.ruleset.model import BoundRule, Phase, Rule, RuleSet
 from rewriter.ruleset.reader import Reader, shipped
-from rewriter.ruleset.source import Source
+from rewriter.ruleset.source import Loader, Source
 
 RuleLike = str | Rule | type[RewriteRuleClassBase]
 RuleSetLike = str | os.PathLike[str] | Mapping[str, Any] | RuleSet | Sequence[RuleLike]
@@ -93,7 +93,7 @@ def parse_override(text: str) -> tuple[str, object]:
     if not (key and equals):
         raise RuleSetError(f"override '{text}' is not of the form key=value, as in quantization.default.bits=8")
     try:
-        return key, yaml.safe_load(value)
+        return key, yaml.load(value, Loader)
     except yaml.YAMLError as error:
         raise RuleSetError(f"override {key}: not valid YAML: {reason(error)}") from error
 

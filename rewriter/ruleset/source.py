@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,15 @@ class Source:
         return RuleSetError(f"{self.where(location, key=key)}: {_one_line(message)}")
 
 
+class Loader(yaml.SafeLoader):
+    """The safe loader, for which 1e-3 is a number: YAML 1.1 takes it for text where it has no point."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
+
+
 def parse_yaml(text: str, label: str, folder: Path | None = None) -> Source:
     """Parses one YAML document with the safe loader; anchors and merge keys are fine.
 
@@ -61,7 +71,7 @@ def parse_yaml(text: str, label: str, folder: Path | None = None) -> Source:
         RuleSetError: not YAML, a duplicate key, an unknown tag or an alias inside its own anchor.
     """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = Loader(text)
         try:
             root = loader.get_single_node()
             if root is None:

@@ -220,14 +220,3 @@ def find(axes: Axes, kind: Kind) -> int | None:
 def put(axes: Axes, position: int, *dims: Dim) -> Axes:
     """Returns the axes with other dimensions in place of one."""
     return (*axes[:position], *dims, *axes[position + 1 :])
-
-
-@dataclass(frozen=True)
-class Tokens(Content):
-    """The input of the experts: one row of features for every token.
-
-    Attributes:
-        x: [.., H] the value, whose own axes are those of its tokens and one of features.
-    """
-
-    x: ir.Value

@@ -23,13 +23,13 @@ from rules.recognise.axes import (
     Located,
     Pieces,
     Size,
-    Tokens,
     feature,
     put,
     reshape,
     tokens,
     total,
 )
+from rules.recognise.contents import Tokens
 from rules.recognise.sizes import Integers, integers_of, reshaped, shape_of, static
 
 Moved = object | Mapping[ir.Value, object] | None
@@ -124,7 +124,9 @@ class Squeeze(_Move):
         return replace(sizes, scalar=True) if len(sizes.sizes) == 1 else None
 
     def move(self, facts: Facts, data: Located, node: ir.Node) -> Located | None:
-        gone = static(facts, node, 1, "axes", [i for i, d in enumerate(data.axes) if total(d) == ONE])
+        sizes = [total(dim).constant for dim in data.axes]
+        ones = None if None in sizes else [i for i, size in enumerate(sizes) if size == 1]
+        gone = static(facts, node, 1, "axes", ones)
         if gone is None:
             return None
         at = sorted({a % data.rank for a in gone}, reverse=True)

@@ -1,0 +1,106 @@
+"""Random inputs for a matched subgraph and its replacement, of shapes that its operators can take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rewriter.commit import Rewrite
+from rewriter.experts import OPERATORS, ROUTER_WEIGHTS
+from rewriter.rule import Declined
+
+Feeds = dict[str, npt.NDArray[Any]]
+Shape = tuple[int, ...]
+
+_SIZES = (2, 3, 5, 7)
+"""Sizes for symbolic dimensions, all different, so that two of them are not mistaken for one another."""
+
+
+def random_feeds(fed: Mapping[ir.Value, str], generator: np.random.Generator, rewrite: Rewrite) -> Feeds:
+    """Draws the inputs that both sides share; symbolic dimensions of one name have one size.
+
+    Args:
+        fed: the values, and the names under which they are fed.
+        generator: draws them.
+        rewrite: says which operators read them.
+
+    Raises:
+        Declined: the type of a value is unknown.
+    """
+    sizes: dict[str, int] = {}
+    feeds: Feeds = {}
+    for value, name in fed.items():
+        shape = _routed_shape(value, _multiplied_shape(value, _shape(value, sizes), rewrite), rewrite, sizes)
+        if value.dtype is None or shape is None:
+            reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
+            raise Declined(reason, value)
+        if value.dtype.is_floating_point():
+            feeds[name] = generator.standard_normal(shape, dtype=np.float32).astype(value.dtype.numpy())
+        else:
+            feeds[name] = generator.integers(0, _rows(value, rewrite), shape).astype(value.dtype.numpy())
+    return feeds
+
+
+def _rows(value: ir.Value, rewrite: Rewrite) -> int:
+    """How many rows a matched gather may look up by the value; 2 for integers that are no index."""
+    pending = [value]
+    while pending:
+        for use in pending.pop().uses():
+            if use.node not in rewrite.matched:
+                continue
+            table = use.node.inputs[0]
+            if use.node.op_type in ("Gather", "GatherND") and use.idx == 1 and table is not None and table.shape:
+                axis = use.node.attributes.get("axis")
+                extent = table.shape[0 if axis is None else axis.as_int()]
+                return extent if isinstance(extent, int) else 2
+            if use.node.op_type in ("Unsqueeze", "Squeeze", "Reshape", "Cast"):
+                pending.extend(use.node.outputs)
+    return 2
+
+
+def _shape(value: ir.Value, sizes: dict[str, int]) -> Shape | None:
+    if value.shape is None:
+        return None
+    shape = []
+    for axis, dim in enumerate(value.shape):
+        if isinstance(dim, int):
+            shape.append(dim)
+        else:
+            key = dim.value or f"{value.name}:{axis}"
+            shape.append(sizes.setdefault(key, _SIZES[len(sizes) % len(_SIZES)]))
+    return tuple(shape)
+
+
+def _multiplied_shape(value: ir.Value, shape: Shape | None, rewrite: Rewrite) -> Shape | None:
+    """The shape with the last dimension that a weight which multiplies the value asks for."""
+    for node in rewrite.matched:
+        if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is value and node.inputs[1] is not None:
+            weight = node.inputs[1].shape
+            transposed = "transB" in node.attributes and node.attributes["transB"].as_int()
+            if weight is not None and isinstance(depth := weight[-1 if transposed else -2], int):
+                return (*(shape or (3, 0))[:-1], depth)
+    return shape
+
+
+def _routed_shape(value: ir.Value, shape: Shape | None, rewrite: Rewrite, sizes: dict[str, int]) -> Shape | None:
+    """The shape of what feeds an MoE or QMoE: x [.., H], and one row of logits [E] for each token of x."""
+    for node in rewrite.matched:
+        if node.op_type not in OPERATORS or node.domain != "com.microsoft" or value not in node.inputs:
+            continue
+        x, router, fc1, fc2 = (node.inputs[i] for i in (0, 1, 2, 4 if node.op_type == "MoE" else 6))
+        if x is None or fc1 is None or fc2 is None or fc1.shape is None or fc2.shape is None:
+            continue
+        experts, hidden = fc1.shape[0], fc2.shape[1]
+        if not isinstance(experts, int) or not isinstance(hidden, int):
+            continue
+        lead = (_shape(x, sizes) or (3, hidden))[:-1]
+        if value is x:
+            return (*lead, hidden)
+        if value is router or value in node.inputs[ROUTER_WEIGHTS : ROUTER_WEIGHTS + 1]:
+            return (*lead, experts) if shape is not None and len(shape) == 3 else (math.prod(lead), experts)
+    return shape

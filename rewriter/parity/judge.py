@@ -1,0 +1,72 @@
+"""Whether a runtime's own numbers can prove a rewrite, or only the reference operators' can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from rewriter.experts import OPERATORS, ROUTER_WEIGHTS, form_of, input_at, quantized_of
+from rewriter.layout.qmoe import LAYOUT_KEY, layout_name
+from rewriter.target import Target
+
+_INT8_ACTIVATIONS = "rounds activations to 8 bits"
+
+
+def cannot_run(nodes: Iterable[ir.Node], provider: str) -> str:
+    """Returns why the installed runtime's provider cannot run the nodes, or runs them wrongly; empty where it can."""
+    return next((reason for node in nodes if (reason := _cannot_run(node, _target(provider)))), "")
+
+
+def cannot_judge(nodes: Iterable[ir.Node], provider: str) -> str:
+    """Returns why the provider's numbers prove nothing about the nodes; empty where they do."""
+    nodes = list(nodes)
+    reason = cannot_run(nodes, provider)
+    return reason or next((inexact for node in nodes if (inexact := _inexact(node, _target(provider)))), "")
+
+
+def _target(provider: str) -> Target:
+    return Target.parse("auto" if provider == "cpu" else provider)
+
+
+def _cannot_run(node: ir.Node, target: Target) -> str:
+    if node.domain != "com.microsoft":
+        return ""
+    dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+    if dtype == ir.DataType.BFLOAT16 and not target.runs_bfloat16:
+        return f"{node.op_type} has no bfloat16 kernel on {target}"
+    if node.op_type == "MatMulNBits":
+        prepacked = node.attributes.get("weight_prepacked")
+        return f"{target} does not read a prepacked B" if prepacked is not None and prepacked.as_int() else ""
+    if node.op_type not in OPERATORS:
+        return ""
+    kernel = target.kernel(node.op_type)
+    if kernel is None:
+        return f"{target} has no {node.op_type}"
+    router = node.inputs[1] if len(node.inputs) > 1 else None
+    if router is not None and router.shape is not None and router.shape.rank() != 2:
+        return f"{node.op_type} takes no router_probs of rank {router.shape.rank()}"
+    weighted = node.op_type == "QMoE" and input_at(node, ROUTER_WEIGHTS) is not None
+    reason = kernel.refusal(form_of(node), dtype.name if dtype else "FLOAT", weighted=weighted)
+    if reason is None and node.op_type == "QMoE":
+        bits = set(quantized_of(node).bits[:2])
+        layout = node.metadata_props.get(LAYOUT_KEY, layout_name(None))
+        if layout not in {layout_name(known) for known in target.qmoe_layouts}:
+            reason = f"the {layout} layout has no kernel"
+        elif len(bits) > 1 and not kernel.mixed_bits:
+            reason = f"projections of {' and '.join(map(str, sorted(bits)))} bits have no kernel"
+    return "" if reason is None else f"{node.op_type} on {target}: {reason}"
+
+
+def _inexact(node: ir.Node, target: Target) -> str:
+    if node.domain != "com.microsoft":
+        return ""
+    if node.op_type == "MatMulNBits":
+        level = node.attributes.get("accuracy_level")
+        return f"accuracy_level 4 {_INT8_ACTIVATIONS}" if level is not None and level.as_int() == 4 else ""
+    if node.op_type != "QMoE":
+        return ""
+    held = quantized_of(node)
+    if any(target.rounds_activations(bits, held.block, held.accuracy_level) for bits in held.bits):
+        return f"QMoE of {target} {_INT8_ACTIVATIONS} at {held.bits[0]} bits in blocks of {held.block}"
+    return ""

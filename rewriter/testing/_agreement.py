@@ -1,0 +1,144 @@
+"""Whether a rewritten model computes what the original does, with the weights that it was left with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from rewriter.errors import TargetError
+from rewriter.external import stored_tensors
+from rewriter.parity.inputs import random_inputs
+from rewriter.parity.local import default_runtime
+from rewriter.quantize.job import PartTensor, QuantizationJob
+from rewriter.streaming import swapped
+from rewriter.tensors import ContiguousCopy, View
+
+Array = npt.NDArray[Any]
+
+_TOLERANCES = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-5}
+"""Largest error over the largest magnitude: looser than the local proof, since errors of several rewrites add up."""
+_EXACT = 1e-6
+
+
+def check_outputs(before: ir.Model, after: ir.Model) -> None:
+    """Runs both models; where weights were quantized, the original runs with their dequantized values.
+
+    A weight that is read both ways has no one set of values; then the local proofs have to do.
+
+    Raises:
+        AssertionError: the original runs and the other does not, or an output differs.
+    """
+    jobs = list(_jobs(after))
+    comparable = not (jobs and _read_in_float(after, jobs))
+    reference = _with_tensors(before, _dequantized(jobs))
+    rewritten = ir.to_proto(after)
+    for seed in range(2):
+        feeds = draw_feeds(before, seed)
+        try:
+            expected = default_runtime().run(reference, feeds)
+        except TargetError:
+            return
+        try:
+            actual = default_runtime().run(rewritten, feeds)
+        except TargetError as error:
+            raise AssertionError(f"the model runs and the result does not: {error}") from error
+        for name, want in expected.items() if comparable else ():
+            _compare(name, want, actual[name], exact=not jobs)
+
+
+def draw_feeds(model: ir.Model, seed: int) -> dict[str, Array]:
+    """Returns inputs for a model; odd seeds set conditions and replace the defaults that a caller may override."""
+    feeds: dict[str, Array] = dict(random_inputs(model, seed, sequence=3))
+    generator = np.random.default_rng(seed)
+    for value in model.graph.inputs:
+        name = value.name or ""
+        if name in feeds:
+            array = feeds[name]
+            if array.dtype.kind in "iu":
+                array = np.zeros_like(array)  # the one index that every axis has
+            feeds[name] = np.full_like(array, seed % 2 == 1) if array.dtype == np.bool_ else array
+        elif seed % 2 and value.const_value is not None:
+            default = value.const_value.numpy()
+            if default.dtype.kind not in "iub":
+                feeds[name] = generator.standard_normal(default.shape).astype(default.dtype)
+    return feeds
+
+
+def _compare(name: str, want: Array, got: Array, *, exact: bool) -> None:
+    assert want.shape == got.shape, f"output '{name}' has shape {want.shape}, and {got.shape} in the result"
+    assert want.dtype == got.dtype, f"output '{name}' is {want.dtype}, and {got.dtype} in the result"
+    if not want.size or want.dtype.kind != "f" or np.array_equal(want, got, equal_nan=True):
+        assert np.array_equal(want, got, equal_nan=want.dtype.kind == "f"), f"output '{name}' differs"
+        return
+    wide, other = want.astype(np.float64), got.astype(np.float64)
+    assert np.array_equal(np.isfinite(wide), np.isfinite(other)), f"output '{name}' differs where it is not finite"
+    error = np.where(np.isfinite(wide), np.abs(wide - other), 0.0)
+    where = tuple(int(i) for i in np.unravel_index(int(np.argmax(error)), error.shape))
+    tolerance = _TOLERANCES[str(want.dtype)]
+    if exact and want.dtype != np.float16:
+        tolerance = _EXACT
+    scale = max(1.0, float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0)))
+    assert error[where] <= tolerance * scale, (
+        f"output '{name}' is {wide[where]:.7g} at {list(where)}, and {other[where]:.7g} in the result;"
+        f" the tolerance is {tolerance:g} of {scale:.3g}"
+    )
+
+
+def _jobs(model: ir.Model) -> Iterable[QuantizationJob]:
+    """The weights that the model's computed constants are made of, each once."""
+    tensors = [slot.tensor for slot in stored_tensors(model)]
+    found = {job.key: job for t in tensors if isinstance(t, PartTensor) for job in t.jobs}
+    return found.values()
+
+
+def _dequantized(jobs: Iterable[QuantizationJob]) -> dict[int, Array]:
+    """The constants of the original, by identity, with what quantization made of them."""
+    replaced: dict[int, Array] = {}
+    for job in jobs:
+        source, positions = _positions(job.weight)
+        if id(source) not in replaced:
+            replaced[id(source)] = np.array(source.numpy())
+        array = replaced[id(source)]
+        array.reshape(-1)[positions] = job.quantize().dequantize().astype(array.dtype)
+    return replaced
+
+
+def _read_in_float(model: ir.Model, jobs: Iterable[QuantizationJob]) -> bool:
+    """Whether a float reader is left for a weight that another reads quantized: no one set of weights is right."""
+    quantized: dict[int, set[int]] = {}
+    for job in jobs:
+        source, positions = _positions(job.weight)
+        quantized.setdefault(id(source), set()).update(positions.reshape(-1).tolist())
+    for slot in stored_tensors(model):
+        source, positions = _positions(View.whole(slot.tensor, ""))
+        if quantized.get(id(source), set()) & set(positions.reshape(-1).tolist()):
+            return True
+    return False
+
+
+def _positions(view: View) -> tuple[ir.TensorProtocol, npt.NDArray[np.int64]]:
+    """The tensor that holds the view's elements, and the place of each in it, flattened."""
+    source = view.source
+    places = np.arange(int(np.prod(source.shape.numpy())), dtype=np.int64)
+    if isinstance(source, ContiguousCopy):
+        source, inner = _positions(source.view)
+        places = inner.reshape(-1)
+    window = np.lib.stride_tricks.as_strided(
+        places[view.offset :], view.shape, tuple(s * places.itemsize for s in view.strides)
+    )
+    return source, window
+
+
+def _with_tensors(model: ir.Model, replaced: Mapping[int, Array]) -> onnx.ModelProto:
+    """The model with other contents in some of its constants; the model is as it was afterwards."""
+    with swapped() as swap:
+        for slot in stored_tensors(model):
+            if id(slot.tensor) in replaced:
+                swap(slot, ir.tensor(replaced[id(slot.tensor)], name=slot.tensor.name))
+        proto: onnx.ModelProto = ir.to_proto(model)
+    return proto

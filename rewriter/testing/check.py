@@ -1,0 +1,180 @@
+"""``check_rule``: whatever graph is drawn, the rule fires with parity or declines with a reason."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+import onnx
+import onnx_ir as ir
+from hypothesis import event, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis.strategies import SearchStrategy
+from onnxscript.rewriter import RewriteRule, RewriteRuleClassBase
+
+from rewriter.api import Result, apply
+from rewriter.errors import ParityError, RewriterError
+from rewriter.report import Report
+from rewriter.ruleset import RuleLike, RuleSetLike
+from rewriter.testing._agreement import check_outputs
+
+RuleUnderTest = RuleLike | RuleSetLike
+"""A rule (an id, a class or an instance), or a rule set in any form but its name."""
+
+
+def check_rule(
+    rule: RuleUnderTest, models: SearchStrategy[ir.Model], *, settings: hypothesis_settings | None = None
+) -> None:
+    """Holds a rule to its promises on every model that a strategy draws; see :func:`check_model`.
+
+    Args:
+        rule: a rule (an id, a class or an instance), or a list of rules, a parsed rule set or a ``RuleSet``.
+        models: draws the models.
+        settings: of Hypothesis; by default those of the present profile.
+
+    Raises:
+        AssertionError: a promise is broken, or the rule fired on none of the models; the message holds the smallest
+            such model as ONNX text, ready for :func:`check_model` in a regression test.
+    """
+    fired: Counter[str] = Counter()
+
+    @given(models)
+    def holds(model: ir.Model) -> None:
+        report = check_model(rule, model)
+        fired.update(report.applied)
+        for name in report.applied:
+            event(f"{name} fired")
+        for name, reason in report.declined:
+            event(f"{name} declined: {_general(reason)}")
+
+    holds.__name__ = f"check_rule_{_name(rule)}"  # Hypothesis keeps failing examples by name
+    (settings or hypothesis_settings())(holds)()
+    if not fired:
+        raise AssertionError(f"{_name(rule)} fired on none of the drawn models, so nothing was shown of it")
+
+
+def check_model(rule: RuleUnderTest, model: ir.Model | str) -> Report:
+    """Holds a rule to its promises on one model.
+
+    It raises nothing; each decline has a reason; the result is valid, loads and computes what the model computes (with
+    its dequantized weights, where weights were quantized); it gives the same bytes each time; on the result it fires no
+    more; the given model, and of the result everything that the rule is not about, is as it was.
+
+    Args:
+        rule: as for :func:`check_rule`.
+        model: a model, or its ONNX text.
+
+    Returns:
+        The report of the run.
+
+    Raises:
+        AssertionError: a promise is broken; the message holds the model as ONNX text.
+    """
+    given_model = ir.from_onnx_text(model) if isinstance(model, str) else model
+    before = _bytes(given_model)
+    try:
+        return _check(rule, given_model, before)
+    except AssertionError as broken:
+        raise AssertionError(f"{_name(rule)}: {broken}\n\n{describe(given_model)}") from broken
+
+
+def describe(model: ir.Model) -> str:
+    """Returns the model as ONNX text, with its weights: what :func:`check_model` takes in a regression test."""
+    return onnx.printer.to_text(ir.to_proto(model))
+
+
+def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
+    result = _run(rule, model, "it")
+    assert _bytes(model) == before, "the given model has changed"
+    report = result.report
+    for decline in report.declines:
+        assert decline.reason, f"rule {decline.rule} declined at {decline.node} without a reason"
+    after = _bytes(result.model)
+    assert _bytes(_run(rule, model, "a second run").model) == after, "a second run gives another model"
+    if not report.applications:
+        assert _graph(after) == _graph(before), "nothing fired, yet the result is another model"
+        return report
+    _check_rest(model, result.model)
+    _check_valid(before, after)
+    try:
+        check_outputs(model, result.model)
+    except AssertionError as wrong:
+        raise AssertionError(f"{wrong}\n\nafter:\n{describe(result.model)}\nbefore:") from wrong
+    again = _run(rule, result.model, "a run on the result").report.applied
+    assert not again, f"on its own result it fires again: {again}"
+    return result.report
+
+
+def _run(rule: RuleUnderTest, model: ir.Model, what: str) -> Result[ir.Model]:
+    rules = [rule] if isinstance(rule, str | RewriteRule | RewriteRuleClassBase | type) else rule
+    try:
+        return apply(model, rules, overrides={"parity.local": "all"})
+    except ParityError as error:
+        raise AssertionError(f"{what} failed its parity: {error}") from error
+    except RewriterError as error:
+        raise AssertionError(f"{what} raised {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise AssertionError(f"{what} raised {type(error).__name__}, which is no error of its own: {error}") from error
+
+
+def _check_rest(before: ir.Model, after: ir.Model) -> None:
+    """Asserts that inputs, outputs, metadata and the constants that are left are as they were."""
+    for what in ("inputs", "outputs"):
+        old, new = ([_signature(v) for v in getattr(m.graph, what)] for m in (before, after))
+        assert old == new, f"the graph's {what} were {old} and are {new}"
+    kept = (before.metadata_props, before.graph.metadata_props, before.producer_name, before.doc_string)
+    assert kept == (after.metadata_props, after.graph.metadata_props, after.producer_name, after.doc_string), (
+        "the model's metadata has changed"
+    )
+    constants: Mapping[str, ir.Value] = before.graph.initializers
+    for name, value in after.graph.initializers.items():
+        if name in constants and value.const_value is not constants[name].const_value:
+            raise AssertionError(f"initializer '{name}' is another tensor now")
+
+
+def _signature(value: ir.Value) -> str:
+    return f"{value.name}: {value.type} {value.shape}"
+
+
+def _check_valid(before: bytes, after: bytes) -> None:
+    if _fault(before):
+        return
+    fault = _fault(after)
+    assert not fault, f"the checker accepts the model and refuses the result: {fault}"
+
+
+def _fault(model: bytes) -> str:
+    try:
+        onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return str(error)
+    return ""
+
+
+def _bytes(model: ir.Model) -> bytes:
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def _graph(model: bytes) -> onnx.ModelProto:
+    """The model without the types of its values, which a run may find and note."""
+    proto = onnx.load_from_string(model)
+    pending = [proto.graph, *proto.functions]
+    while pending:
+        body = pending.pop()
+        del body.value_info[:]
+        for node in body.node:
+            pending += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return proto
+
+
+def _general(reason: str) -> str:
+    """The reason without its names and numbers, so that equal causes count together."""
+    return re.sub(r"'[^']*'|\[[^\]]*\]|\d+", "_", reason)
+
+
+def _name(rule: object) -> str:
+    if isinstance(rule, str):
+        return rule
+    name = getattr(rule, "name", None)
+    return str(name or (rule.__name__ if isinstance(rule, type) else type(rule).__name__))

@@ -1,0 +1,100 @@
+"""Who reads a constant, directly or through movement operators that only show parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import onnx_ir as ir
+
+from rewriter.facts import Facts
+from rewriter.rule import Declined
+from rewriter.tensors import View
+from rules._guards import integer_attribute, integers, integers_attribute
+
+
+def origin(facts: Facts, value: ir.Value) -> ir.Value:
+    """Returns the constant that a chain of movement operators, which ends in ``value``, begins with."""
+    while (producer := value.producer()) is not None and producer.op_type != "Constant":
+        source = producer.inputs[0]
+        if source is None or facts.get(source, View) is None:
+            break
+        value = source
+    return value
+
+
+def readers(facts: Facts, value: ir.Value) -> Iterator[ir.Usage]:
+    """Yields every use of the constant behind ``value``, or of a view of it, that is not itself a view of it.
+
+    Raises:
+        Declined: the constant, or a view of it, is a graph output.
+    """
+    root = origin(facts, value)
+    pending = [root]
+    while pending:
+        shown = pending.pop()
+        if shown.is_graph_output():
+            raise Declined("the float weight would stay in the model: it is a graph output", shown)
+        for use in shown.uses():
+            if use.idx == 0 and use.node.op_type != "Shape" and facts.get(use.node.outputs[0], View) is not None:
+                pending.extend(use.node.outputs)
+            else:
+                yield use
+
+
+def reads_rows(use: ir.Usage) -> bool:
+    """True where the node looks up rows by an index: a Gather along the first axis, or a GatherND."""
+    if use.idx != 0 or use.node.domain not in ("", "ai.onnx"):
+        return False
+    axis = use.node.attributes.get("axis")
+    if use.node.op_type == "Gather":
+        shape = use.node.inputs[0].shape if use.node.inputs[0] is not None else None
+        return axis is None or axis.as_int() in ({0} if shape is None else {0, -shape.rank()})
+    return use.node.op_type == "GatherND"
+
+
+def contracted_axis(facts: Facts, value: ir.Value) -> int:
+    """Returns which of the last two axes of ``value`` a matrix product sums over: -1 or -2; -1 where nothing tells."""
+    if value.shape is None:
+        return -1
+    rank = value.shape.rank()
+    pending: list[tuple[ir.Value, list[int]]] = [(value, list(range(-rank, 0)))]
+    while pending:
+        shown, axes = pending.pop()
+        for use in shown.uses():
+            summed = _summed(use, axes)
+            if summed is not None:
+                return summed if summed in (-1, -2) else -1
+            moved = _moved(facts, use, axes)
+            if moved is not None:
+                pending.append((use.node.outputs[0], moved))
+    return -1
+
+
+def _summed(use: ir.Usage, axes: Sequence[int]) -> int | None:
+    """The axis that the use sums over, or None where it is no product of matrices."""
+    node = use.node
+    if len(axes) < 2 or use.idx > 1 or node.op_type not in ("MatMul", "Gemm"):
+        return None
+    transposed = node.op_type == "Gemm" and integer_attribute(node, "transB" if use.idx else "transA", 0)
+    return axes[-2] if (use.idx == 1) != bool(transposed) else axes[-1]
+
+
+def _moved(facts: Facts, use: ir.Usage, axes: Sequence[int]) -> list[int] | None:
+    """Where the axes lie behind a movement operator; None where it is another operator."""
+    node = use.node
+    if use.idx:
+        return None
+    match node.op_type:
+        case "Identity" | "Cast":
+            return list(axes)
+        case "Transpose":
+            return [axes[p] for p in integers_attribute(node, "perm", range(len(axes))[::-1])]
+        case "Unsqueeze":
+            new = integers(facts, node, 1, "axes")
+            rank = len(axes) + len(new or ())
+            kept = iter(axes)
+            return None if new is None else [0 if i in {a % rank for a in new} else next(kept) for i in range(rank)]
+        case "Squeeze":
+            gone = integers(facts, node, 1, "axes")
+            return None if gone is None else [a for i, a in enumerate(axes) if i not in {g % len(axes) for g in gone}]
+    return None

@@ -1,0 +1,153 @@
+"""Gather of a float table, or of an expert's weight by a run-time index -> GatherBlockQuantized.
+
+Matched:      Gather(w, ids), axis 0, or GatherND(w, ids [.., 1]); w constant, ids not:
+              an embedding [V, K], or a stack of experts [E, N, K] or [E, K, N]
+Replacement:  GatherBlockQuantized(data, ids, scales[, zero_points]); a stack whose reader contracts the second axis
+              is stored transposed, so that blocks lie along the input features, and a Transpose follows the gather
+Declines when:
+              w is of integers, of rank 1 or above 3, or gathered along another axis or by tuples
+              w has rank 2 and is no embedding: positions, angles and biases lose too much
+              w takes fewer bytes than min_bytes
+              the float weight would stay in the model beside the quantized one
+              the plan keeps w in float, gives experts of one stack different specs, or the operator has no such form
+Source:       com.microsoft::GatherBlockQuantized; batched experts of torch.onnx and transformers' exporter, the builder's
+              decomposed experts, traced eager loops
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from rewriter.facts import Recogniser
+from rewriter.layout import gather_block_quantized as layout
+from rewriter.quantize.job import QuantizationJob
+from rewriter.rule import Declined, NotApplicable, Rule, Run
+from rewriter.tensors import View
+from rules._gather_block_quantized import gather, quantized_rows
+from rules._guards import FLOATS, integer_attribute, integers
+from rules._readers import contracted_axis, readers, reads_rows
+from rules.recognise import computed, views
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A constant whose rows, or matrices, are picked at run time.
+
+    Attributes:
+        view: [V, K], [E, N, K] or, where ``transposed``, [E, K, N].
+        jobs: one [V, K] weight, or E weights [N, K].
+        transposed: whether the reader contracts the second axis of a stack.
+    """
+
+    view: View
+    jobs: tuple[QuantizationJob, ...]
+    transposed: bool
+
+
+class GatherToGatherBlockQuantized(Rule):
+    """The rule at a Gather, at a GatherND, or at a GatherND whose index was given its last axis by an Unsqueeze."""
+
+    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
+
+    def __init__(self, op_type: str, unsqueezed: bool, min_bytes: int) -> None:
+        super().__init__(name="gather-to-gather-block-quantized", remove_nodes=False)
+        self._op_type = op_type
+        self._unsqueezed = unsqueezed
+        self._min_bytes = min_bytes
+
+    def pattern(self, op: Any, w: Any, ids: Any) -> Any:
+        index = op.Unsqueeze(ids, _allow_other_inputs=True, _outputs=["index"]) if self._unsqueezed else ids
+        return getattr(op, self._op_type)(w, index, _outputs=["y"])
+
+    def rewrite(self, op: Any, *, w: ir.Value, ids: ir.Value, y: ir.Value, index: ir.Value | None = None) -> Any:
+        node = y.producer()
+        assert node is not None
+        if self._op_type == "GatherND":
+            _require_one_index(self.run, node, ids, index)
+        rows = read(self.run, str(self.name), w, ids, node, self._min_bytes)
+        spec = rows.jobs[0].context.spec
+        tensors = quantized_rows(rows.jobs, rows.view.dtype, rows.view.name, stack=rows.view.rank == 3)
+        data, *others = [op.initializer(tensor) for tensor in tensors]
+        if self._op_type == "GatherND" and not self._unsqueezed:
+            ids = op.Squeeze(ids, op.initializer(ir.tensor([-1], name="last_axis")))
+        gathered = gather(
+            op, data, ids, others, bits=spec.bits, block=spec.block_size, axis=rows.view.rank - 1
+        )
+        if not rows.transposed:
+            return gathered
+        assert y.shape is not None
+        rank = y.shape.rank()
+        return op.Transpose(gathered, perm=[*range(rank - 2), rank - 1, rank - 2])
+
+
+def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_bytes: int) -> Rows:
+    """Reads what ``node`` looks up in ``w``, or declines."""
+    view = run.facts.get(w, View)
+    if view is None or run.facts.get(ids, View) is not None:
+        raise NotApplicable
+    if view.dtype not in FLOATS:
+        raise Declined(f"the table is {view.dtype.name}; only floats are quantized", w)
+    if view.rank not in (2, 3):
+        raise Declined(f"the table has rank {view.rank}; rows of rank 2 and matrices of rank 3 are quantized", w)
+    if node.op_type == "Gather" and integer_attribute(node, "axis", 0) % view.rank:
+        raise Declined("it gathers along another axis than the first", node)
+    role = run.role(node).name
+    if view.rank == 2 and role != "embedding":
+        raise Declined(f"it is no embedding ({f'role {role}' if role else 'no role'})", node)
+    if view.nbytes < min_bytes:
+        raise Declined(f"the table takes {view.nbytes} bytes, fewer than min_bytes = {min_bytes}", w)
+    if view.dtype == ir.DataType.BFLOAT16 and not run.target.runs_bfloat16:
+        raise Declined(f"target {run.target} has no bfloat16 kernel for GatherBlockQuantized", w)
+    for use in readers(run.facts, w):
+        if not reads_rows(use):
+            raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
+    out = node.outputs[0]
+    transposed = view.rank == 3 and contracted_axis(run.facts, out) == -2
+    if transposed and out.shape is None:
+        raise Declined("the rank of the gathered weight is unknown", out)
+    matrices = [view] if view.rank == 2 else [view.index(0, e) for e in range(view.shape[0])]
+    jobs = tuple(run.quantize(m.T if transposed else m, node, rule, view.dtype.numpy()) for m in matrices)
+    if len({job.context.spec for job in jobs}) > 1:
+        raise Declined("the plan gives the experts of one stack different specs; one operator holds one", node)
+    spec = jobs[0].context.spec
+    if reason := layout.illegal(jobs[0].shape[1], spec.bits, spec.block_size):
+        raise Declined(reason, w)
+    return Rows(view, jobs, transposed)
+
+
+def _require_one_index(run: Run, node: ir.Node, ids: ir.Value, index: ir.Value | None) -> None:
+    """Declines where a GatherND does not index the first axis alone."""
+    if run.facts.get(node.inputs[0], View) is None:
+        raise NotApplicable
+    if integer_attribute(node, "batch_dims", 0):
+        raise Declined("it gathers in batches", node)
+    value = ids if index is None else index
+    appended = _appended_axis(run, value)
+    if appended != (index is not None):
+        raise NotApplicable  # the other of the two spellings is asked too
+    if not appended and not (value.shape is not None and value.shape.rank() and value.shape[-1] == 1):
+        raise Declined("its index is not known to be of one axis", value)
+
+
+def _appended_axis(run: Run, index: ir.Value) -> bool:
+    """Whether an Unsqueeze gave ``index`` its last axis."""
+    node = index.producer()
+    if node is None or node.op_type != "Unsqueeze" or node.inputs[0] is None:
+        return False
+    axes = integers(run.facts, node, 1, "axes")
+    shape = node.inputs[0].shape
+    return axes is not None and len(axes) == 1 and axes[0] in (-1, None if shape is None else shape.rank())
+
+
+def rule(*, min_bytes: int = 4096) -> list[Rule]:
+    """Builds the rule, at each operator that looks rows up.
+
+    Args:
+        min_bytes: smaller tables stay float.
+    """
+    spellings = (("Gather", False), ("GatherND", True), ("GatherND", False))
+    return [GatherToGatherBlockQuantized(op_type, unsqueezed, min_bytes) for op_type, unsqueezed in spellings]

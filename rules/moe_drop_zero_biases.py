@@ -1,0 +1,72 @@
+"""MoE with biases that are all zero -> MoE without them.
+
+Matched:      MoE(x, router_probs, fc1, fc1_bias, fc2, fc2_bias[, fc3, fc3_bias]), a bias a constant of zeros
+Replacement:  the same MoE, that bias left out
+Declines when:
+              never: a bias that depends on an input, or is not zero, stays
+Source:       the model builder of onnxruntime-genai writes zeros for models without biases (LFM2, Qwen3.5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.experts import SLOTS, form_of
+from rewriter.facts import Facts, Recogniser
+from rewriter.rule import NotApplicable, Rule
+from rewriter.tensors import View
+from rules._moe import DOMAIN
+from rules.recognise import computed, views
+
+
+class MoEDropZeroBiases(Rule):
+    """The rule at an MoE."""
+
+    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
+
+    def __init__(self) -> None:
+        super().__init__(name="moe-drop-zero-biases")
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.MoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
+
+    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
+        del x
+        node = y.producer()
+        assert node is not None
+        biases = [slot for slot in SLOTS["MoE"]["bias"] if slot < len(node.inputs)]
+        zeros = {slot for slot in biases if _is_zero(self.run.facts, node.inputs[slot])}
+        if not zeros or form_of(node).unknown:
+            raise NotApplicable
+        inputs = [None if slot in zeros else value for slot, value in enumerate(node.inputs)]
+        while inputs[-1] is None:
+            inputs.pop()
+        return op.MoE(*inputs, _domain=DOMAIN, **form_of(node).attributes())
+
+
+def _is_zero(facts: Facts, bias: ir.Value | None) -> bool:
+    """True for a constant of zeros; read expert by expert, and no further than the first that is not zero."""
+    view = facts.get(bias, View)
+    if view is None or view.rank != 2:
+        return False
+    return facts.derived(bias, _Zeros, lambda: _Zeros(_all_zero(view))).all if bias is not None else False
+
+
+class _Zeros:
+    """Whether a constant holds zeros only; kept, since every sweep asks again."""
+
+    def __init__(self, all_zero: bool) -> None:
+        self.all = all_zero
+
+
+def _all_zero(view: View) -> bool:
+    return not any(np.any(view.index(0, expert).numpy()) for expert in range(view.shape[0]))
+
+
+def rule() -> Rule:
+    """Builds the rule."""
+    return MoEDropZeroBiases()

@@ -1,0 +1,107 @@
+"""MoE with constant expert weights -> QMoE.
+
+Matched:      MoE(x, router_probs, fc1, fc1_bias?, fc2, fc2_bias?), the weights constant
+Replacement:  QMoE(x, router_probs, fc1 codes, scales, bias, fc2 codes, scales, bias, -, -, -[, zero points])
+              with Softmax(router_probs) as router_weights where the target does not heed normalize_routing_weights=0
+Declines when:
+              the target's QMoE lacks the activation, the fusion, fc3, the sparse mixer or the dtype
+              the plan keeps an expert in float, or gives the experts of a stack different forms
+              no block size that both H and I allow is left
+              the float weights would stay in the model beside the quantized ones
+              it is a QMoE already
+Source:       com.microsoft::QMoE; the model builder of onnxruntime-genai, mobius, transformers' exporter
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from rewriter.experts import ROUTER_WEIGHTS, form_of
+from rewriter.facts import Recogniser
+from rewriter.layout.qmoe import LAYOUT_KEY
+from rewriter.rule import Declined, NotApplicable, Rule
+from rules._guards import FLOATS, require_dtype
+from rules._matmul_nbits import AccuracyLevel
+from rules._moe import DOMAIN, read_moe, require_weights_disappear
+from rules._qmoe import Held, emit_qmoe, plan_experts
+from rules.recognise import computed, views
+
+
+class MoEToQMoE(Rule):
+    """The rule at an MoE."""
+
+    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
+
+    def __init__(self, accuracy_level: AccuracyLevel, smaller_blocks: bool) -> None:
+        super().__init__(name="moe-to-qmoe")
+        self._accuracy_level = accuracy_level
+        self._smaller_blocks = smaller_blocks
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.MoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
+
+    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
+        node = y.producer()
+        assert node is not None
+        weighted = self._require_kernel(node, require_dtype(x, FLOATS, "the input"))
+        experts = read_moe(self.run, y)
+        held = plan_experts(self.run, str(self.name), experts, smaller_blocks=self._smaller_blocks)
+        require_weights_disappear(experts)
+        return emit_qmoe(op, self.run.target, experts, self._levelled(held), weighted=weighted)
+
+    def _require_kernel(self, node: ir.Node, dtype: ir.DataType) -> bool:
+        """Declines where the target has no exact QMoE of this form; True where it needs router_weights."""
+        target = self.run.target
+        kernel = target.kernel("QMoE")
+        if kernel is None:
+            raise Declined(f"target {target} has no QMoE", node)
+        reason = kernel.refusal(form_of(node), dtype.name)
+        if reason is None:
+            return False
+        given = kernel.refusal(form_of(node), dtype.name, weighted=True)
+        if given is None and target.router_weights:
+            return True
+        needed = "; router_weights would be needed, which it does not take" if given is None else ""
+        raise Declined(f"QMoE on target {target}: {reason}{needed}", node)
+
+    def _levelled(self, held: Held) -> Held:
+        heeded = self.run.target.provider == "cpu" and self.run.target.has("QMoE", "accuracy_level")
+        return dataclasses.replace(held, accuracy_level=self._accuracy_level if heeded else 0)
+
+
+class QMoEStays(Rule):
+    """The rule at a QMoE that was not written here: nothing is quantized twice."""
+
+    def __init__(self) -> None:
+        super().__init__(name="moe-to-qmoe")
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.QMoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
+
+    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
+        node = y.producer()
+        assert node is not None
+        if LAYOUT_KEY in node.metadata_props:
+            raise NotApplicable
+        reason = "the experts are quantized already (rule qmoe-to-moe dequantizes them)"
+        kernel = self.run.target.kernel("QMoE")
+        weighted = len(node.inputs) > ROUTER_WEIGHTS and node.inputs[ROUTER_WEIGHTS] is not None
+        dtype = "FLOAT" if x.dtype is None else x.dtype.name
+        refusal = "there is no QMoE" if kernel is None else kernel.refusal(form_of(node), dtype, weighted=weighted)
+        if refusal:
+            reason += f", and target {self.run.target} cannot run them: {refusal}"
+        raise Declined(reason, node)
+
+
+def rule(*, accuracy_level: AccuracyLevel = 0, smaller_blocks: bool = True) -> list[Rule]:
+    """Builds the rule.
+
+    Args:
+        accuracy_level: 0 leaves it to the runtime; 4 lets the CPU provider use int8 activations.
+        smaller_blocks: whether the next smaller legal block is taken where the planned one does not divide H and I.
+    """
+    return [MoEToQMoE(accuracy_level, smaller_blocks), QMoEStays()]

@@ -1,0 +1,80 @@
+"""QMoE -> MoE: the experts dequantized, to be compared with or quantized anew.
+
+Matched:      QMoE(x, router_probs, fc1 codes, scales, bias, .., zero points, router_weights?), the weights constant
+Replacement:  MoE(x, router_probs, fc1, fc1_bias, fc2, fc2_bias[, fc3, fc3_bias]); weights computed when they are read
+Declines when:
+              router_weights are anything but Softmax(router_probs): MoE mixes by its own logits
+              quant_type is not int
+              nothing tells in which layout the weights are
+Source:       com.microsoft::QMoE and MoE
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from rewriter.layout import qmoe
+from rewriter.layout.qmoe import LAYOUT_KEY
+from rewriter.rule import Declined, Rule
+from rules._guards import FLOATS, integer_attribute, require_dtype
+from rules._moe import DOMAIN, flat_router
+from rules._stored_qmoe import ExpertRows, LayoutName, StoredExperts, StoredProjection, read_qmoe
+
+
+class QMoEToMoE(Rule):
+    """The rule at a QMoE."""
+
+    def __init__(self, unmarked: LayoutName | None) -> None:
+        super().__init__(name="qmoe-to-moe")
+        self._unmarked = unmarked
+
+    def pattern(self, op: Any, x: Any, router: Any) -> Any:
+        return op.QMoE(x, router, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
+
+    def rewrite(self, op: Any, *, x: ir.Value, router: ir.Value, y: ir.Value) -> Any:
+        dtype = require_dtype(x, FLOATS, "the input")
+        stored = read_qmoe(self.run, y, self._unmarked)
+        _require_own_weights(stored, router)
+        # The proof reads the matched node by the layout that its metadata names.
+        stored.node.metadata_props[LAYOUT_KEY] = qmoe.layout_name(stored.prepacked)
+        inputs: list[ir.Value | None] = [x, flat_router(op, router, stored.projections[0].codes.shape[0])]
+        for projection in stored.projections:
+            inputs += [op.initializer(_dequantized(projection, stored.prepacked, dtype)), projection.bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        return op.MoE(*inputs, _domain=DOMAIN, **stored.form.attributes())
+
+
+def _require_own_weights(stored: StoredExperts, router: ir.Value) -> None:
+    weights = stored.router_weights
+    if weights is None:
+        return
+    producer = weights.producer()
+    if producer is None or (producer.domain, producer.op_type) != ("", "Softmax") or producer.inputs[0] is not router:
+        raise Declined("router_weights are not Softmax(router_probs), and MoE has no such input", weights)
+    rank = None if router.shape is None else router.shape.rank()
+    if integer_attribute(producer, "axis", -1) not in (-1, rank and rank - 1):
+        raise Declined("router_weights are a Softmax over another axis than the experts", producer)
+
+
+def _dequantized(projection: StoredProjection, prepacked: int | None, dtype: ir.DataType) -> ExpertRows:
+    shape = (projection.codes.shape[0], projection.n, projection.k)
+    return ExpertRows(
+        projection,
+        lambda index: projection.expert(index, prepacked).dequantize().astype(dtype.numpy()),
+        dtype,
+        shape,
+        f"dequantized-{qmoe.layout_name(prepacked)}",
+        "dequantized",
+    )
+
+
+def rule(*, unmarked: LayoutName | None = None) -> Rule:
+    """Builds the rule.
+
+    Args:
+        unmarked: layout of weights of which neither metadata, attribute nor shapes tell it; null declines there.
+    """
+    return QMoEToMoE(unmarked)

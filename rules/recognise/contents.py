@@ -1,0 +1,421 @@
+"""What the values of an MoE block hold: tokens, linears, activated features, an expert's output, routing, and sums."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from rewriter.tensors import View
+from rules.recognise.axes import Atom, Content, Located
+
+# Weights and experts. N output features, K input features, E experts, H hidden, I intermediate.
+
+
+@dataclass(frozen=True)
+class Tokens(Content):
+    """The input of the experts: one row of features for every token.
+
+    Attributes:
+        x: [.., H] the value, whose own axes are those of its tokens and one of features.
+    """
+
+    x: ir.Value
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A float weight.
+
+    Attributes:
+        view: [N, K], or [E, N, K] of all experts.
+    """
+
+    view: View
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.view.shape[-2], self.view.shape[-1]
+
+    def rows(self, start: int, count: int, step: int) -> Dense:
+        """Returns evenly stepping output features."""
+        return Dense(self.view.slice(self.view.rank - 2, start, count, step))
+
+    def expert(self, position: int) -> Dense:
+        """Returns one expert of a weight of all."""
+        return Dense(self.view.index(0, position))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A MatMulNBits weight of one expert.
+
+    Attributes:
+        codes: [N, blocks, blob] uint8.
+        scales: [N, blocks].
+        zero_points: [N, ceil(blocks * bits / 8)] uint8, or None.
+        k: input features.
+        bits: width of a code.
+        block: input features per scale.
+    """
+
+    codes: View
+    scales: View
+    zero_points: View | None
+    k: int
+    bits: int
+    block: int
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.codes.shape[0], self.k
+
+    def rows(self, start: int, count: int, step: int) -> Packed:
+        """Returns evenly stepping output features."""
+        zeros = self.zero_points
+        return dataclasses.replace(
+            self,
+            codes=self.codes.slice(0, start, count, step),
+            scales=self.scales.slice(0, start, count, step),
+            zero_points=None if zeros is None else zeros.slice(0, start, count, step),
+        )
+
+    def expert(self, position: int) -> Packed:
+        """A packed weight is always one expert's."""
+        raise AssertionError(position)
+
+
+Weight = Dense | Packed
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What experts are selected by, or mixed with: a function of one number per expert.
+
+    Attributes:
+        logits: [.., E] the value.
+        function: ``logits``: as it is; ``softmax``; ``sigmoid``.
+    """
+
+    logits: ir.Value
+    function: Literal["logits", "softmax", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class Router:
+    """The selection of k of E experts for every token.
+
+    Attributes:
+        node: the TopK.
+        scores: what it selects by.
+        k: experts per token.
+        experts: E.
+    """
+
+    node: ir.Node
+    scores: Scores
+    k: int
+    experts: int
+
+
+By = Router | Literal["one", "all"]
+"""Which expert a weight is of: the one there is, each along the expert axis, or the one that the router chose."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map of tokens.
+
+    Attributes:
+        x: the tokens.
+        weight: [N, K], or of all experts.
+        bias: [N], or [E, N] of all experts; None for none.
+        by: whose weight it is.
+    """
+
+    x: ir.Value
+    weight: Weight
+    bias: View | None
+    by: By
+
+    def rows(self, start: int, count: int, step: int) -> Linear:
+        """Returns evenly stepping output features."""
+        bias = self.bias
+        if bias is not None:
+            bias = bias.slice(bias.rank - 1, start, count, step)
+        return dataclasses.replace(self, weight=self.weight.rows(start, count, step), bias=bias)
+
+    def expert(self, position: int) -> Linear:
+        """Returns one expert of a linear of all."""
+        bias = None if self.bias is None else self.bias.index(0, position)
+        return dataclasses.replace(self, weight=self.weight.expert(position), bias=bias, by="one")
+
+
+Step = tuple[str | float, ...]
+"""An elementwise function: its name and its constants."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Elementwise functions of a linear, the first applied first."""
+
+    linear: Linear
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Features(Content):
+    """A product of elementwise functions of linears of the same tokens; features lie along the feature index."""
+
+    factors: tuple[Factor, ...]
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        if atom.kind != "expert" or any(f.linear.by != "all" for f in self.factors):
+            return super().fix(atom, position)
+        return Features(tuple(dataclasses.replace(f, linear=f.linear.expert(position)) for f in self.factors))
+
+    def part(self, atom: Atom, start: int, count: int, step: int) -> Content | None:
+        if atom.kind != "feature":
+            return super().part(atom, start, count, step)
+        return Features(
+            tuple(dataclasses.replace(f, linear=f.linear.rows(start, count, step)) for f in self.factors)
+        )
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The function between an expert's projections, as com.microsoft::MoE has it.
+
+    Attributes:
+        kind: relu, gelu (tanh), silu, identity, or swiglu.
+        alpha: of swiglu: g * sigmoid(alpha * g) * (l + beta).
+        beta: see alpha.
+        limit: g is at most this and l at most this in magnitude; None for no limit.
+    """
+
+    kind: Literal["relu", "gelu", "silu", "identity", "swiglu"]
+    alpha: float = 1.0
+    beta: float = 0.0
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Output(Content):
+    """What an expert returns.
+
+    Attributes:
+        activation: the function between the projections.
+        gate: [I, H] the projection that is activated.
+        up: [I, H] the projection that multiplies it; None for an expert without.
+        down: [H, I].
+        bias: of down.
+        inner: what down reads; not compared.
+    """
+
+    activation: Activation
+    gate: Linear
+    up: Linear | None
+    down: Weight
+    bias: View | None = None
+    inner: ir.Value | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def by(self) -> By:
+        """Whose weights these are."""
+        return self.gate.by
+
+    def expert(self, position: int) -> Output:
+        """Returns one expert of the output of all."""
+        return dataclasses.replace(
+            self,
+            gate=self.gate.expert(position),
+            up=None if self.up is None else self.up.expert(position),
+            down=self.down.expert(position),
+            bias=None if self.bias is None else self.bias.index(0, position),
+        )
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        return self.expert(position) if atom.kind == "expert" and self.by == "all" else super().fix(atom, position)
+
+
+# Routing. T tokens, k slots per token, E experts.
+
+
+@dataclass(frozen=True)
+class Chosen(Content):
+    """The experts that a router chose; ``slot`` where it is one slot's."""
+
+    router: Router
+    slot: int | None = None
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        return Chosen(self.router, position) if atom.kind == "slot" else super().fix(atom, position)
+
+
+@dataclass(frozen=True)
+class Mixing(Content):
+    """The weights with which a router mixes what it chose.
+
+    Attributes:
+        router: what chose.
+        scores: where the weights come from.
+        stage: ``raw``: the chosen experts' scores; ``normalised``: divided by their sum; ``softmax``: over them.
+        scale: a factor of all weights.
+        table: [E] a factor for every expert, or None.
+        rounded: the narrowest type to which they were cast, or None.
+        slot: where they are one slot's.
+    """
+
+    router: Router
+    scores: Scores
+    stage: Literal["raw", "normalised", "softmax"] = "raw"
+    scale: float = 1.0
+    table: View | None = None
+    rounded: ir.DataType | None = None
+    slot: int | None = None
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        return dataclasses.replace(self, slot=position) if atom.kind == "slot" else super().fix(atom, position)
+
+
+@dataclass(frozen=True)
+class Total(Content):
+    """The sum of a token's weights, over its slots."""
+
+    mixing: Mixing
+
+
+@dataclass(frozen=True)
+class Mask(Content):
+    """Whether a slot holds an expert.
+
+    Attributes:
+        router: what chose.
+        expert: which; None where there is an expert index.
+        slot: which slot; None where there is a slot index.
+    """
+
+    router: Router
+    expert: int | None
+    slot: int | None = None
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        if atom.kind == "slot":
+            return dataclasses.replace(self, slot=position)
+        return dataclasses.replace(self, expert=position) if atom.kind == "expert" else super().fix(atom, position)
+
+
+@dataclass(frozen=True)
+class Share(Content):
+    """The weight with which an expert is mixed in, 0 where it was not chosen.
+
+    Attributes:
+        mixing: the weights, of no slot in particular.
+        expert: whose share; None where there is an expert index.
+        slots: the slots that are counted; None where there still is a slot index.
+    """
+
+    mixing: Mixing
+    expert: int | None
+    slots: frozenset[int] | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every slot is counted."""
+        return self.slots == frozenset(range(self.mixing.router.k))
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        if atom.kind == "expert":
+            return dataclasses.replace(self, expert=position)
+        return dataclasses.replace(self, slots=frozenset({position})) if atom.kind == "slot" else super().fix(
+            atom, position
+        )
+
+
+@dataclass(frozen=True)
+class Stack(Content):
+    """What a router's choice gathers from a constant [E, ..]; the other dimensions are ``weight`` indices."""
+
+    view: View
+    router: Router
+
+
+# Sums. Compared by identity: they are as long as a block.
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One expert's output times its share.
+
+    Attributes:
+        expert: which.
+        slots: the slots in which it counts.
+        output: what is mixed; None where it is not known to be an expert's output.
+        value: what is mixed.
+        node: the product.
+    """
+
+    expert: int
+    slots: frozenset[int]
+    output: Output | None
+    value: ir.Value
+    node: ir.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed(Content):
+    """A sum of experts' outputs under one router; a rope, so that adding one more costs the same for each.
+
+    Attributes:
+        mixing: the router's weights.
+        parts: what is added: terms, and sums.
+    """
+
+    mixing: Mixing
+    parts: tuple[Term | Mixed, ...]
+
+    def terms(self) -> Iterator[Term]:
+        """Yields the terms from left to right."""
+        stack: list[Term | Mixed] = [self]
+        while stack:
+            part = stack.pop()
+            if isinstance(part, Term):
+                yield part
+            else:
+                stack.extend(reversed(part.parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(Content):
+    """Outputs of chosen or of all experts times their weights, not yet summed.
+
+    Attributes:
+        mixing: the router's weights.
+        output: what is mixed; None where it is not known to be the experts' output.
+        value: what is mixed.
+        over: the index that is to be summed.
+        node: the product.
+    """
+
+    mixing: Mixing
+    output: Output | None
+    value: ir.Value
+    over: Literal["slot", "expert"]
+    node: ir.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Complete(Content):
+    """The sum of a ``Weighted`` over its index: every expert, mixed."""
+
+    weighted: Weighted
+
+
+def content(located: Located | None) -> Content | None:
+    """Returns what a located value holds."""
+    return None if located is None else located.content

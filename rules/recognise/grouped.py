@@ -1,0 +1,430 @@
+"""Grouped rows: (token, slot) pairs sorted by expert, one matrix product for each expert's rows, and the way back.
+
+Facts stated: ``Located`` with content ``Sorted``, ``Order``, ``RowToken``, ``Counts``, ``Ends``, ``Group``, ``Arange`` or
+``Inverse``; gathered and concatenated rows keep their content, on a ``row`` or ``group`` index.
+Source: transformers' grouped_mm as torch.onnx writes it: sort, histogram, cumulated ends, a Range for each expert.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.facts import Facts, Recogniser
+from rewriter.rule import Declined
+from rewriter.tensors import View, stacked
+from rules._guards import float_attribute, integer_attribute
+from rules.recognise.activations import number_of
+from rules.recognise.axes import Atom, Axes, Content, Dim, Located, Size, Uniform, only, total, unify
+from rules.recognise.combines import uniform_of
+from rules.recognise.contents import Chosen, Dense, Factor, Features, Linear, Output, Router
+from rules.recognise.sizes import integers_of, static
+
+
+@dataclass(frozen=True)
+class Sorted(Content):
+    """The chosen experts in ascending order, one for each row, under a function that is given by its values.
+
+    Attributes:
+        router: what chose.
+        values: what expert e has become.
+    """
+
+    router: Router
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Order(Content):
+    """Which (token, slot) pair each row is; ``pairs`` is the dimension that it indexes."""
+
+    router: Router
+    pairs: Dim
+
+
+@dataclass(frozen=True)
+class RowToken(Content):
+    """Which token each row is of; ``tokens`` is the dimension that it indexes."""
+
+    router: Router
+    tokens: Dim
+
+
+@dataclass(frozen=True)
+class RowSlot(Content):
+    """Which slot each row is of."""
+
+    router: Router
+
+
+@dataclass(frozen=True)
+class Counts(Content):
+    """How many rows each expert has; where they end, once ``cumulated``."""
+
+    router: Router
+    cumulated: bool = False
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        if atom.kind != "expert" or not self.cumulated:
+            return super().fix(atom, position)
+        return End(self.router, position)
+
+
+@dataclass(frozen=True)
+class End(Content):
+    """Where the rows of an expert end."""
+
+    router: Router
+    expert: int
+
+
+@dataclass(frozen=True)
+class Group(Content):
+    """The rows of an expert, by their numbers."""
+
+    router: Router
+    expert: int
+
+
+@dataclass(frozen=True)
+class Arange(Content):
+    """0, 1, 2 .. as far as it goes."""
+
+
+@dataclass(frozen=True)
+class Inverse(Content):
+    """Which row each (token, slot) pair is; ``pairs`` is the dimension that it lies along."""
+
+    router: Router
+    pairs: Dim
+
+
+def row(router: Router, pairs: Dim) -> Atom:
+    """Returns the index of sorted rows."""
+    return Atom("row", total(pairs), id(router.node))
+
+
+class Sort(Recogniser):
+    """``TopK(chosen, as many as there are, smallest first)``."""
+
+    def pattern(self, op: Any, chosen: Any, k: Any) -> Any:
+        return op.TopK(chosen, k, _outputs=["values", "indices"])
+
+    def recognise(
+        self, facts: Facts, *, chosen: ir.Value, k: ir.Value, values: ir.Value, indices: ir.Value
+    ) -> dict[ir.Value, object] | None:
+        node, located, count = values.producer(), facts.get(chosen, Located), integers_of(facts, k)
+        if node is None or located is None or not isinstance(located.content, Chosen) or located.rank != 1:
+            return None
+        held, pairs = located.content, located.axes[0]
+        whole = count is not None and count.sizes == (total(pairs),) and held.slot is None
+        if not whole or integer_attribute(node, "largest", 1) or not integer_attribute(node, "sorted", 1):
+            return None
+        if not pairs or pairs[-1].kind != "slot":
+            return None
+        rows: Axes = ((row(held.router, pairs),),)
+        numbers = tuple(float(e) for e in range(held.router.experts))
+        return {
+            values: Located(Sorted(held.router, numbers), rows),
+            indices: Located(Order(held.router, pairs), rows),
+        }
+
+
+def gathered_rows(data: Located, index: Located) -> Located | None:
+    """Returns rows taken along the first dimension by an order, a group or the way back; None for any other index."""
+    held = index.content
+    if not data.rank:
+        return None
+    first, rest = data.axes[0], data.axes[1:]
+    if isinstance(held, Order):
+        taken = unify((first,), (held.pairs,)) == (held.pairs,)
+    elif isinstance(held, RowToken):
+        taken = first == held.tokens
+    elif isinstance(held, Group | Inverse):
+        atom = only(first, "row")
+        taken = atom is not None and atom.index == id(held.router.node)
+    else:
+        return None
+    return dataclasses.replace(data, axes=(*index.axes, *rest)) if taken else None
+
+
+class RowArithmetic(Recogniser):
+    """Integer arithmetic on rows: token and slot of a pair; a function of the expert; what is the same for all."""
+
+    def __init__(self, op_type: str) -> None:
+        super().__init__(name=op_type)
+        self._op_type = op_type
+
+    def pattern(self, op: Any, a: Any, b: Any) -> Any:
+        return getattr(op, self._op_type)(a, b, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Located | None:
+        first, second = facts.get(a, Located), facts.get(b, Located)
+        if self._op_type in ("And", "Equal"):
+            return self._logic(facts, a, b, first, second)
+        number = number_of(facts, b)
+        if first is None or number is None:
+            return None
+        held = self._apply(first.content, number, facts.get(b, View))
+        return None if held is None else Located(held, first.axes)
+
+    def _apply(self, held: Content, number: float, view: View | None) -> Content | None:
+        if isinstance(held, Order):
+            k = held.router.k
+            if self._op_type == "Less":
+                return Uniform(0.0) if number <= 0 else None
+            if self._op_type == "GreaterOrEqual":
+                return Uniform(1.0) if number <= 0 else None
+            if number == k and self._op_type == "Mod":
+                return RowSlot(held.router)
+            return RowToken(held.router, held.pairs[:-1]) if number == k and self._op_type == "Div" else None
+        if isinstance(held, Sorted) and self._op_type == "Div" and view is not None and number:
+            dtype = view.dtype.numpy()
+            values = np.array(held.values, dtype) / np.array(number, dtype)
+            return Sorted(held.router, tuple(float(v) for v in values))
+        return None
+
+    def _logic(
+        self, facts: Facts, a: ir.Value, b: ir.Value, first: Located | None, second: Located | None
+    ) -> Located | None:
+        numbers = uniform_of(facts, a), uniform_of(facts, b)
+        located = first or second
+        if located is None:
+            return None
+        axes = located.axes if first is None or second is None else unify(first.axes, second.axes)
+        if axes is None:
+            return None
+        if self._op_type == "And" and 0.0 in numbers and first is not None and second is not None:
+            return Located(Uniform(0.0), axes)
+        if self._op_type == "Equal" and numbers[0] is not None and numbers[1] is not None:
+            return Located(Uniform(float(numbers[0] == numbers[1])), axes)
+        return None
+
+
+class RowCast(Recogniser):
+    """A cast of sorted experts, counts or slots; of experts, what it makes of each."""
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.Cast(x, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, x: ir.Value, out: ir.Value) -> Located | None:
+        node, located = out.producer(), facts.get(x, Located)
+        if node is None or located is None:
+            return None
+        held = located.content
+        if isinstance(held, Counts | RowSlot | Order | RowToken):
+            return located
+        if not isinstance(held, Sorted):
+            return None
+        to = ir.DataType(integer_attribute(node, "to", 0))
+        if to not in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64):
+            return None
+        values = np.array(held.values).astype(to.numpy())
+        return dataclasses.replace(located, content=Sorted(held.router, tuple(float(v) for v in values)))
+
+
+class RowClip(Recogniser):
+    """Bounds of sorted experts."""
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.Clip(x, _allow_other_inputs=True, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, x: ir.Value, out: ir.Value) -> Located | None:
+        node, located = out.producer(), facts.get(x, Located)
+        if node is None or located is None or not isinstance(located.content, Sorted):
+            return None
+        low = number_of(facts, node.inputs[1]) if len(node.inputs) > 1 else None
+        high = number_of(facts, node.inputs[2]) if len(node.inputs) > 2 else None
+        given = sum(value is not None for value in node.inputs[1:])
+        if given != (low is not None) + (high is not None) or float_attribute(node, "min", 0.0):
+            return None
+        values = np.clip(located.content.values, -np.inf if low is None else low, np.inf if high is None else high)
+        return dataclasses.replace(
+            located, content=dataclasses.replace(located.content, values=tuple(float(v) for v in values))
+        )
+
+
+class Histogram(Recogniser):
+    """``ScatterElements(zeros [E], experts of the rows, ones, reduction=add)``: how many rows each expert has."""
+
+    def pattern(self, op: Any, zeros: Any, experts: Any, ones: Any) -> Any:
+        return op.ScatterElements(zeros, experts, ones, _outputs=["out"])
+
+    def recognise(
+        self, facts: Facts, *, zeros: ir.Value, experts: ir.Value, ones: ir.Value, out: ir.Value
+    ) -> Located | None:
+        node, located, updates = out.producer(), facts.get(experts, Located), facts.get(ones, Located)
+        if node is None or located is None or updates is None or not isinstance(located.content, Sorted):
+            return None
+        router = located.content.router
+        reduction = node.attributes.get("reduction")
+        if updates.content != Uniform(1.0) or reduction is None or reduction.as_string() != "add":
+            return None
+        if located.content.values != tuple(float(e) for e in range(router.experts)):
+            raise Declined("the histogram counts something other than each expert's rows", node)
+        seed, begin = facts.get(zeros, Located), facts.get(zeros, View)
+        counted = begin is not None and begin.shape == (router.experts,) and not np.any(begin.numpy())
+        if seed is not None and seed.content == Uniform(0.0):
+            counted = seed.rank == 1 and total(seed.axes[0]) == Size(router.experts)
+        return Located(Counts(router), (_experts(router),)) if counted else None
+
+
+def _experts(router: Router) -> Dim:
+    return (Atom("expert", Size(router.experts)),)
+
+
+class CumSum(Recogniser):
+    """Where each expert's rows end."""
+
+    def pattern(self, op: Any, counts: Any, axis: Any) -> Any:
+        return op.CumSum(counts, axis, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, counts: ir.Value, axis: ir.Value, out: ir.Value) -> Located | None:
+        node, located = out.producer(), facts.get(counts, Located)
+        if node is None or located is None or not isinstance(located.content, Counts) or located.content.cumulated:
+            return None
+        if integer_attribute(node, "exclusive", 0) or integer_attribute(node, "reverse", 0):
+            return None
+        return dataclasses.replace(located, content=Counts(located.content.router, cumulated=True))
+
+
+class Range(Recogniser):
+    """The numbers of an expert's rows, or all numbers from 0."""
+
+    def pattern(self, op: Any, start: Any, end: Any, step: Any) -> Any:
+        return op.Range(start, end, step, _outputs=["out"])
+
+    def recognise(
+        self, facts: Facts, *, start: ir.Value, end: ir.Value, step: ir.Value, out: ir.Value
+    ) -> Located | None:
+        if number_of(facts, step) != 1:
+            return None
+        first, last = facts.get(start, Located), facts.get(end, Located)
+        zero = number_of(facts, start) == 0
+        if last is None or not isinstance(last.content, End):
+            integral = out.dtype is None or out.dtype.is_integer()
+            return Located(Arange(), ((Atom("token", Size(1, ((out, 0),))),),)) if zero and integral else None
+        held = last.content
+        before = first.content if first is not None else None
+        if not (zero if held.expert == 0 else before == End(held.router, held.expert - 1)):
+            raise Declined(f"the rows of expert {held.expert} do not begin where those of the one before end")
+        size = Size(1, ((held.router.node.outputs[1], -1 - held.expert),))
+        return Located(Group(held.router, held.expert), ((Atom("group", size, held.expert),),))
+
+
+class ScatterND(Recogniser):
+    """The way back: row numbers written where the rows come from."""
+
+    def pattern(self, op: Any, data: Any, order: Any, numbers: Any) -> Any:
+        return op.ScatterND(data, order, numbers, _outputs=["out"])
+
+    def recognise(
+        self, facts: Facts, *, data: ir.Value, order: ir.Value, numbers: ir.Value, out: ir.Value
+    ) -> Located | None:
+        seed, index, rows = (facts.get(v, Located) for v in (data, order, numbers))
+        if seed is None or index is None or rows is None or not isinstance(index.content, Order):
+            return None
+        held = index.content
+        if not isinstance(rows.content, Arange) or index.rank != 2 or index.axes[1] or seed.rank != 1:
+            return None
+        if total(seed.axes[0]) != total(held.pairs):
+            return None
+        return Located(Inverse(held.router, held.pairs), (held.pairs,))
+
+
+class Concat(Recogniser):
+    """Every expert's rows, one expert after the other."""
+
+    def pattern(self, op: Any, first: Any) -> Any:
+        return op.Concat(first, _allow_other_inputs=True, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, first: ir.Value, out: ir.Value) -> Located | None:
+        node, leading = out.producer(), facts.get(first, Located)
+        if node is None or leading is None or not leading.rank or not only(leading.axes[0], "group"):
+            return None
+        if integer_attribute(node, "axis", 0) % leading.rank:
+            return None
+        parts = [facts.get(value, Located) for value in node.inputs if value is not None]
+        held = [part for part in parts if part is not None]
+        router = _router_of(facts, held, leading)
+        if router is None or len(held) != router.experts or len(parts) != router.experts:
+            raise Declined("the concatenated rows are not those of every expert", node)
+        for expert, part in enumerate(held):
+            atom = only(part.axes[0], "group")
+            if atom is None or atom.index != expert or part.axes[1:] != leading.axes[1:]:
+                raise Declined(f"the rows in place {expert} are not those of expert {expert}", node)
+        joined = _joined([part.content for part in held], router)
+        if joined is None:
+            raise Declined("the concatenated rows hold different things", node)
+        pairs = facts.get(router.node.outputs[1], Located)
+        flat = () if pairs is None else tuple(atom for dim in pairs.axes for atom in dim)
+        return Located(joined, ((row(router, flat),), *leading.axes[1:]))
+
+
+def _router_of(facts: Facts, parts: list[Located], leading: Located) -> Router | None:
+    sizes = {symbol[0] for part in parts for atom in part.axes[0] for symbol in atom.size.symbols
+             if not isinstance(symbol, str)}
+    if len(sizes) != 1:
+        return None
+    located = facts.get(sizes.pop(), Located)
+    return located.content.router if located is not None and isinstance(located.content, Chosen) else None
+
+
+def _joined(parts: list[Content], router: Router) -> Content | None:
+    """One content of all experts out of one for each."""
+    first = parts[0]
+    if isinstance(first, Features):
+        features = [part for part in parts if isinstance(part, Features)]
+        plain = [f.factors[0] for f in features if len(f.factors) == 1 and not f.factors[0].steps]
+        linear = _joined_linears([factor.linear for factor in plain], router) if len(plain) == len(parts) else None
+        return None if linear is None else Features((Factor(linear),))
+    outputs = [part for part in parts if isinstance(part, Output)]
+    return _joined_outputs(outputs, router) if len(outputs) == len(parts) else None
+
+
+def _joined_outputs(outputs: list[Output], router: Router) -> Output | None:
+    first = outputs[0]
+    if any((o.activation, o.gate, o.up) != (first.activation, first.gate, first.up) for o in outputs):
+        return None
+    if first.by != router:
+        return None
+    down = _stack([o.down for o in outputs])
+    bias = [o.bias for o in outputs]
+    if down is None or any((b is None) != (bias[0] is None) for b in bias):
+        return None
+    biases = [b for b in bias if b is not None]
+    return dataclasses.replace(first, down=down, bias=stacked(biases) if biases else None)
+
+
+def _joined_linears(linears: list[Linear], router: Router) -> Linear | None:
+    first = linears[0]
+    weight = _stack([linear.weight for linear in linears])
+    alike = all(linear.x is first.x and linear.by == "one" for linear in linears)
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    if weight is None or not alike or len(biases) not in (0, len(linears)):
+        return None
+    return Linear(first.x, weight, stacked(biases) if biases else None, router)
+
+
+def _stack(weights: list[Any]) -> Dense | None:
+    views = [weight.view for weight in weights if isinstance(weight, Dense)]
+    same = len(views) == len(weights) and len({(v.shape, v.dtype) for v in views}) == 1
+    return Dense(stacked(views)) if same else None
+
+
+RECOGNISERS: tuple[Recogniser, ...] = (
+    Sort(),
+    *(RowArithmetic(name) for name in ("Less", "GreaterOrEqual", "Mod", "Div", "And", "Equal")),
+    RowCast(),
+    RowClip(),
+    Histogram(),
+    CumSum(),
+    Range(),
+    ScatterND(),
+    Concat(),
+)
+_ = static

@@ -1,0 +1,65 @@
+"""MoE with concatenated SwiGLU (swiglu_fusion 2) -> interleaved (1), where the target has no kernel for the former.
+
+Matched:      MoE(x, router_probs, fc1, fc1_bias?, ..) with swiglu_fusion=2: rows g0, g1, .., l0, l1, ..
+Replacement:  the same MoE with swiglu_fusion=1: rows g0, l0, g1, l1, ..; weights are a lazy copy
+Declines when:
+              fc1 or its bias is not constant
+              the float weights would stay in the model beside their copy
+Source:       com.microsoft::MoE; the CPU provider loads only swiglu_fusion=1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from rewriter.facts import Recogniser
+from rewriter.rule import NotApplicable, Rule
+from rewriter.tensors import View, ViewTensor
+from rules._moe import DOMAIN, constant_bias, emit_moe, needs_fusion, read_moe, require_weights_disappear
+from rules.recognise import computed, views
+
+
+class SwigluInterleave(Rule):
+    """The rule at an MoE."""
+
+    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
+
+    def __init__(self) -> None:
+        super().__init__(name="swiglu-interleave")
+
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.MoE(x, _allow_other_inputs=True, swiglu_fusion=2, _domain=DOMAIN, _outputs=["y"])
+
+    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
+        del x
+        if not needs_fusion(self.run, 1, instead_of=2):
+            raise NotApplicable
+        experts = read_moe(self.run, y)
+        if experts.form.activation != "swiglu":
+            raise NotApplicable
+        require_weights_disappear(experts)
+        fc1, fc2 = experts.projections
+        bias = constant_bias(self.run, fc1)
+        weights = [
+            op.initializer(halves_in_turn(fc1.weight)),
+            None if bias is None else op.initializer(halves_in_turn(bias)),
+            fc2.value,
+            fc2.bias,
+        ]
+        return emit_moe(op, experts, dataclasses.replace(experts.form, fusion=1), weights)
+
+
+def halves_in_turn(view: View) -> ViewTensor:
+    """Returns [E, 2 * I, ..] with the rows of both halves of ``view`` in turn."""
+    e, both, *rest = view.shape
+    halves = view.reshape((e, 2, both // 2, *rest))
+    return ViewTensor(halves.transpose((0, 2, 1, *range(3, halves.rank))).reshape((e, both, *rest)))
+
+
+def rule() -> Rule:
+    """Builds the rule."""
+    return SwigluInterleave()

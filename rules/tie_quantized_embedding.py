@@ -1,0 +1,199 @@
+"""An embedding and an output projection that are one weight -> one quantized table that both read.
+
+Matched:      Gather(w, ids) and MatMul(x, w.T), or Gemm; w constant [V, H] in any spelling, or two constants that
+              are equal (compared, byte by byte)
+Replacement:  MatMulNBits(x, B, scales[, zero_points]) and, by the option ``form``,
+              blocks: Reshape(GatherBlockQuantized(B [V, H/block, ..], ids, scales [V, H/block, 1]), [.., H]);
+              flat: GatherBlockQuantized(Reshape(B, [V, ..]), ids, scales)
+Declines when:
+              the two are of one shape but not equal
+              something else reads the float weight, or a reader sits in another graph
+              the plan keeps either in float; the output projection's spec holds for both
+              H is not divisible by the block, or the target has no such kernel
+Source:       com.microsoft::GatherBlockQuantized, MatMulNBits; the builder, mobius and Olive write tied models
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.errors import QuantizationError
+from rewriter.facts import Recogniser
+from rewriter.layout import gather_block_quantized as rows_layout
+from rewriter.layout.gather_block_quantized import GatherArrays
+from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, lazy_parts, packed_arrays
+from rewriter.quantize.types import QuantizedWeight
+from rewriter.rule import Declined, Rule, Run
+from rules._gather_block_quantized import gather
+from rules._matmul_nbits import (
+    AccuracyLevel,
+    addend,
+    pack,
+    parts_of,
+    read_weight,
+    require_kernel,
+    takes_bias,
+    unpack,
+    write,
+)
+from rules._tied import Table, read_table
+from rules.recognise import computed, views
+
+Form = Literal["blocks", "flat"]
+
+
+@dataclass(frozen=True)
+class Tied:
+    """A table and how it is quantized.
+
+    Attributes:
+        table: the table, its lookups and its linears.
+        job: the [V, H] weight.
+        equals: the same job for each constant that equals the table.
+        addends: what each linear adds.
+    """
+
+    table: Table
+    job: QuantizationJob
+    equals: tuple[QuantizationJob, ...]
+    addends: tuple[ir.Value | None, ...]
+
+    @property
+    def one_zero_point_a_byte(self) -> bool:
+        """Whether a gather of blocks cannot read MatMulNBits' zero points, which share bytes."""
+        spec = self.job.context.spec
+        return not spec.symmetric and spec.bits < 8
+
+
+class TieQuantizedEmbedding(Rule):
+    """The rule at the Gather."""
+
+    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
+
+    def __init__(self, form: Form, min_bytes: int, accuracy_level: AccuracyLevel) -> None:
+        super().__init__(name="tie-quantized-embedding", remove_nodes=False)
+        self._form = form
+        self._min_bytes = min_bytes
+        self._accuracy_level = accuracy_level
+
+    def pattern(self, op: Any, w: Any, ids: Any) -> Any:
+        return op.Gather(w, ids, _outputs=["y"])
+
+    def rewrite(self, op: Any, *, w: ir.Value, ids: ir.Value, y: ir.Value) -> Mapping[ir.Value, ir.Value]:
+        node = y.producer()
+        assert node is not None
+        tied = read(self.run, str(self.name), node, self._min_bytes)
+        made = [op.initializer(tensor) for tensor in _tensors(tied, self._form)]
+        weight = made[: 2 if tied.job.context.spec.symmetric else 3]
+        rows = _blocks if self._form == "blocks" else _flat
+        new = {reader.outputs[0]: rows(op, tied, made, reader) for reader in tied.table.gathers}
+        for (head, _), c in zip(tied.table.heads, tied.addends, strict=True):
+            bias = c if c is not None and takes_bias(self.run, tied.job.shape[0], c) else None
+            product = write(op, head.inputs[0], weight, tied.job, bias=bias, accuracy_level=self._accuracy_level)
+            new[head.outputs[0]] = product if c is bias else op.Add(product, c)
+        return new
+
+
+def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
+    """Reads the table that ``node`` looks up, or declines."""
+    table = read_table(run.facts, node, min_bytes)
+    dtype = table.view.dtype.numpy()
+    for reader in table.gathers:
+        if reader.outputs[0].shape is None:
+            raise Declined("the rank of the embedding is unknown", reader.outputs[0])
+        run.quantize(table.view, reader, rule, dtype)
+    addends = []
+    for head, _ in table.heads:
+        read_weight(run, head.inputs[0], head.inputs[1])
+        addends.append(addend(head) if head.op_type == "Gemm" else None)
+    jobs = [run.quantize(own, head, rule, dtype) for head, own in table.heads]
+    spec = jobs[0].context.spec
+    if any(job.context.spec != spec for job in jobs):
+        raise Declined("the plan gives the linears that read the table different specs", node)
+    weight = table.heads[0][0].inputs[1]
+    require_kernel(run, jobs[0], weight)
+    if reason := rows_layout.illegal(table.view.shape[1], spec.bits, spec.block_size, tied=True):
+        raise Declined(reason, weight)
+    equals = () if table.shared else (replace(jobs[0], weight=table.view),)
+    return Tied(table, jobs[0], equals, tuple(addends))
+
+
+def _tensors(tied: Tied, form: Form) -> tuple[PartTensor, ...]:
+    """Returns B, scales, zero points where asymmetric, and these one to a byte where a gather of blocks needs them."""
+    job = tied.job
+    spec = job.context.spec
+    dtype = tied.table.view.dtype
+    parts = parts_of(job, dtype)
+    if form == "flat" or not tied.one_zero_point_a_byte:
+        return lazy_parts(
+            ("matmul_nbits", *job.key),
+            lambda: packed_arrays(job, "matmul_nbits", pack, lambda arrays: unpack(arrays, job)),
+            parts,
+            (job, *tied.equals),
+        )
+    (v, k), (name, _, _) = job.shape, parts[2]
+    _, _, shape = rows_layout.shapes((v,), k, spec.bits, spec.block_size, symmetric=False, tied=True)
+    assert shape is not None
+
+    def pack_both(quantized: QuantizedWeight) -> Arrays:
+        by_byte = rows_layout.pack(quantized, tied=True).zero_points
+        assert by_byte is not None
+        return [*pack(quantized), by_byte]
+
+    def unpack_both(arrays: Arrays) -> QuantizedWeight:
+        linear = unpack(arrays[:3], job)
+        rows = rows_layout.unpack(
+            GatherArrays(arrays[0], arrays[1][..., None], arrays[3]), v, k, spec.bits, spec.block_size, tied=True
+        )
+        if not np.array_equal(linear.codes, rows.codes) or not np.array_equal(linear.zero_points, rows.zero_points):
+            raise QuantizationError(f"weight '{job.context.weight}': its two readers would not read the same")
+        return linear
+
+    return lazy_parts(
+        ("matmul_nbits_tied", *job.key),
+        lambda: packed_arrays(job, "matmul_nbits_tied", pack_both, unpack_both),
+        [*parts, (f"{name}_by_byte", ir.DataType.UINT8, shape)],
+        (job, *tied.equals),
+    )
+
+
+def _blocks(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> ir.Value:
+    """Looks blocks up in MatMulNBits' own B, so that the runtime keeps one table, and joins them to rows."""
+    spec = tied.job.context.spec
+    v, h = tied.job.shape
+    apart = _shape(op, [v, h // spec.block_size, 1])
+    others = [op.Reshape(made[1], apart)]
+    if not spec.symmetric:
+        others.append(made[3] if tied.one_zero_point_a_byte else op.Reshape(made[2], apart))
+    blocks = gather(op, made[0], reader.inputs[1], others, bits=spec.bits, block=spec.block_size, axis=2)
+    shape = reader.outputs[0].shape
+    assert shape is not None
+    return op.Reshape(blocks, _shape(op, [0] * (shape.rank() - 1) + [h]))
+
+
+def _flat(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> ir.Value:
+    """Looks rows up in B reshaped, which the runtime folds into a table of its own."""
+    spec = tied.job.context.spec
+    v, h = tied.job.shape
+    table = op.Reshape(made[0], _shape(op, [v, h * spec.bits // 8]))
+    return gather(op, table, reader.inputs[1], made[1:3], bits=spec.bits, block=spec.block_size, axis=1)
+
+
+def _shape(op: Any, shape: Sequence[int]) -> ir.Value:
+    return op.initializer(ir.tensor(shape, dtype=ir.DataType.INT64, name="shape"))
+
+
+def rule(*, form: Form = "blocks", min_bytes: int = 4096, accuracy_level: AccuracyLevel = 0) -> Rule:
+    """Builds the rule.
+
+    Args:
+        form: blocks shares the table as MatMulNBits holds it; flat reshapes it, for runtimes without the 3-D lookup.
+        min_bytes: smaller tables stay float.
+        accuracy_level: of MatMulNBits: 0 leaves it to the runtime; 4 lets kernels use int8 activations.
+    """
+    return TieQuantizedEmbedding(form, min_bytes, accuracy_level)
