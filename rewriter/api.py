@@ -200,7 +200,10 @@ def _own_copy(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.
     ours = _copied(model)
     if any(_lacks_type(node.inputs[0]) for node in ours.graph if node.op_type in ("MatMul", "Gemm")):
         with _quiet("onnx_ir.passes.common.shape_inference"):
+            order = list(ours.graph.initializers.values())
             ShapeInferencePass()(ours)
+            ours.graph.initializers.clear()  # the pass puts large ones last
+            ours.graph.initializers.update((value.name or "", value) for value in order)
     return ours
 
 

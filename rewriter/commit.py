@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 from onnxscript.rewriter import RULE_NAME_TAG
 
 from rewriter.errors import RuleError
+from rewriter.rule import Fed
 from rewriter.tensors import constant
 
 Container = ir.Graph | ir.Function
@@ -28,6 +29,7 @@ class Rewrite:
         initializers: new constants.
         opsets: domain -> version that the new nodes need.
         imports: domain -> version that the graph, or the function it is in, has.
+        fed: what the rule knows of values that the matched nodes read.
     """
 
     rule: str
@@ -39,6 +41,7 @@ class Rewrite:
     initializers: Sequence[ir.Value]
     opsets: Mapping[str, int]
     imports: Mapping[str, int]
+    fed: Mapping[ir.Value, Fed] = field(default_factory=dict)
 
     @property
     def where(self) -> str:

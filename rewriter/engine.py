@@ -16,7 +16,7 @@ from rewriter.commit import Committer, Rewrite
 from rewriter.errors import NonConvergenceError, RewriterError, RuleError
 from rewriter.facts import DeclineTracer, Facts, Recogniser
 from rewriter.report import Application, Decline, Proof
-from rewriter.rule import Rule
+from rewriter.rule import Replacement, Rule
 from rewriter.ruleset import Phase, RuleSet
 from rewriter.run import ModelRun
 
@@ -149,24 +149,27 @@ class Engine:
             if built is None:
                 tracer.decline(match.reason, match.failure_nodes_and_values)
                 return None
-            outputs = replaced_outputs(built)
+            returned = built.new_outputs[0] if len(built.new_outputs) == 1 else None
+            block = returned if isinstance(returned, Replacement) else Replacement(replaced_outputs(built), ())
         except RewriterError:
             raise
         except Exception as error:
             raise RuleError(candidate.name, node.name or node.op_type, f"{type(error).__name__}: {error}") from error
         imports = self._committer.imports(graph)
         opsets = {d: imports.get(d, 1) if version is None else version for d, version in built.used_opsets}
-        matched = tuple(dict.fromkeys([*match.nodes, *(n for out in outputs if (n := out.producer()) is not None)]))
+        producers = (n for out in block.outputs if (n := out.producer()) is not None)
+        matched = tuple(dict.fromkeys([*match.nodes, *producers, *block.covers]))
         return Rewrite(
             rule=candidate.name,
             graph=graph,
             root=node,
             matched=matched,
-            outputs=outputs,
+            outputs=block.outputs,
             nodes=built.new_nodes,
             initializers=built.new_initializers,
             opsets=opsets,
             imports=imports,
+            fed=block.fed,
         )
 
     def _commit(self, rewrite: Rewrite, phase: str, sweep: int, tracer: DeclineTracer) -> bool:

@@ -251,14 +251,14 @@ def _extents(source: ir.TensorProtocol | View) -> Iterator[tuple[ir.TensorProtoc
     if isinstance(source, ViewTensor):
         yield from _extents(source.view)
     elif isinstance(source, RowsTensor):
-        for view in source.sources:
+        for view in source.shown(0, int(source.shape.numpy()[0])):
             yield from _extents(view)
     elif not isinstance(source, View):
         yield source, 0, source.nbytes
     elif isinstance(source.source, RowsTensor):
         first, count = source.source_rows if source.size else (0, 0)
-        for view in source.source.sources:
-            yield from _extents(view.slice(0, first, count))
+        for view in source.source.shown(first, count):
+            yield from _extents(view)
     elif source.size:
         low, high = source.span
         bits = source.source.dtype.bitwidth

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import MatchingTracer, MatchStatus
 from onnxscript.rewriter.pattern import Pattern, PatternBase
 
-from rewriter._onnxscript import MatchFailureError, OpKey, root_operator
+from rewriter._onnxscript import Binder, MatchFailureError, OpKey, binder, root_operator
 from rewriter.errors import RuleError
 from rewriter.tensors import View, constant
 
@@ -42,13 +42,13 @@ class Facts:
         self._model = model
         self._facts: dict[ir.Value, dict[type, object]] = {}
         self._reasons: dict[ir.Value, str] = {}
-        self._by_operator: dict[OpKey, list[tuple[Recogniser, Any]]] = {}
+        self._by_operator: dict[OpKey, list[tuple[Recogniser, Binder]]] = {}
         for recogniser in recognisers:
             pattern = Pattern(recogniser.pattern, name=recogniser.name)
             key = root_operator(pattern)
             if key is None:
                 raise ValueError(f"recogniser {recogniser.name}: the root of its pattern must name an operator")
-            self._by_operator.setdefault(key, []).append((recogniser, pattern))
+            self._by_operator.setdefault(key, []).append((recogniser, binder(pattern)))
 
     def get(self, value: ir.Value | None, kind: type[F]) -> F | None:
         """Returns what is known of ``value`` as a ``kind``, or None."""
@@ -107,13 +107,12 @@ class Facts:
         before = [self._facts.pop(value, None) for value in node.outputs]
         for value in node.outputs:
             self._reasons.pop(value, None)
-        for recogniser, pattern in self._by_operator[(node.domain, node.op_type)]:
-            graph = node.graph
-            match = pattern.match(self._model, graph, node, check_nodes_are_removable=False) if graph else None
-            if not match:
+        for recogniser, bind in self._by_operator[(node.domain, node.op_type)]:
+            bindings = bind(self._model, node)
+            if bindings is None:
                 continue
             try:
-                stated = recogniser.recognise(self, **match.bindings)
+                stated = recogniser.recognise(self, **bindings)
             except MatchFailureError as near:
                 self._reasons[node.outputs[0]] = near.reason
                 continue

@@ -66,6 +66,7 @@ class Proof:
         node: the application that was run.
         skipped: why nothing was run; empty where it was.
         because: why the reference operators judged and ONNX Runtime did not; empty where it did.
+        experts: how many experts of a stack were run, where it is too large to run all; else None.
     """
 
     rule: str
@@ -75,6 +76,7 @@ class Proof:
     node: str
     skipped: str = ""
     because: str = ""
+    experts: int | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,10 @@ class RowsTensor(ir.LazyTensor):
         )
         self.rows = rows
         self.sources = tuple(sources)
+
+    def shown(self, first: int, count: int) -> Iterable[View]:
+        """Returns what rows are computed from."""
+        return (view.slice(0, first, count) for view in self.sources)
 
     def tofile(self, file: Any) -> None:
         """Writes one row at a time, so that a stack of experts is never in memory whole."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -29,6 +30,37 @@ class NotApplicable(MatchFailureError):  # noqa: N818 -- no error either
 
     def __init__(self) -> None:
         super().__init__("")
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a rule knows of a value that its replacement reads, so that the proof can feed it.
+
+    Attributes:
+        dtype: element type.
+        shape: each dimension as a number times named unknowns; one name has one size.
+        ranked: whether every row holds well separated numbers in random order, so that no rounding changes which are
+            the largest.
+    """
+
+    dtype: ir.DataType
+    shape: tuple[tuple[int, tuple[str, ...]], ...]
+    ranked: bool = False
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What a rule returns that matches one node of a larger block.
+
+    Attributes:
+        outputs: old value -> new value.
+        covers: the nodes of the block; they go as far as nothing else reads them, and the proof runs them.
+        fed: what is known of the values that the block reads.
+    """
+
+    outputs: Mapping[ir.Value, ir.Value]
+    covers: Sequence[ir.Node]
+    fed: Mapping[ir.Value, Fed] = field(default_factory=dict)
 
 
 class Run(Protocol):
@@ -85,6 +117,6 @@ class Rule(RewriteRuleClassBase):
         """Declines by raising, before it builds anything; else builds the replacement with ``op``.
 
         Returns:
-            The new outputs in the pattern's order, or a mapping old value -> new value.
+            The new outputs in the pattern's order, a mapping old value -> new value, or a ``Replacement``.
         """
         raise NotImplementedError

@@ -1,126 +1,105 @@
-"""Stacks: a tensor made of views, one for each position of a new first axis, read and written one at a time."""
+"""Stacks: views along a new first axis, each read when it is written; and stacks scaled position by position."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import onnx_ir as ir
 
-from rewriter.tensors import Array, View, ViewTensor, reordered
-
-_SMALL = 1 << 26
-"""Bytes up to which a tensor is computed whole; larger ones are streamed."""
+from rewriter.rows import RowsTensor, StackedCopy
+from rewriter.tensors import View
 
 
-class StackTensor(ir.LazyTensor):
-    """Views of one shape and type along a new first axis.
+class Stack(RowsTensor):
+    """Views of one shape and dtype along a new first axis.
 
     Attributes:
         parts: the views.
-        key: equal for equal tensors, so that the commit can share them.
     """
 
     def __init__(self, parts: Sequence[View], name: str) -> None:
-        first = parts[0]
         super().__init__(
-            lambda: ir.Tensor(np.stack([part.numpy() for part in self.parts]), dtype=first.dtype),
-            dtype=first.dtype,
-            shape=ir.Shape((len(parts), *first.shape)),
-            name=name,
+            lambda first, count: np.stack([part.numpy() for part in parts[first : first + count]]),
+            parts[0].dtype,
+            (len(parts), *parts[0].shape),
+            name,
         )
         self.parts = tuple(parts)
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        return ("stack", self.parts)
+    def shown(self, first: int, count: int) -> Iterable[View]:
+        """Returns what rows are computed from."""
+        return self.parts[first : first + count]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, StackTensor) and self.parts == other.parts
+        return isinstance(other, Stack) and self.parts == other.parts
 
     def __hash__(self) -> int:
         return hash(self.parts)
 
-    def elements(self, first: int, last: int) -> tuple[Array, int]:
-        """Returns the flattened parts that hold elements ``first`` to ``last``, and where the first part begins."""
-        size = self.parts[0].size
-        start, stop = first // size, last // size + 1
-        return np.concatenate([part.numpy().reshape(-1) for part in self.parts[start:stop]]), start * size
 
-    def tofile(self, file: Any) -> None:
-        """Writes the parts one after the other; only one is in memory."""
-        for part in self.parts:
-            ir.Tensor(np.asarray(part.numpy(), order="C"), dtype=part.dtype).tofile(file)
+class Scaled(RowsTensor):
+    """A view with every position of its first axis times a number of its own."""
 
-
-class Scaled(ir.LazyTensor):
-    """What a view shows times a number, rounded once."""
-
-    def __init__(self, view: View, factor: float) -> None:
-        dtype = view.dtype.numpy()
+    def __init__(self, view: View, factors: Sequence[float]) -> None:
+        numbers = np.array(factors, view.dtype.numpy()).reshape(-1, *(1,) * (view.rank - 1))
         super().__init__(
-            lambda: ir.Tensor((view.numpy() * np.asarray(factor, dtype)).astype(dtype), dtype=view.dtype),
-            dtype=view.dtype,
-            shape=ir.Shape(view.shape),
-            name=view.name,
+            lambda first, count: view.slice(0, first, count).numpy() * numbers[first : first + count],
+            view.dtype,
+            view.shape,
+            view.name,
+            (view,),
         )
-        self.view = view
-        self._factor = factor
+        self._key = (view, tuple(factors))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Scaled) and (self.view, self._factor) == (other.view, other._factor)
+        return isinstance(other, Scaled) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash((self.view, self._factor))
+        return hash(self._key)
 
 
 def stacked(views: Sequence[View]) -> View:
-    """Returns views of one shape and type along a new first axis; of one stored tensor where they step evenly in it."""
+    """Returns views of one shape and dtype along a new first axis; of the stored tensor where they step evenly in it.
+
+    Args:
+        views: at least one.
+    """
+    merged = _merged(views)
+    if merged is not None:
+        return merged
+    name = _common_name([view.name for view in views])
+    return View.whole(Stack(views, name), name)
+
+
+def interleaved(first: View, second: View) -> View:
+    """Returns [E, 2 * N, ..]: the rows of two [E, N, ..] in turn; a view of the stored tensor where it holds them so."""
+    experts, rows, *rest = first.shape
+    shape = (experts, 2 * rows, *rest)
+    merged = _merged((first, second))
+    if merged is not None:
+        turned = merged.transpose((1, 2, 0, *range(3, merged.rank))).reshape(shape)
+        if not isinstance(turned.source, RowsTensor) or turned.source is first.source:
+            return turned
+    name = _common_name([first.name, second.name])
+    return View.whole(StackedCopy((first, second), 2, name), name).reshape(shape)
+
+
+def scaled(view: View, factors: Sequence[float]) -> View:
+    """Returns a stack with each of its slices times a number."""
+    return view if all(factor == 1 for factor in factors) else View.whole(Scaled(view, factors), view.name)
+
+
+def _merged(views: Sequence[View]) -> View | None:
     first = views[0]
     step = views[1].offset - first.offset if len(views) > 1 else first.size
-    if all(
-        view.source == first.source
-        and (view.shape, view.strides, view.dtype) == (first.shape, first.strides, first.dtype)
-        and view.offset == first.offset + position * step
-        for position, view in enumerate(views)
-    ):
-        return View(
-            first.source, first.name, first.offset, (len(views), *first.shape), (step, *first.strides), first.dtype
-        )
-    return View.whole(StackTensor(views, _name(views)), _name(views))
+    for position, view in enumerate(views):
+        same = (view.shape, view.strides, view.dtype) == (first.shape, first.strides, first.dtype)
+        if not same or view.offset != first.offset + position * step or view.source != first.source:
+            return None
+    shape, strides = (len(views), *first.shape), (step, *first.strides)
+    return View(first.source, first.name, first.offset, shape, strides, first.dtype)
 
 
-def interleaved(views: Sequence[View]) -> View:
-    """Returns the rows of [N, ..] views in turn: [len(views) * N, ..]."""
-    together = stacked(views)
-    count, rows, *rest = together.shape
-    order = (1, 0, *range(2, together.rank))
-    return together.transpose(order).reshape((count * rows, *rest))
-
-
-def scaled(view: View, factor: float) -> View:
-    """Returns the view with every element times ``factor``."""
-    return view if factor == 1 else View.whole(Scaled(view, factor), view.name)
-
-
-def tensor_of(view: View, name: str) -> ir.LazyTensor:
-    """Returns a view as a tensor of the model, which is never whole in memory where it is large and not stored so."""
-    source = view.source
-    if isinstance(source, StackTensor) and view.is_whole:
-        return StackTensor(source.parts, name)
-    if view.nbytes <= _SMALL or view.is_contiguous or view.rank < 2:
-        tensor = ViewTensor(view)
-    else:
-        return StackTensor([view.index(0, position) for position in range(view.shape[0])], name)
-    tensor.name = tensor.name if view.is_whole else name
-    return tensor
-
-
-def _name(views: Sequence[View]) -> str:
-    names = [view.name for view in views]
-    return os.path.commonprefix(names).rstrip("._/0123456789") or names[0]
-
-
-__all__ = ["Scaled", "StackTensor", "interleaved", "reordered", "scaled", "stacked", "tensor_of"]
+def _common_name(names: Sequence[str]) -> str:
+    return os.path.commonprefix(list(names)).rstrip("._/0123456789") or names[0]

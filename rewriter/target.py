@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from rewriter.errors import TargetError, nearest
 from rewriter.experts import ROUTER_WEIGHTS, ExpertForm
@@ -39,7 +41,8 @@ class Kernel:
         constants: alpha, beta and limit that SwiGLU is computed with whatever the attributes say, or None.
         blocks: of QMoE, bits -> legal block sizes, 0 for a whole row.
         zero_point_blocks: of QMoE, block sizes that may have zero points.
-        single_block_zero_points: of QMoE, whether a row of one block may have a zero point.
+        single_block: of QMoE, whether rows may be one block each: any, alike (with no zero points, and where fc1's
+            are, all are), or never.
         mixed_zero_points: of QMoE, whether one projection may have zero points and another none.
         mixed_bits: of QMoE, whether projections may differ in bits.
         multiple: of QMoE, what H and I must be multiples of.
@@ -57,7 +60,7 @@ class Kernel:
     constants: tuple[float, float, float] | None = None
     blocks: Mapping[int, tuple[int, ...]] | None = None
     zero_point_blocks: tuple[int, ...] = ()
-    single_block_zero_points: bool = True
+    single_block: Literal["any", "alike", "never"] = "any"
     mixed_zero_points: bool = True
     mixed_bits: bool = False
     multiple: int = 1
@@ -82,11 +85,16 @@ class Kernel:
             return f"swiglu_fusion={form.fusion} has no kernel (it runs {', '.join(map(str, self.fusions))})"
         if form.sparse_mixer and not self.sparse_mixer:
             return "use_sparse_mixer has no kernel"
-        if form.activation == "swiglu" and self.constants not in (None, (form.alpha, form.beta, form.limit)):
+        if form.activation == "swiglu" and self.constants and not _same(form, self.constants):
             return f"its SwiGLU is fixed to alpha, beta and limit {self.constants}"
         if not (form.normalize or form.sparse_mixer or weighted or dtype in self.unnormalized):
             return f"normalize_routing_weights=0 is not heeded in {dtype.lower()}"
         return None
+
+
+def _same(form: ExpertForm, constants: tuple[float, float, float]) -> bool:
+    """Whether a form's attributes, which are stored in float32, are these."""
+    return all(map(functools.partial(math.isclose, rel_tol=1e-6), (form.alpha, form.beta, form.limit), constants))
 
 
 _ALL_BLOCKS = (0, 16, 32, 64, 128, 256)
@@ -100,11 +108,15 @@ _CPU_1_23 = Kernel(
     unnormalized=(),
     blocks={4: (16, 32), 8: _ALL_BLOCKS},
     mixed_zero_points=False,
-    single_block_zero_points=False,
+    single_block="never",
 )
 _CPU_1_24 = replace(_CPU_1_23, since=(1, 24), zero_point_blocks=_ALL_BLOCKS)
 _CPU_1_25 = replace(
-    _CPU_1_24, since=(1, 25), activations=_CPU_MOE.activations, blocks=dict.fromkeys((4, 8), _ALL_BLOCKS)
+    _CPU_1_24,
+    since=(1, 25),
+    activations=_CPU_MOE.activations,
+    blocks=dict.fromkeys((4, 8), _ALL_BLOCKS),
+    single_block="alike",
 )
 _CPU_1_27 = replace(
     _CPU_1_25, since=(1, 27), blocks=dict.fromkeys((2, 4, 8), _ALL_BLOCKS), int8_activations=((2, 32),)
@@ -112,7 +124,7 @@ _CPU_1_27 = replace(
 _CPU_1_31 = replace(
     _CPU_1_27,
     since=(1, 31),
-    single_block_zero_points=True,
+    single_block="any",
     mixed_zero_points=True,
     int8_activations=((2, 32), (8, 16)),
 )
@@ -125,16 +137,16 @@ _CUDA_1_23 = Kernel(
     sparse_mixer=True,
     constants=_GPT_OSS,
     blocks=dict.fromkeys((4, 8), _GPU_BLOCKS),
-    single_block_zero_points=False,
+    single_block="alike",
     mixed_zero_points=False,
     multiple=64,
     layouts=(80, 90),
 )
 _CUDA_1_24 = replace(_CUDA_1_23, since=(1, 24), zero_point_blocks=_GPU_BLOCKS[1:])
 _CUDA_1_28 = replace(_CUDA_1_24, since=(1, 28), fusions=(1, 2), constants=None, layouts=(None, 80))
-_CUDA_1_31 = replace(_CUDA_1_28, since=(1, 31), single_block_zero_points=True)
+_CUDA_1_31 = replace(_CUDA_1_28, since=(1, 31), single_block="any")
 _WEBGPU_MOE = Kernel((1, 24), activations=("swiglu",), unnormalized=())
-_WEBGPU_QMOE = replace(_WEBGPU_MOE, blocks=dict.fromkeys((4, 8), _GPU_BLOCKS[1:]))
+_WEBGPU_QMOE = replace(_WEBGPU_MOE, blocks=dict.fromkeys((4, 8), _GPU_BLOCKS[1:]), single_block="alike")
 
 KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
     ("cpu", "MoE"): (_CPU_MOE,),
@@ -142,7 +154,7 @@ KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
     ("cuda", "MoE"): (_CUDA_MOE, replace(_CUDA_MOE, since=(1, 28), fusions=(1, 2), constants=None)),
     ("cuda", "QMoE"): (_CUDA_1_23, _CUDA_1_24, _CUDA_1_28, _CUDA_1_31),
     ("webgpu", "MoE"): (_WEBGPU_MOE,),
-    ("webgpu", "QMoE"): (_WEBGPU_QMOE,),
+    ("webgpu", "QMoE"): (_WEBGPU_QMOE, replace(_WEBGPU_QMOE, since=(1, 31), single_block="any")),
 }
 """(Provider, operator) -> rows in the order of versions; the last that is not newer than the target holds."""
 

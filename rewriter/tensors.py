@@ -30,7 +30,7 @@ class View:
         name: name of the constant in the model; not compared.
         offset: index of the view's first element in the flattened source.
         shape: extent of each dimension.
-        strides: elements between neighbours along each dimension, 0 where the extent is 1.
+        strides: elements between neighbours along each dimension, 0 where there are no two.
         dtype: element type, the source's unless an exact cast was applied.
     """
 
@@ -50,7 +50,7 @@ class View:
         return cls(source, name, 0, shape, _contiguous(shape), source.dtype)
 
     def __post_init__(self) -> None:
-        strides = tuple(0 if extent == 1 else stride for extent, stride in zip(self.shape, self.strides, strict=True))
+        strides = tuple(0 if extent < 2 else stride for extent, stride in zip(self.shape, self.strides, strict=True))
         object.__setattr__(self, "strides", strides)
 
     def __hash__(self) -> int:
@@ -80,7 +80,7 @@ class View:
     def is_contiguous(self) -> bool:
         """True where the elements follow one another in memory."""
         wanted = _contiguous(self.shape)
-        return all(e == 1 or s == w for e, s, w in zip(self.shape, self.strides, wanted, strict=True))
+        return all(e < 2 or s == w for e, s, w in zip(self.shape, self.strides, wanted, strict=True))
 
     def slice(self, axis: int, start: int, count: int, step: int = 1) -> View:
         """Returns ``count`` positions along ``axis`` from ``start``, ``step`` apart."""
@@ -304,6 +304,8 @@ def _reshaped_strides(
     shape: tuple[int, ...], strides: tuple[int, ...], target: tuple[int, ...]
 ) -> tuple[int, ...] | None:
     """Strides of ``target`` over the same memory, or None where no strides can say it."""
+    if 0 in target:
+        return (0,) * len(target)
     runs: list[list[int]] = []  # [extent, stride] of maximal runs that step evenly through memory
     for extent, stride in zip(shape, strides, strict=True):
         if extent == 1:

@@ -171,7 +171,7 @@ def pack(quantized: QuantizedWeight) -> Arrays:
     return [a for a in found if a is not None]
 
 
-def unpack(arrays: Arrays, job: QuantizationJob) -> QuantizedWeight:
+def unpack(arrays: Sequence[Any], job: QuantizationJob) -> QuantizedWeight:
     """Reads the operator's arrays back."""
     n, k = job.shape
     spec = job.context.spec

@@ -64,7 +64,7 @@ def read_moe(run: Run, y: ir.Value) -> Experts:
         unknown = ", ".join(form.unknown)
         raise Declined(f"it has attributes that MoE does not have, or that a caller sets: {unknown}", node)
     x, router = _required(node, 0, "input"), _required(node, 1, "router_probs")
-    dtype = require_dtype(x, FLOATS, "the input")
+    dtype = element_type(node)
     found = []
     for name, slot, bias in zip(PROJECTIONS, SLOTS["MoE"]["weight"], SLOTS["MoE"]["bias"], strict=True):
         value = input_at(node, slot)
@@ -78,6 +78,12 @@ def read_moe(run: Run, y: ir.Value) -> Experts:
     experts = Experts(node, form, x, router, dtype, tuple(found))
     _require_shapes(experts)
     return experts
+
+
+def element_type(node: ir.Node) -> ir.DataType:
+    """Returns the element type of x, or declines; every input of an MoE has it, so that the weights tell it too."""
+    x, fc2 = _required(node, 0, "input"), _required(node, 4, "fc2 weights")
+    return require_dtype(fc2 if x.dtype is None else x, FLOATS, "the input")
 
 
 def require_weights_disappear(experts: Experts) -> None:

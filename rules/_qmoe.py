@@ -182,8 +182,14 @@ def _illegal(kernel: Kernel, asked: Sequence[Jobs], block: int, prepacked: int |
             return f"K = {k} is not a multiple of {kernel.multiple}, as the target's kernel needs"
         if not spec.symmetric and block not in kernel.zero_point_blocks:
             return f"the target takes no zero points in blocks of {block}"
-        if not spec.symmetric and block == k and not kernel.single_block_zero_points:
-            return f"the target takes no zero points where a row of K = {k} is one block"
+    single = [job.shape[1] == block for job, *_ in asked]
+    symmetric = all(job.context.spec.symmetric for job, *_ in asked)
+    if kernel.single_block == "never" and any(single):
+        return f"the target runs no rows of one block of {block}"
+    if kernel.single_block == "alike" and any(single) and not symmetric:
+        return f"the target takes no zero points where a row is one block of {block}"
+    if kernel.single_block == "alike" and single[0] and not all(single):
+        return f"the target runs no rows of one block of {block} in fc1 beside rows of several"
     return None
 
 

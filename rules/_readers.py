@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -10,6 +11,13 @@ from rewriter.facts import Facts
 from rewriter.rule import Declined
 from rewriter.tensors import View
 from rules._guards import integer_attribute, integers, integers_attribute
+
+
+class Use(NamedTuple):
+    """A node that reads a value, and at which input."""
+
+    node: ir.Node
+    idx: int
 
 
 def origin(facts: Facts, value: ir.Value) -> ir.Value:
@@ -22,7 +30,7 @@ def origin(facts: Facts, value: ir.Value) -> ir.Value:
     return value
 
 
-def readers(facts: Facts, value: ir.Value) -> Iterator[ir.Usage]:
+def readers(facts: Facts, value: ir.Value) -> Iterator[Use]:
     """Yields every use of the constant behind ``value``, or of a view of it, that is not itself a view of it.
 
     Raises:
@@ -38,39 +46,39 @@ def readers(facts: Facts, value: ir.Value) -> Iterator[ir.Usage]:
             if use.idx == 0 and use.node.op_type != "Shape" and facts.get(use.node.outputs[0], View) is not None:
                 pending.extend(use.node.outputs)
             else:
-                yield use
+                yield Use(*use)
 
 
-def reads_rows(use: ir.Usage) -> bool:
+def reads_rows(use: Use) -> bool:
     """True where the node looks up rows by an index: a Gather along the first axis, or a GatherND."""
     if use.idx != 0 or use.node.domain not in ("", "ai.onnx"):
         return False
-    axis = use.node.attributes.get("axis")
-    if use.node.op_type == "Gather":
-        shape = use.node.inputs[0].shape if use.node.inputs[0] is not None else None
-        return axis is None or axis.as_int() in ({0} if shape is None else {0, -shape.rank()})
-    return use.node.op_type == "GatherND"
+    return use.node.op_type == "GatherND" or (use.node.op_type == "Gather" and gathers_rows(use.node))
 
 
-def contracted_axis(facts: Facts, value: ir.Value) -> int:
+def gathers_rows(node: ir.Node) -> bool:
+    """True where a Gather picks along the first axis."""
+    axis = integer_attribute(node, "axis", 0)
+    table = node.inputs[0]
+    return axis == 0 or (table is not None and table.shape is not None and axis == -table.shape.rank())
+
+
+def contracted_axis(facts: Facts, value: ir.Value, rank: int) -> int:
     """Returns which of the last two axes of ``value`` a matrix product sums over: -1 or -2; -1 where nothing tells."""
-    if value.shape is None:
-        return -1
-    rank = value.shape.rank()
     pending: list[tuple[ir.Value, list[int]]] = [(value, list(range(-rank, 0)))]
     while pending:
         shown, axes = pending.pop()
         for use in shown.uses():
-            summed = _summed(use, axes)
+            summed = _summed(Use(*use), axes)
             if summed is not None:
                 return summed if summed in (-1, -2) else -1
-            moved = _moved(facts, use, axes)
+            moved = _moved(facts, Use(*use), axes)
             if moved is not None:
                 pending.append((use.node.outputs[0], moved))
     return -1
 
 
-def _summed(use: ir.Usage, axes: Sequence[int]) -> int | None:
+def _summed(use: Use, axes: Sequence[int]) -> int | None:
     """The axis that the use sums over, or None where it is no product of matrices."""
     node = use.node
     if len(axes) < 2 or use.idx > 1 or node.op_type not in ("MatMul", "Gemm"):
@@ -79,7 +87,7 @@ def _summed(use: ir.Usage, axes: Sequence[int]) -> int | None:
     return axes[-2] if (use.idx == 1) != bool(transposed) else axes[-1]
 
 
-def _moved(facts: Facts, use: ir.Usage, axes: Sequence[int]) -> list[int] | None:
+def _moved(facts: Facts, use: Use, axes: Sequence[int]) -> list[int] | None:
     """Where the axes lie behind a movement operator; None where it is another operator."""
     node = use.node
     if use.idx:

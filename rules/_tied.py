@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from rewriter.facts import Facts
-from rewriter.rule import Declined, NotApplicable
+from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.tensors import View, same_elements
 from rules._guards import FLOATS, integer_attribute
-from rules._readers import readers
+from rules._readers import gathers_rows, readers
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,21 @@ class Table:
     shared: bool
 
 
-def read_table(facts: Facts, gather: ir.Node, min_bytes: int) -> Table:
+def read_table(run: Run, gather: ir.Node, min_bytes: int) -> Table:
     """Reads what ``gather`` looks up and the linears that are tied to it, or declines."""
+    facts = run.facts
     w, ids = gather.inputs[0], gather.inputs[1]
     view = facts.get(w, View)
     if w is None or view is None or facts.get(ids, View) is not None:
         raise NotApplicable
-    if view.rank != 2 or view.dtype not in FLOATS or integer_attribute(gather, "axis", 0) not in (0, -2):
+    if view.rank != 2 or view.dtype not in FLOATS or not gathers_rows(gather):
         raise NotApplicable
     uses = list(readers(facts, w))
     heads = [(use.node, own) for use in uses if (own := weight_of(facts, use.node)) is not None and use.idx == 1]
     shared = bool(heads)
-    if not shared:
+    if not shared and run.role(gather).name == "embedding":
         heads = _equal_heads(facts, gather, view)
-        uses += [use for node, _ in heads for use in readers(facts, _operand(node)) if use.node is not node]
+        uses += [use for node, _ in heads for use in readers(facts, inputs_of(node)[1]) if use.node is not node]
     if not heads:
         raise NotApplicable
     if view.nbytes < min_bytes:
@@ -56,8 +57,7 @@ def read_table(facts: Facts, gather: ir.Node, min_bytes: int) -> Table:
             raise Declined("the table is read in several graphs", use.node)
         if use.node in linears:
             continue
-        axis = use.node.attributes.get("axis")
-        if use.node.op_type != "Gather" or use.idx or not (axis is None or axis.as_int() in (0, -2)):
+        if use.node.op_type != "Gather" or use.idx or not gathers_rows(use.node):
             raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
         if facts.get(use.node.inputs[0], View) != view:
             raise Declined("it is looked up in another orientation", use.node)
@@ -78,21 +78,23 @@ def weight_of(facts: Facts, node: ir.Node) -> View | None:
     return view if node.op_type == "Gemm" and integer_attribute(node, "transB", 0) else view.T
 
 
-def _operand(node: ir.Node) -> ir.Value:
-    value = node.inputs[1]
-    assert value is not None
-    return value
+def inputs_of(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """Returns what a MatMul or Gemm multiplies."""
+    x, w = node.inputs[:2]
+    assert x is not None
+    assert w is not None
+    return x, w
 
 
 def _equal_heads(facts: Facts, gather: ir.Node, table: View) -> list[tuple[ir.Node, View]]:
-    """Returns the first linear of the graph whose own weight equals the table; declines where one of its shape differs."""
+    """Returns the first linear of the graph whose weight equals the table; declines where one of its shape differs."""
     unequal: ir.Node | None = None
     for node, own in _of_shape(facts, gather, table):
         if same_elements(own, table):
             return [(node, own)]
         unequal = node
     if unequal is not None:
-        weight = _operand(unequal).name
+        weight = inputs_of(unequal)[1].name
         raise Declined(f"it is not tied: '{table.name}' and the linear's weight '{weight}' are not equal", unequal)
     return []
 

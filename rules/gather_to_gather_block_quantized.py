@@ -10,7 +10,7 @@ Declines when:
               w takes fewer bytes than min_bytes
               the float weight would stay in the model beside the quantized one
               the plan keeps w in float, gives experts of one stack different specs, or the operator has no such form
-Source:       com.microsoft::GatherBlockQuantized; batched experts of torch.onnx and transformers' exporter, the builder's
+Source:       com.microsoft::GatherBlockQuantized; experts in batches from torch.onnx and transformers, the builder's
               decomposed experts, traced eager loops
 """
 
@@ -38,14 +38,14 @@ class Rows:
     """A constant whose rows, or matrices, are picked at run time.
 
     Attributes:
-        view: [V, K], [E, N, K] or, where ``transposed``, [E, K, N].
+        view: [V, K], [E, N, K] or, where there is a ``perm``, [E, K, N].
         jobs: one [V, K] weight, or E weights [N, K].
-        transposed: whether the reader contracts the second axis of a stack.
+        perm: of the Transpose that follows the lookup of a stack stored transposed, or None.
     """
 
     view: View
     jobs: tuple[QuantizationJob, ...]
-    transposed: bool
+    perm: tuple[int, ...] | None
 
 
 class GatherToGatherBlockQuantized(Rule):
@@ -77,11 +77,7 @@ class GatherToGatherBlockQuantized(Rule):
         gathered = gather(
             op, data, ids, others, bits=spec.bits, block=spec.block_size, axis=rows.view.rank - 1
         )
-        if not rows.transposed:
-            return gathered
-        assert y.shape is not None
-        rank = y.shape.rank()
-        return op.Transpose(gathered, perm=[*range(rank - 2), rank - 1, rank - 2])
+        return gathered if rows.perm is None else op.Transpose(gathered, perm=list(rows.perm))
 
 
 def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_bytes: int) -> Rows:
@@ -105,18 +101,25 @@ def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_byt
     for use in readers(run.facts, w):
         if not reads_rows(use):
             raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
-    out = node.outputs[0]
-    transposed = view.rank == 3 and contracted_axis(run.facts, out) == -2
-    if transposed and out.shape is None:
-        raise Declined("the rank of the gathered weight is unknown", out)
+    perm = None if view.rank == 2 else _perm(run, node, ids)
     matrices = [view] if view.rank == 2 else [view.index(0, e) for e in range(view.shape[0])]
-    jobs = tuple(run.quantize(m.T if transposed else m, node, rule, view.dtype.numpy()) for m in matrices)
+    jobs = tuple(run.quantize(m if perm is None else m.T, node, rule, view.dtype.numpy()) for m in matrices)
     if len({job.context.spec for job in jobs}) > 1:
         raise Declined("the plan gives the experts of one stack different specs; one operator holds one", node)
     spec = jobs[0].context.spec
     if reason := layout.illegal(jobs[0].shape[1], spec.bits, spec.block_size):
         raise Declined(reason, w)
-    return Rows(view, jobs, transposed)
+    return Rows(view, jobs, perm)
+
+
+def _perm(run: Run, node: ir.Node, ids: ir.Value) -> tuple[int, ...] | None:
+    """Returns what puts matrices stored [N, K] back as the reader of ``node`` wants them, or None."""
+    if ids.shape is None:
+        raise Declined("the rank of the index is unknown", ids)
+    rank = 2 + ids.shape.rank() - (node.op_type == "GatherND" and ids is node.inputs[1])
+    if contracted_axis(run.facts, node.outputs[0], rank) == -1:
+        return None
+    return (*range(rank - 2), rank - 1, rank - 2)
 
 
 def _require_one_index(run: Run, node: ir.Node, ids: ir.Value, index: ir.Value | None) -> None:

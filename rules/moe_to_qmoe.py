@@ -24,9 +24,8 @@ from rewriter.experts import ROUTER_WEIGHTS, form_of
 from rewriter.facts import Recogniser
 from rewriter.layout.qmoe import LAYOUT_KEY
 from rewriter.rule import Declined, NotApplicable, Rule
-from rules._guards import FLOATS, require_dtype
 from rules._matmul_nbits import AccuracyLevel
-from rules._moe import DOMAIN, read_moe, require_weights_disappear
+from rules._moe import DOMAIN, element_type, read_moe, require_weights_disappear
 from rules._qmoe import Held, emit_qmoe, plan_experts
 from rules.recognise import computed, views
 
@@ -45,9 +44,10 @@ class MoEToQMoE(Rule):
         return op.MoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
 
     def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
+        del x
         node = y.producer()
         assert node is not None
-        weighted = self._require_kernel(node, require_dtype(x, FLOATS, "the input"))
+        weighted = self._require_kernel(node, element_type(node))
         experts = read_moe(self.run, y)
         held = plan_experts(self.run, str(self.name), experts, smaller_blocks=self._smaller_blocks)
         require_weights_disappear(experts)

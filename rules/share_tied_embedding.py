@@ -41,7 +41,7 @@ class ShareTiedEmbedding(Rule):
         node = y.producer()
         assert node is not None
         facts = self.run.facts
-        table = read_table(facts, node, self._min_bytes)
+        table = read_table(self.run, node, self._min_bytes)
         if table.shared:
             raise NotApplicable
         (head, _), *_ = table.heads

@@ -41,7 +41,7 @@ from rules._matmul_nbits import (
     unpack,
     write,
 )
-from rules._tied import Table, read_table
+from rules._tied import Table, inputs_of, read_table
 from rules.recognise import computed, views
 
 Form = Literal["blocks", "flat"]
@@ -94,28 +94,28 @@ class TieQuantizedEmbedding(Rule):
         new = {reader.outputs[0]: rows(op, tied, made, reader) for reader in tied.table.gathers}
         for (head, _), c in zip(tied.table.heads, tied.addends, strict=True):
             bias = c if c is not None and takes_bias(self.run, tied.job.shape[0], c) else None
-            product = write(op, head.inputs[0], weight, tied.job, bias=bias, accuracy_level=self._accuracy_level)
+            x, _ = inputs_of(head)
+            product = write(op, x, weight, tied.job, bias=bias, accuracy_level=self._accuracy_level)
             new[head.outputs[0]] = product if c is bias else op.Add(product, c)
         return new
 
 
 def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
     """Reads the table that ``node`` looks up, or declines."""
-    table = read_table(run.facts, node, min_bytes)
+    table = read_table(run, node, min_bytes)
     dtype = table.view.dtype.numpy()
     for reader in table.gathers:
-        if reader.outputs[0].shape is None:
-            raise Declined("the rank of the embedding is unknown", reader.outputs[0])
+        _index_rank(reader)
         run.quantize(table.view, reader, rule, dtype)
     addends = []
     for head, _ in table.heads:
-        read_weight(run, head.inputs[0], head.inputs[1])
+        read_weight(run, *inputs_of(head))
         addends.append(addend(head) if head.op_type == "Gemm" else None)
     jobs = [run.quantize(own, head, rule, dtype) for head, own in table.heads]
     spec = jobs[0].context.spec
     if any(job.context.spec != spec for job in jobs):
         raise Declined("the plan gives the linears that read the table different specs", node)
-    weight = table.heads[0][0].inputs[1]
+    _, weight = inputs_of(table.heads[0][0])
     require_kernel(run, jobs[0], weight)
     if reason := rows_layout.illegal(table.view.shape[1], spec.bits, spec.block_size, tied=True):
         raise Declined(reason, weight)
@@ -145,12 +145,13 @@ def _tensors(tied: Tied, form: Form) -> tuple[PartTensor, ...]:
         assert by_byte is not None
         return [*pack(quantized), by_byte]
 
-    def unpack_both(arrays: Arrays) -> QuantizedWeight:
+    def unpack_both(arrays: Sequence[Any]) -> QuantizedWeight:
         linear = unpack(arrays[:3], job)
         rows = rows_layout.unpack(
             GatherArrays(arrays[0], arrays[1][..., None], arrays[3]), v, k, spec.bits, spec.block_size, tied=True
         )
-        if not np.array_equal(linear.codes, rows.codes) or not np.array_equal(linear.zero_points, rows.zero_points):
+        both = [(linear.codes, rows.codes), (linear.zero_points, rows.zero_points)]
+        if not all(a is not None and b is not None and np.array_equal(a, b) for a, b in both):
             raise QuantizationError(f"weight '{job.context.weight}': its two readers would not read the same")
         return linear
 
@@ -162,7 +163,7 @@ def _tensors(tied: Tied, form: Form) -> tuple[PartTensor, ...]:
     )
 
 
-def _blocks(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> ir.Value:
+def _blocks(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> Any:
     """Looks blocks up in MatMulNBits' own B, so that the runtime keeps one table, and joins them to rows."""
     spec = tied.job.context.spec
     v, h = tied.job.shape
@@ -171,12 +172,10 @@ def _blocks(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> i
     if not spec.symmetric:
         others.append(made[3] if tied.one_zero_point_a_byte else op.Reshape(made[2], apart))
     blocks = gather(op, made[0], reader.inputs[1], others, bits=spec.bits, block=spec.block_size, axis=2)
-    shape = reader.outputs[0].shape
-    assert shape is not None
-    return op.Reshape(blocks, _shape(op, [0] * (shape.rank() - 1) + [h]))
+    return op.Reshape(blocks, _shape(op, [0] * _index_rank(reader) + [h]))
 
 
-def _flat(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> ir.Value:
+def _flat(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> Any:
     """Looks rows up in B reshaped, which the runtime folds into a table of its own."""
     spec = tied.job.context.spec
     v, h = tied.job.shape
@@ -184,7 +183,14 @@ def _flat(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> ir.
     return gather(op, table, reader.inputs[1], made[1:3], bits=spec.bits, block=spec.block_size, axis=1)
 
 
-def _shape(op: Any, shape: Sequence[int]) -> ir.Value:
+def _index_rank(reader: ir.Node) -> int:
+    index = reader.inputs[1]
+    if index is None or index.shape is None:
+        raise Declined("the rank of the index is unknown", index)
+    return index.shape.rank()
+
+
+def _shape(op: Any, shape: Sequence[int]) -> Any:
     return op.initializer(ir.tensor(shape, dtype=ir.DataType.INT64, name="shape"))
 
 

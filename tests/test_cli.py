@@ -230,6 +230,9 @@ def test_whole_models_are_compared_where_that_is_cheap_and_possible(run, monkeyp
     model = linear()
     assert "has 8.2 kB of weights (--check compares all the same)" in run("apply", model, "-o", "3")[1]
     assert "Against the original" in run("apply", model, "-o", "4", "--check")[1]
+    monkeypatch.setattr(whole, "LARGEST", 1 << 30)
+    monkeypatch.setattr(whole, "MOST_NODES", 0)
+    assert "the model has 1 nodes (--check" in run("apply", model, "-o", "6")[1]
     assert "Against the original" in run("apply", model, "-o", "5", "--set", "parity.min_snr_db=1")[1]
 
 
@@ -541,6 +544,17 @@ def test_models_with_other_outputs_fail_the_comparison(run):
     code, out, err = run("check", GRANITE, linear())
     assert (code, out) == (1, "")
     assert re.fullmatch(r"error: the two models cannot be compared[^\n]+\n", err)
+
+
+def test_outputs_that_hold_nothing_finite_do_not_pass_for_equal(run):
+    broken = linear(weight=np.full((64, 32), np.nan, np.float32))
+    code, out, _ = run("check", broken, broken)
+    assert code == 0
+    assert re.search(r"y +- +- +- +- +-", out)
+    assert "no finite number in either model, so nothing was compared" in " ".join(out.split())
+    code, _, err = run("check", broken, broken, "--max-relative-l2", "0.1", "-q")
+    assert code == 1
+    assert "output 'y' holds no finite number in either model" in err
 
 
 def test_an_output_that_is_not_finite_fails(run):

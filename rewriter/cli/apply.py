@@ -44,7 +44,7 @@ def apply(
         bool | None,
         typer.Option("--check/--no-check", show_default=False,
                      help="Compare the outputs of the rewritten model with the original's; by default where the model"
-                     " is below 1 GiB and the runtime runs it."),
+                     " is small (1 GiB, 20,000 nodes) and the runtime runs it."),
     ] = None,
     memory: Annotated[
         int | None,

@@ -99,11 +99,16 @@ def metrics(title: str, outputs: Mapping[str, Metrics], *, width: int, limit: in
     made = table(title, *columns, *((">top-1", ">KL") if logits else ()), *(("worst at",) if placed else ()))
     ordered = sorted(outputs.items(), key=lambda item: (item[1].top1 is None, -item[1].relative_l2))
     for name, m in ordered[:limit]:
+        if not m.compared:
+            made.add_row(name, *["-"] * (len(made.columns) - 1))
+            continue
         row = [name, figure(m.relative_l2), figure(m.max_abs), figure(m.cosine, ".6f"), figure(m.snr_db, ".1f")]
         row += [figure(m.top1, ".1%"), figure(m.kl)] if logits else []
         row += [str(list(m.worst_index)) if m.worst_index else "-"] if placed else []
         made.add_row(*row)
     rest(made, 0 if limit is None else len(ordered) - limit, "")
+    if not all(m.compared for m in outputs.values()):
+        made.caption = "-: no finite number in either model, so nothing was compared"
     return made
 
 

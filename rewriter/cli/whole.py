@@ -19,7 +19,8 @@ from rewriter.reading import model_file
 from rewriter.target import Target
 
 LARGEST = 1 << 30
-"""Bytes of weights above which nobody is kept waiting without having asked."""
+MOST_NODES = 20_000
+"""Bytes of weights, and nodes, above which nobody is kept waiting without having asked."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ def compare(result: Result[Any], original: Path, asked: bool | None) -> Outcome:
     wanted = asked or (asked is None and limited(limits))
     if asked is False:
         return Outcome(skipped="--no-check")
-    size = result.report.bytes_before
-    if not wanted and size > LARGEST:
-        return Outcome(skipped=f"the model has {nbytes(size)} of weights (--check compares all the same)")
+    size, nodes = result.report.bytes_before, sum(len(graph) for graph in result.ir_model.graphs())
+    if not wanted and (size > LARGEST or nodes > MOST_NODES):
+        large = f"{nbytes(size)} of weights" if size > LARGEST else f"{nodes:,} nodes"
+        return Outcome(skipped=f"the model has {large} (--check compares all the same)")
     provider = Target.parse(result.report.target).provider
     if provider not in available():
         return _impossible(f"there is no {provider} runtime on this machine", wanted)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rewriter.commit import Rewrite
 from rewriter.experts import OPERATORS, ROUTER_WEIGHTS
-from rewriter.rule import Declined
+from rewriter.rule import Declined, Fed
 
 Feeds = dict[str, npt.NDArray[Any]]
 Shape = tuple[int, ...]
@@ -20,14 +20,20 @@ Shape = tuple[int, ...]
 _SIZES = (2, 3, 5, 7)
 """Sizes for symbolic dimensions, all different, so that two of them are not mistaken for one another."""
 
+_RANGE = 3
+"""Largest magnitude of ranked numbers: logits of which the softmax is neither flat nor one-hot."""
 
-def random_feeds(fed: Mapping[ir.Value, str], generator: np.random.Generator, rewrite: Rewrite) -> Feeds:
+
+def random_feeds(
+    fed: Mapping[ir.Value, str], generator: np.random.Generator, rewrite: Rewrite, experts: int | None = None
+) -> Feeds:
     """Draws the inputs that both sides share; symbolic dimensions of one name have one size.
 
     Args:
         fed: the values, and the names under which they are fed.
         generator: draws them.
         rewrite: says which operators read them.
+        experts: how many experts of a stack are run, or None for all.
 
     Raises:
         Declined: the type of a value is unknown.
@@ -35,15 +41,32 @@ def random_feeds(fed: Mapping[ir.Value, str], generator: np.random.Generator, re
     sizes: dict[str, int] = {}
     feeds: Feeds = {}
     for value, name in fed.items():
-        shape = _routed_shape(value, _multiplied_shape(value, _shape(value, sizes), rewrite), rewrite, sizes)
-        if value.dtype is None or shape is None:
+        if value in rewrite.fed:
+            feeds[name] = _as_told(rewrite.fed[value], sizes, generator)
+            continue
+        shape = _routed_shape(value, _multiplied_shape(value, _shape(value, sizes), rewrite), rewrite, sizes, experts)
+        dtype = value.dtype or _routed_dtype(value, rewrite)
+        if dtype is None or shape is None:
             reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
             raise Declined(reason, value)
-        if value.dtype.is_floating_point():
-            feeds[name] = generator.standard_normal(shape, dtype=np.float32).astype(value.dtype.numpy())
+        if dtype.is_floating_point():
+            feeds[name] = generator.standard_normal(shape, dtype=np.float32).astype(dtype.numpy())
         else:
-            feeds[name] = generator.integers(0, _rows(value, rewrite), shape).astype(value.dtype.numpy())
+            feeds[name] = generator.integers(0, _rows(value, rewrite), shape).astype(dtype.numpy())
     return feeds
+
+
+def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator) -> npt.NDArray[Any]:
+    """Draws what the rule says of a value."""
+    shape = tuple(factor * math.prod(_size(name, sizes) for name in names) for factor, names in fed.shape)
+    drawn = generator.standard_normal(shape, dtype=np.float32)
+    if fed.ranked:
+        drawn = _RANGE * (2 * drawn.argsort(axis=-1).argsort(axis=-1) / max(1, shape[-1] - 1) - 1)
+    return drawn.astype(fed.dtype.numpy())
+
+
+def _size(name: str, sizes: dict[str, int]) -> int:
+    return sizes.setdefault(name, _SIZES[len(sizes) % len(_SIZES)])
 
 
 def _rows(value: ir.Value, rewrite: Rewrite) -> int:
@@ -63,6 +86,17 @@ def _rows(value: ir.Value, rewrite: Rewrite) -> int:
     return 2
 
 
+def related_nodes(rewrite: Rewrite) -> set[ir.Node]:
+    """Nodes that compute one input of the matched nodes from others, as router_weights from the logits."""
+    read = {value for node in rewrite.matched for value in node.inputs if value is not None}
+    producers = {value.producer() for value in read}
+    return {
+        node
+        for node in producers
+        if node is not None and node.inputs and node not in rewrite.matched and read.issuperset(node.inputs)
+    }
+
+
 def _shape(value: ir.Value, sizes: dict[str, int]) -> Shape | None:
     if value.shape is None:
         return None
@@ -72,7 +106,7 @@ def _shape(value: ir.Value, sizes: dict[str, int]) -> Shape | None:
             shape.append(dim)
         else:
             key = dim.value or f"{value.name}:{axis}"
-            shape.append(sizes.setdefault(key, _SIZES[len(sizes) % len(_SIZES)]))
+            shape.append(_size(key, sizes))
     return tuple(shape)
 
 
@@ -87,7 +121,16 @@ def _multiplied_shape(value: ir.Value, shape: Shape | None, rewrite: Rewrite) ->
     return shape
 
 
-def _routed_shape(value: ir.Value, shape: Shape | None, rewrite: Rewrite, sizes: dict[str, int]) -> Shape | None:
+def _routed_dtype(value: ir.Value, rewrite: Rewrite) -> ir.DataType | None:
+    """The dtype of an MoE's weights, which x and the logits share."""
+    readers = (n for n in rewrite.matched if (n.domain, n.op_type) == ("com.microsoft", "MoE") and value in n.inputs)
+    weights = (node.inputs[4] for node in readers)
+    return next((weight.dtype for weight in weights if weight is not None), None)
+
+
+def _routed_shape(
+    value: ir.Value, shape: Shape | None, rewrite: Rewrite, sizes: dict[str, int], sample: int | None
+) -> Shape | None:
     """The shape of what feeds an MoE or QMoE: x [.., H], and one row of logits [E] for each token of x."""
     for node in rewrite.matched:
         if node.op_type not in OPERATORS or node.domain != "com.microsoft" or value not in node.inputs:
@@ -95,7 +138,7 @@ def _routed_shape(value: ir.Value, shape: Shape | None, rewrite: Rewrite, sizes:
         x, router, fc1, fc2 = (node.inputs[i] for i in (0, 1, 2, 4 if node.op_type == "MoE" else 6))
         if x is None or fc1 is None or fc2 is None or fc1.shape is None or fc2.shape is None:
             continue
-        experts, hidden = fc1.shape[0], fc2.shape[1]
+        experts, hidden = sample or fc1.shape[0], fc2.shape[1]
         if not isinstance(experts, int) or not isinstance(hidden, int):
             continue
         lead = (_shape(x, sizes) or (3, hidden))[:-1]

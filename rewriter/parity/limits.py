@@ -15,6 +15,9 @@ def exceeded(parity: ModelParity, limits: ParitySettings) -> tuple[str, ...]:
         if math.isinf(metrics.max_abs):
             lines.append(f"output '{name}' is not finite where the original is, or the reverse")
             continue
+        if limited(limits) and not metrics.compared:
+            lines.append(f"output '{name}' holds no finite number in either model, so no limit can be held")
+            continue
         if limits.max_relative_l2 is not None and not metrics.relative_l2 <= limits.max_relative_l2:
             lines.append(f"output '{name}': relative L2 {metrics.relative_l2:.3g} is above {limits.max_relative_l2:g}")
         if limits.min_snr_db is not None and not metrics.snr_db >= limits.min_snr_db:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,25 +11,30 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.commit import Rewrite
-from rewriter.errors import ParityError, RewriterError, TargetError
+from rewriter.errors import ParityError, TargetError
 from rewriter.facts import Facts
 from rewriter.layout.qmoe import LAYOUT_KEY
-from rewriter.parity.feeds import Feeds, random_feeds
+from rewriter.parity.feeds import Feeds, random_feeds, related_nodes
 from rewriter.parity.judge import cannot_judge, cannot_run
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, Runtime, available
-from rewriter.quantize.job import PartTensor, QuantizationJob
+from rewriter.parity.weights import (
+    BUDGET,
+    dequantized,
+    experts_to_run,
+    first_experts,
+    float_bytes,
+    jobs_of,
+    stacks_of,
+)
 from rewriter.report import Proof
 from rewriter.rule import Declined
 from rewriter.run import ModelRun
-from rewriter.tensors import View
+from rewriter.tensors import View, ViewTensor
 
 Array = npt.NDArray[Any]
 
 TOLERANCE = {ir.DataType.FLOAT16.numpy(): 1e-3, ir.DataType.BFLOAT16.numpy(): 8e-3}
 """Largest error over the largest expected magnitude; 1e-5 for every other type. Half types round their outputs."""
-
-BUDGET = 1 << 29
-"""Bytes of float weights above which a class is not run: the proof must not cost the memory that streaming saves."""
 
 
 class LocalProver:
@@ -66,28 +71,33 @@ class LocalProver:
 
     def _prove(self, rewrite: Rewrite, run: ModelRun) -> Proof:
         node = rewrite.where
-        jobs = _jobs(rewrite)
-        size = sum(job.weight.size * 4 for job in jobs)
-        if size > BUDGET:
+        jobs = jobs_of(rewrite)
+        names: dict[ir.Value, str] = {}
+        imports = {**rewrite.imports, **rewrite.opsets}
+        related = related_nodes(rewrite)
+        before = Subgraph(names, list(rewrite.outputs), {*rewrite.matched, *related}, run.facts, imports)
+        kept = {node for node in rewrite.matched if rewrite.outputs.keys().isdisjoint(node.outputs)}
+        inside = {*rewrite.nodes, *related, *kept}
+        after = Subgraph(names, list(rewrite.outputs.values()), inside, run.facts, imports, rewrite.outputs)
+        size = float_bytes((before, after), jobs)
+        experts = experts_to_run((before, after), size) if size > BUDGET else None
+        if size > BUDGET and experts is None:
             skipped = f"not run: its weights take {size} bytes in float32; their bytes are read back when written"
             return Proof(rewrite.rule, "none", 0.0, 0.0, node, skipped)
+        before.experts = after.experts = experts
         runtime = self._runtime if rewrite.nodes else self._reference
         because = "" if runtime is self._reference else cannot_judge((*rewrite.matched, *rewrite.nodes), runtime.name)
         if because:
             runtime = self._reference
-        names: dict[ir.Value, str] = {}
-        imports = {**rewrite.imports, **rewrite.opsets}
-        before = Subgraph(names, list(rewrite.outputs), set(rewrite.matched), run.facts, imports)
-        after = Subgraph(names, list(rewrite.outputs.values()), set(rewrite.nodes), run.facts, imports)
-        weights = _dequantized(before, jobs)
+        weights = dequantized(before, jobs, experts)
         fed = {value: names[value] for value in (*before.fed, *after.fed)}
-        feeds = random_feeds(fed, np.random.default_rng(self._seed), rewrite)
+        feeds = random_feeds(fed, np.random.default_rng(self._seed), rewrite, experts)
         try:
-            expected = runtime.run(before.model(weights, feeds), feeds)
+            expected = runtime.run(before.model(weights, feeds), before.own(feeds))
         except TargetError as refused:
             reason = f"what it replaces cannot be run, so nothing can be proved: {refused}"
             raise Declined(reason, rewrite.root) from refused
-        actual = runtime.run(after.model({}, feeds), feeds)
+        actual = runtime.run(after.model({}, feeds), after.own(feeds))
         worst = tolerance = 0.0
         for old, new in rewrite.outputs.items():
             tolerance = max(tolerance, TOLERANCE.get(expected[names[old]].dtype, 1e-5))
@@ -100,12 +110,12 @@ class LocalProver:
             worst = max(worst, error)
         if because and not cannot_run(rewrite.nodes, self._runtime.name):
             because += self._smoke(rewrite, after, feeds)
-        return Proof(rewrite.rule, runtime.name, worst, tolerance, node, because=because)
+        return Proof(rewrite.rule, runtime.name, worst, tolerance, node, because=because, experts=experts)
 
     def _smoke(self, rewrite: Rewrite, after: Subgraph, feeds: Feeds) -> str:
         """Runs a replacement whose numbers prove nothing; it must run all the same."""
         try:
-            outputs = self._runtime.run(after.model({}, feeds), feeds)
+            outputs = self._runtime.run(after.model({}, feeds), after.own(feeds))
         except TargetError as error:
             raise ParityError(f"rule {rewrite.rule} at node {rewrite.where}: {error}; nothing was written") from error
         if not all(np.isfinite(out.astype(np.float32)).all() for out in outputs.values()):
@@ -120,6 +130,7 @@ class Subgraph:
         nodes: in topological order.
         constants: leaves that are constants.
         fed: leaves that are not, in the order in which they are met.
+        experts: how many experts of a stack are run, or None for all.
     """
 
     def __init__(
@@ -129,20 +140,26 @@ class Subgraph:
         inside: set[ir.Node],
         facts: Facts,
         imports: Mapping[str, int],
+        instead: Mapping[ir.Value, ir.Value] | None = None,
     ) -> None:
         self._names = names
+        self._instead = instead or {}
         self._imports = imports
         self._outputs = outputs
         self.nodes: list[ir.Node] = []
         self.constants: dict[ir.Value, ir.TensorProtocol] = {}
         self.fed: list[ir.Value] = []
+        self.experts: int | None = None
         done: set[ir.Node] = set()
         stack: list[tuple[ir.Value, bool]] = [(value, False) for value in reversed(outputs)]
         while stack:
             value, expanded = stack.pop()
+            value = self._instead.get(value, value)
             names.setdefault(value, f"v{len(names)}")
             producer = value.producer()
-            if producer is not None and (producer in inside or _is_static(value, producer, facts)):
+            if producer is not None and producer.op_type == "Constant" and (view := facts.get(value, View)) is not None:
+                self.constants[value] = ViewTensor(view)
+            elif producer is not None and (producer in inside or _is_static(value, producer, facts)):
                 if producer in done:
                     continue
                 if expanded or not producer.inputs:
@@ -156,12 +173,16 @@ class Subgraph:
             elif value not in self.fed:
                 self.fed.append(value)
 
+    def own(self, feeds: Feeds) -> Feeds:
+        """Returns what this side reads of the inputs that both sides share."""
+        return {self._names[value]: feeds[self._names[value]] for value in self.fed}
+
     def model(self, replaced: Mapping[ir.Value, Array], feeds: Mapping[str, Array]) -> onnx.ModelProto:
         """Returns the subgraph as a model; constants are initializers, ``replaced`` ones with other contents."""
         nodes = [self._node(node) for node in self.nodes]
         initializers = [
-            onnx.numpy_helper.from_array(np.asarray(replaced.get(value, tensor.numpy()), order="C"), self._names[value])
-            for value, tensor in self.constants.items()
+            onnx.numpy_helper.from_array(np.asarray(array, order="C"), self._names[value])
+            for value, array in self._arrays(replaced)
         ]
         inputs = [
             onnx.helper.make_tensor_value_info(
@@ -179,8 +200,18 @@ class Subgraph:
             ir_version=10,
         )
 
+    def _arrays(self, replaced: Mapping[ir.Value, Array]) -> Iterator[tuple[ir.Value, Array]]:
+        stacks = set() if self.experts is None else stacks_of(self)
+        for value, tensor in self.constants.items():
+            if value in replaced:
+                yield value, replaced[value]
+            elif self.experts is not None and value in stacks:
+                yield value, first_experts(tensor, self.experts)
+            else:
+                yield value, np.asarray(tensor.numpy())
+
     def _node(self, node: ir.Node) -> onnx.NodeProto:
-        inputs = ["" if v is None else self._names[v] for v in node.inputs]
+        inputs = ["" if v is None else self._names[self._instead.get(v, v)] for v in node.inputs]
         for out in node.outputs:
             self._names.setdefault(out, f"v{len(self._names)}")
         proto = onnx.helper.make_node(node.op_type, inputs, [self._names[v] for v in node.outputs], domain=node.domain)
@@ -202,58 +233,11 @@ def _is_static(value: ir.Value, producer: ir.Node, facts: Facts) -> bool:
     return producer.op_type == "SplitToSequence" and facts.get(producer.inputs[0], View) is not None
 
 
+
 def _output(name: str, value: ir.Value) -> onnx.ValueInfoProto:
     if value.dtype is None:
         return onnx.ValueInfoProto(name=name)
     return onnx.helper.make_tensor_value_info(name, value.dtype.value, None)
-
-
-def _jobs(rewrite: Rewrite) -> list[QuantizationJob]:
-    found: dict[object, QuantizationJob] = {}
-    for value in rewrite.initializers:
-        if isinstance(value.const_value, PartTensor):
-            found.update((job.key, job) for job in value.const_value.jobs)
-    return list(found.values())
-
-
-def _dequantized(before: Subgraph, jobs: Iterable[QuantizationJob]) -> dict[ir.Value, Array]:
-    """Returns the float constants of the matched subgraph with what each job makes of its part of them."""
-    result: dict[ir.Value, Array] = {}
-    memory: dict[ir.Value, Array] = {}
-    for job in jobs:
-        value, view = _holder(before, job)
-        first, _ = view.span
-        if value not in memory:
-            memory[value] = _buffer(view)
-            result[value] = _window(memory[value], view, first)
-        _window(memory[value], job.weight, first)[...] = job.quantize().dequantize()
-    return result
-
-
-def _holder(before: Subgraph, job: QuantizationJob) -> tuple[ir.Value, View]:
-    """The constant of the matched subgraph that holds the job's weight, and what it shows."""
-    low, high = job.weight.span
-    for value, tensor in before.constants.items():
-        view = View.whole(tensor, "")
-        first, last = view.span
-        if view.source == job.weight.source and first <= low and high <= last:
-            return value, view
-    raise RewriterError(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
-
-
-def _buffer(view: View) -> Array:
-    first, last = view.span
-    memory = np.zeros(last - first + 1, dtype=view.dtype.numpy())
-    _window(memory, view, first)[...] = view.numpy()
-    return memory
-
-
-def _window(memory: Array, view: View, first: int) -> Array:
-    """The view's elements in a copy of the part of its source that starts at ``first``."""
-    item = memory.itemsize
-    return np.lib.stride_tricks.as_strided(
-        memory[view.offset - first :], view.shape, tuple(s * item for s in view.strides)
-    )
 
 
 def _relative(expected: Array, actual: Array) -> tuple[float, tuple[int, ...]]:

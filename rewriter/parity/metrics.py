@@ -29,6 +29,7 @@ class Metrics:
         snr_db: 20 log10(||expected|| / ||difference||); inf where they are equal.
         top1: share of rows (of the last axis) whose largest element is at the same place; None unless logits.
         kl: mean over rows of KL(softmax(expected) || softmax(actual)), in nats; None unless logits.
+        finite: share of the elements that are finite on both sides.
     """
 
     relative_l2: float
@@ -38,6 +39,12 @@ class Metrics:
     snr_db: float
     top1: float | None = None
     kl: float | None = None
+    finite: float = 1.0
+
+    @property
+    def compared(self) -> bool:
+        """False where no element is finite on either side, so that agreeing says nothing."""
+        return self.finite > 0 or self.max_abs > 0
 
 
 def compare(expected: Array, actual: Array, *, logits: bool = False) -> Metrics:
@@ -56,15 +63,17 @@ def compare(expected: Array, actual: Array, *, logits: bool = False) -> Metrics:
     e, a = expected.astype(np.float64), actual.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         same = (e == a) | (np.isnan(e) & np.isnan(a))
-        broken = ~same & ~(np.isfinite(e) & np.isfinite(a))
+        finite = np.isfinite(e) & np.isfinite(a)
+        broken = ~same & ~finite
         difference = np.abs(np.where(same, 0.0, a - e))
     top1, kl = _distribution(e, a) if logits and e.ndim > 0 and e.size and not broken.any() else (None, None)
+    share = float(finite.mean()) if finite.size else 1.0
     if broken.any():
         index = _index(int(np.argmax(broken)), e.shape)
-        return Metrics(math.inf, math.inf, index, 0.0, -math.inf, *((0.0, math.inf) if logits else (None, None)))
+        top1, kl = (0.0, math.inf) if logits else (None, None)
+        return Metrics(math.inf, math.inf, index, 0.0, -math.inf, top1, kl, share)
     if same.all():
-        return Metrics(0.0, 0.0, (), 1.0, math.inf, top1, kl)
-    finite = np.isfinite(e) & np.isfinite(a)
+        return Metrics(0.0, 0.0, (), 1.0, math.inf, top1, kl, share)
     e, a = e[finite], a[finite]
     worst = int(np.argmax(difference))
     size, error, other = (float(np.linalg.norm(v)) for v in (e, difference[finite], a))
@@ -76,6 +85,7 @@ def compare(expected: Array, actual: Array, *, logits: bool = False) -> Metrics:
         snr_db=20 * math.log10(size / error) if size and error else (math.inf if not error else -math.inf),
         top1=top1,
         kl=kl,
+        finite=share,
     )
 
 

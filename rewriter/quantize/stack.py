@@ -17,15 +17,23 @@ Sink = Callable[[int, npt.NDArray[np.generic]], None]
 
 
 class StackTensor(PartTensor):
-    """The first part of a stack, its codes: written expert by expert, so that it is never in memory whole."""
+    """A part of a stack; the codes are written expert by expert, so that they are never in memory whole."""
 
-    def __init__(self, stack: _Stack, *args: Any) -> None:
-        super().__init__(stack, 0, *args)
+    def __init__(self, stack: _Stack, index: int, *args: Any) -> None:
+        super().__init__(stack, index, *args)
         self._stack = stack
+        self._index = index
+
+    def first(self, experts: int) -> npt.NDArray[np.generic]:
+        """Returns the part of the first ``experts``; the others are not computed."""
+        return np.stack([self._stack.compute(expert)[self._index] for expert in range(experts)])
 
     def tofile(self, file: Any) -> None:
         """Writes the codes as they are computed; scales and zero points are kept for their own turn."""
-        self._stack.evaluate(lambda _, codes: file.write(np.ascontiguousarray(codes).data))
+        if self._index:
+            super().tofile(file)
+        else:
+            self._stack.evaluate(lambda _, codes: file.write(np.ascontiguousarray(codes).data))
 
 
 class _Stack:
@@ -34,7 +42,7 @@ class _Stack:
     def __init__(self, key: tuple[object, ...], experts: int, compute: Callable[[int], Arrays]) -> None:
         self.key = key
         self._experts = experts
-        self._compute = compute
+        self.compute = compute
         self._lock = threading.Lock()
         self._kept: dict[int, npt.NDArray[np.generic]] = {}
 
@@ -57,7 +65,7 @@ class _Stack:
     def _evaluate(self, sink: Sink | None) -> None:
         kept: dict[int, npt.NDArray[np.generic]] = {}
         for expert in range(self._experts):
-            arrays = self._compute(expert)
+            arrays = self.compute(expert)
             if sink is not None:
                 sink(expert, arrays[0])
             for index, part in enumerate(arrays[1:], 1):
@@ -84,7 +92,4 @@ def packed_stack(
     own = tuple(jobs)
     key = (layout, *(job.key for job in own))
     stack = _Stack(key, len(own), lambda expert: packed_arrays(own[expert], layout, pack, unpack))
-    (name, dtype, shape), *rest = parts
-    codes = StackTensor(stack, dtype, shape, name, own)
-    others = (PartTensor(stack, i, part[1], part[2], part[0], own) for i, part in enumerate(rest, 1))
-    return (codes, *others)
+    return tuple(StackTensor(stack, i, dtype, shape, name, own) for i, (name, dtype, shape) in enumerate(parts))

@@ -80,7 +80,7 @@ class QuantizedWeight:
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """Returns the [N, K] float32 weight that a kernel computes with."""
-        n, k = self.codes.shape
+        k = self.codes.shape[1]
         block = self.block_size or k
         zero = np.float32(1 << (self.bits - 1))
         scales = np.repeat(self.scales.astype(np.float32), block, axis=1)[:, :k]

@@ -1,9 +1,6 @@
 """Property-based tests of rules: strategies that draw graphs, and a check that holds a rule to its promises.
 
-    from rewriter.testing import check_rule, unrolled_experts
-
-    def test_my_rule():
-        check_rule(MyRule(), unrolled_experts())
+``check_rule(MyRule(), unrolled_experts())`` is a whole test.
 """
 
 from rewriter.testing.check import check_model, check_rule, describe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -95,7 +96,7 @@ def _linear(scope: Scope, x: str, block: Block, expert: int, name: str) -> str:
     stack = Stack(name, block.experts, rows, columns, block.dtype)
     scope.weight(name, stack.shape, block.dtype)
     matrix = select(scope, stack, expert, block.spelling, rank3=False).name
-    attributes = {}
+    attributes: dict[str, Any] = {}
     if block.transposed and block.gemm:
         attributes["transB"] = 1
     elif block.transposed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from rewriter.testing._graph import Scope
@@ -77,7 +79,7 @@ def _gemm(
     transposed: bool,
 ) -> str:
     weight = matrix.name
-    attributes: dict[str, int | float] = {}
+    attributes: dict[str, Any] = {}
     if transposed and how.turn == "gemm":
         attributes["transB"] = 1
     elif transposed:
@@ -88,7 +90,8 @@ def _gemm(
     inputs = [x, weight]
     if consumer in ("gemm-bias", "gemm-scaled"):
         shape = BIASES[draw(st.sampled_from(tuple(BIASES)))]
-        inputs.append(scope.weight(f"bias{len(shape)}x{shape.count(None)}", [size[1] if d is None else d for d in shape], dtype))
+        dims = [size[1] if d is None else d for d in shape]
+        inputs.append(scope.weight(f"bias{len(shape)}x{shape.count(None)}", dims, dtype))
     if consumer == "gemm-scaled":
         attributes[draw(st.sampled_from(("alpha", "beta")))] = 0.5
     return scope.op("Gemm", *inputs, **attributes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -157,7 +158,7 @@ def _pick(scope: Scope, stack: Stack, source: str, expert: int, selection: str) 
         bounds = [scope.ints(start), scope.ints(end), scope.ints(axis)]
         return scope.op("Slice", source, *bounds, *([scope.ints(step)] if step != 1 else [])), True
     if selection == "split":
-        attributes = {"num_outputs": count} if scope.opset >= 18 else {}
+        attributes: dict[str, Any] = {"num_outputs": count} if scope.opset >= 18 else {}
         return scope.ops("Split", source, count=count, axis=axis, **attributes)[expert], True
     if selection == "split-lengths":
         lengths = [n for n in (expert, 1, count - expert - 1) if n]
@@ -208,5 +209,5 @@ def _noise(scope: Scope, noise: str, value: str, shape: tuple[int, ...], dtype: 
 
 def turn(scope: Scope, matrix: str, how: str) -> str:
     """Writes a transposition of a matrix."""
-    attributes = {} if how == "transpose-default" else {"perm": [1, 0]}
+    attributes: dict[str, Any] = {} if how == "transpose-default" else {"perm": [1, 0]}
     return scope.op("Transpose", matrix, **attributes)

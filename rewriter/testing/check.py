@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -93,7 +95,8 @@ def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
     after = _bytes(result.model)
     assert _bytes(_run(rule, model, "a second run").model) == after, "a second run gives another model"
     if not report.applications:
-        assert _graph(after) == _graph(before), "nothing fired, yet the result is another model"
+        changed = _difference(_graph(before), _graph(after))
+        assert not changed, f"nothing fired, yet the result is another model:\n{changed}"
         return report
     _check_rest(model, result.model)
     _check_valid(before, after)
@@ -166,6 +169,11 @@ def _graph(model: bytes) -> onnx.ModelProto:
         for node in body.node:
             pending += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     return proto
+
+
+def _difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
+    lines = difflib.unified_diff(str(before).splitlines(), str(after).splitlines(), "before", "after", n=2, lineterm="")
+    return "\n".join(itertools.islice(lines, 30))
 
 
 def _general(reason: str) -> str:

@@ -41,6 +41,16 @@ class Dense:
         """(N, K)."""
         return self.view.shape[-2], self.view.shape[-1]
 
+    @property
+    def dtype(self) -> ir.DataType:
+        """Element type, which x has too."""
+        return self.view.dtype
+
+    @property
+    def stack_size(self) -> int:
+        """E, of a weight of all experts."""
+        return self.view.shape[0] if self.view.rank == 3 else 1
+
     def rows(self, start: int, count: int, step: int) -> Dense:
         """Returns evenly stepping output features."""
         return Dense(self.view.slice(self.view.rank - 2, start, count, step))
@@ -74,6 +84,16 @@ class Packed:
     def sizes(self) -> tuple[int, int]:
         """(N, K)."""
         return self.codes.shape[0], self.k
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Element type of the scales, which x has too."""
+        return self.scales.dtype
+
+    @property
+    def stack_size(self) -> int:
+        """A packed weight is always one expert's."""
+        return 1
 
     def rows(self, start: int, count: int, step: int) -> Packed:
         """Returns evenly stepping output features."""

@@ -16,13 +16,14 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined
-from rewriter.tensors import View, stacked
+from rewriter.stack import stacked
+from rewriter.tensors import View
 from rules._guards import float_attribute, integer_attribute
 from rules.recognise.activations import number_of
 from rules.recognise.axes import Atom, Axes, Content, Dim, Located, Size, Uniform, only, total, unify
 from rules.recognise.combines import uniform_of
 from rules.recognise.contents import Chosen, Dense, Factor, Features, Linear, Output, Router
-from rules.recognise.sizes import integers_of, static
+from rules.recognise.sizes import integers_of
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,27 @@ def gathered_rows(data: Located, index: Located) -> Located | None:
         taken = atom is not None and atom.index == id(held.router.node)
     else:
         return None
-    return dataclasses.replace(data, axes=(*index.axes, *rest)) if taken else None
+    if not taken:
+        return None
+    content = _of_expert(data.content, held.expert) if isinstance(held, Group) else data.content
+    return Located(content, (*index.axes, *rest))
+
+
+def chosen_of(index: Located) -> Located | None:
+    """Returns sorted experts as the choice that they are, row by row."""
+    held = index.content
+    if not isinstance(held, Sorted) or held.values != tuple(float(e) for e in range(held.router.experts)):
+        return None
+    return Located(Chosen(held.router), index.axes)
+
+
+def _of_expert(held: Content, expert: int) -> Content:
+    """The content on the rows of one expert, all of whose weights are that expert's."""
+    if isinstance(held, Output):
+        return held.expert(expert)
+    if not isinstance(held, Features):
+        return held
+    return Features(tuple(dataclasses.replace(f, linear=f.linear.expert(expert)) for f in held.factors))
 
 
 class RowArithmetic(Recogniser):
@@ -388,16 +409,16 @@ def _joined(parts: list[Content], router: Router) -> Content | None:
 
 def _joined_outputs(outputs: list[Output], router: Router) -> Output | None:
     first = outputs[0]
-    if any((o.activation, o.gate, o.up) != (first.activation, first.gate, first.up) for o in outputs):
+    if any(o.activation != first.activation or (o.up is None) != (first.up is None) for o in outputs):
         return None
-    if first.by != router:
-        return None
+    ups = [o.up for o in outputs if o.up is not None]
+    gate = _joined_linears([o.gate for o in outputs], router)
+    up = _joined_linears(ups, router) if ups else None
     down = _stack([o.down for o in outputs])
-    bias = [o.bias for o in outputs]
-    if down is None or any((b is None) != (bias[0] is None) for b in bias):
+    biases = [o.bias for o in outputs if o.bias is not None]
+    if gate is None or (up is None) != (not ups) or down is None or len(biases) not in (0, len(outputs)):
         return None
-    biases = [b for b in bias if b is not None]
-    return dataclasses.replace(first, down=down, bias=stacked(biases) if biases else None)
+    return dataclasses.replace(first, gate=gate, up=up, down=down, bias=stacked(biases) if biases else None)
 
 
 def _joined_linears(linears: list[Linear], router: Router) -> Linear | None:
@@ -427,4 +448,3 @@ RECOGNISERS: tuple[Recogniser, ...] = (
     ScatterND(),
     Concat(),
 )
-_ = static

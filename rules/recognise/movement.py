@@ -6,7 +6,7 @@ Source: every exporter; see FORMS of the tests' models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -334,7 +334,7 @@ class SequenceAt(_Move):
         return pieces.items[position[0]]
 
 
-def gathered(facts: Facts, data: Located, index: View, axis: int) -> Located | None:
+def gathered(data: Located, index: View, axis: int) -> Located | None:
     """Returns constant positions along one dimension, as Gather takes them."""
     extent = total(data.axes[axis]).constant
     if extent is None or index.rank > 1 or not index.size:
@@ -356,15 +356,6 @@ def picked_sizes(sizes: Integers, index: View) -> Integers | None:
     if sizes.scalar or index.rank > 1 or not all(-count <= i < count for i in where):
         return None
     return Integers(tuple(sizes.sizes[i] for i in where), index.rank == 0)
-
-
-def concatenated(facts: Facts, values: Sequence[ir.Value | None]) -> Integers | None:
-    """Returns vectors of sizes one after the other."""
-    found = [integers_of(facts, value) for value in values]
-    if not any(v is not None and facts.get(v, Integers) is not None for v in values):
-        return None
-    parts = [part.sizes for part in found if part is not None]
-    return Integers(tuple(size for part in parts for size in part)) if None not in found else None
 
 
 RECOGNISERS: tuple[Recogniser, ...] = (

@@ -215,7 +215,7 @@ def scaled_by_table(a: Content, b: Content, node: ir.Node) -> Mixing | None:
     return dataclasses.replace(a, table=b.view)
 
 
-def chosen_from(facts: Facts, stack: View, located: Located, axis: int) -> Located | None:
+def chosen_from(stack: View, located: Located, axis: int) -> Located | None:
     """Returns what a choice gathers from a constant of all experts."""
     held = located.content
     if not isinstance(held, Chosen) or axis != 0 or not stack.rank or stack.shape[0] != held.router.experts:

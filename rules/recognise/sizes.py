@@ -202,20 +202,18 @@ class Shape(Recogniser):
         return Integers(dims[start:end])
 
 
-class Arithmetic(Recogniser):
-    """Sums, products and quotients of sizes."""
+class Concat(Recogniser):
+    """Vectors of sizes, one after the other."""
 
-    def __init__(self, op_type: str) -> None:
-        super().__init__(name=op_type)
-        self._op_type = op_type
+    def pattern(self, op: Any, first: Any) -> Any:
+        return op.Concat(first, _allow_other_inputs=True, _outputs=["out"])
 
-    def pattern(self, op: Any, a: Any, b: Any) -> Any:
-        return getattr(op, self._op_type)(a, b, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Integers | None:
-        if facts.get(a, Integers) is None and facts.get(b, Integers) is None:
+    def recognise(self, facts: Facts, *, first: ir.Value, out: ir.Value) -> Integers | None:
+        node = out.producer()
+        if node is None or not any(v is not None and facts.get(v, Integers) is not None for v in node.inputs):
             return None
-        return arithmetic(self._op_type, integers_of(facts, a), integers_of(facts, b))
+        parts = [part.sizes for value in node.inputs if (part := integers_of(facts, value)) is not None]
+        return Integers(tuple(size for part in parts for size in part)) if len(parts) == len(node.inputs) else None
 
 
 def arithmetic(op_type: str, a: Integers | None, b: Integers | None) -> Integers | None:
@@ -240,4 +238,4 @@ def _calculate(op_type: str, x: Size, y: Size) -> Size | None:
     return Size(x.constant + y.constant if op_type == "Add" else x.constant - y.constant)
 
 
-RECOGNISERS: tuple[Recogniser, ...] = (Shape(),)
+RECOGNISERS: tuple[Recogniser, ...] = (Shape(), Concat())

@@ -20,6 +20,9 @@ from rewriter.tensors import View
 from rules._guards import integer_attribute, integers, integers_attribute
 
 
+_FAR = (2**31 - 1, 2**63 - 1)
+
+
 @dataclass(frozen=True)
 class Views:
     """The views in a sequence that SplitToSequence made."""
@@ -40,7 +43,12 @@ class _Movement(Recogniser):
         node = out.producer()
         if view is None and facts.why_not(stack):
             raise Declined(facts.why_not(stack), node)
-        return None if view is None or node is None else self.show(facts, view, node)
+        if view is None or node is None:
+            return None
+        try:
+            return self.show(facts, view, node)
+        except (IndexError, ValueError, ZeroDivisionError) as error:  # no runtime computes this either
+            raise Declined(f"its operands do not fit a constant of shape {list(view.shape)}", node) from error
 
     def show(self, facts: Facts, view: View, node: ir.Node) -> object | Mapping[ir.Value, object] | None:
         raise NotImplementedError
@@ -111,8 +119,9 @@ class Slice(_Movement):
         shown = view
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
             extent = shown.shape[axis]
-            last = end if step > 0 or end >= -extent else None
-            run = range(*slice(start, last, step).indices(extent))
+            if step < 0 and end in _FAR:
+                raise Declined("it runs backwards to INT_MAX, which runtimes read in different ways", node)
+            run = _positions(start, end, step, extent)
             shown = shown.slice(axis % view.rank, run.start, len(run), run.step)
         return shown
 
@@ -203,7 +212,9 @@ class Reshape(_Movement):
         if not integer_attribute(node, "allowzero", 0):
             shape = [view.shape[i] if d == 0 else d for i, d in enumerate(shape)]
         known = math.prod(d for d in shape if d != -1)
-        shape = [view.size // max(known, 1) if d == -1 else d for d in shape]
+        if -1 in shape and not known:
+            raise Declined(f"-1 has no one value in shape {shape}", node)
+        shape = [view.size // known if d == -1 else d for d in shape]
         if math.prod(shape) != view.size:
             raise Declined(f"shape {shape} does not hold {view.size} elements", node)
         return view.reshape(shape)
@@ -227,6 +238,13 @@ class Cast(_Movement):
         if shown is None and view.dtype.is_floating_point():
             raise Declined(f"the cast from {view.dtype.name} to {to.name} rounds", node)
         return shown
+
+
+def _positions(start: int, end: int, step: int, extent: int) -> range:
+    """The positions that Slice takes: as in Python, but a start before the first backwards is the first."""
+    low, high = (0, extent) if step > 0 else (-1, extent - 1)
+    start, end = (bound + extent if bound < 0 else bound for bound in (start, end))
+    return range(min(max(start, 0), high), min(max(end, low), high), step)
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

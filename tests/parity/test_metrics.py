@@ -18,7 +18,7 @@ NAN, INF = math.nan, math.inf
 
 def test_equal_arrays() -> None:
     values = np.array([[1.0, -2.0], [INF, NAN]], np.float32)
-    assert compare(values, values.copy()) == Metrics(0.0, 0.0, (), 1.0, INF)
+    assert compare(values, values.copy()) == Metrics(0.0, 0.0, (), 1.0, INF, finite=0.5)
     assert compare(np.zeros((0, 3)), np.zeros((0, 3))) == Metrics(0.0, 0.0, (), 1.0, INF)
     assert compare(np.array(True), np.array(True)).snr_db == INF
 
@@ -43,7 +43,7 @@ def test_zero_expected() -> None:
 @pytest.mark.parametrize(("e", "a"), [(1.0, NAN), (NAN, 1.0), (1.0, INF), (INF, -INF), (INF, NAN)])
 def test_one_sided_non_finite(e: float, a: float) -> None:
     found = compare(np.array([5.0, e]), np.array([5.0, a]), logits=True)
-    assert found == Metrics(INF, INF, (1,), 0.0, -INF, 0.0, INF)
+    assert found == Metrics(INF, INF, (1,), 0.0, -INF, 0.0, INF, 0.5)
 
 
 def test_shared_non_finite_is_left_out() -> None:
@@ -80,3 +80,10 @@ def test_any_arrays_are_measured(expected: np.ndarray, actual: np.ndarray) -> No
     assert not math.isnan(found.snr_db)
     assert (found.relative_l2 == 0) == np.array_equal(expected, actual, equal_nan=True) or found.relative_l2 < 1e-30
     assert compare(expected, expected).max_abs == 0
+
+
+def test_agreeing_on_nothing_finite_is_no_comparison() -> None:
+    nothing = np.array([NAN, INF])
+    assert not compare(nothing, nothing).compared
+    assert compare(nothing, np.zeros(2)).compared
+    assert compare(np.zeros(0), np.zeros(0)).compared

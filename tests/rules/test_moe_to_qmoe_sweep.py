@@ -56,7 +56,7 @@ AXES = {
 }
 TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
 WORST_RMS = {2: 0.8, 4: 0.15, 8: 0.012}
-CASES = 20_000 if os.environ.get("REWRITER_PROFILE") == "full" else 320
+CASES = 5_000 if os.environ.get("REWRITER_PROFILE") == "full" else 640
 CHUNK = 40
 
 

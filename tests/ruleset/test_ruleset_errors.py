@@ -65,7 +65,7 @@ FAULTS = {
     "glob": ("quantization: {exclude: [{nodes: [a, 3]}]}", "1:38: 'nodes' should be a valid string, not 3"),
     "layers": (
         "quantization: {exclude: [{layers: first}]}",
-        "1:35: 'layers' has no layer range in 'first' (write 5, '0-3' or '24-')",
+        "1:35: 'layers' has no layer range in 'first' (write 5, '0-3', '24-' or 'sensitive')",
     ),
     "layers backwards": (
         "quantization: {exclude: [{layers: [1, 3-0]}]}",

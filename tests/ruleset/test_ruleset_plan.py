@@ -165,3 +165,24 @@ def test_python_plans_are_checked_too(make, message):
     with pytest.raises(RuleSetError) as caught:
         make()
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("count", "sensitive"),
+    [
+        (2, [1]),
+        (24, [0, 1, 2, 5, 8, 11, 14, 17, 20, 21, 22, 23]),
+        (28, [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27]),
+        (30, [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29]),
+    ],
+)
+def test_sensitive_layers_are_counted_in_integers(count, sensitive):
+    plan = QuantizationPlan(overrides=(Override(Selector(layers=parse_layers("sensitive")), {"bits": 8}),))
+    specs = [plan.resolve(node="", weight="", role="", layer=layer, count=count) for layer in range(count)]
+    assert [layer for layer, spec in enumerate(specs) if spec.bits == 8] == sensitive
+    assert plan.resolve(node="", weight="", role="lm_head", layer=None, count=count).bits == 4
+
+
+def test_sensitive_layers_beside_ranges():
+    assert parse_layers(["sensitive", "0-3"]) == ("sensitive", range(4))
+    assert str(Selector(layers=("sensitive", range(4)))) == "layer sensitive or 0-3"

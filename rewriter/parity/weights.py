@@ -1,0 +1,142 @@
+"""What the constants of a subgraph hold in a proof: dequantized weights, and of a large stack its first experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rewriter.commit import Rewrite
+from rewriter.errors import RewriterError
+from rewriter.experts import OPERATORS, SLOTS, form_of
+from rewriter.quantize.job import PartTensor, QuantizationJob
+from rewriter.quantize.stack import StackTensor
+from rewriter.rows import RowsTensor
+from rewriter.tensors import View, ViewTensor
+
+Array = npt.NDArray[Any]
+
+BUDGET = 1 << 29
+"""Bytes of float weights above which a class is not run whole: the proof must not cost what streaming saves."""
+
+_EXPERTS = 8
+
+
+class Constants(Protocol):
+    """A side of a rewrite."""
+
+    nodes: list[ir.Node]
+    constants: dict[ir.Value, ir.TensorProtocol]
+
+
+def jobs_of(rewrite: Rewrite) -> list[QuantizationJob]:
+    """Returns the weights that the rewrite quantizes, each once."""
+    found: dict[object, QuantizationJob] = {}
+    for value in rewrite.initializers:
+        if isinstance(value.const_value, PartTensor):
+            found.update((job.key, job) for job in value.const_value.jobs)
+    return list(found.values())
+
+
+def float_bytes(sides: Iterable[Constants], jobs: Iterable[QuantizationJob]) -> int:
+    """Returns the bytes of the larger side's constants, its quantized weights in float32."""
+    stored = [sum(tensor.nbytes for tensor in side.constants.values()) for side in sides]
+    return max(*stored, sum(job.weight.size * 4 for job in jobs))
+
+
+def experts_to_run(sides: Iterable[Constants], size: int) -> int | None:
+    """Returns how many experts of its stacks represent a large MoE, or None where they cannot."""
+    counts: set[int] = set()
+    least = 1
+    for side in sides:
+        for node in side.nodes:
+            if node.op_type not in OPERATORS or node.domain != "com.microsoft":
+                if node.op_type != "Softmax":
+                    return None
+                continue
+            values = _expert_inputs(node)
+            if form_of(node).sparse_mixer or any(value not in side.constants for value in values):
+                return None
+            counts |= {int(side.constants[value].shape.numpy()[0]) for value in values}
+            least = max(least, form_of(node).k)
+    if len(counts) != 1:
+        return None
+    one = size // min(counts)
+    experts = max(least, min(_EXPERTS, BUDGET // 4 // one, *counts))
+    return experts if one * experts <= BUDGET else None
+
+
+def stacks_of(side: Constants) -> set[ir.Value]:
+    """Returns the constants whose first axis is the expert."""
+    nodes = (node for node in side.nodes if node.op_type in OPERATORS and node.domain == "com.microsoft")
+    return {value for node in nodes for value in _expert_inputs(node)}
+
+
+def first_experts(tensor: ir.TensorProtocol, count: int) -> Array:
+    """Returns the first experts of a stack; the others are neither read nor computed."""
+    if isinstance(tensor, StackTensor):
+        return tensor.first(count)
+    if isinstance(tensor, RowsTensor):
+        return tensor.rows(0, count)
+    if isinstance(tensor, ViewTensor):
+        return tensor.view.slice(0, 0, count).numpy()
+    return np.asarray(tensor.numpy())[:count]
+
+
+def dequantized(
+    before: Constants, jobs: Iterable[QuantizationJob], experts: int | None
+) -> Mapping[ir.Value, Array]:
+    """Returns the float constants of the matched subgraph with what each job makes of its part of them.
+
+    Args:
+        before: the matched subgraph.
+        jobs: the weights that are quantized.
+        experts: how many experts of a stack are run, or None for all.
+    """
+    result: dict[ir.Value, Array] = {}
+    memory: dict[ir.Value, Array] = {}
+    for job in jobs:
+        if experts is not None and (job.context.expert or 0) >= experts:
+            continue
+        value, view = _holder(before, job)
+        view = view if experts is None else view.slice(0, 0, experts)
+        first, _ = view.span
+        if value not in memory:
+            memory[value] = _buffer(view)
+            result[value] = _window(memory[value], view, first)
+        _window(memory[value], job.weight, first)[...] = job.quantize().dequantize()
+    return result
+
+
+def _expert_inputs(node: ir.Node) -> list[ir.Value]:
+    slots = [slot for part in SLOTS[node.op_type].values() for slot in part]
+    return [value for slot in slots if slot < len(node.inputs) and (value := node.inputs[slot]) is not None]
+
+
+def _holder(before: Constants, job: QuantizationJob) -> tuple[ir.Value, View]:
+    """The constant of the matched subgraph that holds the job's weight, and what it shows."""
+    low, high = job.weight.span
+    for value, tensor in before.constants.items():
+        view = View.whole(tensor, "")
+        first, last = view.span
+        if view.source == job.weight.source and first <= low and high <= last:
+            return value, view
+    raise RewriterError(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
+
+
+def _buffer(view: View) -> Array:
+    first, last = view.span
+    memory = np.zeros(last - first + 1, dtype=view.dtype.numpy())
+    _window(memory, view, first)[...] = view.numpy()
+    return memory
+
+
+def _window(memory: Array, view: View, first: int) -> Array:
+    """The view's elements in a copy of the part of its source that starts at ``first``."""
+    item = memory.itemsize
+    return np.lib.stride_tricks.as_strided(
+        memory[view.offset - first :], view.shape, tuple(s * item for s in view.strides)
+    )

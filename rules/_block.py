@@ -1,0 +1,283 @@
+"""What the rules that fuse a block share: reading a complete one, its router, and the nodes that make it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from rewriter.facts import Facts
+from rewriter.rule import Declined, NotApplicable
+from rewriter.tensors import View
+from rules.recognise.axes import Atom, Axes, Located, Uniform
+from rules.recognise.contents import Activation, Complete, Mixed, Mixing, Output, Scores, Term, Weighted
+from rules.recognise.grouped import Arange
+from rules.recognise.sizes import Integers
+
+
+@dataclass(frozen=True)
+class Block:
+    """Every expert of a router, mixed.
+
+    Attributes:
+        out: the sum.
+        axes: of the sum.
+        mixing: the router's weights.
+        experts: of expert 0, 1, ..: its weights.
+    """
+
+    out: ir.Value
+    axes: Axes
+    mixing: Mixing
+    experts: tuple[Output, ...]
+
+    @property
+    def x(self) -> ir.Value:
+        """The tokens."""
+        return self.experts[0].gate.x
+
+    @property
+    def activation(self) -> Activation:
+        """The function between the projections."""
+        return self.experts[0].activation
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What selects and mixes, as com.microsoft::MoE and QMoE have it.
+
+    Attributes:
+        logits: [.., E] what selects.
+        function: ``logits``, or ``log_sigmoid`` of them.
+        normalize: whether the weights of the chosen are made to add up to one.
+        weights: where the weights come from other scores than those that select: their logits and function.
+    """
+
+    logits: ir.Value
+    function: Literal["logits", "log_sigmoid"]
+    normalize: bool
+    weights: Scores | None = None
+
+
+def read_block(facts: Facts, out: ir.Value) -> Block:
+    """Returns the block that ends in ``out``; declines, naming expert and node, where one is there but not whole."""
+    located = facts.get(out, Located)
+    held = None if located is None else located.content
+    if located is None or not isinstance(held, Mixed | Complete) or _goes_on(facts, out, held):
+        raise NotApplicable
+    if isinstance(held, Mixed):
+        experts = _of_terms(facts, held)
+        return Block(out, located.axes, held.mixing, experts)
+    weighted = held.weighted
+    return Block(out, located.axes, weighted.mixing, _of_all(facts, weighted))
+
+
+def _goes_on(facts: Facts, out: ir.Value, held: Mixed | Complete) -> bool:
+    """Whether the sum is part of a longer one, or the same sum that was only moved."""
+    producer = out.producer()
+    if producer is not None and any(_holds(facts, value, held) for value in producer.inputs):
+        return True
+    pending = [out]
+    while pending:
+        for use in pending.pop().uses():
+            for value in use.node.outputs:
+                located = facts.get(value, Located)
+                if located is None or not isinstance(located.content, Mixed):
+                    continue
+                if located.content is not held:
+                    return True
+                pending.append(value)
+    return False
+
+
+def _holds(facts: Facts, value: ir.Value | None, held: Mixed | Complete) -> bool:
+    located = facts.get(value, Located)
+    return located is not None and located.content is held
+
+
+def _of_terms(facts: Facts, mixed: Mixed) -> tuple[Output, ...]:
+    router = mixed.mixing.router
+    found: dict[int, Output] = {}
+    slots: dict[int, frozenset[int]] = {}
+    for term in mixed.terms():
+        if term.output is None:
+            raise Declined(f"expert {term.expert}: {_why(facts, term.value)}", term.node)
+        counted = slots.get(term.expert, frozenset())
+        if counted & term.slots:
+            raise Declined(f"expert {term.expert} is mixed in twice", term.node)
+        if found.setdefault(term.expert, term.output) != term.output:
+            raise Declined(f"expert {term.expert} is another one in another slot", term.node)
+        slots[term.expert] = counted | term.slots
+    for expert in range(router.experts):
+        if expert not in found:
+            raise Declined(f"expert {expert} of {router.experts} is missing", _last(mixed).node)
+        if len(slots[expert]) != router.k:
+            raise Declined(f"expert {expert} is mixed in for {len(slots[expert])} of {router.k} slots", _last(mixed).node)
+    if len(found) != router.experts:
+        raise Declined(f"expert {max(found)} is mixed in, and the router has {router.experts}", _last(mixed).node)
+    experts = tuple(found[expert] for expert in range(router.experts))
+    for expert, output in enumerate(experts):
+        if output.gate.x is not experts[0].gate.x:
+            raise Declined(f"expert {expert} reads another input than expert 0", output.gate.x)
+        if output.activation != experts[0].activation:
+            raise Declined(f"expert {expert} has another activation than expert 0", _last(mixed).node)
+    return experts
+
+
+def _last(mixed: Mixed) -> Term:
+    part: Term | Mixed = mixed
+    while isinstance(part, Mixed):
+        part = part.parts[-1]
+    return part
+
+
+def _of_all(facts: Facts, weighted: Weighted) -> tuple[Output, ...]:
+    output = weighted.output
+    router = weighted.mixing.router
+    if output is None:
+        raise Declined(f"the experts: {_why(facts, weighted.value)}", weighted.node)
+    count = output.gate.weight.stack_size
+    if count != router.experts:
+        raise Declined(f"the router chooses among {router.experts} experts, and there are weights of {count}", weighted.node)
+    return tuple(output.expert(position) for position in range(count))
+
+
+_FAR = 64
+
+
+def _why(facts: Facts, value: ir.Value) -> str:
+    """Why a value is not known to be an expert's output: the nearest reason, or operator that is not understood."""
+    pending, seen = [value], {value}
+    unknown: ir.Node | None = None
+    for _ in range(_FAR):
+        if not pending:
+            break
+        at = pending.pop(0)
+        if facts.why_not(at):
+            return facts.why_not(at)
+        producer = at.producer()
+        if producer is None or facts.get(at, Located) is not None:
+            continue
+        unknown = producer
+        fresh = [v for v in producer.inputs if v is not None and v not in seen and facts.get(v, View) is None]
+        seen.update(fresh)
+        pending.extend(fresh)
+    if unknown is None:
+        return "what is mixed is not one expert's output"
+    return f"{unknown.op_type} (node {unknown.name}) does not belong to an expert as com.microsoft::MoE has it"
+
+
+def resolve(mixing: Mixing, node: ir.Node) -> Routing:
+    """Returns how the operators select and mix as ``mixing`` does, or declines: they have no such routing."""
+    selected, scores = mixing.router.scores, mixing.scores
+    apart = scores.logits is not selected.logits
+    if mixing.stage == "softmax" and not apart:
+        return Routing(selected.logits, "logits", normalize=True)
+    if scores.function == "logits":
+        raise Declined("the weights are the chosen scores themselves, neither softmax nor sigmoid", node)
+    normalize = mixing.stage == "normalised"
+    if apart:
+        return Routing(selected.logits, "logits", normalize, scores)
+    if scores.function == "softmax":
+        return Routing(selected.logits, "logits", normalize)
+    if normalize:
+        return Routing(selected.logits, "log_sigmoid", normalize=True)
+    return Routing(selected.logits, "logits", normalize=False, weights=scores)
+
+
+def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
+    """Returns the nodes of a block, the last first; declines where another node, or the caller, reads what is inside."""
+    stops = {block.x, routing.logits}
+    if routing.weights is not None:
+        stops.add(routing.weights.logits)
+    reached, static = _reached(facts, block.out, stops)
+    nodes = _without_shared_shapes(facts, reached, block.out)
+    for node in nodes:
+        for value in node.outputs:
+            if value is block.out:
+                continue
+            if value.is_graph_output():
+                raise Declined(f"'{value.name}' inside of the block is a graph output", node)
+            for use in value.uses():
+                if use.node not in nodes:
+                    raise Declined(f"'{value.name}' inside of the block is also read by {use.node.op_type}", use.node)
+    _require_weights_go(facts, {*nodes, *static})
+    return list(reached)
+
+
+def _reached(
+    facts: Facts, out: ir.Value, stops: set[ir.Value]
+) -> tuple[dict[ir.Node, None], dict[ir.Node, None]]:
+    """The nodes between ``out`` and ``stops``, and the nodes by which they take parts of constants."""
+    nodes: dict[ir.Node, None] = {}
+    static: dict[ir.Node, None] = {}
+    pending = [out]
+    while pending:
+        value = pending.pop()
+        producer = value.producer()
+        if producer is None or value in stops:
+            continue
+        known = static if facts.get(value, View) is not None else nodes
+        if producer in known:
+            continue
+        known[producer] = None
+        if producer.op_type != "Shape" or producer.domain:
+            pending.extend(v for v in producer.inputs if v is not None)
+    return nodes, static
+
+
+def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.Value) -> dict[ir.Node, None]:
+    """The nodes without those that others read too and that cost nothing to keep: shapes, zeros, runs of numbers."""
+    nodes = dict(reached)
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in nodes or out in node.outputs or not all(_is_cheap(facts, value) for value in node.outputs):
+            continue
+        if any(value.is_graph_output() or any(u.node not in nodes for u in value.uses()) for value in node.outputs):
+            del nodes[node]
+            pending.extend(p for v in node.inputs if v is not None and (p := v.producer()) is not None)
+    return nodes
+
+
+def _is_cheap(facts: Facts, value: ir.Value) -> bool:
+    located = facts.get(value, Located)
+    if located is not None:
+        return isinstance(located.content, Uniform | Arange)
+    integral = value.dtype is not None and value.dtype.is_integer()
+    return integral or facts.get(value, Integers) is not None or facts.get(value, View) is not None
+
+
+def _require_weights_go(facts: Facts, inside: set[ir.Node]) -> None:
+    """Declines where a float weight would stay in the model beside the fused one."""
+    for node in inside:
+        for value in node.inputs:
+            view = facts.get(value, View)
+            if value is None or view is None or view.rank < 2 or not view.dtype.is_floating_point():
+                continue
+            if value.is_graph_output():
+                raise Declined(f"the weight '{value.name}' is a graph output and would stay in the model", node)
+            for use in value.uses():
+                if use.node not in inside:
+                    reader = use.node.op_type
+                    raise Declined(f"the weight '{value.name}' would stay in the model: {reader} also reads it", use.node)
+
+
+def token_atoms(axes: Iterable[tuple[Atom, ...]]) -> list[tuple[Atom, ...]]:
+    """Returns the dimensions without those of extent 1."""
+    return [dim for dim in axes if dim]
+
+
+def require_alike(views: Sequence[View | None], what: str, node: ir.Node) -> bool:
+    """Whether there are views, of one shape and dtype; declines where experts differ in them."""
+    present = [view for view in views if view is not None]
+    if not present:
+        return False
+    for expert, view in enumerate(views):
+        if view is None:
+            raise Declined(f"expert {expert} has no {what}, and others have", node)
+        if (view.shape, view.dtype) != (present[0].shape, present[0].dtype):
+            raise Declined(f"{what} of expert {expert} is {list(view.shape)}, of others {list(present[0].shape)}", node)
+    return True

@@ -1,0 +1,125 @@
+"""What the rules that fuse a block share: the operator's inputs and output, where the block had its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.facts import Facts
+from rewriter.rule import Declined, Fed
+from rules._block import Block, Routing
+from rules.recognise.axes import Atom, Dim, Size, only, total
+from rules.recognise.movement import token_rows
+from rules.recognise.sizes import shape_of
+
+
+def logits_of(op: Any, facts: Facts, routing: Routing, dtype: ir.DataType, experts: int) -> ir.Value:
+    """Returns router_probs [T, E] of x's dtype, or declines: a cast would round them."""
+    value: ir.Value = routing.logits
+    own = value.dtype or dtype
+    if own != dtype and (dtype != ir.DataType.FLOAT or own == ir.DataType.DOUBLE):
+        raise Declined(f"the router computes in {own.name}, and the operator takes x's {dtype.name}", value)
+    value = flat(op, facts, value, experts)
+    if routing.function == "log_sigmoid":
+        value = op.Neg(op.Softplus(op.Neg(value)))
+    return value if own == dtype else op.Cast(value, to=int(dtype))
+
+
+def flat(op: Any, facts: Facts, value: ir.Value, width: int) -> ir.Value:
+    """Returns [.., width] as [T, width]."""
+    dims = shape_of(facts, value)
+    return value if dims is not None and len(dims) == 2 else _reshaped(op, value, (-1, width))
+
+
+def placed(op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Value], node: ir.Node) -> ir.Value:
+    """Returns the block's output: the operator on x, scaled, and in the shape that the block had; or declines.
+
+    Args:
+        op: onnxscript's builder.
+        facts: what is known.
+        block: what is replaced.
+        emit: builds the operator on x.
+        node: the block's last node, for reasons.
+    """
+    hidden = block.experts[0].gate.weight.sizes[1]
+    lead, behind = _lead(block, node)
+    rows = token_rows(facts, block.x, hidden)
+    if rows is None:
+        raise Declined("the shape of the experts' input is unknown", block.x)
+    own = list(rows.axes[:-1])
+    if _flattened(lead) != _flattened(own):
+        raise Declined("the rows of the sum are not those of the experts' input", node)
+    scale = block.mixing.scale
+    dtype = facts_dtype(block)
+    if scale != 1 and dtype != ir.DataType.FLOAT:
+        raise Declined(f"the weights are scaled by {scale:g}, which rounds in {dtype.name}", node)
+    shape: list[int] = []
+    if lead != own or rows.rank not in (2, 3):
+        shape = [_extent(dim) for dim in lead]
+        if shape.count(-1) > 1:
+            raise Declined("the rows of the sum lie otherwise than those of the experts' input", node)
+        out = emit(flat(op, facts, block.x, hidden))
+        shape = [] if shape == [-1] else [*shape, hidden]
+    else:
+        out = emit(block.x)
+    if scale != 1:
+        out = op.Mul(out, op.initializer(ir.tensor(np.array(scale, np.float32), name="scale")))
+    if behind:
+        shape = [*(shape or [*(0 for _ in lead), hidden]), *(1 for _ in behind)]
+    return _reshaped(op, out, shape) if shape else out
+
+
+def _lead(block: Block, node: ir.Node) -> tuple[list[Dim], Sequence[Dim]]:
+    """The dimensions before and behind the features."""
+    features = [i for i, dim in enumerate(block.axes) if only(dim, "feature")]
+    if len(features) != 1 or any(block.axes[features[0] + 1 :]):
+        raise Declined("the features of the sum are not its last dimension", node)
+    return list(block.axes[: features[0]]), block.axes[features[0] + 1 :]
+
+
+def _flattened(dims: Sequence[Dim]) -> list[Atom]:
+    return [atom for dim in dims for atom in dim]
+
+
+def _extent(dim: Dim) -> int:
+    constant = total(dim).constant
+    return -1 if constant is None else constant
+
+
+def _reshaped(op: Any, value: ir.Value, shape: Sequence[int]) -> ir.Value:
+    target = op.initializer(ir.tensor(np.array(shape, np.int64), name="rows_shape"))
+    moved: ir.Value = op.Reshape(value, target)
+    return moved
+
+
+def facts_dtype(block: Block) -> ir.DataType:
+    """Returns the element type of x."""
+    if block.x.dtype is not None:
+        return block.x.dtype
+    weight = block.experts[0].gate.weight
+    return weight.dtype
+
+
+def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
+    """Returns what the proof needs to know of the values that the block reads."""
+    dtype = facts_dtype(block)
+    wanted = {block.x: False, routing.logits: True}
+    if routing.weights is not None:
+        wanted.setdefault(routing.weights.logits, True)
+    fed = {}
+    for value, ranked in wanted.items():
+        dims = shape_of(facts, value)
+        if dims is None or value.is_graph_input() and value.dtype is None:
+            continue
+        width = block.experts[0].gate.weight.sizes[1] if value is block.x else block.mixing.router.experts
+        sizes = (*dims[:-1], Size(width))
+        fed[value] = Fed(value.dtype or dtype, tuple((s.factor, _names(s)) for s in sizes), ranked)
+    return fed
+
+
+def _names(size: Size) -> tuple[str, ...]:
+    """The unknowns of a size, as the model, or the proof, calls them."""
+    return tuple(s if isinstance(s, str) else f"{s[0].name}:{s[1]}" for s in size.symbols)

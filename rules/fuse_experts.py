@@ -1,0 +1,143 @@
+"""A whole MoE block in plain operators -> com.microsoft::MoE.
+
+Matched:      the Add or ReduceSum that completes sum_e share_e(logits) * (down_e @ act(gate_e @ x) * (up_e @ x)), in
+              whatever operators the recognisers know
+Replacement:  MoE(x, logits [T, E], fc1, fc1_bias?, fc2, fc2_bias?), its weights lazy stacks; gate and up rows in turn;
+              a factor for each expert goes into its fc2, one for all into a Mul behind
+Declines when:
+              an expert is missing, is there twice, reads another x or has another activation
+              the activation or the routing is none that MoE has
+              the target's MoE does not run it, or not in this dtype
+              something else reads a value inside of the block, or its weights
+              weights of float16 or bfloat16 would have to be scaled
+Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onnx, as the recognisers list them
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.experts import ExpertForm
+from rewriter.facts import Recogniser
+from rewriter.rule import Declined, Replacement, Rule
+from rewriter.stack import interleaved, scaled, stacked
+from rewriter.tensors import View, ViewTensor
+from rules._block import Block, Routing, covered, read_block, require_alike, resolve
+from rules._fused import logits_of, placed, told
+from rules._guards import FLOATS
+from rules._moe import DOMAIN
+from rules.recognise import experts
+from rules.recognise.contents import Dense, Linear
+
+
+class FuseExperts(Rule):
+    """The rule at one operator that completes a block."""
+
+    recognisers: ClassVar[Sequence[Recogniser]] = experts.RECOGNISERS
+
+    def __init__(self, op_type: str) -> None:
+        super().__init__(name="fuse-experts")
+        self._op_type = op_type
+
+    def pattern(self, op: Any, a: Any) -> Any:
+        return getattr(op, self._op_type)(a, _allow_other_inputs=True, _outputs=["y"])
+
+    def rewrite(self, op: Any, *, a: ir.Value, y: ir.Value) -> Replacement:
+        facts = self.run.facts
+        block = read_block(facts, y)
+        node = y.producer()
+        assert node is not None
+        routing = resolve(block.mixing, node)
+        if routing.weights is not None:
+            raise Declined("experts are selected by one score and mixed by another, which only QMoE can do", node)
+        weights = _weights(block, node)
+        form = self._form(block, routing, weights[0].dtype, node)
+        nodes = covered(facts, block, routing)
+        fed = told(facts, block, routing)
+        logits = logits_of(op, facts, routing, weights[0].dtype, block.mixing.router.experts)
+        values = [None if w is None else op.initializer(ViewTensor(w)) for w in weights]
+        while values[-1] is None:
+            values.pop()
+
+        def moe(x: ir.Value) -> ir.Value:
+            out: ir.Value = op.MoE(x, logits, *values, _domain=DOMAIN, **form.attributes())
+            return out
+
+        return Replacement({y: placed(op, facts, block, moe, node)}, nodes, fed)
+
+    def _form(self, block: Block, routing: Routing, dtype: ir.DataType, node: ir.Node) -> ExpertForm:
+        activation = block.activation
+        form = ExpertForm(
+            k=block.mixing.router.k,
+            activation=activation.kind,
+            alpha=activation.alpha,
+            beta=activation.beta,
+            limit=math.inf if activation.limit is None else activation.limit,
+            fusion=1 if activation.kind == "swiglu" else 0,
+            normalize=routing.normalize,
+        )
+        kernel = self.run.target.kernel("MoE")
+        if kernel is None:
+            raise Declined(f"target {self.run.target} has no MoE", node)
+        if reason := kernel.refusal(form, dtype.name):
+            raise Declined(f"MoE on target {self.run.target}: {reason}", node)
+        return form
+
+
+def _weights(block: Block, node: ir.Node) -> tuple[View, View | None, View, View | None]:
+    """fc1, fc1_bias, fc2 and fc2_bias of the whole block."""
+    gate, gate_bias = _projection([e.gate for e in block.experts], "gate", node)
+    down = [_dense(e.down, "down", node) for e in block.experts]
+    require_alike(down, "down", node)
+    fc2 = stacked(down)
+    fc2_bias = stacked([e.bias for e in block.experts if e.bias is not None]) if require_alike(
+        [e.bias for e in block.experts], "bias of down", node
+    ) else None
+    fc1, fc1_bias = gate, gate_bias
+    if block.experts[0].up is not None:
+        up, up_bias = _projection([e.up for e in block.experts if e.up is not None], "up", node)
+        if up.shape != gate.shape or up.dtype != gate.dtype:
+            raise Declined(f"up is {list(up.shape)} and gate {list(gate.shape)}", node)
+        fc1 = interleaved(gate, up)
+        if gate_bias is not None or up_bias is not None:
+            fc1_bias = interleaved(gate_bias or _zeros(gate), up_bias or _zeros(up))
+    if fc2.shape[2] != gate.shape[1] or fc2.shape[1] != gate.shape[2]:
+        raise Declined(f"down is {list(fc2.shape)} and gate {list(gate.shape)}", node)
+    dtypes = {w.dtype for w in (fc1, fc1_bias, fc2, fc2_bias) if w is not None} | {block.x.dtype or fc1.dtype}
+    if len(dtypes) != 1 or not dtypes <= FLOATS:
+        raise Declined(f"x and the weights are {', '.join(sorted(d.name for d in dtypes))}", node)
+    table = block.mixing.table
+    if table is not None:
+        if fc2.dtype != ir.DataType.FLOAT:
+            raise Declined(f"a factor for each expert would round its {fc2.dtype.name} weights", node)
+        factors = [float(f) for f in np.asarray(table.numpy())]
+        fc2, fc2_bias = scaled(fc2, factors), None if fc2_bias is None else scaled(fc2_bias, factors)
+    return fc1, fc1_bias, fc2, fc2_bias
+
+
+def _projection(linears: Sequence[Linear], what: str, node: ir.Node) -> tuple[View, View | None]:
+    views = [_dense(linear.weight, what, node) for linear in linears]
+    require_alike(views, what, node)
+    biases = [linear.bias for linear in linears]
+    has_bias = require_alike(biases, f"bias of {what}", node)
+    return stacked(views), stacked([b for b in biases if b is not None]) if has_bias else None
+
+
+def _dense(weight: object, what: str, node: ir.Node) -> View:
+    if not isinstance(weight, Dense):
+        raise Declined(f"{what} is quantized already (rule fuse-quantized-experts fuses such blocks)", node)
+    return weight.view
+
+
+def _zeros(weight: View) -> View:
+    return View.whole(ir.tensor(np.zeros(weight.shape[:2], weight.dtype.numpy()), name="zeros"), "zeros")
+
+
+def rule() -> list[Rule]:
+    """Builds the rule, at every operator that completes a block."""
+    return [FuseExperts(op_type) for op_type in ("Add", "ReduceSum")]

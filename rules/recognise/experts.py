@@ -1,0 +1,32 @@
+"""Every recogniser of MoE blocks, a family per file."""
+
+from __future__ import annotations
+
+from rewriter.facts import Recogniser
+from rules.recognise import (
+    activations,
+    combines,
+    computed,
+    elementwise,
+    gathers,
+    grouped,
+    linears,
+    movement,
+    routers,
+    sizes,
+    views,
+)
+
+RECOGNISERS: tuple[Recogniser, ...] = (
+    *views.RECOGNISERS,
+    *computed.RECOGNISERS,
+    *sizes.RECOGNISERS,
+    *movement.RECOGNISERS,
+    *gathers.RECOGNISERS,
+    *routers.RECOGNISERS,
+    *linears.RECOGNISERS,
+    *activations.RECOGNISERS,
+    *combines.RECOGNISERS,
+    *grouped.RECOGNISERS,
+    *elementwise.RECOGNISERS,
+)

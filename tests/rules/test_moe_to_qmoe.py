@@ -1,0 +1,376 @@
+"""moe-to-qmoe: the real models, its guards, sharing, streaming and the plan."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from moe_models import (
+    SWIGLU,
+    attributes_of,
+    feeds,
+    initializers_of,
+    make_model,
+    moe_model,
+    nodes_of,
+    ort,
+    reference,
+    relative,
+    rewrite,
+    rule_set,
+    tensor,
+)
+from onnx import helper
+
+import rewriter
+from rewriter.errors import ModelError
+from rewriter.parity.runtime import OrtRuntime
+from rewriter.target import Target
+
+MODELS = Path(__file__).parents[1] / "models"
+INTERLEAVED = SWIGLU | {"swiglu_fusion": 1, "k": 2, "normalize_routing_weights": 1}
+MOE = rule_set(["moe-to-qmoe"], bits=4)
+
+
+def histogram(model):
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def load(name):
+    return onnx.load(MODELS / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "normal"),
+    [
+        ("genai/gpt_oss_fp32_cpu.onnx", "genai/gpt_oss_fp32_cpu.npz", {}),
+        ("genai/lfm2_moe_fp32_cpu.onnx", "genai/lfm2_moe_fp32_cpu.npz", {"moe-drop-zero-biases": 2}),
+        ("hf_exporter/qwen3_moe__ortcuda.onnx", "hf_exporter/qwen3_moe__default.npz", {"moe-fuse-fc3": 2}),
+        ("mobius/gemma4_fused_moe_head_f32.onnx", "mobius/gemma4_fused_moe_head_f32.npz", {"unstack": 2}),
+    ],
+)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_real_models(*, name, inputs, normal, bits, tmp_path):
+    model = load(name)
+    result = rewriter.apply(model, rules=f"moe-int{bits}", target="cpu")
+    before, after = histogram(model), histogram(result.model)
+    assert before["MoE"] == 2 and after["QMoE"] == 2 and not after["MoE"]
+    applied = result.report.applied
+    assert applied.pop("moe-to-qmoe") == 2
+    assert {rule: n for rule, n in applied.items() if not rule.endswith("matmul-nbits")} == normal
+    (proof,) = (p for p in result.report.proofs if p.rule == "moe-to-qmoe")
+    assert proof.max_relative < 1e-5 and proof.runtime == ("cpu" if bits == 4 else "reference")
+    assert ("rounds activations to 8 bits" in proof.because) == (bits == 8)
+    saved = result.save(tmp_path / "out")
+    weights = [w for w in result.report.weights if w.role.startswith("expert.")]
+    assert len(weights) == 16 and {w.role for w in weights} == {"expert.gate_up", "expert.down"}
+    assert {w.expert for w in weights} == {0, 1, 2, 3} and {w.layer for w in weights} == {0, 1}
+    recorded = np.load(MODELS / inputs)
+    outputs = OrtRuntime().run(saved, {k[3:]: recorded[k] for k in recorded if k.startswith("in:")})
+    assert all(np.isfinite(out).all() for out in outputs.values())
+
+
+def test_geglu_declines_naming_the_activation():
+    model = load("genai/gemma4_moe_fp32_cpu_b32.onnx")
+    result = rewriter.apply(model, rules="moe-int4", target="cpu")
+    assert histogram(result.model)["MoE"] == 2
+    (reason,) = {d.reason for d in result.report.declines if d.rule == "moe-to-qmoe"}
+    assert "activation 'geglu' has no kernel" in reason and str(Target.parse("cpu")) in reason
+
+
+def test_malformed_moe_is_a_model_error():
+    path = MODELS / "mobius/gemma4_fused_moe_pre324_malformed_f32.onnx"
+    with pytest.raises(ModelError, match=r"node_93.*required input 4 \(fc2_experts_weights\) is missing"):
+        rewriter.apply(path, rules="moe-int4", target="cpu")
+
+
+def test_quantized_experts_are_left_alone_with_a_reason():
+    model = load("genai_old/phimoe_int4_cuda_071.onnx")
+    result = rewriter.apply(model, rules="moe-int4", target="cpu")
+    assert not result.report.applied and histogram(result.model) == histogram(model)
+    (reason,) = {d.reason for d in result.report.declines}
+    assert reason.startswith("the experts are quantized already") and "fc3 beside 'silu' has no kernel" in reason
+
+
+def test_attributes_and_slots_are_carried():
+    got = rewrite(moe_model(INTERLEAVED), rule_set(["moe-to-qmoe"], bits=4, symmetric=False), "cpu@1.31").model
+    (node,) = nodes_of(got, "QMoE")
+    assert attributes_of(node) == {
+        "k": 2,
+        "activation_type": b"swiglu",
+        "normalize_routing_weights": 1,
+        "swiglu_fusion": 1,
+        "activation_alpha": pytest.approx(1.702),
+        "activation_beta": 1.0,
+        "swiglu_limit": 1.5,
+        "expert_weight_bits": 4,
+        "block_size": 32,
+        "weights_prepacked": 0,
+    }
+    assert [bool(name) for name in node.input] == [True] * 8 + [False] * 3 + [True] * 2
+    assert {p.key: p.value for p in node.metadata_props}["rewriter.layout"] == "raw"
+
+
+@pytest.mark.parametrize(("version", "has"), [("1.31", {"weights_prepacked", "accuracy_level"}), ("1.30", {"weights_prepacked"}), ("1.26", set())])
+def test_attributes_only_where_the_target_has_them(version, has):
+    rules = rule_set([{"moe-to-qmoe": {"accuracy_level": 4}}], bits=4)
+    (node,) = nodes_of(rewrite(moe_model(INTERLEAVED), rules, f"cpu@{version}").model, "QMoE")
+    assert {"weights_prepacked", "accuracy_level"} & set(attributes_of(node)) == has
+
+
+def test_softmax_stands_in_where_the_target_always_normalizes():
+    model = moe_model(INTERLEAVED | {"normalize_routing_weights": 0})
+    result = rewrite(model, MOE, "cpu@1.31")
+    assert histogram(result.model) == {"Softmax": 1, "QMoE": 1}
+    (node,) = nodes_of(result.model, "QMoE")
+    assert node.input[14] == nodes_of(result.model, "Softmax")[0].output[0]
+    assert attributes_of(node)["normalize_routing_weights"] == 0
+    assert histogram(rewrite(model, rule_set(["moe-to-qmoe"], bits=4), "cuda:sm80").model) == {"MoE": 1}
+
+
+def test_fp16_on_cuda_heeds_normalization_itself():
+    model = moe_model(INTERLEAVED | {"normalize_routing_weights": 0}, dtype=np.float16)
+    assert histogram(rewrite(model, MOE, "cuda:sm80").model) == {"QMoE": 1}
+
+
+def test_a_smaller_legal_block_is_taken_and_reported(tmp_path):
+    model = moe_model(INTERLEAVED, hidden=48, inter=48)
+    result = rewrite(model, rule_set(["moe-to-qmoe"], bits=4, block_size=128))
+    assert attributes_of(nodes_of(result.model, "QMoE")[0])["block_size"] == 16
+    assert {(w.block_size, w.planned_block_size) for w in result.report.weights} == {(16, 128)}
+    rules = rule_set([{"moe-to-qmoe": {"smaller_blocks": False}}], bits=4, block_size=128)
+    assert_declines(model, rules, "K = 48 is not divisible by the block size 128")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_experts_are_streamed_one_at_a_time(bits, monkeypatch):
+    model = ir.from_proto(moe_model(INTERLEAVED))
+    result = rewriter.apply(model, rules=rule_set(["moe-to-qmoe"], bits=bits, symmetric=False))
+    codes = next(v.const_value for n, v in result.ir_model.graph.initializers.items() if n.endswith(f"fc1_q{bits}"))
+    whole = np.asarray(codes.numpy())
+    pieces = []
+
+    class Pieces(io.BytesIO):
+        def write(self, data):
+            pieces.append(len(bytes(data)))
+            return super().write(data)
+
+    stream = Pieces()
+    codes.tofile(stream)
+    assert stream.getvalue() == whole.tobytes() and len(pieces) == whole.shape[0]
+    scales = next(v.const_value for n, v in result.ir_model.graph.initializers.items() if n.endswith("fc1_scales"))
+    first, again = np.asarray(scales.numpy()), np.asarray(scales.numpy())  # the second is computed anew
+    np.testing.assert_array_equal(first, again)
+
+
+def test_save_is_deterministic_and_equal_to_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("rewriter.io.SINGLE_FILE_BYTES", 0)
+    model = moe_model(INTERLEAVED, nodes=2)
+    files = []
+    for name in ("a", "b"):
+        result = rewriter.apply(model, rules=rule_set(["moe-to-qmoe"], bits=4, symmetric=False))
+        saved = result.save(tmp_path / name)
+        files.append([f.read_bytes() for f in sorted(saved.parent.iterdir())])
+        assert len(result.report.weights) == 32
+    assert files[0] == files[1] and len(files[0]) == 2
+    loaded, memory = onnx.load(saved), rewriter.apply(model, rules=rule_set(["moe-to-qmoe"], bits=4, symmetric=False)).model
+    for key, array in initializers_of(memory).items():
+        np.testing.assert_array_equal(array, initializers_of(loaded)[key])
+
+
+def test_a_weight_of_two_nodes_is_quantized_once():
+    model = moe_model(INTERLEAVED, nodes=2, shared=True)
+    result = rewrite(model, MOE)
+    first, second = nodes_of(result.model, "QMoE")
+    assert list(first.input)[2:] == list(second.input)[2:] and result.report.applied == {"moe-to-qmoe": 2}
+    assert not any(i.data_type == onnx.TensorProto.FLOAT and len(i.dims) == 3 and "scales" not in i.name for i in result.model.graph.initializer)
+
+
+def test_idempotent():
+    once = rewrite(moe_model(INTERLEAVED), MOE).model
+    again = rewrite(once, MOE)
+    assert not again.report.applied and not again.report.declines
+    assert again.model.SerializeToString(deterministic=True) == once.SerializeToString(deterministic=True)
+
+
+def test_in_a_subgraph():
+    body = moe_model(INTERLEAVED).graph
+    weights = list(body.initializer)
+    then = helper.make_graph(body.node, "then", [], body.output)
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["z"])], "else", [], [helper.make_tensor_value_info("z", 1, ["T", 64])])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)
+    inputs = [*body.input, helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
+    outer = make_model(helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", 1, ["T", 64])], weights))
+    result = rewrite(outer, MOE)
+    assert result.report.applied == {"moe-to-qmoe": 1}
+    inputs = feeds() | {"c": np.array(True)}
+    assert relative(ort(result.model, inputs), ort(outer, inputs)) < 0.3
+
+
+def test_a_graph_output_in_the_middle_and_a_router_of_rank_3():
+    model = moe_model(INTERLEAVED, nodes=2)
+    model.graph.output.append(helper.make_tensor_value_info("y0", 1, ["T", 64]))
+    assert rewrite(model, MOE).report.applied == {"moe-to-qmoe": 2}
+    flat = moe_model(INTERLEAVED)
+    del flat.graph.input[:]
+    flat.graph.input.extend(helper.make_tensor_value_info(n, 1, ["B", "S", d]) for n, d in (("x", 64), ("router", 8)))
+    flat.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, ["B", "S", 64]))
+    result = rewrite(flat, MOE)
+    inputs = {name: array.reshape(2, 3, -1) for name, array in feeds().items()}
+    assert relative(ort(result.model, inputs), reference(result.model, inputs)) < 1e-5
+
+
+def assert_declines(model, rules, reason, target="cpu@1.31"):
+    result = rewrite(model, rules, target)
+    reasons = [d.reason for d in result.report.declines]
+    assert any(reason in r for r in reasons), reasons
+    assert result.model.graph.SerializeToString(deterministic=True) == untouched(model)
+
+
+def untouched(model):
+    return ir.to_proto(ir.from_proto(model)).graph.SerializeToString(deterministic=True)
+
+
+def changed(change, **options):
+    model = moe_model(INTERLEAVED, **options)
+    change(model)
+    return model
+
+
+def replace_initializer(model, name, array):
+    for init in model.graph.initializer:
+        if init.name == name:
+            init.CopyFrom(tensor(array, name))
+
+
+def weight_as_input(model):
+    init = next(i for i in model.graph.initializer if i.name == "layer0.fc1")
+    model.graph.input.append(helper.make_tensor_value_info(init.name, 1, init.dims))
+
+
+def read_elsewhere(model):
+    model.graph.node.append(helper.make_node("ReduceSum", ["layer0.fc2"], ["total"]))
+    model.graph.output.append(helper.make_tensor_value_info("total", 1, [1, 1, 1]))
+
+
+def unknown_attribute(model):
+    model.graph.node[0].attribute.append(helper.make_attribute("colour", 1))
+
+
+NEAR_MISSES = {
+    "weights that a caller may set": (weight_as_input, "fc1 is not constant"),
+    "float copy stays": (read_elsewhere, "the float weight fc2 would stay in the model: ReduceSum also reads it"),
+    "unknown attribute": (unknown_attribute, "attributes that MoE does not have, or that a caller sets: colour"),
+    "other dtype": (
+        lambda m: replace_initializer(m, "layer0.fc1", np.zeros((8, 128, 64), np.float16)),
+        "fc1 is FLOAT16 and the input FLOAT",
+    ),
+    "k": (lambda m: m.graph.node[0].attribute.extend([helper.make_attribute("k", 9)]), "k = 9 of 8 experts"),
+    "negative limit": (
+        lambda m: [a for a in m.graph.node[0].attribute if a.name == "swiglu_limit"][0].__setattr__("f", -1.0),
+        "swiglu_limit=-1.0 is negative",
+    ),
+    "shape": (
+        lambda m: replace_initializer(m, "layer0.fc1", np.zeros((8, 126, 64), np.float32)),
+        "fc1 has shape [8, 126, 64]; expected [8, 128, 64]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses(name):
+    change, reason = NEAR_MISSES[name]
+    model = moe_model({key: value for key, value in INTERLEAVED.items() if key != name})
+    change(model)
+    assert_declines(model, MOE, reason)
+
+
+FORMS = {
+    "activation": ({"activation_type": "geglu"}, {}, "cpu@1.31", "activation 'geglu' has no kernel"),
+    "fc3": ({"activation_type": "silu"}, {"fc3": True}, "cpu@1.31", "fc3 beside 'silu' has no kernel"),
+    "fusion": (SWIGLU | {"swiglu_fusion": 2}, {}, "cpu@1.31", "swiglu_fusion=2 has no kernel (it runs 1)"),
+    "no linear half": (SWIGLU, {}, "cpu@1.31", "has no kernel"),
+    "sparse mixer": ({"activation_type": "relu", "use_sparse_mixer": 1}, {}, "cpu@1.31", "use_sparse_mixer has no kernel"),
+    "dtype": (INTERLEAVED, {}, "cuda:sm80", "float has no kernel (it runs float16, bfloat16)"),
+    "no kernel": (INTERLEAVED, {}, "dml", "target dml@1.31 has no QMoE"),
+    "old cpu": ({"activation_type": "relu", "normalize_routing_weights": 1}, {}, "cpu@1.24", "activation 'relu' has no kernel"),
+    "router_weights": (INTERLEAVED | {"normalize_routing_weights": 0}, {}, "cpu@1.24", "router_weights would be needed"),
+    "fixed constants": (INTERLEAVED, {"dtype": np.float16}, "cuda:sm80@1.27", "fixed to alpha, beta and limit"),
+    "architecture": (INTERLEAVED | {"swiglu_limit": 7.0, "activation_alpha": 1.702}, {"dtype": np.float16}, "cuda@1.27", "named"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_what_the_target_lacks_is_named(name):
+    attributes, options, target, reason = FORMS[name]
+    assert_declines(moe_model({"k": 2} | attributes, **options), MOE, reason, target)
+
+
+PLANS = {
+    "bits of the target": ({"bits": 2}, {}, "cpu@1.26", "runs 4, 8 bits, not 2"),
+    "bits differ": (
+        {"bits": 4}, {"overrides": [{"role": "expert.down", "bits": 8}]}, "cpu@1.31",
+        "runs projections of different bits (fc1 4 and fc2 8)",
+    ),
+    "symmetry differs": (
+        {"bits": 4}, {"overrides": [{"role": "expert.down", "symmetric": False}]}, "cpu@1.30",
+        "takes zero points for all projections or for none",
+    ),
+    "blocks and rows": (
+        {"bits": 4}, {"overrides": [{"role": "expert.down", "block_size": 0}]}, "cpu@1.31",
+        "asks for blocks and for whole rows",
+    ),
+    "whole stack excluded": ({"bits": 4}, {"exclude": [{"weights": "layer0.fc1"}]}, "cpu@1.31", "fc1: excluded by the plan"),
+    "one expert excluded": (
+        {"bits": 4}, {"exclude": [{"weights": "*__slice_3"}]}, "cpu@1.31",
+        "expert 3 of fc1: excluded by the plan (weight *__slice_3); QMoE quantizes a stack whole",
+    ),
+    "one expert differs": (
+        {"bits": 4}, {"overrides": [{"weights": "layer0.fc2__slice_5", "bits": 8}]}, "cpu@1.31",
+        "gives expert 0 of fc2 4 bits in blocks of 32, symmetric and expert 5 8 bits in blocks of 32, symmetric",
+    ),
+    "node excluded": ({"bits": 4}, {"exclude": [{"nodes": "moe0"}]}, "cpu@1.31", "excluded by the plan (node moe0)"),
+    "one block a row": (
+        {"bits": 4, "block_size": 64, "symmetric": False}, {}, "cpu@1.30", None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plans_that_the_operator_cannot_hold(name):
+    default, more, target, reason = PLANS[name]
+    rules = rule_set(["moe-to-qmoe"], **default)
+    rules["quantization"] |= more
+    if reason is None:  # a smaller block is legal
+        (node,) = nodes_of(rewrite(moe_model(INTERLEAVED), rules, target).model, "QMoE")
+        assert attributes_of(node)["block_size"] == 32
+    else:
+        assert_declines(moe_model(INTERLEAVED), rules, reason, target)
+
+
+def test_the_excluded_layer_stays_and_the_other_goes():
+    rules = rule_set(["moe-drop-zero-biases"], ["moe-to-qmoe"], bits=4)
+    rules["quantization"]["exclude"] = [{"nodes": "moe0"}]
+    result = rewrite(moe_model(INTERLEAVED, nodes=2, bias="zero"), rules)
+    assert [(n.op_type, n.name) for n in result.model.graph.node if "MoE" in n.op_type] == [
+        ("MoE", "moe0"),
+        ("QMoE", "moe1_QMoE"),
+    ]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_stack_too_large_for_the_proof_is_proved_by_its_first_experts(symmetric, monkeypatch):
+    for module in ("local", "weights"):
+        monkeypatch.setattr(f"rewriter.parity.{module}.BUDGET", 1_600_000)
+    model = moe_model(INTERLEAVED | {"normalize_routing_weights": 0}, experts=64)
+    rules = rule_set(["moe-to-qmoe"], bits=4, symmetric=symmetric)
+    (proof,) = rewrite(model, rules).report.proofs
+    assert (proof.experts, proof.runtime, proof.skipped) == (8, "cpu", "") and proof.max_relative < 1e-5
+    monkeypatch.setattr("rewriter.parity.weights.BUDGET", 10_000)
+    (proof,) = rewrite(model, rules).report.proofs
+    assert proof.runtime == "none" and proof.skipped.startswith("not run")

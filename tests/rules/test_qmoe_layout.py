@@ -1,0 +1,108 @@
+"""qmoe-layout: raw to CUTLASS and back, so that a CUDA export runs on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moe_models import SWIGLU, attributes_of, feeds, initializers_of, moe_model, nodes_of, ort, relative, rewrite, rule_set
+from test_moe_to_qmoe import untouched
+
+from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, available
+
+INTERLEAVED = SWIGLU | {"swiglu_fusion": 1, "k": 2, "normalize_routing_weights": 1}
+
+
+def layout(name="auto", unmarked=None):
+    return rule_set([{"qmoe-layout": {"layout": name, "unmarked": unmarked}}])
+
+
+def raw_model(dtype=np.float32, *, bits=4, symmetric=True, target="cpu@1.31", **options):
+    rules = rule_set(["moe-to-qmoe"], bits=bits, symmetric=symmetric)
+    return rewrite(moe_model(INTERLEAVED, dtype=dtype, **options), rules, target).model
+
+
+def stamp_of(model):
+    (node,) = nodes_of(model, "QMoE")
+    return {p.key: p.value for p in node.metadata_props}.get("rewriter.layout")
+
+
+def unstamped(model):
+    (node,) = nodes_of(model, "QMoE")
+    del node.metadata_props[:]
+    return model
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    bits=st.sampled_from([4, 8]),
+    symmetric=st.booleans(),
+    hidden=st.sampled_from([64, 128, 192]),
+    inter=st.sampled_from([64, 128]),
+    architecture=st.sampled_from(["sm80", "sm90"]),
+)
+def test_raw_to_prepacked_to_raw(*, bits, symmetric, hidden, inter, architecture):
+    raw = raw_model(bits=bits, symmetric=symmetric, hidden=hidden, inter=inter, experts=4)
+    target = "cuda:sm80" if architecture == "sm80" else "cuda:sm90@1.27"
+    there = rewrite(raw, layout(f"cutlass-{architecture}"), target)
+    assert there.report.applied == {"qmoe-layout": 1} and stamp_of(there.model) == f"cutlass-{architecture}"
+    (node,) = nodes_of(there.model, "QMoE")
+    assert attributes_of(node).get("weights_prepacked") == (1 if architecture == "sm80" else None)
+    assert [p.runtime for p in there.report.proofs] == ["reference"]
+    back = rewrite(there.model, layout(), "cpu@1.31")
+    assert stamp_of(back.model) == "raw" and attributes_of(nodes_of(back.model, "QMoE")[0])["weights_prepacked"] == 0
+    ours, theirs = initializers_of(back.model), initializers_of(raw)
+    (before,), (after,) = nodes_of(raw, "QMoE"), nodes_of(back.model, "QMoE")
+    for slot in (2, 3, 5, 6):
+        np.testing.assert_array_equal(ours[after.input[slot]], theirs[before.input[slot]])
+    assert not rewrite(back.model, layout(), "cpu@1.31").report.applied
+
+
+def test_a_prepacked_model_runs_on_the_cpu_once_it_is_raw():
+    raw = raw_model(inter=128)
+    packed = rewrite(raw, layout("cutlass-sm80"), "cuda:sm80").model
+    inputs = feeds()
+    assert relative(ort(packed, inputs), ort(raw, inputs)) > 0.1  # read as raw: garbage
+    np.testing.assert_array_equal(ort(rewrite(packed, layout(), "cpu").model, inputs), ort(raw, inputs))
+
+
+def test_the_option_names_the_layout_of_an_unmarked_node():
+    raw = raw_model()  # fc1 [128, 64 / 2]: no shape tells; fc2 [64, 64 / 2] neither
+    packed = rewrite(raw, layout("cutlass-sm80"), "cuda:sm80").model
+    square = unstamped(packed)
+    result = rewrite(square, layout(unmarked="cutlass-sm80"), "cpu@1.31")
+    assert result.report.applied == {"qmoe-layout": 1}
+    np.testing.assert_array_equal(ort(result.model, feeds()), ort(raw, feeds()))
+
+
+DECLINES = {
+    "unmarked": (lambda: unstamped(rewrite(raw_model(), layout("cutlass-sm80"), "cuda:sm80").model), layout(), "cpu@1.31", "name it with the option 'unmarked'"),
+    "not read": (raw_model, layout("cutlass-sm80"), "cpu@1.31", "reads raw, not cutlass-sm80"),
+    "sm90": (raw_model, layout("cutlass-sm90"), "cuda:sm90@1.31", "reads raw, cutlass-sm80, not cutlass-sm90"),
+    "no kernel": (raw_model, layout(), "dml", "reads no layout"),
+    "shape": (lambda: raw_model(hidden=96, inter=96), layout("cutlass-sm80"), "cuda:sm80", "fc1: K = 96 is not a multiple of 64"),
+    "bits": (lambda: raw_model(bits=2), layout("cutlass-sm80"), "cuda:sm80", "the CUTLASS layout exists for 4 and 8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECLINES)
+def test_declines(name):
+    make, rules, target, reason = DECLINES[name]
+    model = make()
+    result = rewrite(model, rules, target)
+    assert [reason in d.reason for d in result.report.declines] == [True], result.report.declines
+    assert result.model.graph.SerializeToString(deterministic=True) == untouched(model)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("cuda" not in available(), reason="no CUDA device, or no onnxruntime-gpu")
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["raw", "cutlass-sm80"])
+def test_cuda_runs_both_layouts(*, name, bits, symmetric):
+    raw = raw_model(np.float16, bits=bits, symmetric=symmetric, target="cuda:sm80", inter=128)
+    model = raw if name == "raw" else rewrite(raw, layout(name), "cuda:sm80").model
+    inputs = feeds(np.float16)
+    expected = ReferenceRuntime().run(model, inputs)["y"]
+    assert relative(OrtRuntime("cuda").run(model, inputs)["y"], expected) < 5e-3

@@ -1,0 +1,66 @@
+"""Models as ONNX text, and what the tests ask of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+import onnx_ir as ir
+from onnxscript.rewriter import RewriteRuleClassBase
+
+from rewriter.parity.runtime import OrtRuntime
+
+
+def parse(graph, *, opset=21, functions="", domains=""):
+    """A model from the text of its graph."""
+    return ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : {opset}{domains}]>\n{graph}\n{functions}')
+
+
+def histogram(model):
+    """Operator -> number of nodes, in the main graph, subgraphs and functions."""
+    return Counter(node.op_type for graph in model.graphs() for node in graph)
+
+
+def snapshot(model):
+    """The bytes of a model."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def names(model):
+    """Every name that a value of the main graph has."""
+    return [v.name for n in model.graph for v in n.outputs] + [*model.graph.initializers]
+
+
+def run(model, feeds):
+    """What ONNX Runtime computes; the checker must accept the model."""
+    proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return OrtRuntime().run(proto, feeds)
+
+
+class Swap(RewriteRuleClassBase):
+    """One operator for another, with the same inputs: right or wrong as the test needs it."""
+
+    def __init__(self, old, new, *, name=None, domain="", **attributes):
+        super().__init__(name=name or f"{old.lower()}-to-{new.lower()}")
+        self._old, self._new, self._domain, self._attributes = old, new, domain, attributes
+
+    def pattern(self, op, x):
+        return getattr(op, self._old)(x, _allow_other_inputs=True)
+
+    def rewrite(self, op, x):
+        return getattr(op, self._new)(x, _domain=self._domain, **self._attributes)
+
+
+class Drop(RewriteRuleClassBase):
+    """Removes an operator of one input, as an Identity is."""
+
+    def __init__(self, op_type="Identity"):
+        super().__init__(name=f"drop-{op_type.lower()}")
+        self._op_type = op_type
+
+    def pattern(self, op, x):
+        return getattr(op, self._op_type)(x)
+
+    def rewrite(self, op, x):
+        return x
