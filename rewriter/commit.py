@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnxscript.rewriter import RULE_NAME_TAG
 
+from rewriter._onnxscript import MatchFailureError
 from rewriter.errors import RuleError
 from rewriter.rule import Fed
 from rewriter.tensors import constant
@@ -97,17 +98,20 @@ class Committer:
                 container.opset_imports.setdefault(domain, version)
         nodes = list(rewrite.nodes)
         shared = self._place_constants(rewrite, root, nodes)
-        outputs = {
-            old: self._own_output(old, shared.get(new, new), nodes) for old, new in rewrite.outputs.items()
-        }
+        outputs: dict[ir.Value, ir.Value] = {}
+        for old, new in rewrite.outputs.items():
+            outputs[old] = self._own_output(old, shared.get(new, new), nodes, rewrite.graph, set(outputs.values()))
         self._name(rewrite, nodes, outputs)
         self._annotate(rewrite, nodes)
-        self._insert(rewrite, nodes)
+        rewrite.graph.insert_before(rewrite.root, nodes)
         for old, new in outputs.items():
             new.type = new.type or old.type
             new.shape = new.shape or old.shape
             old.replace_all_uses_with(new, replace_graph_outputs=True)
-        return Change(self._remove_dead(rewrite.matched), nodes, list(outputs.values()))
+        change = Change(self._remove_dead(rewrite.matched), nodes, list(outputs.values()))
+        if _may_be_out_of_order(rewrite):
+            rewrite.graph.sort()
+        return change
 
     def imports(self, graph: ir.Graph) -> Mapping[str, int]:
         """Returns the opset imports that hold in ``graph``: a subgraph has none of its own."""
@@ -138,7 +142,10 @@ class Committer:
                 raise self._fault(rewrite, f"the replacement of '{old.name}' is defined nowhere")
             if old.dtype is not None and new.dtype is not None and old.dtype != new.dtype:
                 raise self._fault(rewrite, f"'{old.name}' is {old.dtype.name}, its replacement {new.dtype.name}")
-
+            if any(use.node in rewrite.nodes for use in old.uses()):
+                raise self._fault(rewrite, f"the replacement reads '{old.name}', which it replaces")
+            if _is_identity_of(old, new) and not _may_take_name(new, rewrite.graph):
+                raise MatchFailureError(f"the Identity is what names '{old.name}'", rewrite.root)
         if {old.producer() for old in rewrite.outputs} - {rewrite.root} and _feeds_itself(rewrite):
             raise self._fault(rewrite, "an input of the replacement depends on one of its outputs")
 
@@ -172,10 +179,16 @@ class Committer:
                 shared[value] = home
         return shared
 
-    @staticmethod
-    def _own_output(old: ir.Value, new: ir.Value, nodes: list[ir.Node]) -> ir.Value:
-        """Returns ``new``, behind an Identity where it lives on under another name and ``old`` is a graph output."""
-        if not old.is_graph_output() or any(new is out for node in nodes for out in node.outputs):
+    def _own_output(
+        self, old: ir.Value, new: ir.Value, nodes: list[ir.Node], graph: ir.Graph, taken: set[ir.Value]
+    ) -> ir.Value:
+        """Returns ``new``, behind an Identity where ``old`` is a graph output and ``new`` cannot have its name."""
+        if not old.is_graph_output():
+            return new
+        if new not in taken and any(new is out for node in nodes for out in node.outputs):
+            return new
+        if new not in taken and _may_take_name(new, graph):
+            new.name, old.name = old.name, self._unique(self._values, f"{old.name}_replaced")
             return new
         node = ir.node("Identity", [new])
         nodes.append(node)
@@ -206,14 +219,6 @@ class Committer:
             node.metadata_props[RULE_NAME_TAG] = rewrite.rule
             if documents and not node.doc_string:
                 node.doc_string = "\n".join(dict.fromkeys(documents))
-
-    def _insert(self, rewrite: Rewrite, nodes: Sequence[ir.Node]) -> None:
-        """Puts the new nodes before the root; where outputs are read earlier, the graph is put in order again."""
-        if not nodes:
-            return
-        rewrite.graph.insert_before(rewrite.root, nodes)
-        if {old.producer() for old in rewrite.outputs} - {rewrite.root}:
-            rewrite.graph.sort()
 
     def _remove_dead(self, matched: Iterable[ir.Node]) -> list[ir.Node]:
         """Removes the matched nodes, and those that only they kept alive."""
@@ -272,6 +277,28 @@ def _empty(attribute: ir.Attr) -> None:
         for node in graph.all_nodes():
             for index in range(len(node.inputs)):
                 node.replace_input_with(index, None)
+
+
+def _may_take_name(value: ir.Value, graph: ir.Graph) -> bool:
+    """Whether the value's own name says nothing to anybody: no input, output or initializer, nor of another graph."""
+    producer = value.producer()
+    return producer is not None and producer.graph is graph and not value.is_graph_output()
+
+
+def _is_identity_of(old: ir.Value, new: ir.Value) -> bool:
+    producer = old.producer()
+    named = old.is_graph_output() and producer is not None and producer.op_type == "Identity"
+    return named and producer is not None and producer.inputs[0] is new
+
+
+def _may_be_out_of_order(rewrite: Rewrite) -> bool:
+    """Whether an output is read before the root, or a new node reads what the root need not come after."""
+    if {old.producer() for old in rewrite.outputs} - {rewrite.root}:
+        return True
+    before = {value for node in rewrite.matched for value in (*node.inputs, *node.outputs)}
+    new = set(rewrite.nodes)
+    read = (value for node in rewrite.nodes for value in node.inputs if value is not None and value not in before)
+    return any((producer := value.producer()) is not None and producer not in new for value in read)
 
 
 def _feeds_itself(rewrite: Rewrite) -> bool:

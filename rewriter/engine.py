@@ -80,15 +80,18 @@ class Engine:
         self._run.facts = Facts(self._run.model, recognisers)
         for root in self._roots():
             self._run.facts.compute(root)
+        fired: list[tuple[str, str]] = []
         for sweep in range(1, phase.max_sweeps + 1):
             self.outcome.sweeps[phase.name] = sweep
+            before = fired
             fired, declines = self._sweep(phase, sweep, table, everywhere)
             if not fired:
                 self.outcome.declines.extend(declines)
                 return
-        names = dict.fromkeys(f"{name} at {node}" for name, node in fired[-20:])
+        last = dict([*before[-20:], *fired[-20:]])  # two rules that undo one another fire in turn
+        names = [f"{name} at {node}" for name, node in last.items()]
         raise NonConvergenceError(
-            f"phase '{phase.name}' still fires after {phase.max_sweeps} sweeps: {', '.join(list(names)[:5])};"
+            f"phase '{phase.name}' still fires after {phase.max_sweeps} sweeps: {', '.join(names[:5])};"
             " these rules undo one another, or max_sweeps is too low"
         )
 

@@ -41,6 +41,7 @@ class Facts:
     def __init__(self, model: ir.Model, recognisers: Iterable[Recogniser]) -> None:
         self._model = model
         self._facts: dict[ir.Value, dict[type, object]] = {}
+        self._derived: dict[ir.Value, dict[type, object]] = {}
         self._reasons: dict[ir.Value, str] = {}
         self._by_operator: dict[OpKey, list[tuple[Recogniser, Binder]]] = {}
         for recogniser in recognisers:
@@ -69,12 +70,17 @@ class Facts:
 
     def derived(self, value: ir.Value, kind: type[F], compute: Callable[[], F]) -> F:
         """Returns a fact that follows from the graph around ``value``; computed once and kept with the others."""
-        known = self._facts.setdefault(value, {})
+        known = self._derived.setdefault(value, {})
         if kind not in known:
             known[kind] = compute()
         fact = known[kind]
         assert isinstance(fact, kind)
         return fact
+
+    def kept(self, value: ir.Value, kind: type[F]) -> F | None:
+        """Returns what ``derived`` has computed, or None where it has not been asked."""
+        fact = self._derived.get(value, {}).get(kind)
+        return fact if isinstance(fact, kind) else None
 
     def why_not(self, value: ir.Value | None) -> str:
         """Returns why a recogniser that came near stated nothing about ``value``; empty where none came near."""
@@ -94,19 +100,22 @@ class Facts:
             return
         for node in removed:
             for value in node.outputs:
-                self._facts.pop(value, None)
-                self._reasons.pop(value, None)
+                self._forget(value)
         queue = deque([*added, *(use.node for value in rewired for use in value.uses())])
         while queue:
             node = queue.popleft()
             if (node.domain, node.op_type) in self._by_operator and self._visit(node):
                 queue.extend(use.node for value in node.outputs for use in value.uses())
 
+    def _forget(self, value: ir.Value) -> None:
+        for known in (self._facts, self._derived, self._reasons):
+            known.pop(value, None)
+
     def _visit(self, node: ir.Node) -> bool:
         """Recomputes the facts about the node's outputs; True where they changed."""
-        before = [self._facts.pop(value, None) for value in node.outputs]
+        before = [self._facts.get(value) for value in node.outputs]
         for value in node.outputs:
-            self._reasons.pop(value, None)
+            self._forget(value)
         for recogniser, bind in self._by_operator[(node.domain, node.op_type)]:
             bindings = bind(self._model, node)
             if bindings is None:

@@ -118,9 +118,7 @@ _CPU_1_25 = replace(
     blocks=dict.fromkeys((4, 8), _ALL_BLOCKS),
     single_block="alike",
 )
-_CPU_1_27 = replace(
-    _CPU_1_25, since=(1, 27), blocks=dict.fromkeys((2, 4, 8), _ALL_BLOCKS), int8_activations=((2, 32),)
-)
+_CPU_1_27 = replace(_CPU_1_25, since=(1, 27), blocks=dict.fromkeys((2, 4, 8), _ALL_BLOCKS), int8_activations=((2, 32),))
 _CPU_1_31 = replace(
     _CPU_1_27,
     since=(1, 31),

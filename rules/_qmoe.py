@@ -205,9 +205,7 @@ def _tensors(projection: Projection, jobs: Jobs, held: Held, dtype: ir.DataType)
     """Returns the stacks of codes, scales and perhaps zero points."""
     n, k = jobs[0].shape
     spec = jobs[0].context.spec
-    shapes = qmoe.shapes(
-        len(jobs), n, k, spec.bits, held.block, symmetric=spec.symmetric, prepacked=held.prepacked
-    )
+    shapes = qmoe.shapes(len(jobs), n, k, spec.bits, held.block, symmetric=spec.symmetric, prepacked=held.prepacked)
     name = projection.weight.name
     types = (ir.DataType.UINT8, dtype, ir.DataType.UINT8)
     suffixes = (f"q{spec.bits}", "scales", "zero_points")

@@ -95,7 +95,7 @@ class TieQuantizedEmbedding(Rule):
         for (head, _), c in zip(tied.table.heads, tied.addends, strict=True):
             bias = c if c is not None and takes_bias(self.run, tied.job.shape[0], c) else None
             x, _ = inputs_of(head)
-            product = write(op, x, weight, tied.job, bias=bias, accuracy_level=self._accuracy_level)
+            product = write(op, new.get(x, x), weight, tied.job, bias=bias, accuracy_level=self._accuracy_level)
             new[head.outputs[0]] = product if c is bias else op.Add(product, c)
         return new
 

@@ -12,13 +12,14 @@ from rewriter.parity.runtime import OrtRuntime
 
 
 def parse(graph, *, opset=21, functions="", domains=""):
-    """A model from the text of its graph."""
-    return ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : {opset}{domains}]>\n{graph}\n{functions}')
+    """A model from the text of its graph; its values have types, those of functions have none."""
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}{domains}]>\n{graph}\n{functions}')
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
 
 
 def histogram(model):
     """Operator -> number of nodes, in the main graph, subgraphs and functions."""
-    return Counter(node.op_type for graph in model.graphs() for node in graph)
+    return Counter(node.op_type for body in (model.graph, *model.functions.values()) for node in body.all_nodes())
 
 
 def snapshot(model):

@@ -86,9 +86,7 @@ def first_experts(tensor: ir.TensorProtocol, count: int) -> Array:
     return np.asarray(tensor.numpy())[:count]
 
 
-def dequantized(
-    before: Constants, jobs: Iterable[QuantizationJob], experts: int | None
-) -> Mapping[ir.Value, Array]:
+def dequantized(before: Constants, jobs: Iterable[QuantizationJob], experts: int | None) -> Mapping[ir.Value, Array]:
     """Returns the float constants of the matched subgraph with what each job makes of its part of them.
 
     Args:

@@ -88,7 +88,7 @@ def _times_constant(facts: Facts, x: ir.Value, view: View, node: ir.Node) -> Loc
     if all(d == 1 for d in view.shape[:-2]):
         if data.rank < view.rank:
             return None
-        held = apply(data.content, Dense(view.reshape((k, n)).T), "one", node, x)
+        held = apply(data.content, Dense((view if view.rank == 2 else view.reshape((k, n))).T), "one", node, x)
         return None if held is None else Located(held, put(data.axes, data.rank - 1, feature(n)))
     if view.rank != 3 or data.rank > 3:
         return None

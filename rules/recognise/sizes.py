@@ -73,7 +73,7 @@ def shape_of(facts: Facts, value: ir.Value) -> Dims | None:
     at: ir.Value | None = value
     dims: Dims | None = None
     while at is not None:
-        known = facts.get(at, _Shape)
+        known = facts.kept(at, _Shape)
         located = facts.get(at, Located)
         if known is not None or located is not None:
             dims = known.dims if known is not None else tuple(total(dim) for dim in located.axes) if located else None

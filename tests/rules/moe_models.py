@@ -23,7 +23,17 @@ SWIGLU = {"activation_type": "swiglu", "activation_alpha": 1.702, "activation_be
 
 
 def moe_model(
-    attributes, *, bias="random", fc3=False, dtype=np.float32, hidden=H, inter=I, experts=E, seed=0, nodes=1, shared=False
+    attributes,
+    *,
+    bias="random",
+    fc3=False,
+    dtype=np.float32,
+    hidden=H,
+    inter=I,
+    experts=E,
+    seed=0,
+    nodes=1,
+    shared=False,
 ):
     """One MoE (or several in a row) with random weights; ``bias`` is none, zero or random."""
     rng = np.random.default_rng(seed)

@@ -116,7 +116,10 @@ def test_attributes_and_slots_are_carried():
     assert {p.key: p.value for p in node.metadata_props}["rewriter.layout"] == "raw"
 
 
-@pytest.mark.parametrize(("version", "has"), [("1.31", {"weights_prepacked", "accuracy_level"}), ("1.30", {"weights_prepacked"}), ("1.26", set())])
+@pytest.mark.parametrize(
+    ("version", "has"),
+    [("1.31", {"weights_prepacked", "accuracy_level"}), ("1.30", {"weights_prepacked"}), ("1.26", set())],
+)
 def test_attributes_only_where_the_target_has_them(version, has):
     rules = rule_set([{"moe-to-qmoe": {"accuracy_level": 4}}], bits=4)
     (node,) = nodes_of(rewrite(moe_model(INTERLEAVED), rules, f"cpu@{version}").model, "QMoE")
@@ -178,7 +181,10 @@ def test_save_is_deterministic_and_equal_to_memory(tmp_path, monkeypatch):
         files.append([f.read_bytes() for f in sorted(saved.parent.iterdir())])
         assert len(result.report.weights) == 32
     assert files[0] == files[1] and len(files[0]) == 2
-    loaded, memory = onnx.load(saved), rewriter.apply(model, rules=rule_set(["moe-to-qmoe"], bits=4, symmetric=False)).model
+    loaded, memory = (
+        onnx.load(saved),
+        rewriter.apply(model, rules=rule_set(["moe-to-qmoe"], bits=4, symmetric=False)).model,
+    )
     for key, array in initializers_of(memory).items():
         np.testing.assert_array_equal(array, initializers_of(loaded)[key])
 
@@ -188,7 +194,10 @@ def test_a_weight_of_two_nodes_is_quantized_once():
     result = rewrite(model, MOE)
     first, second = nodes_of(result.model, "QMoE")
     assert list(first.input)[2:] == list(second.input)[2:] and result.report.applied == {"moe-to-qmoe": 2}
-    assert not any(i.data_type == onnx.TensorProto.FLOAT and len(i.dims) == 3 and "scales" not in i.name for i in result.model.graph.initializer)
+    assert not any(
+        i.data_type == onnx.TensorProto.FLOAT and len(i.dims) == 3 and "scales" not in i.name
+        for i in result.model.graph.initializer
+    )
 
 
 def test_idempotent():
@@ -202,10 +211,14 @@ def test_in_a_subgraph():
     body = moe_model(INTERLEAVED).graph
     weights = list(body.initializer)
     then = helper.make_graph(body.node, "then", [], body.output)
-    other = helper.make_graph([helper.make_node("Identity", ["x"], ["z"])], "else", [], [helper.make_tensor_value_info("z", 1, ["T", 64])])
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["z"])], "else", [], [helper.make_tensor_value_info("z", 1, ["T", 64])]
+    )
     node = helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)
     inputs = [*body.input, helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
-    outer = make_model(helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", 1, ["T", 64])], weights))
+    outer = make_model(
+        helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", 1, ["T", 64])], weights)
+    )
     result = rewrite(outer, MOE)
     assert result.report.applied == {"moe-to-qmoe": 1}
     inputs = feeds() | {"c": np.array(True)}
@@ -272,7 +285,7 @@ NEAR_MISSES = {
     ),
     "k": (lambda m: m.graph.node[0].attribute.extend([helper.make_attribute("k", 9)]), "k = 9 of 8 experts"),
     "negative limit": (
-        lambda m: [a for a in m.graph.node[0].attribute if a.name == "swiglu_limit"][0].__setattr__("f", -1.0),
+        lambda m: next(a for a in m.graph.node[0].attribute if a.name == "swiglu_limit").__setattr__("f", -1.0),
         "swiglu_limit=-1.0 is negative",
     ),
     "shape": (
@@ -295,13 +308,33 @@ FORMS = {
     "fc3": ({"activation_type": "silu"}, {"fc3": True}, "cpu@1.31", "fc3 beside 'silu' has no kernel"),
     "fusion": (SWIGLU | {"swiglu_fusion": 2}, {}, "cpu@1.31", "swiglu_fusion=2 has no kernel (it runs 1)"),
     "no linear half": (SWIGLU, {}, "cpu@1.31", "has no kernel"),
-    "sparse mixer": ({"activation_type": "relu", "use_sparse_mixer": 1}, {}, "cpu@1.31", "use_sparse_mixer has no kernel"),
+    "sparse mixer": (
+        {"activation_type": "relu", "use_sparse_mixer": 1},
+        {},
+        "cpu@1.31",
+        "use_sparse_mixer has no kernel",
+    ),
     "dtype": (INTERLEAVED, {}, "cuda:sm80", "float has no kernel (it runs float16, bfloat16)"),
     "no kernel": (INTERLEAVED, {}, "dml", "target dml@1.31 has no QMoE"),
-    "old cpu": ({"activation_type": "relu", "normalize_routing_weights": 1}, {}, "cpu@1.24", "activation 'relu' has no kernel"),
-    "router_weights": (INTERLEAVED | {"normalize_routing_weights": 0}, {}, "cpu@1.24", "router_weights would be needed"),
+    "old cpu": (
+        {"activation_type": "relu", "normalize_routing_weights": 1},
+        {},
+        "cpu@1.24",
+        "activation 'relu' has no kernel",
+    ),
+    "router_weights": (
+        INTERLEAVED | {"normalize_routing_weights": 0},
+        {},
+        "cpu@1.24",
+        "router_weights would be needed",
+    ),
     "fixed constants": (INTERLEAVED, {"dtype": np.float16}, "cuda:sm80@1.27", "fixed to alpha, beta and limit"),
-    "architecture": (INTERLEAVED | {"swiglu_limit": 7.0, "activation_alpha": 1.702}, {"dtype": np.float16}, "cuda@1.27", "named"),
+    "architecture": (
+        INTERLEAVED | {"swiglu_limit": 7.0, "activation_alpha": 1.702},
+        {"dtype": np.float16},
+        "cuda@1.27",
+        "named",
+    ),
 }
 
 
@@ -314,31 +347,49 @@ def test_what_the_target_lacks_is_named(name):
 PLANS = {
     "bits of the target": ({"bits": 2}, {}, "cpu@1.26", "runs 4, 8 bits, not 2"),
     "bits differ": (
-        {"bits": 4}, {"overrides": [{"role": "expert.down", "bits": 8}]}, "cpu@1.31",
+        {"bits": 4},
+        {"overrides": [{"role": "expert.down", "bits": 8}]},
+        "cpu@1.31",
         "runs projections of different bits (fc1 4 and fc2 8)",
     ),
     "symmetry differs": (
-        {"bits": 4}, {"overrides": [{"role": "expert.down", "symmetric": False}]}, "cpu@1.30",
+        {"bits": 4},
+        {"overrides": [{"role": "expert.down", "symmetric": False}]},
+        "cpu@1.30",
         "takes zero points for all projections or for none",
     ),
     "blocks and rows": (
-        {"bits": 4}, {"overrides": [{"role": "expert.down", "block_size": 0}]}, "cpu@1.31",
+        {"bits": 4},
+        {"overrides": [{"role": "expert.down", "block_size": 0}]},
+        "cpu@1.31",
         "asks for blocks and for whole rows",
     ),
-    "whole stack excluded": ({"bits": 4}, {"exclude": [{"weights": "layer0.fc1"}]}, "cpu@1.31", "fc1: excluded by the plan"),
+    "whole stack excluded": (
+        {"bits": 4},
+        {"exclude": [{"weights": "layer0.fc1"}]},
+        "cpu@1.31",
+        "fc1: excluded by the plan",
+    ),
     "one expert excluded": (
-        {"bits": 4}, {"exclude": [{"weights": "*__slice_3"}]}, "cpu@1.31",
+        {"bits": 4},
+        {"exclude": [{"weights": "*__slice_3"}]},
+        "cpu@1.31",
         "expert 3 of fc1: excluded by the plan (weight *__slice_3); QMoE quantizes a stack whole",
     ),
     "one expert differs": (
-        {"bits": 4}, {"overrides": [{"weights": "layer0.fc2__slice_5", "bits": 8}]}, "cpu@1.31",
+        {"bits": 4},
+        {"overrides": [{"weights": "layer0.fc2__slice_5", "bits": 8}]},
+        "cpu@1.31",
         "gives expert 0 of fc2 4 bits in blocks of 32, symmetric and expert 5 8 bits in blocks of 32, symmetric",
     ),
     "node excluded": ({"bits": 4}, {"exclude": [{"nodes": "moe0"}]}, "cpu@1.31", "excluded by the plan (node moe0)"),
     "one block a row": (
-        {"bits": 4, "block_size": 64, "symmetric": False}, {}, "cpu@1.30", None,
+        {"bits": 4, "block_size": 64, "symmetric": False},
+        {},
+        "cpu@1.30",
+        None,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -47,7 +47,9 @@ def test_weights_are_what_the_bytes_say(*, bits, normalize, symmetric):
 
 
 def test_requantized_at_other_bits_in_one_run():
-    quantized = rewrite(moe_model(INTERLEAVED | {"normalize_routing_weights": 1}), rule_set(["moe-to-qmoe"], bits=8)).model
+    quantized = rewrite(
+        moe_model(INTERLEAVED | {"normalize_routing_weights": 1}), rule_set(["moe-to-qmoe"], bits=8)
+    ).model
     result = rewrite(quantized, rule_set(["qmoe-to-moe"], ["moe-to-qmoe"], bits=4))
     assert result.report.applied == {"qmoe-to-moe": 1, "moe-to-qmoe": 1}
     (node,) = nodes_of(result.model, "QMoE")

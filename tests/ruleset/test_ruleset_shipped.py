@@ -33,7 +33,7 @@ def test_shipped_set_loads_and_describes_itself(path):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_what_the_sets_quantize(bits):
-    spec = WeightSpec(algorithm="rtn", bits=bits, block_size=32, symmetric=True)
+    spec = WeightSpec(algorithm={4: "mse-search", 8: "rtn"}[bits], bits=bits, block_size=32, symmetric=True)
 
     def plan(name, role):
         return load(f"{name}-int{bits}").plan.resolve(node="", weight="", role=role, layer=0)

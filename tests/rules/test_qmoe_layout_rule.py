@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moe_models import SWIGLU, attributes_of, feeds, initializers_of, moe_model, nodes_of, ort, relative, rewrite, rule_set
+from moe_models import (
+    SWIGLU,
+    attributes_of,
+    feeds,
+    initializers_of,
+    moe_model,
+    nodes_of,
+    ort,
+    relative,
+    rewrite,
+    rule_set,
+)
 from test_moe_to_qmoe import untouched
 
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, available
@@ -77,13 +88,23 @@ def test_the_option_names_the_layout_of_an_unmarked_node():
 
 
 DECLINES = {
-    "unmarked": (lambda: unstamped(rewrite(raw_model(), layout("cutlass-sm80"), "cuda:sm80").model), layout(), "cpu@1.31", "name it with the option 'unmarked'"),
+    "unmarked": (
+        lambda: unstamped(rewrite(raw_model(), layout("cutlass-sm80"), "cuda:sm80").model),
+        layout(),
+        "cpu@1.31",
+        "name it with the option 'unmarked'",
+    ),
     "not read": (raw_model, layout("cutlass-sm80"), "cpu@1.31", "reads raw, not cutlass-sm80"),
     "sm90": (raw_model, layout("cutlass-sm90"), "cuda:sm90@1.31", "reads raw, cutlass-sm80, not cutlass-sm90"),
     "no kernel": (raw_model, layout(), "dml", "reads no layout"),
-    "shape": (lambda: raw_model(hidden=96, inter=96), layout("cutlass-sm80"), "cuda:sm80", "fc1: K = 96 is not a multiple of 64"),
+    "shape": (
+        lambda: raw_model(hidden=96, inter=96),
+        layout("cutlass-sm80"),
+        "cuda:sm80",
+        "fc1: K = 96 is not a multiple of 64",
+    ),
     "bits": (lambda: raw_model(bits=2), layout("cutlass-sm80"), "cuda:sm80", "the CUTLASS layout exists for 4 and 8"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DECLINES)

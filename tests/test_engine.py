@@ -1,0 +1,308 @@
+"""The engine: to the fixpoint, in every body, or with the model as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnxscript.rewriter import RewriteRuleClassBase, pattern
+from support import Drop, Swap, histogram, parse, run, snapshot
+
+import rewriter
+from rewriter.errors import NonConvergenceError, ParityError, RuleError
+from rewriter.rule import Declined, NotApplicable
+
+NO_PROOF = {"parity.local": "none"}
+CHAIN = """
+g (float[2,3] x) => (float[2,3] y) {
+   [first] a = Identity (x)
+   [middle] b = Relu (a)
+   [last] y = Identity (b)
+}
+"""
+X = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
+
+
+class RemoveDouble(RewriteRuleClassBase):
+    """Relu(Relu(x)) -> Relu(x)."""
+
+    def pattern(self, op, x):
+        return op.Relu(op.Relu(x))
+
+    def rewrite(self, op, x):
+        return op.Relu(x)
+
+
+class Raises(RewriteRuleClassBase):
+    def pattern(self, op, x):
+        return op.Relu(x)
+
+    def rewrite(self, op, x):
+        raise KeyError("what it looked for")
+
+
+class Returns(RewriteRuleClassBase):
+    """Relu(x) -> whatever the test says."""
+
+    def __init__(self, make):
+        super().__init__(name="returns")
+        self._make = make
+
+    def pattern(self, op, x):
+        return op.Relu(x, _outputs=["y"])
+
+    def rewrite(self, op, x, y):
+        return self._make(op, x, y)
+
+
+def test_a_phase_ends_where_nothing_fires_any_more():
+    relus = "".join(f"v{i + 1} = Relu (v{i})\n" for i in range(6))
+    model = parse(f"g (float[2,3] v0) => (float[2,3] v6) {{ {relus} }}")
+    result = rewriter.apply(model, [RemoveDouble()])
+    assert result.report.applied == {"remove-double": 5}
+    assert histogram(result.model) == {"Relu": 1}
+    assert result.report.sweeps["rules"] > 1
+    np.testing.assert_array_equal(run(result.model, {"v0": X})["v6"], np.maximum(X, 0))
+
+
+def test_rules_that_undo_one_another_are_named():
+    with pytest.raises(NonConvergenceError, match=r"'rules' still fires after 20 sweeps") as caught:
+        rewriter.apply(parse(CHAIN), [Swap("Relu", "Abs"), Swap("Abs", "Relu")], overrides=NO_PROOF)
+    assert "relu-to-abs at" in str(caught.value) and "abs-to-relu at" in str(caught.value)
+
+
+def test_a_rule_that_matches_itself_ends():
+    with pytest.raises(NonConvergenceError, match="relu-to-relu at"):
+        rewriter.apply(parse(CHAIN), [Swap("Relu", "Relu")])
+
+
+WRONG = {
+    "an exception": (Raises(), "KeyError: 'what it looked for'"),
+    "a value defined nowhere": (Returns(lambda op, x, y: ir.val("nowhere")), "the replacement of 'b' is defined nowhere"),
+    "too many outputs": (Returns(lambda op, x, y: [op.Relu(x), op.Relu(x)]), "2 outputs where the pattern has 1"),
+    "another element type": (
+        Returns(lambda op, x, y: op.initializer(ir.tensor(np.zeros((2, 3), np.float16), name="z"))),
+        "'b' is FLOAT, its replacement FLOAT16",
+    ),
+    "another opset": (Returns(lambda op, x, y: op.Relu(x, _version=7)), "it needs opset ai.onnx 7; the model has 21"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_rule_at_fault_is_named_and_the_model_is_as_it_was(fault):
+    rule, message = WRONG[fault]
+    model = parse(CHAIN)
+    before = snapshot(model)
+    with pytest.raises(RuleError) as caught:
+        rewriter.apply(model, [rule], overrides=NO_PROOF)
+    assert message in str(caught.value)
+    assert caught.value.node == "middle" and caught.value.rule in str(caught.value)
+    assert snapshot(model) == before
+
+
+def test_a_wrong_rewrite_fails_its_proof_and_nothing_is_committed():
+    model = parse(CHAIN)
+    before = snapshot(model)
+    with pytest.raises(ParityError, match=r"rule relu-to-abs at node middle: 'b' differs by"):
+        rewriter.apply(model, [Swap("Relu", "Abs")])
+    assert snapshot(model) == before
+
+
+def test_every_decline_has_its_reason_and_culprit():
+    def decline(op, x, y):
+        raise Declined("it is not what it seems", x)
+
+    result = rewriter.apply(parse(CHAIN), [Returns(decline)])
+    (decline,) = result.report.declines
+    assert (decline.rule, decline.node, decline.reason, decline.culprit) == (
+        "returns",
+        "middle",
+        "it is not what it seems",
+        "a",
+    )
+    assert result.report.declined == {("returns", "it is not what it seems"): 1}
+    assert histogram(result.model) == histogram(parse(CHAIN))
+
+
+def test_what_a_rule_is_not_about_is_no_decline():
+    def decline(op, x, y):
+        raise NotApplicable
+
+    report = rewriter.apply(parse(CHAIN), [Returns(decline)]).report
+    assert not report.declines and not report.applications
+
+
+def test_a_rule_that_builds_and_then_declines_leaves_no_trace():
+    def build(op, x, y):
+        op.Abs(x)
+        raise Declined("after all not", y)
+
+    model = parse(CHAIN)
+    result = rewriter.apply(model, [Returns(build), Drop("Identity")])
+    assert result.report.applied == {"drop-identity": 2}
+    assert histogram(result.model) == {"Relu": 1}
+
+
+@pytest.mark.parametrize("proved", ["none", "class", "all"])
+def test_observing_never_changes_what_happens(proved):
+    told = []
+    plain = rewriter.apply(parse(CHAIN), [Drop()], overrides=NO_PROOF)
+    watched = rewriter.apply(
+        parse(CHAIN), [Drop()], overrides={"parity.local": proved}, progress=lambda *state: told.append(state)
+    )
+    assert snapshot(plain.model) == snapshot(watched.model)
+
+
+def test_the_same_input_gives_the_same_bytes():
+    rules = [RemoveDouble(), Drop(), Swap("Relu", "Max")]
+    first, second = (snapshot(rewriter.apply(parse(CHAIN), rules, overrides=NO_PROOF).model) for _ in range(2))
+    assert first == second
+
+
+def test_rules_may_be_classes_instances_or_compiled():
+    compiled = pattern.RewriteRule(lambda op, x: op.Identity(x), lambda op, x: x, name="compiled")
+    longer = CHAIN.replace("[last] y = Identity (b)", "c = Relu (b) y = Identity (c)")
+    for rule in (RemoveDouble, Drop(), Drop().rule(), compiled):
+        assert rewriter.apply(parse(longer), [rule]).report.applications
+
+
+BODIES = {
+    "if": """
+        g (float[2,3] x, bool c) => (float[2,3] y) {
+           y = If (c) <then_branch = t () => (float[2,3] u) { v = Relu (x) u = Identity (v) },
+                       else_branch = e () => (float[2,3] u) { v = Abs (x) w = Identity (v) u = Neg (w) }>
+        }""",
+    "loop": """
+        g (float[2,3] x, bool c) => (float[2,3] y) <int64 n = {2}> {
+           y = Loop (n, c, x) <body = b (int64 i, bool go, float[2,3] s) => (bool on, float[2,3] u) {
+              on = Identity (go)  v = Relu (s)  w = Identity (v)  u = Neg (w) }>
+        }""",
+    "scan": """
+        g (float[2,3] x, bool c) => (float[2,3] y) {
+           y = Scan <num_scan_inputs = 1, body = b (float[3] r) => (float[3] u) {
+              v = Relu (r)  w = Identity (v)  u = Neg (w) }> (x)
+        }""",
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_bodies_of_control_flow_are_rewritten(kind):
+    model = parse(BODIES[kind])
+    feeds = {"x": X, "c": np.array(True)}
+    expected = run(model, feeds)["y"]
+    result = rewriter.apply(model, [Drop()])
+    assert result.report.applied["drop-identity"] >= 1
+    np.testing.assert_array_equal(run(result.model, feeds)["y"], expected)
+    assert histogram(result.model)["Identity"] < histogram(model)["Identity"]
+
+
+FUNCTION = """
+g (float[2,3] x) => (float[2,3] y) { y = local.F (x) }
+"""
+BODY = """
+<domain: "local", opset_import: ["" : {opset}]>
+F (x) => (y) {{ a = Relu (x)  b = Abs (a)  y = Neg (b) }}
+"""
+
+
+@pytest.mark.parametrize("opset", [21, 17])
+def test_functions_are_rewritten_in_their_own_opset(opset):
+    model = parse(FUNCTION, functions=BODY.format(opset=opset), domains=', "local" : 1')
+    result = rewriter.apply(model, [Swap("Abs", "Relu")], overrides=NO_PROOF)
+    assert result.report.applied == {"abs-to-relu": 1}
+    np.testing.assert_array_equal(run(result.model, {"x": X})["y"], -np.maximum(X, 0))
+
+
+def test_a_functions_new_constants_are_nodes():
+    class AddZero(RewriteRuleClassBase):
+        def pattern(self, op, x):
+            return op.Abs(x)
+
+        def rewrite(self, op, x):
+            return op.Add(x, op.initializer(ir.tensor(np.float32(0), name="zero")))
+
+    model = parse(FUNCTION, functions=BODY.format(opset=17), domains=', "local" : 1')
+    result = rewriter.apply(model, [AddZero], overrides=NO_PROOF)
+    assert histogram(result.model)["Constant"] == 1
+    np.testing.assert_array_equal(run(result.model, {"x": X})["y"], -np.maximum(X, 0))
+
+
+@pytest.mark.parametrize("where", ["graph", "function"])
+def test_opset_imports_are_merged_where_the_node_goes(where):
+    model = parse(CHAIN) if where == "graph" else parse(FUNCTION, functions=BODY.format(opset=17), domains=', "local" : 1')
+    rule = Swap("Relu", "Gelu", domain="com.microsoft")
+    result = rewriter.apply(model, [rule], overrides=NO_PROOF)
+    assert "com.microsoft" not in model.opset_imports
+    assert result.model.opset_imports["com.microsoft"] == 1
+    for function in result.model.functions.values():
+        assert function.opset_imports["com.microsoft"] == 1
+    run(result.model, {"x": X})
+
+
+class Fuse(RewriteRuleClassBase):
+    """Two products of one x -> one product and a Split: a pattern of two outputs."""
+
+    def pattern(self, op, x, a, b):
+        return op.MatMul(x, a), op.MatMul(x, b)
+
+    def check(self, context, x, a, b):
+        return a is not b
+
+    def rewrite(self, op, x, a, b):
+        weight = op.initializer(ir.tensor(np.hstack([a.const_value.numpy(), b.const_value.numpy()]), name="ab"))
+        return op.Split(op.MatMul(x, weight), axis=-1, num_outputs=2, _outputs=2)
+
+
+def test_outputs_of_one_rewrite_are_placed_before_all_their_readers():
+    model = parse("""
+        g (float[2,3] x) => (float[2,2] y)
+           <float[3,2] a = {1,2,3,4,5,6}, float[3,2] b = {1,0,0,1,1,1}> {
+           p = MatMul (x, a)
+           early = Relu (p)
+           q = MatMul (x, b)
+           y = Add (early, q)
+        }""")
+    feeds = {"x": X}
+    expected = run(model, feeds)["y"]
+    result = rewriter.apply(model, [Fuse])
+    assert result.report.applied == {"fuse": 1}
+    assert histogram(result.model) == {"MatMul": 1, "Split": 1, "Relu": 1, "Add": 1}
+    np.testing.assert_allclose(run(result.model, feeds)["y"], expected, rtol=1e-6)
+
+
+def test_a_rewrite_that_would_feed_itself_is_refused():
+    class Twist(RewriteRuleClassBase):
+        """Relu(x), Abs(z) -> one node that reads x and z; z depends on the Relu."""
+
+        def pattern(self, op, x, z):
+            return op.Relu(x), op.Abs(z)
+
+        def rewrite(self, op, x, z):
+            both = op.Add(x, z)
+            return op.Identity(both), op.Identity(both)
+
+    model = parse("g (float[2,3] x) => (float[2,3] y) { a = Relu (x) z = Neg (a) y = Abs (z) }")
+    with pytest.raises(RuleError, match="depends on"):
+        rewriter.apply(model, [Twist], overrides=NO_PROOF)
+
+
+def test_a_value_that_others_read_is_not_removed():
+    model = parse("g (float[2,3] x) => (float[2,3] y, float[2,3] a) { a = Relu (x) y = Relu (a) }")
+    result = rewriter.apply(model, [RemoveDouble()])
+    assert not result.report.applications
+    assert histogram(result.model) == {"Relu": 2}
+
+
+def test_a_node_that_does_not_end_in_a_run_time_error_is_named_even_without_a_name():
+    model = parse(CHAIN.replace("[middle] ", ""))
+    with pytest.raises(RuleError) as caught:
+        rewriter.apply(model, [Raises()])
+    assert caught.value.node == "Relu"
+
+
+def test_one_proof_for_each_structural_class_or_for_all():
+    twice = CHAIN.replace("[last] y = Identity (b)", "c = Identity (b) y = Relu (c)")
+    by_class = rewriter.apply(parse(twice), [Drop()], overrides={"parity.local": "class"}).report
+    each = rewriter.apply(parse(twice), [Drop()], overrides={"parity.local": "all"}).report
+    assert by_class.applied == each.applied == {"drop-identity": 2}
+    assert len(by_class.proofs) <= len(each.proofs) == 2

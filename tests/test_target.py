@@ -1,0 +1,83 @@
+"""What a target says that it runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from rewriter.errors import TargetError
+from rewriter.experts import ExpertForm
+from rewriter.target import KERNELS, Target
+
+
+@pytest.mark.parametrize("text", ["cpu@1.28", "cuda:sm80@1.31", "cuda:sm90@1.27", "webgpu@1.30", "dml@1.24"])
+def test_a_target_reads_as_it_is_written(text):
+    assert str(Target.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cpu:sm80", "unknown architecture 'sm80'"),
+        ("cuda:sm70", "unknown architecture 'sm70'"),
+        ("cdua", "did you mean 'cuda'"),
+        ("cpu@1.22", "before 1.23"),
+        ("cpu 1.28", r"is not PROVIDER\[:sm80\|sm90\]\[@VERSION\]"),
+    ],
+)
+def test_what_is_no_target(text, message):
+    with pytest.raises(TargetError, match=message):
+        Target.parse(text)
+
+
+def test_auto_asks_the_installed_runtime():
+    onnxruntime = pytest.importorskip("onnxruntime")
+    target = Target.parse("auto")
+    assert target.installed and onnxruntime.__version__.startswith(f"{target.version[0]}.{target.version[1]}.")
+    for attribute in ("k", "weights_prepacked", "accuracy_level", "colour"):
+        assert target.has("QMoE", attribute) == (Target.parse("cpu").has("QMoE", attribute) and attribute != "colour")
+
+
+@pytest.mark.parametrize(
+    ("text", "attributes", "router_weights"),
+    [
+        ("cpu@1.23", set(), False),
+        ("cpu@1.25", set(), True),
+        ("cpu@1.27", {"quant_type"}, True),
+        ("cpu@1.28", {"quant_type", "weights_prepacked"}, True),
+        ("cpu@1.31", {"quant_type", "weights_prepacked", "accuracy_level", "fc1_expert_weight_bits"}, True),
+        ("webgpu@1.31", {"quant_type", "weights_prepacked", "accuracy_level", "fc1_expert_weight_bits"}, False),
+    ],
+)
+def test_the_schema_by_version(text, attributes, router_weights):
+    known = {"quant_type", "weights_prepacked", "accuracy_level", "fc1_expert_weight_bits"}
+    target = Target.parse(text)
+    assert {name for name in known if target.has("QMoE", name)} == attributes
+    assert target.router_weights == router_weights
+
+
+def test_layouts():
+    assert Target.parse("cpu").qmoe_layouts == (None,)
+    assert Target.parse("cuda:sm90@1.28").qmoe_layouts == (None, 80)
+    assert Target.parse("cuda:sm90@1.27").qmoe_layouts == (90,)
+    assert Target.parse("cuda@1.27").qmoe_layouts == ()
+    assert Target.parse("dml").qmoe_layouts == ()
+    assert Target.parse("cuda:sm90@1.28").matmul_nbits_layouts == (None, 90)
+
+
+def test_rows_are_in_the_order_of_versions():
+    for rows in KERNELS.values():
+        assert [row.since for row in rows] == sorted({row.since for row in rows})
+
+
+def test_what_rounds_activations():
+    assert Target.parse("cpu@1.31").rounds_activations(8, 32)
+    assert not Target.parse("cpu@1.30").rounds_activations(8, 32)
+    assert not Target.parse("cpu@1.31").rounds_activations(8, 0)
+    assert Target.parse("cpu@1.31").rounds_activations(4, 32, 4)
+
+
+def test_attributes_stored_in_float32_are_the_fixed_constants():
+    kernel = Target.parse("cuda:sm80@1.27").kernel("QMoE")
+    form = ExpertForm(activation="swiglu", fusion=1, alpha=1.7020000219345093, beta=1.0, limit=7.0)
+    assert kernel.refusal(form, "FLOAT16") is None
+    assert "fixed" in kernel.refusal(ExpertForm(activation="swiglu", fusion=1), "FLOAT16")
