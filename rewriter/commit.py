@@ -11,7 +11,8 @@ from onnxscript.rewriter import RULE_NAME_TAG
 from rewriter._onnxscript import MatchFailureError
 from rewriter.errors import RuleError
 from rewriter.rule import Fed
-from rewriter.tensors import constant
+from rewriter.external import stored_tensors
+from rewriter.tensors import View, ViewTensor, constant
 
 Container = ir.Graph | ir.Function
 
@@ -81,6 +82,7 @@ class Committer:
         self._constants: dict[tuple[Container, object], ir.Value] = {}
         self._roots: dict[ir.Graph, Container] = {}
         self._released: dict[ir.Value, None] = {}
+        self._stored = {id(slot.tensor) for slot in stored_tensors(model)}
         self._survey(model.graph)
         for function in model.functions.values():
             self._survey(function)
@@ -161,10 +163,12 @@ class Committer:
         for value in rewrite.initializers:
             tensor = value.const_value
             assert tensor is not None
-            key = (root, getattr(tensor, "key", id(tensor)))
+            key = (root, getattr(tensor, "key", None) or ("view", View.whole(tensor, "")))
             home = self._constants.get(key)
             if home is None or not home.is_initializer():
                 home = value
+                if id(tensor) in self._stored:  # a tensor has one name, and the given model knows this one by its own
+                    home.const_value = tensor = ViewTensor(View.whole(tensor, value.name or ""))
                 if isinstance(root, ir.Graph):
                     home.name = tensor.name = self._unique(self._values, value.name or "constant")
                     root.register_initializer(home)
@@ -230,7 +234,7 @@ class Committer:
                 continue
             sources = [value for value in node.inputs if value is not None]
             for attribute in node.attributes.values():
-                _empty(attribute)
+                sources += _empty(attribute)
             node.graph.remove(node, safe=True)
             removed.append(node)
             for value in sources:
@@ -268,15 +272,18 @@ def _heir(rewrite: Rewrite, nodes: Sequence[ir.Node]) -> ir.Node | None:
     return same[0] if len(same) == 1 and leaves else None
 
 
-def _empty(attribute: ir.Attr) -> None:
-    """Unhooks the nodes of a dead node's subgraphs from the values they capture."""
+def _empty(attribute: ir.Attr) -> list[ir.Value]:
+    """Unhooks the nodes of a dead node's subgraphs from the values they read, and returns those."""
     if attribute.is_ref() or attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-        return
+        return []
+    read: list[ir.Value] = []
     graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
     for graph in graphs:
         for node in graph.all_nodes():
+            read += [value for value in node.inputs if value is not None]
             for index in range(len(node.inputs)):
                 node.replace_input_with(index, None)
+    return read
 
 
 def _may_take_name(value: ir.Value, graph: ir.Graph) -> bool:

@@ -84,10 +84,15 @@ class ModelRun:
         return QuantizationJob(weight, context, self._quantizers[spec.algorithm], self._written)
 
     def follow(self, root: ir.Node, change: Change) -> None:
-        """Takes note of a commit: facts are brought up to date, new nodes have the role of the root."""
+        """Takes note of a commit: facts are brought up to date, new nodes have the role of the root.
+
+        What takes the place of whole experts has theirs.
+        """
         role = self._roles.get(root)
-        for node in change.removed:
-            self._roles.pop(node, None)
+        gone = [self._roles.pop(node) for node in change.removed if node in self._roles]
+        experts = {found.layer for found in gone if found.name.startswith("expert")}
+        if role is None and experts:
+            role = Role("expert", experts.pop() if len(experts) == 1 else None, None)
         if role is not None:
             self._roles.update(dict.fromkeys(change.added, role))
         self.facts.update(change.removed, change.added, change.rewired)

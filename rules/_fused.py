@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.experts import ExpertForm
 from rewriter.facts import Facts
 from rewriter.rule import Declined, Fed
 from rules._block import Block, Routing
 from rules.recognise.axes import Atom, Dim, Size, only, total
 from rules.recognise.movement import token_rows
 from rules.recognise.sizes import shape_of
+
+
+def form_of(block: Block, routing: Routing) -> ExpertForm:
+    """Returns what the operator has to compute."""
+    activation = block.activation
+    return ExpertForm(
+        k=block.mixing.router.k,
+        activation=activation.kind,
+        alpha=activation.alpha,
+        beta=activation.beta,
+        limit=math.inf if activation.limit is None else activation.limit,
+        fusion=1 if activation.kind == "swiglu" else 0,
+        normalize=routing.normalize,
+    )
 
 
 def logits_of(op: Any, facts: Facts, routing: Routing, dtype: ir.DataType, experts: int) -> ir.Value:

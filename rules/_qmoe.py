@@ -170,23 +170,36 @@ def _require_one_form(target: Target, kernel: Kernel, experts: Experts, specs: S
 
 def _illegal(kernel: Kernel, asked: Sequence[Jobs], block: int, prepacked: int | None) -> str | None:
     """Returns why the projections cannot have this block size, or None."""
+    specs = [(*job.shape, job.context.spec) for job, *_ in asked]
+    return refusal(kernel, [Packing(n, k, spec.bits, spec.symmetric) for n, k, spec in specs], block, prepacked)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one projection is quantized: [N, K] in codes of some bits, symmetric where it has no zero points."""
+
+    n: int
+    k: int
+    bits: int
+    symmetric: bool
+
+
+def refusal(kernel: Kernel, projections: Sequence[Packing], block: int, prepacked: int | None) -> str | None:
+    """Returns why the kernel cannot run projections that are quantized so, or None."""
     assert kernel.blocks is not None
-    for jobs in asked:
-        n, k = jobs[0].shape
-        spec = jobs[0].context.spec
-        if reason := qmoe.illegal(n, k, spec.bits, block, prepacked=prepacked):
+    for own in projections:
+        if reason := qmoe.illegal(own.n, own.k, own.bits, block, prepacked=prepacked):
             return reason
-        if block not in kernel.blocks[spec.bits]:
-            return f"the target has no kernel for {spec.bits} bits in blocks of {block}"
-        if k % kernel.multiple:
-            return f"K = {k} is not a multiple of {kernel.multiple}, as the target's kernel needs"
-        if not spec.symmetric and block not in kernel.zero_point_blocks:
+        if block not in kernel.blocks.get(own.bits, ()):
+            return f"the target has no kernel for {own.bits} bits in blocks of {block}"
+        if own.k % kernel.multiple:
+            return f"K = {own.k} is not a multiple of {kernel.multiple}, as the target's kernel needs"
+        if not own.symmetric and block not in kernel.zero_point_blocks:
             return f"the target takes no zero points in blocks of {block}"
-    single = [job.shape[1] == block for job, *_ in asked]
-    symmetric = all(job.context.spec.symmetric for job, *_ in asked)
+    single = [own.k == block for own in projections]
     if kernel.single_block == "never" and any(single):
         return f"the target runs no rows of one block of {block}"
-    if kernel.single_block == "alike" and any(single) and not symmetric:
+    if kernel.single_block == "alike" and any(single) and not all(own.symmetric for own in projections):
         return f"the target takes no zero points where a row is one block of {block}"
     if kernel.single_block == "alike" and single[0] and not all(single):
         return f"the target runs no rows of one block of {block} in fc1 beside rows of several"

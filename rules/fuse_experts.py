@@ -15,24 +15,24 @@ Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.experts import ExpertForm
+from rewriter.experts import PROJECTIONS, ExpertForm
 from rewriter.facts import Recogniser
-from rewriter.rule import Declined, Replacement, Rule
+from rewriter.rule import Declined, NotApplicable, Replacement, Rule
 from rewriter.stack import interleaved, scaled, stacked
 from rewriter.tensors import View, ViewTensor
 from rules._block import Block, Routing, covered, read_block, require_alike, resolve
-from rules._fused import logits_of, placed, told
+from rules._fused import form_of, logits_of, placed, told
 from rules._guards import FLOATS
-from rules._moe import DOMAIN
+from rules._moe import DOMAIN, Experts, Projection
+from rules._qmoe import plan_experts
 from rules.recognise import experts
-from rules.recognise.contents import Dense, Linear
+from rules.recognise.contents import Dense, Linear, Packed
 
 
 class FuseExperts(Rule):
@@ -40,9 +40,10 @@ class FuseExperts(Rule):
 
     recognisers: ClassVar[Sequence[Recogniser]] = experts.RECOGNISERS
 
-    def __init__(self, op_type: str) -> None:
+    def __init__(self, op_type: str, into: Literal["MoE", "QMoE"]) -> None:
         super().__init__(name="fuse-experts")
         self._op_type = op_type
+        self._into = into
 
     def pattern(self, op: Any, a: Any) -> Any:
         return getattr(op, self._op_type)(a, _allow_other_inputs=True, _outputs=["y"])
@@ -52,12 +53,16 @@ class FuseExperts(Rule):
         block = read_block(facts, y)
         node = y.producer()
         assert node is not None
+        if isinstance(block.experts[0].down, Packed):
+            raise NotApplicable
         routing = resolve(block.mixing, node)
         if routing.weights is not None:
             raise Declined("experts are selected by one score and mixed by another, which only QMoE can do", node)
         weights = _weights(block, node)
         form = self._form(block, routing, weights[0].dtype, node)
         nodes = covered(facts, block, routing)
+        if self._into == "QMoE":
+            self._require_quantizable(block, form, weights, nodes)
         fed = told(facts, block, routing)
         logits = logits_of(op, facts, routing, weights[0].dtype, block.mixing.router.experts)
         values = [None if w is None else op.initializer(ViewTensor(w)) for w in weights]
@@ -71,25 +76,36 @@ class FuseExperts(Rule):
         return Replacement({y: placed(op, facts, block, moe, node)}, nodes, fed)
 
     def _form(self, block: Block, routing: Routing, dtype: ir.DataType, node: ir.Node) -> ExpertForm:
-        activation = block.activation
-        form = ExpertForm(
-            k=block.mixing.router.k,
-            activation=activation.kind,
-            alpha=activation.alpha,
-            beta=activation.beta,
-            limit=math.inf if activation.limit is None else activation.limit,
-            fusion=1 if activation.kind == "swiglu" else 0,
-            normalize=routing.normalize,
-        )
-        kernel = self.run.target.kernel("MoE")
+        form = form_of(block, routing)
+        target = self.run.target
+        kernel = target.kernel(self._into)
         if kernel is None:
-            raise Declined(f"target {self.run.target} has no MoE", node)
-        if reason := kernel.refusal(form, dtype.name):
-            raise Declined(f"MoE on target {self.run.target}: {reason}", node)
+            raise Declined(f"target {target} has no {self._into}", node)
+        reason = kernel.refusal(form, dtype.name)
+        if reason and self._into == "QMoE" and target.router_weights:
+            reason = kernel.refusal(form, dtype.name, weighted=True)
+        if reason:
+            raise Declined(f"{self._into} on target {target}: {reason}", node)
         return form
 
+    def _require_quantizable(
+        self, block: Block, form: ExpertForm, weights: Weights, nodes: Sequence[ir.Node]
+    ) -> None:
+        """Declines where rule moe-to-qmoe would leave the experts in float, though not all are meant to be."""
+        reader = next((n for n in nodes if self.run.role(n).name.startswith("expert")), nodes[0])
+        projections = tuple(
+            Projection(name, block.out, weight, None)
+            for name, weight in zip(PROJECTIONS, (weights[0], weights[2]), strict=False)
+        )
+        own = Experts(reader, form, block.x, block.mixing.router.scores.logits, weights[0].dtype, projections)
+        plan_experts(self.run, str(self.name), own, smaller_blocks=True)
 
-def _weights(block: Block, node: ir.Node) -> tuple[View, View | None, View, View | None]:
+
+Weights = tuple[View, View | None, View, View | None]
+"""fc1, fc1_bias, fc2 and fc2_bias."""
+
+
+def _weights(block: Block, node: ir.Node) -> Weights:
     """fc1, fc1_bias, fc2 and fc2_bias of the whole block."""
     gate, gate_bias = _projection([e.gate for e in block.experts], "gate", node)
     down = [_dense(e.down, "down", node) for e in block.experts]
@@ -130,7 +146,7 @@ def _projection(linears: Sequence[Linear], what: str, node: ir.Node) -> tuple[Vi
 
 def _dense(weight: object, what: str, node: ir.Node) -> View:
     if not isinstance(weight, Dense):
-        raise Declined(f"{what} is quantized already (rule fuse-quantized-experts fuses such blocks)", node)
+        raise Declined(f"{what} is quantized, and down is not", node)
     return weight.view
 
 
@@ -138,6 +154,10 @@ def _zeros(weight: View) -> View:
     return View.whole(ir.tensor(np.zeros(weight.shape[:2], weight.dtype.numpy()), name="zeros"), "zeros")
 
 
-def rule() -> list[Rule]:
-    """Builds the rule, at every operator that completes a block."""
-    return [FuseExperts(op_type) for op_type in ("Add", "ReduceSum")]
+def rule(*, into: Literal["MoE", "QMoE"] = "MoE") -> list[Rule]:
+    """Builds the rule, at every operator that completes a block.
+
+    Args:
+        into: QMoE fuses only what rule moe-to-qmoe will quantize, so that a rule set can quantize the rest unfused.
+    """
+    return [FuseExperts(op_type, into) for op_type in ("Add", "ReduceSum")]

@@ -221,7 +221,7 @@ def test_a_functions_new_constants_are_nodes():
         def rewrite(self, op, x):
             return op.Add(x, op.initializer(ir.tensor(np.float32(0), name="zero")))
 
-    model = parse(FUNCTION, functions=BODY.format(opset=17), domains=', "local" : 1')
+    model = parse(FUNCTION, functions=BODY.format(opset=21), domains=', "local" : 1')
     result = rewriter.apply(model, [AddZero], overrides=NO_PROOF)
     assert histogram(result.model)["Constant"] == 1
     np.testing.assert_array_equal(run(result.model, {"x": X})["y"], -np.maximum(X, 0))
