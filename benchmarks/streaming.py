@@ -143,7 +143,8 @@ def main() -> None:
         print(f"| peak anonymous resident memory | {peak[0] / 2**30:.2f} GiB |")
         print(f"| peak resident memory, mapped file pages included | {largest / 2**30:.2f} GiB |")
         print(f"| time | {seconds:.1f} s |")
-        print(f"| reading the input + writing the output + bare kernels | {reading:.1f} + {writing:.1f} + {computing:.1f} s |")
+        parts = f"{reading:.1f} + {writing:.1f} + {computing:.1f} s"
+        print(f"| reading the input + writing the output + bare kernels | {parts} |")
         print(f"| ratio | {seconds / floor:.2f} |")
 
 

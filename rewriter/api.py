@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -15,8 +15,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from rewriter import io
-from rewriter.engine import Engine, Prover
+from rewriter.engine import Engine, Prover, Watch
 from rewriter.errors import RuleSetError, UsageError
+from rewriter.inspection.weights import bytes_by_family, sizes
 from rewriter.parity.local import LocalProver
 from rewriter.parity.model import ModelParity, compare_models
 from rewriter.parity.runtime import Feeds, Runtime
@@ -25,7 +26,7 @@ from rewriter.quantize.plan import CUSTOM
 from rewriter.quantize.types import Quantizer
 from rewriter.reading import from_proto
 from rewriter.report import Report
-from rewriter.ruleset import RuleSet, RuleSetLike, load
+from rewriter.ruleset import RuleSet, RuleSetLike, load, used
 from rewriter.run import ModelRun
 from rewriter.target import Target
 from rewriter.validate import validate
@@ -69,7 +70,13 @@ class Result(Generic[M]):
     def report(self) -> Report:
         """What was done; complete, with an error for every weight, once the model is saved."""
         found = self._report()
-        return found if self._parity is None else replace(found, parity=asdict(self._parity))
+        return found if self._parity is None else replace(found, parity=self._parity.comparison)
+
+    def _repr_html_(self) -> str:
+        """Shows the report in a notebook."""
+        from rewriter.html import fragment  # noqa: PLC0415 -- a template engine that only a person's report needs
+
+        return fragment(self.report)
 
     def save(
         self,
@@ -145,6 +152,7 @@ def apply(
     overrides: Mapping[str, Any] | None = None,
     prover: Prover | None = None,
     progress: Callable[[str, int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Result[Any]:
     """Rewrites a model by a rule set; the given model is left as it is.
 
@@ -156,6 +164,7 @@ def apply(
         overrides: values of the rule set by dotted key, as ``{"quantization.default.bits": 8}``.
         prover: proves each rewrite before it is committed; by default as the rule set's ``parity`` says.
         progress: told the phase and the number of rewrites so far.
+        watch: told of every rule that was tried and did not fire.
 
     Raises:
         RuleSetError: the rule set is wrong, or a name in it matches nothing in the model.
@@ -165,18 +174,20 @@ def apply(
     rule_set = load(rules, overrides=overrides)
     runtime = Target.parse(target or rule_set.target)
     ours = _own_copy(model)
-    before = io.total_bytes(ours)
+    name = ours.graph.name or ""
     seen = _names(ours)
     quantizers = {CUSTOM: _missing, **ALGORITHMS}
     if quantizer is not None:
         quantizers = dict.fromkeys(quantizers, quantizer)
     run = ModelRun(ours, rule_set.plan, runtime, quantizers)
+    before = bytes_by_family(ours, run.role)
     prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
-    outcome = Engine(run, prove, progress).apply(rule_set)
+    outcome = Engine(run, prove, progress, watch).apply(rule_set)
     _require_names(rule_set, [*seen, *run.readers])
     validate(ours)
 
     def report() -> Report:
+        after = bytes_by_family(ours, run.role)
         return Report(
             rule_set=rule_set.name,
             target=str(runtime),
@@ -185,8 +196,11 @@ def apply(
             proofs=tuple(outcome.proofs),
             weights=run.weights,
             sweeps=outcome.sweeps,
-            bytes_before=before,
-            bytes_after=io.total_bytes(ours),
+            bytes_before=sum(before.values()),
+            bytes_after=sum(after.values()),
+            model=os.fspath(model) if isinstance(model, str | os.PathLike) else name,
+            rules=used(rule_set),
+            sizes=sizes(before, after),
         )
 
     return Result(ours, rule_set, report, model)

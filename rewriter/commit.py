@@ -32,6 +32,7 @@ class Rewrite:
         opsets: domain -> version that the new nodes need.
         imports: domain -> version that the graph, or the function it is in, has.
         fed: what the rule knows of values that the matched nodes read.
+        roles: what the weights of the nodes that make these new values are for.
     """
 
     rule: str
@@ -44,6 +45,7 @@ class Rewrite:
     opsets: Mapping[str, int]
     imports: Mapping[str, int]
     fed: Mapping[ir.Value, Fed] = field(default_factory=dict)
+    roles: Mapping[ir.Value, str] = field(default_factory=dict)
 
     @property
     def where(self) -> str:

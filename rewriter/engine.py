@@ -7,6 +7,7 @@ import copy
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import onnx_ir as ir
 from onnxscript.rewriter import RewriteRule
@@ -24,6 +25,16 @@ Prover = Callable[[Rewrite, ModelRun], Proof | None]
 """Proves a rewrite before it is committed; raises ParityError where it is wrong."""
 
 _TOLD_EVERY = 256
+
+
+class Watch(Protocol):
+    """Looks on while a model is rewritten, and changes nothing."""
+
+    def attempted(self, phase: str, rule: str, node: ir.Node, how: DeclineTracer) -> None:
+        """Is told of a rule that was tried at a node and did not fire."""
+
+    def settled(self, phase: str, run: ModelRun) -> None:
+        """Is told that a phase has reached its fixpoint, while its facts are still there."""
 
 
 @dataclass
@@ -45,17 +56,25 @@ class _Candidate:
 class Engine:
     """Rewrites one model by one rule set, in place."""
 
-    def __init__(self, run: ModelRun, prove: Prover, progress: Callable[[str, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        run: ModelRun,
+        prove: Prover,
+        progress: Callable[[str, int], None] | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         """Prepares a run.
 
         Args:
             run: the model with its facts, roles, plan and target.
             prove: called on every rewrite before it is committed.
             progress: told the phase and the number of applications so far, now and then.
+            watch: looks on.
         """
         self._run = run
         self._prove = prove
         self._progress = progress or (lambda phase, count: None)
+        self._watch = watch
         self._committer = Committer(run.model)
         self._proofs: dict[Proof, int] = {}
         self.outcome = Outcome()
@@ -87,6 +106,8 @@ class Engine:
             fired, declines = self._sweep(phase, sweep, table, everywhere)
             if not fired:
                 self.outcome.declines.extend(declines)
+                if self._watch is not None:
+                    self._watch.settled(phase.name, self._run)
                 return
         last = dict([*before[-20:], *fired[-20:]])  # two rules that undo one another fire in turn
         names = [f"{name} at {node}" for name, node in last.items()]
@@ -134,6 +155,8 @@ class Engine:
                     break
                 if tracer.reason:
                     declines.append(_decline(candidate.name, phase.name, node, tracer))
+                if self._watch is not None:
+                    self._watch.attempted(phase.name, candidate.name, node, tracer)
         return fired, declines
 
     def _match(self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer) -> Rewrite | None:
@@ -173,6 +196,7 @@ class Engine:
             opsets=opsets,
             imports=imports,
             fed=block.fed,
+            roles=block.roles,
         )
 
     def _commit(self, rewrite: Rewrite, phase: str, sweep: int, tracer: DeclineTracer) -> bool:
@@ -188,12 +212,14 @@ class Engine:
         except BaseException:
             rewrite.discard()
             raise
-        self._run.follow(rewrite.root, change)
+        self._run.follow(rewrite.root, change, rewrite.roles)
         if proof is not None:
             self._proofs.setdefault(proof, len(self._proofs))
         by = tuple(n.op_type for n in change.added)
         index = None if proof is None else self._proofs[proof]
-        self.outcome.applications.append(Application(rewrite.rule, phase, sweep, rewrite.where, replaced, by, index))
+        removed = tuple(n.name for n in change.removed if n.name)
+        application = Application(rewrite.rule, phase, sweep, rewrite.where, replaced, by, index, removed)
+        self.outcome.applications.append(application)
         if len(self.outcome.applications) % _TOLD_EVERY == 0:
             self._progress(phase, len(self.outcome.applications))
         return True

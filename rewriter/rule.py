@@ -56,11 +56,13 @@ class Replacement:
         outputs: old value -> new value.
         covers: the nodes of the block; they go as far as nothing else reads them, and the proof runs them.
         fed: what is known of the values that the block reads.
+        roles: what the weights of the nodes that make these new values are for, where it is not the root's role.
     """
 
     outputs: Mapping[ir.Value, ir.Value]
     covers: Sequence[ir.Node]
     fed: Mapping[ir.Value, Fed] = field(default_factory=dict)
+    roles: Mapping[ir.Value, str] = field(default_factory=dict)
 
 
 class Run(Protocol):

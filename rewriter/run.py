@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -83,8 +84,8 @@ class ModelRun:
         )
         return QuantizationJob(weight, context, self._quantizers[spec.algorithm], self._written)
 
-    def follow(self, root: ir.Node, change: Change) -> None:
-        """Takes note of a commit: facts are brought up to date, new nodes have the role of the root.
+    def follow(self, root: ir.Node, change: Change, roles: Mapping[ir.Value, str]) -> None:
+        """Takes note of a commit: facts are brought up to date, new nodes have the role of the root, or their own.
 
         What takes the place of whole experts has theirs.
         """
@@ -95,6 +96,10 @@ class ModelRun:
             role = Role("expert", experts.pop() if len(experts) == 1 else None, None)
         if role is not None:
             self._roles.update(dict.fromkeys(change.added, role))
+            for value, name in roles.items():
+                producer = value.producer()
+                if producer is not None:
+                    self._roles[producer] = replace(role, name=name)
         self.facts.update(change.removed, change.added, change.rewired)
 
     @property

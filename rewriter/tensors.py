@@ -30,7 +30,7 @@ class View:
         name: name of the constant in the model; not compared.
         offset: index of the view's first element in the flattened source.
         shape: extent of each dimension.
-        strides: elements between neighbours along each dimension, 0 where there are no two.
+        strides: elements between neighbours along each dimension; 0 where there are none.
         dtype: element type, the source's unless an exact cast was applied.
     """
 
@@ -50,8 +50,10 @@ class View:
         return cls(source, name, 0, shape, _contiguous(shape), source.dtype)
 
     def __post_init__(self) -> None:
-        strides = tuple(0 if extent < 2 else stride for extent, stride in zip(self.shape, self.strides, strict=True))
-        object.__setattr__(self, "strides", strides)
+        empty = 0 in self.shape
+        pairs = zip(self.shape, self.strides, strict=True)
+        object.__setattr__(self, "strides", tuple(0 if empty or extent == 1 else stride for extent, stride in pairs))
+        object.__setattr__(self, "offset", 0 if empty else self.offset)
 
     def __hash__(self) -> int:
         return hash((self.source, self.offset, self.shape, self.strides, self.dtype))
@@ -80,7 +82,7 @@ class View:
     def is_contiguous(self) -> bool:
         """True where the elements follow one another in memory."""
         wanted = _contiguous(self.shape)
-        return all(e < 2 or s == w for e, s, w in zip(self.shape, self.strides, wanted, strict=True))
+        return not self.size or all(e == 1 or s == w for e, s, w in zip(self.shape, self.strides, wanted, strict=True))
 
     def slice(self, axis: int, start: int, count: int, step: int = 1) -> View:
         """Returns ``count`` positions along ``axis`` from ``start``, ``step`` apart."""

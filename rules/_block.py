@@ -65,6 +65,8 @@ def read_block(facts: Facts, out: ir.Value) -> Block:
     """Returns the block that ends in ``out``; declines, naming expert and node, where one is there but not whole."""
     located = facts.get(out, Located)
     held = None if located is None else located.content
+    if located is None:
+        _decline_broken_sum(facts, out)
     if located is None or not isinstance(held, Mixed | Complete) or _goes_on(facts, out, held):
         raise NotApplicable
     if isinstance(held, Mixed):
@@ -72,6 +74,21 @@ def read_block(facts: Facts, out: ir.Value) -> Block:
         return Block(out, located.axes, held.mixing, experts)
     weighted = held.weighted
     return Block(out, located.axes, weighted.mixing, _of_all(facts, weighted))
+
+
+def _decline_broken_sum(facts: Facts, out: ir.Value) -> None:
+    """Declines once for a block, where its first expert is added to something that is no part of it."""
+    node = out.producer()
+    if node is None or node.op_type != "Add":
+        return
+    for value, other in (node.inputs, node.inputs[::-1]):
+        located = facts.get(value, Located)
+        if located is None or not isinstance(located.content, Mixed) or other is None:
+            continue
+        terms = list(located.content.terms())
+        router = located.content.mixing.router
+        if {term.expert for term in terms} != set(range(router.experts)) and any(t.expert == 0 for t in terms):
+            raise Declined("what the first expert is added to does not belong to the block", other)
 
 
 def _goes_on(facts: Facts, out: ir.Value, held: Mixed | Complete) -> bool:
@@ -101,9 +118,14 @@ def _of_terms(facts: Facts, mixed: Mixed) -> tuple[Output, ...]:
     router = mixed.mixing.router
     found: dict[int, Output] = {}
     slots: dict[int, frozenset[int]] = {}
-    for term in mixed.terms():
-        if term.output is None:
-            raise Declined(f"expert {term.expert}: {_why(facts, term.value)}", term.node)
+    terms = list(mixed.terms())
+    unknown = [term for term in terms if term.output is None]
+    if unknown:
+        first = min(unknown, key=lambda term: term.expert)
+        reason, culprit = _why(facts, first.value, first.node)
+        raise Declined(f"expert {first.expert}: {reason}", culprit)
+    for term in terms:
+        assert term.output is not None
         counted = slots.get(term.expert, frozenset())
         if counted & term.slots:
             raise Declined(f"expert {term.expert} is mixed in twice", term.node)
@@ -137,7 +159,8 @@ def _of_all(facts: Facts, weighted: Weighted) -> tuple[Output, ...]:
     output = weighted.output
     router = weighted.mixing.router
     if output is None:
-        raise Declined(f"the experts: {_why(facts, weighted.value)}", weighted.node)
+        reason, culprit = _why(facts, weighted.value, weighted.node)
+        raise Declined(f"the experts: {reason}", culprit)
     count = output.gate.weight.stack_size
     if count != router.experts:
         raise Declined(f"the router chooses among {router.experts} experts, and there are weights of {count}", weighted.node)
@@ -147,7 +170,7 @@ def _of_all(facts: Facts, weighted: Weighted) -> tuple[Output, ...]:
 _FAR = 64
 
 
-def _why(facts: Facts, value: ir.Value) -> str:
+def _why(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.Node]:
     """Why a value is not known to be an expert's output: the nearest reason, or operator that is not understood."""
     pending, seen = [value], {value}
     unknown: ir.Node | None = None
@@ -155,22 +178,26 @@ def _why(facts: Facts, value: ir.Value) -> str:
         if not pending:
             break
         at = pending.pop(0)
-        if facts.why_not(at):
-            return facts.why_not(at)
         producer = at.producer()
-        if producer is None or facts.get(at, Located) is not None:
+        if producer is None:
+            continue
+        if reason := facts.why_not(at):
+            return reason, producer
+        if facts.get(at, Located) is not None:
             continue
         unknown = producer
         fresh = [v for v in producer.inputs if v is not None and v not in seen and facts.get(v, View) is None]
         seen.update(fresh)
         pending.extend(fresh)
     if unknown is None:
-        return "what is mixed is not one expert's output"
-    return f"{unknown.op_type} (node {unknown.name}) does not belong to an expert as com.microsoft::MoE has it"
+        return "what is mixed is not the output of an expert of that router", node
+    return f"{unknown.op_type} does not belong to an expert as com.microsoft::MoE has it", unknown
 
 
 def resolve(mixing: Mixing, node: ir.Node) -> Routing:
     """Returns how the operators select and mix as ``mixing`` does, or declines: they have no such routing."""
+    if fault := mixing.router.fault or mixing.fault:
+        raise Declined(f"the router: {fault}", mixing.router.node)
     selected, scores = mixing.router.scores, mixing.scores
     apart = scores.logits is not selected.logits
     if mixing.stage == "softmax" and not apart:

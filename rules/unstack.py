@@ -65,15 +65,21 @@ def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
     if not ends:
         raise NotApplicable
     stack = _origin(facts, node)
-    readers = facts.derived(stack, Readers, lambda: _readers(facts, stack))
+    if _refusal(facts, stack, facts.derived(stack, Readers, lambda: _readers(facts, stack))) is not None:
+        refusal = _refusal(facts, stack, _readers(facts, stack))  # its readers may have gone since
+        if refusal is not None:
+            raise refusal
+    return ends
+
+
+def _refusal(facts: Facts, stack: ir.Value, readers: Readers) -> Declined | None:
     if readers.whole is not None:
-        raise Declined(f"'{stack.name}' is still read whole, so its slices would be copies", readers.whole)
+        return Declined(f"'{stack.name}' is still read whole, so its slices would be copies", readers.whole)
     stored = facts.get(stack, View)
     if stored is not None and readers.copied > stored.nbytes:
-        raise Declined(
-            f"the slices of '{stack.name}' take {readers.copied} bytes where it takes {stored.nbytes}", stack
-        )
-    return ends
+        sizes = f"take {readers.copied} bytes where it takes {stored.nbytes}"
+        return Declined(f"the slices of '{stack.name}' {sizes}", stack)
+    return None
 
 
 def _ends_at(facts: Facts, value: ir.Value) -> bool:

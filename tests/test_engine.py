@@ -78,7 +78,10 @@ def test_a_rule_that_matches_itself_ends():
 
 WRONG = {
     "an exception": (Raises(), "KeyError: 'what it looked for'"),
-    "a value defined nowhere": (Returns(lambda op, x, y: ir.val("nowhere")), "the replacement of 'b' is defined nowhere"),
+    "a value defined nowhere": (
+        Returns(lambda op, x, y: ir.val("nowhere")),
+        "the replacement of 'b' is defined nowhere",
+    ),
     "too many outputs": (Returns(lambda op, x, y: [op.Relu(x), op.Relu(x)]), "2 outputs where the pattern has 1"),
     "another element type": (
         Returns(lambda op, x, y: op.initializer(ir.tensor(np.zeros((2, 3), np.float16), name="z"))),
@@ -229,7 +232,9 @@ def test_a_functions_new_constants_are_nodes():
 
 @pytest.mark.parametrize("where", ["graph", "function"])
 def test_opset_imports_are_merged_where_the_node_goes(where):
-    model = parse(CHAIN) if where == "graph" else parse(FUNCTION, functions=BODY.format(opset=17), domains=', "local" : 1')
+    model = (
+        parse(CHAIN) if where == "graph" else parse(FUNCTION, functions=BODY.format(opset=17), domains=', "local" : 1')
+    )
     rule = Swap("Relu", "Gelu", domain="com.microsoft")
     result = rewriter.apply(model, [rule], overrides=NO_PROOF)
     assert "com.microsoft" not in model.opset_imports

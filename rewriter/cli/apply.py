@@ -95,7 +95,7 @@ def apply(
         saved = result.save(out, overwrite=overwrite, memory=memory, max_shard_size=max_shard_size, progress=told)
     with working("comparing with the original", quiet=quiet):
         outcome = whole.compare(result, model, check)
-    done = dataclasses.replace(result.report, parity=outcome.to_json())
+    done = dataclasses.replace(result.report, parity=outcome.comparison)
 
     screen = console(quiet=quiet)
     more = "; --report FILE.json lists all" if report is None else f"; see {report}"

@@ -16,6 +16,7 @@ from rewriter.parity.limits import exceeded, limited
 from rewriter.parity.model import ModelParity
 from rewriter.parity.runtime import OrtRuntime, available
 from rewriter.reading import model_file
+from rewriter.report import Comparison
 from rewriter.target import Target
 
 LARGEST = 1 << 30
@@ -37,10 +38,11 @@ class Outcome:
     skipped: str = ""
     failures: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns what the report keeps of it."""
-        found = dataclasses.asdict(self.parity) if self.parity is not None else {}
-        return {**found, "skipped": self.skipped, "failures": self.failures}
+    @property
+    def comparison(self) -> Comparison:
+        """What the report keeps of it."""
+        found = Comparison() if self.parity is None else self.parity.comparison
+        return dataclasses.replace(found, skipped=self.skipped, failures=self.failures)
 
 
 def compare(result: Result[Any], original: Path, asked: bool | None) -> Outcome:

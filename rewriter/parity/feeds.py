@@ -59,6 +59,8 @@ def random_feeds(
 def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator) -> npt.NDArray[Any]:
     """Draws what the rule says of a value."""
     shape = tuple(factor * math.prod(_size(name, sizes) for name in names) for factor, names in fed.shape)
+    if fed.total:
+        return np.full(shape, sum(_size(name, sizes) for name in fed.total) + fed.plus, fed.dtype.numpy())
     drawn = generator.standard_normal(shape, dtype=np.float32)
     if fed.ranked:
         drawn = _RANGE * (2 * drawn.argsort(axis=-1).argsort(axis=-1) / max(1, shape[-1] - 1) - 1)

@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from rewriter.errors import ParityError
+from rewriter.report import Metrics
+
+__all__ = ["Metrics", "compare"]
 
 Array = npt.NDArray[np.generic]
 Doubles = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """How ``actual`` differs from ``expected``, in double precision.
-
-    Where both hold the same infinity, or both NaN, they agree and the element is left out. Where only one is not
-    finite, or the infinities differ, nothing is close: relative_l2 and max_abs are inf, cosine is 0 and snr_db is -inf.
-
-    Attributes:
-        relative_l2: ||actual - expected|| / ||expected||; 0 where both are zero, inf where only expected is.
-        max_abs: largest absolute difference.
-        worst_index: where it is; () for scalars and where nothing differs.
-        cosine: of the angle between them; 1 where they are equal.
-        snr_db: 20 log10(||expected|| / ||difference||); inf where they are equal.
-        top1: share of rows (of the last axis) whose largest element is at the same place; None unless logits.
-        kl: mean over rows of KL(softmax(expected) || softmax(actual)), in nats; None unless logits.
-        finite: share of the elements that are finite on both sides.
-    """
-
-    relative_l2: float
-    max_abs: float
-    worst_index: tuple[int, ...]
-    cosine: float
-    snr_db: float
-    top1: float | None = None
-    kl: float | None = None
-    finite: float = 1.0
-
-    @property
-    def compared(self) -> bool:
-        """False where no element is finite on either side, so that agreeing says nothing."""
-        return self.finite > 0 or self.max_abs > 0
 
 
 def compare(expected: Array, actual: Array, *, logits: bool = False) -> Metrics:

@@ -15,9 +15,10 @@ import onnx_ir as ir
 from rewriter import io
 from rewriter.errors import ParityError, UsageError
 from rewriter.parity.inputs import random_inputs
-from rewriter.parity.metrics import Metrics, compare
+from rewriter.parity.metrics import compare
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime, Runtime
 from rewriter.reading import from_proto, model_file
+from rewriter.report import Comparison, Metrics
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
 
@@ -37,6 +38,11 @@ class ModelParity:
     runtime: str
     seed: int | None
     outputs: Mapping[str, Metrics]
+
+    @property
+    def comparison(self) -> Comparison:
+        """The same as a report holds it."""
+        return Comparison(self.runtime, self.seed, self.outputs)
 
     @property
     def worst(self) -> str:

@@ -4,6 +4,7 @@ from rewriter.ruleset.catalogue import OptionInfo, RuleInfo, catalogue
 from rewriter.ruleset.load import RuleLike, RuleSetInfo, RuleSetLike, load, parse_override, rule_sets
 from rewriter.ruleset.model import BoundRule, ParitySettings, Phase, Rule, RuleSet
 from rewriter.ruleset.schema import json_schema, schema_text
+from rewriter.ruleset.used import used
 
 __all__ = [
     "BoundRule",
@@ -22,4 +23,5 @@ __all__ = [
     "parse_override",
     "rule_sets",
     "schema_text",
+    "used",
 ]

@@ -194,9 +194,7 @@ def projections(
             name = f"W{draw(st.integers(0, number))}{'_deep' if deep else ''}"
             inner.weight(name, (1, *shape) if deep else shape, dtype)
             matrix = Matrix(name, 3 if deep else 2, (name,))
-            product = consume(
-                draw, inner, x, matrix, (k, n), dtype, draw(spellings()), consumer, transposed=transposed
-            )
+            product = consume(draw, inner, x, matrix, (k, n), dtype, draw(spellings()), consumer, transposed=transposed)
             total = inner.op("Add", total, product) if total else product
         if hindrance == "several-matrices":
             both = inner.op("MatMul", x, inner.weight("both", (2, k, n), dtype))

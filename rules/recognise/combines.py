@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
-from rewriter.rule import Declined
 from rewriter.tensors import View
 from rules._guards import integer_attribute
 from rules.recognise.axes import Atom, Axes, Content, Located, Size, Uniform, find, only, put, total, unify, unify_dim
@@ -30,7 +29,7 @@ from rules.recognise.contents import (
     Term,
     Weighted,
 )
-from rules.recognise.routers import last_axis, summed_weights
+from rules.recognise.routers import faulty, last_axis, summed_weights
 from rules.recognise.sizes import integers_of, static
 
 
@@ -39,9 +38,15 @@ def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
     if not isinstance(a, Mixing) or not isinstance(b, Mask):
         return None
     if a.router != b.router or a.slot != b.slot:
-        raise Declined("a weight is masked by the choice of another slot or router", node)
+        a = faulty(a, "a weight is masked by the choice of another slot or router", node)
     slots = None if a.slot is None else frozenset({a.slot})
     return Share(dataclasses.replace(a, slot=None), b.expert, slots)
+
+
+def masked_unknown(mask: Mask, node: ir.Node) -> Share:
+    """Returns the share that something other than a router's weights gives an expert."""
+    mixing = faulty(Mixing(mask.router, mask.router.scores), "what is masked is not the router's weights", node)
+    return Share(mixing, mask.expert, None if mask.slot is None else frozenset({mask.slot}))
 
 
 def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.Node) -> Content | None:
@@ -67,10 +72,10 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
 def added(a: Content, b: Content) -> Content | None:
     """Returns the sum of two sums of experts, or of two shares of one expert."""
     if isinstance(a, Mixed) and isinstance(b, Mixed):
-        return Mixed(a.mixing, (a, b)) if a.mixing == b.mixing else None
+        return Mixed(a.mixing if a.mixing.fault else b.mixing, (a, b)) if a.mixing == b.mixing else None
     if isinstance(a, Share) and isinstance(b, Share) and (a.mixing, a.expert) == (b.mixing, b.expert):
         if a.slots is not None and b.slots is not None and not a.slots & b.slots:
-            return dataclasses.replace(a, slots=a.slots | b.slots)
+            return dataclasses.replace(a if a.mixing.fault else b, slots=a.slots | b.slots)
     return None
 
 

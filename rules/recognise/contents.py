@@ -135,12 +135,14 @@ class Router:
         scores: what it selects by.
         k: experts per token.
         experts: E.
+        fault: why no operator selects so; empty where one does.
     """
 
     node: ir.Node
     scores: Scores
     k: int
     experts: int
+    fault: str = ""
 
 
 By = Router | Literal["one", "all"]
@@ -289,6 +291,7 @@ class Mixing(Content):
         table: [E] a factor for every expert, or None.
         rounded: the narrowest type to which they were cast, or None.
         slot: where they are one slot's.
+        fault: why they are not the router's weights as an operator has them; empty where they are. Not compared.
     """
 
     router: Router
@@ -298,6 +301,7 @@ class Mixing(Content):
     table: View | None = None
     rounded: ir.DataType | None = None
     slot: int | None = None
+    fault: str = dataclasses.field(default="", compare=False)
 
     def fix(self, atom: Atom, position: int) -> Content | None:
         return dataclasses.replace(self, slot=position) if atom.kind == "slot" else super().fix(atom, position)

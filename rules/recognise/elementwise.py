@@ -14,8 +14,8 @@ from rewriter.facts import Facts, Recogniser
 from rewriter.tensors import View
 from rules.recognise.activations import as_features, number_of, product, with_number
 from rules.recognise.axes import Content, Located, Uniform, unify
-from rules.recognise.combines import added, masked, seeded, weighted
-from rules.recognise.contents import Mixing, Share, Stack, Total
+from rules.recognise.combines import added, masked, masked_unknown, seeded, weighted
+from rules.recognise.contents import Mask, Mixing, Share, Stack, Total
 from rules.recognise.linears import with_bias, with_chosen_bias
 from rules.recognise.movement import token_rows
 from rules.recognise.routers import divided, scaled, scaled_by_table, with_epsilon
@@ -89,6 +89,8 @@ class Mul(_Elementwise):
     def any(
         self, facts: Facts, value: ir.Value, a: Located | None, b: Located | None, node: ir.Node
     ) -> Located | None:
+        if b is not None and isinstance(b.content, Mask) and a is None:
+            return Located(masked_unknown(b.content, node), b.axes)
         if b is None or not isinstance(b.content, Share | Mixing):
             return None
         rows = a or token_rows(facts, value)

@@ -126,9 +126,8 @@ class TopK(Recogniser):
         experts = dims[-1].constant
         if experts is None or not last_axis(node, len(dims)):
             return None
-        if not integer_attribute(node, "largest", 1):
-            raise Declined("TopK takes the smallest scores", node)
-        router = Router(node, scores_of(facts, scores), count[0], experts)
+        fault = "" if integer_attribute(node, "largest", 1) else "TopK takes the smallest scores"
+        router = Router(node, scores_of(facts, scores), count[0], experts, fault)
         axes = (*(tokens(size) for size in dims[:-1]), (Atom("slot", Size(count[0])),))
         return {
             values: Located(Mixing(router, router.scores), axes),
@@ -175,12 +174,18 @@ def divided(a: Content, b: Content, node: ir.Node) -> Mixing | None:
     if not isinstance(a, Mixing) or not isinstance(b, Total):
         return None
     if a != b.mixing:
-        raise Declined("weights are divided by a sum of others", node)
-    if a.stage != "raw" or a.scores.function == "logits":
-        return a if a.stage == "softmax" and a.scale == 1 and a.table is None else None
+        return faulty(a, "weights are divided by a sum of others", node)
     if a.table is not None:
-        raise Declined("weights are scaled for each expert before they are normalised", node)
-    return dataclasses.replace(a, stage="normalised", scale=1.0)
+        return faulty(a, "weights are scaled for each expert before they are normalised", node)
+    if a.scores.function == "logits" and a.stage == "raw":
+        return faulty(a, "scores that are neither softmax nor sigmoid are divided by their sum", node)
+    stage = "normalised" if a.stage == "raw" else a.stage
+    return dataclasses.replace(a, stage=stage, scale=1.0, fault=a.fault or b.mixing.fault)
+
+
+def faulty(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
+    """Returns weights that no operator computes, and why; the first reason is kept."""
+    return dataclasses.replace(mixing, fault=mixing.fault or f"{reason} (node {node.name})")
 
 
 def with_epsilon(a: Content, number: float, node: ir.Node) -> Total | None:
@@ -193,7 +198,7 @@ def with_epsilon(a: Content, number: float, node: ir.Node) -> Total | None:
     smallest = router.k / router.experts
     noticed = abs(number) * 2.0**25 > smallest
     if mixing.scores != router.scores or mixing.scores.function != "softmax" or mixing.scale != 1 or noticed:
-        raise Declined(f"{number:g} is added to the sum of the weights, which MoE does not do", node)
+        return Total(faulty(mixing, f"{number:g} is added to the sum of the weights", node))
     return a
 
 
@@ -211,7 +216,7 @@ def scaled_by_table(a: Content, b: Content, node: ir.Node) -> Mixing | None:
     if not isinstance(a, Mixing) or not isinstance(b, Stack):
         return None
     if b.router != a.router or b.view.rank != 1 or a.table is not None:
-        raise Declined("weights are scaled by something that is not one factor for each chosen expert", node)
+        return faulty(a, "weights are scaled by something other than a factor for each chosen expert", node)
     return dataclasses.replace(a, table=b.view)
 
 

@@ -1,0 +1,132 @@
+"""What a run did, as data: applications, declines, weights, proofs and sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewriter.report.records import (
+    Application,
+    Comparison,
+    Decline,
+    Metrics,
+    PlanLine,
+    Proof,
+    RoleSummary,
+    Size,
+    UsedPhase,
+    UsedRule,
+    UsedRuleSet,
+    Weight,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Application",
+    "Comparison",
+    "Decline",
+    "Metrics",
+    "PlanLine",
+    "Proof",
+    "Report",
+    "RoleSummary",
+    "Size",
+    "UsedPhase",
+    "UsedRule",
+    "UsedRuleSet",
+    "Weight",
+    "summarize",
+]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a run has to say; complete once the model is saved.
+
+    Attributes:
+        rule_set: name of what was run.
+        target: the runtime it was run for.
+        applications: every rewrite, in order.
+        declines: every place where a rule was about to fire and did not.
+        proofs: one per structural class that was run.
+        weights: every quantized weight that has been written, the largest error first.
+        sweeps: phase -> sweeps until nothing fired.
+        bytes_before: of all tensors of the model that was given.
+        bytes_after: of all tensors of the rewritten model.
+        parity: how its outputs compare with the original's, or why they were not compared; None where nobody asked.
+        model: name of the model that was given; empty where it has none.
+        rules: the rule set in full; None where it is not known.
+        sizes: bytes by family of roles, the largest first; they add up to ``bytes_before`` and ``bytes_after``.
+    """
+
+    rule_set: str
+    target: str
+    applications: tuple[Application, ...] = ()
+    declines: tuple[Decline, ...] = ()
+    proofs: tuple[Proof, ...] = ()
+    weights: tuple[Weight, ...] = ()
+    sweeps: Mapping[str, int] = field(default_factory=dict)
+    bytes_before: int = 0
+    bytes_after: int = 0
+    parity: Comparison | None = None
+    model: str = ""
+    rules: UsedRuleSet | None = None
+    sizes: tuple[Size, ...] = ()
+
+    @property
+    def applied(self) -> dict[str, int]:
+        """Rule -> number of applications."""
+        return dict(Counter(a.rule for a in self.applications))
+
+    @property
+    def declined(self) -> dict[tuple[str, str], int]:
+        """(Rule, reason) -> number of declines, most frequent first."""
+        return dict(Counter((d.rule, d.reason) for d in self.declines).most_common())
+
+    @property
+    def by_role(self) -> tuple[RoleSummary, ...]:
+        """The quantized weights summed up by role, the most bytes first."""
+        return summarize(self.weights)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as plain JSON data, with the version of its schema.
+
+        JSON has no infinity and no NaN: they are the strings ``inf``, ``-inf`` and ``nan``.
+        """
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return {"schema_version": SCHEMA_VERSION, "applied": self.applied, **plain}
+
+
+def summarize(weights: Iterable[Weight]) -> tuple[RoleSummary, ...]:
+    """Sums weights up by role, the most bytes first."""
+    groups: dict[str, list[Weight]] = {}
+    for weight in weights:
+        groups.setdefault(weight.role, []).append(weight)
+    summaries = [
+        RoleSummary(
+            role=role,
+            count=len(group),
+            bits=tuple(sorted({w.bits for w in group})),
+            elements=sum(math.prod(w.shape) for w in group),
+            bytes_before=sum(w.bytes_before for w in group),
+            bytes_after=sum(w.bytes_after for w in group),
+            mean_relative_rms=sum(w.relative_rms for w in group) / len(group),
+            worst=max(group, key=lambda w: w.relative_rms),
+        )
+        for role, group in groups.items()
+    ]
+    return tuple(sorted(summaries, key=lambda s: (-s.bytes_before, s.role)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,271 @@
+"""The records that a report consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Application:
+    """One rewrite that happened.
+
+    Attributes:
+        rule: the rule's name.
+        phase: the phase in which it fired.
+        sweep: the sweep of that phase, from 1.
+        node: name of the node at which the pattern matched.
+        replaced: operator types that went.
+        by: operator types that came.
+        proof: index into ``Report.proofs``, or None where nothing had to be run.
+        removed: names of the nodes that left the model, those included that only they kept alive.
+    """
+
+    rule: str
+    phase: str
+    sweep: int
+    node: str
+    replaced: tuple[str, ...]
+    by: tuple[str, ...]
+    proof: int | None
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decline:
+    """One place where a rule was about to fire and did not.
+
+    Attributes:
+        rule: the rule's name.
+        phase: the phase in which it was tried.
+        node: name of the node at which the pattern matched.
+        reason: why not.
+        culprit: name of the node or value at fault; empty where it is the node itself.
+    """
+
+    rule: str
+    phase: str
+    node: str
+    reason: str
+    culprit: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How the rewrites of one structural class were shown to be right.
+
+    Attributes:
+        rule: the rule's name.
+        runtime: what ran both sides.
+        max_relative: largest error over the largest magnitude of the expected output.
+        tolerance: what it was held against.
+        node: the application that was run.
+        skipped: why nothing was run; empty where it was.
+        because: why the reference operators judged and ONNX Runtime did not; empty where it did.
+        experts: how many experts of a stack were run, where it is too large to run all; else None.
+    """
+
+    rule: str
+    runtime: str
+    max_relative: float
+    tolerance: float
+    node: str
+    skipped: str = ""
+    because: str = ""
+    experts: int | None = None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One quantized weight, known when it has been written.
+
+    Attributes:
+        name: the weight's canonical name.
+        node: the node that reads it.
+        role: what it is for; empty where the structure does not tell.
+        layer: index of its layer, or None.
+        expert: index of its expert, or None.
+        shape: (N, K), output and input features.
+        algorithm: how it was quantized.
+        bits: width of a code.
+        block_size: input features per scale; 0 for a whole row.
+        symmetric: whether it has no zero points.
+        bytes_before: as a float weight.
+        bytes_after: codes, scales and zero points.
+        relative_rms: root mean square error over that of the weight.
+        planned_block_size: what the plan asked for, where the operator has no such block for this weight; else None.
+    """
+
+    name: str
+    node: str
+    role: str
+    layer: int | None
+    expert: int | None
+    shape: tuple[int, int]
+    algorithm: str
+    bits: int
+    block_size: int
+    symmetric: bool
+    bytes_before: int
+    bytes_after: int
+    relative_rms: float
+    planned_block_size: int | None = None
+
+
+@dataclass(frozen=True)
+class RoleSummary:
+    """The quantized weights of one role.
+
+    Attributes:
+        role: what they are for; empty where the structure does not tell.
+        count: how many there are.
+        bits: the widths of their codes, ascending.
+        elements: how many numbers they hold.
+        bytes_before: as float weights.
+        bytes_after: codes, scales and zero points.
+        mean_relative_rms: mean over the weights.
+        worst: the weight with the largest error.
+    """
+
+    role: str
+    count: int
+    bits: tuple[int, ...]
+    elements: int
+    bytes_before: int
+    bytes_after: int
+    mean_relative_rms: float
+    worst: Weight
+
+    @property
+    def bits_per_element(self) -> float:
+        """Bits stored for each number, scales and zero points included."""
+        return self.bytes_after * 8 / self.elements if self.elements else 0.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of the tensors of one family of roles.
+
+    Attributes:
+        family: first part of the role, as ``expert`` or ``attention``; empty for norms, biases, tables of constants and
+            all else of which the structure tells nothing.
+        bytes_before: in the model that was given.
+        bytes_after: in the rewritten model.
+    """
+
+    family: str
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How ``actual`` differs from ``expected``, in double precision.
+
+    Where both hold the same infinity, or both NaN, they agree and the element is left out. Where only one is not
+    finite, or the infinities differ, nothing is close: relative_l2 and max_abs are inf, cosine is 0 and snr_db is -inf.
+
+    Attributes:
+        relative_l2: ||actual - expected|| / ||expected||; 0 where both are zero, inf where only expected is.
+        max_abs: largest absolute difference.
+        worst_index: where it is; () for scalars and where nothing differs.
+        cosine: of the angle between them; 1 where they are equal.
+        snr_db: 20 log10(||expected|| / ||difference||); inf where they are equal.
+        top1: share of rows (of the last axis) whose largest element is at the same place; None unless logits.
+        kl: mean over rows of KL(softmax(expected) || softmax(actual)), in nats; None unless logits.
+        finite: share of the elements that are finite on both sides.
+    """
+
+    relative_l2: float
+    max_abs: float
+    worst_index: tuple[int, ...]
+    cosine: float
+    snr_db: float
+    top1: float | None = None
+    kl: float | None = None
+    finite: float = 1.0
+
+    @property
+    def compared(self) -> bool:
+        """False where no element is finite on either side, so that agreeing says nothing."""
+        return self.finite > 0 or self.max_abs > 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rewritten model against the original, on the same inputs.
+
+    Attributes:
+        runtime: what ran them; empty where they were not compared.
+        seed: of the random inputs; None for inputs that were given.
+        outputs: by output name, in the order of the model.
+        skipped: why they were not compared; empty where they were, or where comparing failed.
+        failures: limits that do not hold, or why a comparison that was asked for could not be made.
+    """
+
+    runtime: str = ""
+    seed: int | None = None
+    outputs: Mapping[str, Metrics] = field(default_factory=dict)
+    skipped: str = ""
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UsedRule:
+    """A rule of a phase.
+
+    Attributes:
+        name: its id.
+        options: every option with its value, the defaults included.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class UsedPhase:
+    """Rules that ran together.
+
+    Attributes:
+        name: unique in the rule set.
+        rules: in the order in which they are tried at a node.
+    """
+
+    name: str
+    rules: tuple[UsedRule, ...]
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """One line of a quantization plan.
+
+    Attributes:
+        kind: ``default``, ``include``, ``exclude`` or ``override``.
+        selects: which weights it is about; empty for the default, which is about all.
+        values: what it says of them.
+    """
+
+    kind: str
+    selects: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class UsedRuleSet:
+    """The rule set of a run, with everything that was changed in it for the run.
+
+    Attributes:
+        name: a shipped set's id, a file's stem, or ``inline``.
+        description: one sentence.
+        phases: in the order in which they ran.
+        plan: which weight is quantized, and how; of the overrides the last wins.
+        parity: how rewrites are proved, and the limits for the whole model.
+    """
+
+    name: str
+    description: str = ""
+    phases: tuple[UsedPhase, ...] = ()
+    plan: tuple[PlanLine, ...] = ()
+    parity: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,218 @@
+"""matmul-to-matmul-nbits: a MatMul with a constant weight, and only that."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from linear_models import agrees, dequantized, linear_model, nodes, quantized, weights
+from support import histogram, run, snapshot
+
+import rewriter
+from rewriter.errors import ParityError, QuantizationError
+from rewriter.quantize import ALGORITHMS
+from rewriter.quantize.types import QuantizedWeight
+from rewriter.testing import check_rule, moe_models, projections
+
+RULE = ["matmul-to-matmul-nbits"]
+X = weights(3, 40, seed=1)
+
+
+def one(k=40, n=12, dtype=np.float32, **options):
+    name = {np.dtype(np.float32): "float", np.dtype(np.float16): "float16"}[np.dtype(dtype)]
+    return linear_model("y = MatMul (x, w)", {"w": weights(k, n, dtype=dtype)}, x=("T", k), dtype=name, **options)
+
+
+def test_fires():
+    result = quantized(one(), RULE)
+    assert result.report.applied == {"matmul-to-matmul-nbits": 1} and not result.report.declines
+    assert histogram(result.model) == {"MatMulNBits": 1}
+    (node,) = nodes(result.model, "MatMulNBits")
+    assert node.domain == "com.microsoft" and result.model.opset_imports["com.microsoft"] == 1
+    assert {a.name: a.value for a in node.attributes.values()} == {"K": 40, "N": 12, "bits": 4, "block_size": 32}
+    assert sorted(result.model.graph.initializers) == ["w_q4", "w_scales"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "block", "k"), [(4, 32, 40), (8, 16, 33), (2, 64, 40), (4, 256, 7), (4, 16, 64)])
+def test_agrees(bits, block, k, symmetric, dtype):
+    settings = {"bits": bits, "block_size": block, "symmetric": symmetric}
+    result = quantized(one(k, dtype=dtype), RULE, quantization__default=settings)
+    (node,) = nodes(result.model, "MatMulNBits")
+    assert (len(node.inputs) == 4) == (not symmetric)
+    x = weights(3, k, dtype=dtype, seed=1)
+    tolerance = 1e-5 if dtype == np.float32 else 2e-3
+    agrees(result, x.astype(np.float64) @ dequantized(node).T, {"x": x}, tolerance=tolerance)
+    (proof,) = result.report.proofs
+    assert proof.max_relative <= proof.tolerance
+
+
+DECLINES = {
+    "on the left": ("t = Transpose (x) y = MatMul (w, t)", {"w": (12, 40)}, "the weight is on the left"),
+    "several matrices": ("y = MatMul (x, w)", {"w": (2, 40, 12)}, "the weight [2, 40, 12] holds 960 elements in more"),
+    "a rank too high": (
+        "y = MatMul (x, w)",
+        {"w": (1, 40, 12)},
+        "the weight has rank 3 and the rank of its input is lower",
+    ),
+    "read in float too": (
+        "a = MatMul (x, w) b = ReduceMax <keepdims = 0> (w) y = Add (a, b)",
+        {"w": (40, 12)},
+        "the float weight would stay",
+    ),
+    "part of a stack": (
+        "e = Constant <value_int = 1> () v = Gather (w, e) y = MatMul (x, v)",
+        {"w": (2, 40, 12)},
+        "the weight is part of a constant",
+    ),
+    "dynamic": (
+        "v = Gather (w, i) y = MatMul (x, v)",
+        {"w": (2, 40, 12)},
+        "the weight is not constant: the index depends on an input",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DECLINES)
+def test_declines(case):
+    body, shapes, reason = DECLINES[case]
+    arrays = {name: weights(*shape) for name, shape in shapes.items()}
+    model = linear_model(body, arrays, inputs=", int64 i" if case == "dynamic" else "")
+    before = snapshot(model)
+    result = quantized(model, RULE)
+    (decline,) = result.report.declines
+    assert decline.reason.startswith(reason)
+    assert not result.report.applications and histogram(result.model) == histogram(model)
+    assert snapshot(model) == before
+
+
+def test_declines_where_the_weight_is_a_graph_output():
+    result = quantized(linear_model("y = MatMul (x, w)", {"w": weights(40, 12)}, outputs="y w"), RULE)
+    (decline,) = result.report.declines
+    assert decline.reason == "the float weight would stay in the model: it is a graph output"
+
+
+def test_declines_what_the_plan_leaves_out():
+    result = quantized(one(), RULE, quantization__exclude=[{"weights": "w"}])
+    assert [d.reason for d in result.report.declines] == ["excluded by the plan (weight w)"]
+
+
+def test_declines_what_the_operator_has_no_form_for():
+    result = quantized(one(), RULE, quantization__default={"block_size": 0})
+    assert [d.reason for d in result.report.declines][0].startswith("block size 0 is not a power of two")
+
+
+def test_declines_what_the_target_has_no_kernel_for():
+    result = rewriter.apply(one(), RULE, target="cuda@1.28", overrides={"quantization.default.bits": 2})
+    assert [d.reason for d in result.report.declines] == ["target cuda@1.28 runs MatMulNBits at (4, 8) bits, not 2"]
+
+
+@pytest.mark.parametrize("what", ["overridable", "dynamic"])
+def test_is_not_about_weights_that_an_input_decides(what):
+    model = linear_model(
+        "y = MatMul (x, w)", {} if what == "dynamic" else {"w": weights(40, 12)}, inputs=", float[40,12] w"
+    )
+    result = quantized(model, RULE)
+    assert not result.report.applications and not result.report.declines
+
+
+def test_a_leading_one_under_activations_of_that_rank():
+    model = linear_model("y = MatMul (x, w)", {"w": weights(1, 40, 12)}, x=(2, "T", 40))
+    result = quantized(model, RULE)
+    (node,) = nodes(result.model, "MatMulNBits")
+    x = weights(2, 3, 40, seed=1)
+    agrees(result, x.astype(np.float64) @ dequantized(node).T, {"x": x})
+
+
+def test_idempotent():
+    once = quantized(one(), RULE).model
+    assert not quantized(once, RULE).report.applications
+
+
+def test_a_shared_weight_is_quantized_once():
+    body = "a = MatMul (x, w) b = Neg (x) c = MatMul (b, w) d = MatMul (x, v) e = Add (a, c) y = Add (e, d)"
+    result = quantized(linear_model(body, {"w": weights(40, 12), "v": weights(40, 12, seed=5)}), RULE)
+    assert result.report.applied == {"matmul-to-matmul-nbits": 3}
+    assert sorted(result.model.graph.initializers) == ["v_q4", "v_scales", "w_q4", "w_scales"]
+
+
+def test_the_option_of_the_kernel():
+    ruleset = {"phases": [{"name": "q", "rules": [{"matmul-to-matmul-nbits": {"accuracy_level": 4}}]}]}
+    result = rewriter.apply(one(k=64), ruleset)
+    (node,) = nodes(result.model, "MatMulNBits")
+    assert node.attributes["accuracy_level"].as_int() == 4
+
+
+def test_bfloat16_needs_a_target_that_runs_it():
+    model = linear_model("y = MatMul (x, w)", {"w": weights(40, 12)})
+    model.graph.initializers["w"].const_value = ir.tensor(
+        weights(40, 12).astype(ir.DataType.BFLOAT16.numpy()), dtype=ir.DataType.BFLOAT16, name="w"
+    )
+    model.graph.initializers["w"].type = model.graph.inputs[0].type = ir.TensorType(ir.DataType.BFLOAT16)
+    model.graph.outputs[0].type = ir.TensorType(ir.DataType.BFLOAT16)
+    declined = rewriter.apply(model, RULE, target="cpu@1.28").report
+    assert [d.reason for d in declined.declines] == ["target cpu@1.28 has no bfloat16 kernel for MatMulNBits"]
+    fired = rewriter.apply(model, RULE, target="cuda@1.28", overrides={"parity.local": "none"})
+    assert fired.report.applied == {"matmul-to-matmul-nbits": 1}
+    assert fired.model.graph.initializers["w_scales"].dtype == ir.DataType.BFLOAT16
+
+
+def swapped(weight, context):
+    """A quantizer that quantizes another weight: its transpose, where that has the same shape."""
+    return ALGORITHMS["rtn"](np.ascontiguousarray(weight.T), context)
+
+
+def absolute(weight, context):
+    good = ALGORITHMS["rtn"](weight, context)
+    return QuantizedWeight(good.codes, np.abs(good.scales), None, good.bits, good.block_size)
+
+
+def test_any_quantizer_gives_an_exact_rewrite():
+    """What a quantizer does to a weight is its own affair; that the layout holds it is the rule's."""
+    for quantizer in (swapped, absolute):
+        result = quantized(one(k=40, n=40), RULE, quantizer=quantizer)
+        (node,) = nodes(result.model, "MatMulNBits")
+        agrees(result, X.astype(np.float64) @ dequantized(node).T, {"x": X})
+
+
+def test_a_quantizer_that_breaks_its_promise_is_refused():
+    with pytest.raises(QuantizationError, match="broke its promise for weight 'w'"):
+        quantized(one(), RULE, quantizer=lambda weight, context: ALGORITHMS["rtn"](weight[:-1], context))
+
+
+WRONG_BYTES = {
+    "nibbles the other way": lambda b, scales: ((b << 4) | (b >> 4), scales),
+    "a scale of the wrong sign": lambda b, scales: (b, np.abs(scales)),
+    "rows in another order": lambda b, scales: (np.roll(b, 1, axis=0), scales),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_BYTES)
+def test_a_layout_that_is_wrong_on_both_sides_fails_its_proof(fault, monkeypatch):
+    """The readback of codes cannot see a layout that packs and unpacks wrongly alike; running it can."""
+    import rules._matmul_nbits as shared
+
+    pack = shared.matmul_nbits.pack
+
+    def wrong(quantized):
+        arrays = pack(quantized)
+        b, scales = WRONG_BYTES[fault](arrays.b, arrays.scales)
+        return [b, scales]
+
+    monkeypatch.setattr(shared, "pack", wrong)
+    monkeypatch.setattr(shared, "unpack", lambda arrays, job: job.quantize())
+    with pytest.raises(ParityError, match="matmul-to-matmul-nbits"):
+        quantized(one(k=64), RULE)
+
+
+def test_holds_on_whatever_is_drawn():
+    check_rule("matmul-to-matmul-nbits", projections())
+
+
+def test_holds_after_unstack():
+    check_rule(["unstack", "matmul-to-matmul-nbits"], moe_models(max_size=10, max_experts=3))
+
+
+def test_loads_where_the_input_does():
+    assert run(quantized(one(), RULE).model, {"x": X})["y"].shape == (3, 12)
