@@ -52,24 +52,21 @@ Binder = Callable[[ir.Model, ir.Node], Mapping[str, Any] | None]
 def binder(pattern: Pattern) -> Binder:
     """Returns what matches a pattern; one operator on distinct variables needs no search, which is most of its cost."""
     (root,) = pattern._target_pattern.output_nodes
-    operands = [operand.name for operand in root.inputs if isinstance(operand, Var)]
-    outputs = [out.name for out in root.outputs]
-    names = [*operands, *outputs]
-    values = [*root.inputs, *root.outputs]
-    simple = len(operands) == len(root.inputs) and None not in names and len(set(names)) == len(names)
-    if not simple or root.attributes or not root.allow_other_attributes or root.check_method is not None:
+    operands = [operand for operand in root.inputs if isinstance(operand, Var)]
+    named = [value.name for value in (*operands, *root.outputs) if value.name is not None]
+    plain = not any(value.check_method is not None or value.can_match_none for value in (*operands, *root.outputs))
+    whole = len(named) == len(root.inputs) + len(root.outputs) and len(set(named)) == len(named)
+    if not whole or not plain or root.attributes or not root.allow_other_attributes or root.check_method is not None:
         return lambda model, node: _searched(pattern, model, node)
-    if any(value.check_method is not None or value.can_match_none for value in values):
-        return lambda model, node: _searched(pattern, model, node)
-    count, more = len(operands), root.allow_other_inputs
+    count, more, results = len(operands), root.allow_other_inputs, len(root.outputs)
 
     def bind(model: ir.Model, node: ir.Node) -> Mapping[str, Any] | None:
         given = node.inputs
-        if len(given) < count or (len(given) > count and not more) or len(node.outputs) < len(outputs):
+        if len(given) < count or (len(given) > count and not more) or len(node.outputs) < results:
             return None
         if None in given[:count]:
             return None
-        return dict(zip(names, (*given[:count], *node.outputs), strict=False))
+        return dict(zip(named, (*given[:count], *node.outputs), strict=False))
 
     return bind
 

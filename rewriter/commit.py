@@ -10,8 +10,8 @@ from onnxscript.rewriter import RULE_NAME_TAG
 
 from rewriter._onnxscript import MatchFailureError
 from rewriter.errors import RuleError
-from rewriter.rule import Fed
 from rewriter.external import stored_tensors
+from rewriter.rule import Fed
 from rewriter.tensors import View, ViewTensor, constant
 
 Container = ir.Graph | ir.Function

@@ -51,6 +51,11 @@ class Facts:
                 raise ValueError(f"recogniser {recogniser.name}: the root of its pattern must name an operator")
             self._by_operator.setdefault(key, []).append((recogniser, binder(pattern)))
 
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators that the model imports."""
+        return self._model.graph.opset_imports.get("", 1)
+
     def get(self, value: ir.Value | None, kind: type[F]) -> F | None:
         """Returns what is known of ``value`` as a ``kind``, or None."""
         if value is None:
@@ -126,8 +131,8 @@ class Facts:
                 self._reasons[node.outputs[0]] = near.reason
                 continue
             except Exception as error:
-                where = node.name or node.op_type
-                raise RuleError(f"{recogniser.name} (a recogniser)", where, f"{type(error).__name__}: {error}") from error
+                who, where = f"{recogniser.name} (a recogniser)", node.name or node.op_type
+                raise RuleError(who, where, f"{type(error).__name__}: {error}") from error
             if stated is None:
                 continue
             by_value = stated if isinstance(stated, Mapping) else {node.outputs[0]: stated}
@@ -137,7 +142,7 @@ class Facts:
 
 
 class DeclineTracer(MatchingTracer):
-    """Keeps the reason for which the last attempt of a rule ended, and where; ``mismatch`` where no pattern was there."""
+    """Keeps the reason for which the last attempt of a rule ended, and where; ``mismatch`` where no pattern matched."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,11 +41,17 @@ class Fed:
         shape: each dimension as a number times named unknowns; one name has one size.
         ranked: whether every row holds well separated numbers in random order, so that no rounding changes which are
             the largest.
+        positive: whether all numbers are.
+        total: unknowns whose sum, with ``plus``, every element is; empty for random numbers.
+        plus: see total.
     """
 
     dtype: ir.DataType
     shape: tuple[tuple[int, tuple[str, ...]], ...]
     ranked: bool = False
+    positive: bool = False
+    total: tuple[str, ...] = ()
+    plus: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -73,7 +72,7 @@ def stacked(views: Sequence[View]) -> View:
 
 
 def interleaved(first: View, second: View) -> View:
-    """Returns [E, 2 * N, ..]: the rows of two [E, N, ..] in turn; a view of the stored tensor where it holds them so."""
+    """Returns [E, 2 * N, ..]: the rows of two [E, N, ..] in turn; of the stored tensor where it holds them so."""
     experts, rows, *rest = first.shape
     shape = (experts, 2 * rows, *rest)
     merged = _merged((first, second))
@@ -102,4 +101,6 @@ def _merged(views: Sequence[View]) -> View | None:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    return os.path.commonprefix(list(names)).rstrip("._/0123456789") or names[0]
+    first, last = min(names), max(names)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:same].rstrip("._/0123456789") or names[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +11,9 @@ import onnx_ir as ir
 from rewriter.facts import Facts
 from rewriter.rule import Declined, NotApplicable
 from rewriter.tensors import View
-from rules.recognise.axes import Atom, Axes, Located, Uniform
-from rules.recognise.contents import Activation, Complete, Mixed, Mixing, Output, Scores, Term, Weighted
-from rules.recognise.grouped import Arange
-from rules.recognise.sizes import Integers
+from rules.recognise.axes import Axes, Located
+from rules.recognise.contents import Activation, Output
+from rules.recognise.mixing import Complete, Mixed, Mixing, Term, Weighted
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,13 @@ class Routing:
         logits: [.., E] what selects.
         function: ``logits``, or ``log_sigmoid`` of them.
         normalize: whether the weights of the chosen are made to add up to one.
-        weights: where the weights come from other scores than those that select: their logits and function.
+        weights: [.., E] the scores that mix, where no function of the logits does; only QMoE takes them.
     """
 
     logits: ir.Value
     function: Literal["logits", "log_sigmoid"]
     normalize: bool
-    weights: Scores | None = None
+    weights: ir.Value | None = None
 
 
 def read_block(facts: Facts, out: ir.Value) -> Block:
@@ -136,7 +135,8 @@ def _of_terms(facts: Facts, mixed: Mixed) -> tuple[Output, ...]:
         if expert not in found:
             raise Declined(f"expert {expert} of {router.experts} is missing", _last(mixed).node)
         if len(slots[expert]) != router.k:
-            raise Declined(f"expert {expert} is mixed in for {len(slots[expert])} of {router.k} slots", _last(mixed).node)
+            reason = f"expert {expert} is mixed in for {len(slots[expert])} of {router.k} slots"
+            raise Declined(reason, _last(mixed).node)
     if len(found) != router.experts:
         raise Declined(f"expert {max(found)} is mixed in, and the router has {router.experts}", _last(mixed).node)
     experts = tuple(found[expert] for expert in range(router.experts))
@@ -163,7 +163,8 @@ def _of_all(facts: Facts, weighted: Weighted) -> tuple[Output, ...]:
         raise Declined(f"the experts: {reason}", culprit)
     count = output.gate.weight.stack_size
     if count != router.experts:
-        raise Declined(f"the router chooses among {router.experts} experts, and there are weights of {count}", weighted.node)
+        reason = f"the router chooses among {router.experts} experts, and there are weights of {count}"
+        raise Declined(reason, weighted.node)
     return tuple(output.expert(position) for position in range(count))
 
 
@@ -199,102 +200,17 @@ def resolve(mixing: Mixing, node: ir.Node) -> Routing:
     if fault := mixing.router.fault or mixing.fault:
         raise Declined(f"the router: {fault}", mixing.router.node)
     selected, scores = mixing.router.scores, mixing.scores
-    apart = scores.logits is not selected.logits
-    if mixing.stage == "softmax" and not apart:
+    if scores.logits is not selected.logits:
+        if mixing.stage == "softmax":
+            raise Declined("the weights are a softmax over other scores than those that select", node)
+        return Routing(selected.logits, "logits", mixing.stage == "normalised", mixing.dense)
+    if mixing.stage == "softmax":
         return Routing(selected.logits, "logits", normalize=True)
-    if scores.function == "logits":
-        raise Declined("the weights are the chosen scores themselves, neither softmax nor sigmoid", node)
-    normalize = mixing.stage == "normalised"
-    if apart:
-        return Routing(selected.logits, "logits", normalize, scores)
     if scores.function == "softmax":
-        return Routing(selected.logits, "logits", normalize)
-    if normalize:
+        return Routing(selected.logits, "logits", mixing.stage == "normalised")
+    if mixing.stage == "normalised" and scores.function == "sigmoid":
         return Routing(selected.logits, "log_sigmoid", normalize=True)
-    return Routing(selected.logits, "logits", normalize=False, weights=scores)
-
-
-def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
-    """Returns the nodes of a block, the last first; declines where another node, or the caller, reads what is inside."""
-    stops = {block.x, routing.logits}
-    if routing.weights is not None:
-        stops.add(routing.weights.logits)
-    reached, static = _reached(facts, block.out, stops)
-    nodes = _without_shared_shapes(facts, reached, block.out)
-    for node in nodes:
-        for value in node.outputs:
-            if value is block.out:
-                continue
-            if value.is_graph_output():
-                raise Declined(f"'{value.name}' inside of the block is a graph output", node)
-            for use in value.uses():
-                if use.node not in nodes:
-                    raise Declined(f"'{value.name}' inside of the block is also read by {use.node.op_type}", use.node)
-    _require_weights_go(facts, {*nodes, *static})
-    return list(reached)
-
-
-def _reached(
-    facts: Facts, out: ir.Value, stops: set[ir.Value]
-) -> tuple[dict[ir.Node, None], dict[ir.Node, None]]:
-    """The nodes between ``out`` and ``stops``, and the nodes by which they take parts of constants."""
-    nodes: dict[ir.Node, None] = {}
-    static: dict[ir.Node, None] = {}
-    pending = [out]
-    while pending:
-        value = pending.pop()
-        producer = value.producer()
-        if producer is None or value in stops:
-            continue
-        known = static if facts.get(value, View) is not None else nodes
-        if producer in known:
-            continue
-        known[producer] = None
-        if producer.op_type != "Shape" or producer.domain:
-            pending.extend(v for v in producer.inputs if v is not None)
-    return nodes, static
-
-
-def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.Value) -> dict[ir.Node, None]:
-    """The nodes without those that others read too and that cost nothing to keep: shapes, zeros, runs of numbers."""
-    nodes = dict(reached)
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        if node not in nodes or out in node.outputs or not all(_is_cheap(facts, value) for value in node.outputs):
-            continue
-        if any(value.is_graph_output() or any(u.node not in nodes for u in value.uses()) for value in node.outputs):
-            del nodes[node]
-            pending.extend(p for v in node.inputs if v is not None and (p := v.producer()) is not None)
-    return nodes
-
-
-def _is_cheap(facts: Facts, value: ir.Value) -> bool:
-    located = facts.get(value, Located)
-    if located is not None:
-        return isinstance(located.content, Uniform | Arange)
-    integral = value.dtype is not None and value.dtype.is_integer()
-    return integral or facts.get(value, Integers) is not None or facts.get(value, View) is not None
-
-
-def _require_weights_go(facts: Facts, inside: set[ir.Node]) -> None:
-    """Declines where a float weight would stay in the model beside the fused one."""
-    for node in inside:
-        for value in node.inputs:
-            view = facts.get(value, View)
-            if value is None or view is None or view.rank < 2 or not view.dtype.is_floating_point():
-                continue
-            if value.is_graph_output():
-                raise Declined(f"the weight '{value.name}' is a graph output and would stay in the model", node)
-            for use in value.uses():
-                if use.node not in inside:
-                    reader = use.node.op_type
-                    raise Declined(f"the weight '{value.name}' would stay in the model: {reader} also reads it", use.node)
-
-
-def token_atoms(axes: Iterable[tuple[Atom, ...]]) -> list[tuple[Atom, ...]]:
-    """Returns the dimensions without those of extent 1."""
-    return [dim for dim in axes if dim]
+    return Routing(mixing.dense, "logits", mixing.stage == "normalised", mixing.dense)
 
 
 def require_alike(views: Sequence[View | None], what: str, node: ir.Node) -> bool:

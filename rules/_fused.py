@@ -32,15 +32,18 @@ def form_of(block: Block, routing: Routing) -> ExpertForm:
     )
 
 
-def logits_of(op: Any, facts: Facts, routing: Routing, dtype: ir.DataType, experts: int) -> ir.Value:
+def logits_of(op: Any, facts: Facts, routing: Routing, dtype: ir.DataType, experts: int) -> Any:
     """Returns router_probs [T, E] of x's dtype, or declines: a cast would round them."""
-    value: ir.Value = routing.logits
+    value = weights_of(op, facts, routing.logits, dtype, experts)
+    return op.Neg(op.Softplus(op.Neg(value))) if routing.function == "log_sigmoid" else value
+
+
+def weights_of(op: Any, facts: Facts, value: ir.Value, dtype: ir.DataType, experts: int) -> Any:
+    """Returns [.., E] numbers of the router as [T, E] of x's dtype, or declines: a cast would round them."""
     own = value.dtype or dtype
     if own != dtype and (dtype != ir.DataType.FLOAT or own == ir.DataType.DOUBLE):
         raise Declined(f"the router computes in {own.name}, and the operator takes x's {dtype.name}", value)
     value = flat(op, facts, value, experts)
-    if routing.function == "log_sigmoid":
-        value = op.Neg(op.Softplus(op.Neg(value)))
     return value if own == dtype else op.Cast(value, to=int(dtype))
 
 
@@ -122,17 +125,21 @@ def facts_dtype(block: Block) -> ir.DataType:
 def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
     """Returns what the proof needs to know of the values that the block reads."""
     dtype = facts_dtype(block)
-    wanted = {block.x: False, routing.logits: True}
-    if routing.weights is not None:
-        wanted.setdefault(routing.weights.logits, True)
     fed = {}
-    for value, ranked in wanted.items():
+    for value in dict.fromkeys((block.x, routing.logits, routing.weights)):
+        if value is None:
+            continue
         dims = shape_of(facts, value)
-        if dims is None or value.is_graph_input() and value.dtype is None:
+        if dims is None or (value.is_graph_input() and value.dtype is None):
             continue
         width = block.experts[0].gate.weight.sizes[1] if value is block.x else block.mixing.router.experts
         sizes = (*dims[:-1], Size(width))
-        fed[value] = Fed(value.dtype or dtype, tuple((s.factor, _names(s)) for s in sizes), ranked)
+        fed[value] = Fed(
+            value.dtype or dtype,
+            tuple((s.factor, _names(s)) for s in sizes),
+            ranked=value is routing.logits,
+            positive=value is routing.weights,
+        )
     return fed
 
 

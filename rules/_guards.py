@@ -32,6 +32,12 @@ def integers_attribute(node: ir.Node, name: str, default: Sequence[int]) -> list
     return list(default) if attribute is None else list(attribute.as_ints())
 
 
+def text_attribute(node: ir.Node, name: str, default: str) -> str:
+    """Returns a STRING attribute, or its default where the node omits it."""
+    attribute = _attribute(node, name)
+    return default if attribute is None else attribute.as_string()
+
+
 def _attribute(node: ir.Node, name: str) -> ir.Attr | None:
     """Returns the attribute, or declines: a function's caller sets it."""
     attribute = node.attributes.get(name)

@@ -77,7 +77,9 @@ def read_projection(facts: Facts, node: ir.Node) -> Projection:
     return Projection(node, x, operands, add, (slot, bias, bias.rank - 1), add.outputs[0], n)
 
 
-def write(op: Any, like: Projection, operands: Mapping[int, ir.Value], bias: ir.Value | None, n: int) -> tuple[Any, Any]:
+def write(
+    op: Any, like: Projection, operands: Mapping[int, ir.Value], bias: ir.Value | None, n: int
+) -> tuple[Any, Any]:
     """Writes a projection of ``n`` output features; returns what the linear and what its Add computes."""
     inputs = [operands.get(slot) if slot in like.operands else value for slot, value in enumerate(like.node.inputs)]
     attributes = {a.name: a.value for a in like.node.attributes.values()}
@@ -100,21 +102,32 @@ def specs(run: Run, rule: str, weights: Sequence[tuple[View, ir.Node]]) -> list[
     return found
 
 
+def attend(op: Any, attention: ir.Node, taken: Sequence[ir.Value | None]) -> dict[ir.Value, ir.Value]:
+    """Writes the attention anew, on other q, k and v; returns old output -> new output."""
+    attributes = {a.name: a.value for a in attention.attributes.values()}
+    count = len(attention.outputs)
+    inputs = [*taken, *attention.inputs[3:]]
+    made = getattr(op, attention.op_type)(*inputs, _domain=attention.domain, _outputs=count, **attributes)
+    return dict(zip(attention.outputs, [made] if count == 1 else made, strict=True))
+
+
 def attention_feeds(node: ir.Node, x: ir.Value, head: int) -> dict[ir.Value, Fed]:
     """Says what a GroupQueryAttention can take, so that it can be run: lengths that fit the cache."""
     assert x.dtype is not None
-    batch, length, past = (1, ("batch",)), (1, ("length",)), (1, ("past",))
+    slides = integer_attribute(node, "sliding_window_cache", 0)
+    window = integer_attribute(node, "local_window_size", -1) if slides else 0
+    one, length, past = (1, ()), (1, ("length",)), (window, ()) if window else (1, ("past",))
+    names = ("length",) if window else ("past", "length")
     depth = x.shape[-1] if x.shape is not None else None
-    heads = integer_attribute(node, "kv_num_heads", 0)
-    cache = Fed(x.dtype, (batch, (heads, ()), past, (head, ())))
+    cache = Fed(x.dtype, (one, (integer_attribute(node, "kv_num_heads", 0), ()), past, (head, ())))
     told: dict[int, Fed] = {3: cache, 4: cache}
-    for slot, shape, plus in ((5, (batch,), -1), (6, (), 0)):
+    for slot, rank, plus in ((5, 1, window - 1), (6, 0, window)):
         value = node.inputs[slot] if slot < len(node.inputs) else None
         if value is not None:
-            rank = value.shape.rank() if value.shape is not None else len(shape)
-            told[slot] = Fed(ir.DataType.INT32, shape if rank else (), total=("past", "length"), plus=plus)
+            known = rank if value.shape is None else value.shape.rank()
+            told[slot] = Fed(ir.DataType.INT32, (one,) * known, total=names, plus=plus)
     fed = {v: told[slot] for slot, v in enumerate(node.inputs) if v is not None and slot in told}
-    return fed | ({x: Fed(x.dtype, (batch, length, (depth, ())))} if isinstance(depth, int) else {})
+    return fed | ({x: Fed(x.dtype, (one, length, (depth, ())))} if isinstance(depth, int) else {})
 
 
 def _float(facts: Facts, node: ir.Node) -> dict[int, tuple[View, int]]:

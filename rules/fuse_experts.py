@@ -26,7 +26,8 @@ from rewriter.facts import Recogniser
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule
 from rewriter.stack import interleaved, scaled, stacked
 from rewriter.tensors import View, ViewTensor
-from rules._block import Block, Routing, covered, read_block, require_alike, resolve
+from rules._block import Block, Routing, read_block, require_alike, resolve
+from rules._covers import covered
 from rules._fused import form_of, logits_of, placed, told
 from rules._guards import FLOATS
 from rules._moe import DOMAIN, Experts, Projection
@@ -57,7 +58,8 @@ class FuseExperts(Rule):
             raise NotApplicable
         routing = resolve(block.mixing, node)
         if routing.weights is not None:
-            raise Declined("experts are selected by one score and mixed by another, which only QMoE can do", node)
+            reason = "the router's weights are no softmax and no normalised sigmoid of its logits"
+            raise Declined(f"{reason}; only QMoE takes such", node)
         weights = _weights(block, node)
         form = self._form(block, routing, weights[0].dtype, node)
         nodes = covered(facts, block, routing)
@@ -88,17 +90,20 @@ class FuseExperts(Rule):
             raise Declined(f"{self._into} on target {target}: {reason}", node)
         return form
 
-    def _require_quantizable(
-        self, block: Block, form: ExpertForm, weights: Weights, nodes: Sequence[ir.Node]
-    ) -> None:
+    def _require_quantizable(self, block: Block, form: ExpertForm, weights: Weights, nodes: Sequence[ir.Node]) -> None:
         """Declines where rule moe-to-qmoe would leave the experts in float, though not all are meant to be."""
-        reader = next((n for n in nodes if self.run.role(n).name.startswith("expert")), nodes[0])
+        run, target = self.run, self.run.target
+        reader = next((n for n in nodes if run.role(n).name.startswith("expert")), nodes[0])
         projections = tuple(
             Projection(name, block.out, weight, None)
             for name, weight in zip(PROJECTIONS, (weights[0], weights[2]), strict=False)
         )
         own = Experts(reader, form, block.x, block.mixing.router.scores.logits, weights[0].dtype, projections)
-        plan_experts(self.run, str(self.name), own, smaller_blocks=True)
+        held = plan_experts(run, str(self.name), own, smaller_blocks=True)
+        for spec in held.specs:
+            if target.rounds_activations(spec.bits, held.block):
+                where = f"{spec.bits} bits in blocks of {held.block}"
+                raise Declined(f"QMoE on target {target} rounds activations to 8 bits at {where}", block.out)
 
 
 Weights = tuple[View, View | None, View, View | None]
@@ -111,9 +116,11 @@ def _weights(block: Block, node: ir.Node) -> Weights:
     down = [_dense(e.down, "down", node) for e in block.experts]
     require_alike(down, "down", node)
     fc2 = stacked(down)
-    fc2_bias = stacked([e.bias for e in block.experts if e.bias is not None]) if require_alike(
-        [e.bias for e in block.experts], "bias of down", node
-    ) else None
+    fc2_bias = (
+        stacked([e.bias for e in block.experts if e.bias is not None])
+        if require_alike([e.bias for e in block.experts], "bias of down", node)
+        else None
+    )
     fc1, fc1_bias = gate, gate_bias
     if block.experts[0].up is not None:
         up, up_bias = _projection([e.up for e in block.experts if e.up is not None], "up", node)

@@ -27,8 +27,9 @@ from rewriter.layout.qmoe import LAYOUT_KEY, layout_name
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule
 from rewriter.stack import interleaved, scaled, stacked
 from rewriter.tensors import View, ViewTensor
-from rules._block import Block, Routing, covered, read_block, require_alike, resolve
-from rules._fused import flat, form_of, logits_of, placed, told
+from rules._block import Block, Routing, read_block, require_alike, resolve
+from rules._covers import covered
+from rules._fused import form_of, logits_of, placed, told, weights_of
 from rules._moe import DOMAIN
 from rules._qmoe import Packing, refusal
 from rules.recognise import experts
@@ -86,8 +87,7 @@ class FuseQuantizedExperts(Rule):
         logits = logits_of(op, facts, routing, dtype, router)
         mixing = None
         if routing.weights is not None:
-            given = flat(op, facts, routing.weights.logits, router)
-            mixing = op.Softmax(given, axis=-1) if routing.weights.function == "softmax" else op.Sigmoid(given)
+            mixing = weights_of(op, facts, routing.weights, dtype, router)
         elif weighted:
             mixing = op.Softmax(logits, axis=-1)
 

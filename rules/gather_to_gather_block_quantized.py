@@ -73,7 +73,9 @@ class GatherToGatherBlockQuantized(Rule):
         tensors = quantized_rows(rows.jobs, rows.view.dtype, rows.view.name, stack=rows.view.rank == 3)
         data, *others = [op.initializer(tensor) for tensor in tensors]
         if self._op_type == "GatherND" and not self._unsqueezed:
-            ids = op.Squeeze(ids, op.initializer(ir.tensor([-1], name="last_axis")))
+            assert ids.shape is not None
+            kept = ir.tensor([0] * (ids.shape.rank() - 1), dtype=ir.DataType.INT64, name="without_last_axis")
+            ids = op.Reshape(ids, op.initializer(kept))
         gathered = gather(
             op, data, ids, others, bits=spec.bits, block=spec.block_size, axis=rows.view.rank - 1
         )

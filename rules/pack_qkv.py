@@ -7,6 +7,7 @@ Declines when:
               the three differ in operator, attributes (bits, block), symmetry, bias or type
               the plan gives them different forms
               x has more than one of a kind, or an operand is not constant
+              the opset is below 13 and a Split is needed
 Source:       ONNX Runtime's builder packs so; mobius and torch.onnx write the three apart
 """
 
@@ -22,10 +23,11 @@ from rewriter.joined import joined
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
 from rewriter.tensors import View, ViewTensor
 from rules._guards import integer_attribute
-from rules._qkv import LINEARS, ROLES, Projection, attention_feeds, read_projection, specs, write
+from rules._qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
 from rules._tied import weight_of
 from rules.recognise import computed, views
-from rules.unpack_qkv import attend
+
+_SPLIT_TAKES_LENGTHS = 13
 
 
 class PackQKV(Rule):
@@ -65,6 +67,8 @@ class PackQKV(Rule):
             fed = attention_feeds(attention, x, head)
             new = attend(op, attention, [out, None, None])
             return Replacement(new, [*covers, attention], fed=fed, roles=roles)
+        if node.graph is not None and node.graph.opset_imports.get("", _SPLIT_TAKES_LENGTHS) < _SPLIT_TAKES_LENGTHS:
+            raise Declined("the model's opset has no Split with lengths as an input", node)
         lengths = op.initializer(ir.tensor([p.n for p in three], dtype=ir.DataType.INT64, name="lengths"))
         taken = op.Split(out, lengths, axis=-1, _outputs=3)
         return Replacement(dict(zip((p.out for p in three), taken, strict=True)), covers, roles=roles)

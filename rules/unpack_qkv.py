@@ -5,7 +5,7 @@ Matched:      MatMul, Gemm or MatMulNBits [, Add] whose output features are q, k
 Replacement:  three of the same operator [, Add] on slices of its constants, byte for byte; the Split or the Slices go,
               the GroupQueryAttention reads the three
 Declines when:
-              the plan gives q, k and v one form, or the weight is quantized already (unless ``when`` is always)
+              (silently) the plan gives q, k and v one form, or it is quantized already; unless ``when`` is always
               an operand is not constant, or in a layout that mixes output features
               something else reads the packed output, or the lengths of q, k and v are not constant
 Source:       packed projections of ONNX Runtime's builder; mixed precision as llama.cpp's Q4_K_M
@@ -21,9 +21,9 @@ import onnx_ir as ir
 
 from rewriter.facts import Recogniser
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
-from rewriter.tensors import View, ViewTensor
+from rewriter.tensors import ViewTensor
 from rules._guards import integer_attribute, integers
-from rules._qkv import LINEARS, ROLES, Projection, attention_feeds, read_projection, specs, write
+from rules._qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
 from rules._tied import weight_of
 from rules.recognise import computed, views
 
@@ -88,9 +88,7 @@ class UnpackQKV(Rule):
         (attention,) = packed.readers
         head = packed.lengths[1] // integer_attribute(attention, "kv_num_heads", 1)
         fed = attention_feeds(attention, projection.x, head)
-        return Replacement(
-            attend(op, attention, outs), (*projection.nodes, attention), fed=fed, roles=roles
-        )
+        return Replacement(attend(op, attention, outs), (*projection.nodes, attention), fed=fed, roles=roles)
 
 
 def read(run: Run, rule: str, node: ir.Node, when: When) -> Packed:
@@ -98,7 +96,7 @@ def read(run: Run, rule: str, node: ir.Node, when: When) -> Packed:
     if run.role(node).name != "attention.qkv":
         raise NotApplicable
     if node.op_type == "MatMulNBits" and when == "mixed":
-        raise Declined("it is quantized already", node)
+        raise NotApplicable
     projection = read_projection(run.facts, node)
     packed = _by_attention(projection) or _by_split(run, projection) or _by_slices(run, projection)
     if packed is None:
@@ -109,17 +107,8 @@ def read(run: Run, rule: str, node: ir.Node, when: When) -> Packed:
         starts = (0, q, q + k)
         parts = [(weight.slice(0, s, n), node) for s, n in zip(starts, packed.lengths, strict=True)]
         if len(set(specs(run, rule, parts))) == 1:
-            raise Declined("the plan gives q, k and v one form", node)
+            raise NotApplicable
     return packed
-
-
-def attend(op: Any, attention: ir.Node, taken: Sequence[ir.Value | None]) -> dict[ir.Value, ir.Value]:
-    """Writes the attention anew, on other q, k and v; returns old output -> new output."""
-    attributes = {a.name: a.value for a in attention.attributes.values()}
-    count = len(attention.outputs)
-    inputs = [*taken, *attention.inputs[3:]]
-    made = getattr(op, attention.op_type)(*inputs, _domain=attention.domain, _outputs=count, **attributes)
-    return dict(zip(attention.outputs, [made] if count == 1 else made, strict=True))
 
 
 def _by_attention(projection: Projection) -> Packed | None:

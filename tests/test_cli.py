@@ -17,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rewriter import api, ruleset
 from rewriter.cli import main, options, show, whole
-from rewriter.cli.console import console, nbytes, shrink
+from rewriter.cli.console import console
 from rewriter.errors import TargetError
 from rewriter.report import Decline, Report
+from rewriter.wording import nbytes, shrink
 
 MODELS = Path(__file__).parent / "models"
 GRANITE = MODELS / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"

@@ -62,7 +62,8 @@ def test_a_value_of_a_nested_graph_has_facts_of_what_it_captures():
            outer = Gather (W, zero)
            y = If (c) <then_branch = t () => (float[2,2] u) {{
                           inner = Transpose (outer)
-                          u = If (c) <then_branch = t () => (float[2,2] v) {{ w = Transpose (inner) v = MatMul (x, w) }},
+                          u = If (c) <then_branch = t () => (float[2,2] v) {{
+                                         w = Transpose (inner) v = MatMul (x, w) }},
                                       else_branch = e () => (float[2,2] v) {{ v = MatMul (x, inner) }}> }},
                        else_branch = e () => (float[2,2] u) {{ u = MatMul (x, outer) }}>
         }}""")

@@ -160,7 +160,7 @@ def test_views_read_nothing_until_they_are_read():
     view = View.whole(lazy, "w").index(0, 1).T.reshape((20,)).reshape((4, 5))
     tensor = ViewTensor(view)
     assert (view.label, tensor.shape.numpy(), view.expert) != (None, None, None)
-    assert view == view and hash(view) == hash(view)
+    assert hash(view) == hash(view.T.T)
 
 
 CONSTANTS = {
@@ -188,8 +188,8 @@ def test_what_is_constant(kind):
 
 
 def test_what_a_caller_may_change_is_not_constant():
-    text = '<ir_version: 10, opset_import: ["" : 21]>\ng (float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Neg (w) }'
-    model = ir.from_onnx_text(text)
+    graph = "g (float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Neg (w) }"
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 21]>\n{graph}')
     assert model.graph.initializers and constant(model.graph.inputs[0]) is None
 
 

@@ -20,6 +20,7 @@ import typer
 from rewriter.cli.apply import apply
 from rewriter.cli.check import check
 from rewriter.cli.explain import explain
+from rewriter.cli.inspect import inspect
 from rewriter.cli.rules import rules
 from rewriter.errors import ParityError, RewriterError, nearest
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 parity or a limit failed, or a rule named by --require never fired; "
     "2 bad usage, rule set or model. REWRITER_DEBUG=1 shows tracebacks.",
 )
-for _command in (apply, explain, check, rules):
+for _command in (apply, inspect, explain, check, rules):
     app.command(no_args_is_help=_command is not rules)(_command)
 
 
@@ -59,6 +60,8 @@ def rewriter(
 
     [bold]rewriter apply model.onnx -o out --rules moe-int4[/bold]
         rewrite, quantize, prove, save
+    [bold]rewriter inspect model.onnx[/bold]
+        what a model is, and how small each rule set would make it
     [bold]rewriter explain model.onnx[/bold]
         what that would do, without doing it
     [bold]rewriter check model.onnx out/model.onnx[/bold]

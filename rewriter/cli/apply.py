@@ -30,6 +30,10 @@ def apply(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write everything that was done.", show_default=False)
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write the same as a page for people, in one file.", show_default=False),
+    ] = None,
     require: Annotated[
         list[str],
         typer.Option(metavar="RULE", help="Fail (exit 1) where this rule never fires. May be repeated.",
@@ -66,6 +70,8 @@ def apply(
         4-bit experts and linears (rule set moe-int4)
     [bold]rewriter apply model.onnx -o out -r experts-int8 --report out.json[/bold]
         only the experts, in 8 bits, with a full report
+    [bold]rewriter apply model.onnx -o out --html out.html[/bold]
+        with a report that a person reads
     [bold]rewriter apply model.onnx -o out --set quantization.default.block_size=128[/bold]
         one value of the rule set changed
     [bold]rewriter apply model.onnx -o out -r mine.yaml --require unstack --parity all[/bold]
@@ -75,15 +81,22 @@ def apply(
 
     from rewriter import api
     from rewriter.cli import reports, show, whole
-    from rewriter.cli.console import byte_bar, console, labelled, shout, shrink, working
+    from rewriter.cli.console import byte_bar, console, labelled, shout, working
+    from rewriter.errors import UsageError
     from rewriter.output import refuse
+    from rewriter.wording import shrink
 
     rule_set = options.rule_set(rules, settings, parity)
     _require_known(require, rule_set)
     directory = _directory(out)
     refuse(directory, overwrite=overwrite)
-    if report is not None:
-        reports.refuse(report, directory)
+    if html is not None and html.suffix not in reports.PAGES:
+        raise UsageError(f"--html {html}: a page is a file as report.html")
+    if report is not None and report.suffix in reports.PAGES:
+        raise UsageError(f"--report {report}: the report is JSON; --html {report} writes a page")
+    for file in (report, html):
+        if file is not None:
+            reports.refuse(file, directory)
     with working(f"reading {model}", quiet=quiet) as tell:
         result: Result[Any] = api.apply(
             model,
@@ -118,6 +131,9 @@ def apply(
     if report is not None:
         reports.write(report, done)
         screen.print(labelled("Report", report), soft_wrap=True)
+    if html is not None:
+        reports.write_page(html, done)
+        screen.print(labelled("Page", html), soft_wrap=True)
 
     failures = [*outcome.failures, *_never_fired(require, done)]
     for failure in failures:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +12,20 @@ import onnx_ir as ir
 
 from rewriter.api import Result
 from rewriter.cli.forecast import planned
+from rewriter.cli.nearest import Near, Nearest
 from rewriter.errors import UsageError
+from rewriter.external import all_nodes
+from rewriter.inspection.weights import MOVES
 from rewriter.report import Application, Decline, Weight
-from rewriter.roles import find_roles
+from rewriter.roles import Role, find_roles
+from rewriter.roles.operators import ATTENTION, FUSED_EXPERTS, LINEAR
 
-_MOVES = frozenset(
-    {
-        "Cast", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "SequenceAt",
-        "Slice", "Split", "SplitToSequence", "Squeeze", "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
-"""Operators that only move elements: what happens to a weight may happen behind them."""
+_FAR = 256
+"""Nodes behind a node that may be of its block."""
+
+_APART = ATTENTION | FUSED_EXPERTS
+
+_SLICE = "__slice_"
 
 
 @dataclass(frozen=True)
@@ -32,55 +36,145 @@ class Concern:
         name: its name.
         what: kind, type, role and what becomes of it, in one line.
         applications: rewrites at it, or at what reads it.
-        declines: likewise.
+        absorbed: rewrites elsewhere that took it along.
+        near: rules that did not fire there, the nearest first.
+        unknown: values behind it that a recogniser almost knew.
+        further: declines of rules that begin behind it, and whose block it may be part of.
     """
 
     name: str
     what: str
     applications: tuple[Application, ...]
-    declines: tuple[Decline, ...]
+    absorbed: tuple[Application, ...]
+    near: tuple[Near, ...]
+    unknown: tuple[Near, ...]
+    further: tuple[Decline, ...]
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was done to it and nothing was tried."""
+        return not (self.applications or self.absorbed or self.near or self.unknown or self.further)
 
 
-def concern(name: str, original: ir.Model, result: Result[Any]) -> Concern:
-    """Finds what concerns a node, a value it computes, a weight, or a weight of the rewritten model.
+class Focus:
+    """A name in a model, what it means there, and what looks on while the model is rewritten."""
 
-    Raises:
-        UsageError: nothing has this name; the message holds the nearest name.
-    """
-    nodes = {n.name: n for n in _nodes(original) if n.name}
-    values = {v.name: n for n in _nodes(original) for v in n.outputs if v.name}
-    tensors = {key: value for graph in original.graphs() for key, value in graph.initializers.items()}
-    weights = {weight.name: weight for weight in planned(result.ir_model)}
-    if name in nodes or name in values:
-        node = nodes.get(name) or values[name]
-        return _concern(name, ", ".join(filter(None, (f"node, {node.op_type}", _role(original, node)))), [node], result)
-    if name in tensors:
-        tensor = tensors[name].const_value
-        kind = "weight" if tensor is None else f"weight, {tensor.dtype.name}{list(tensor.shape.numpy())}"
-        fate = _spec(weights[name]) if name in weights else _fate(name, result.ir_model)
-        return _concern(name, f"{kind}, {fate}", [use.node for use in tensors[name].uses()], result)
-    if name in weights:
-        weight = weights[name]
-        readers = [nodes[weight.node]] if weight.node in nodes else []
-        return _concern(name, f"slice, {list(weight.shape)}, {_spec(weight)}", readers, result)
-    close = difflib.get_close_matches(name, [*nodes, *tensors, *weights], n=1, cutoff=0.5)
-    hint = f" (did you mean '{close[0]}'?)" if close else "; without a name, explain shows the nodes of interest"
-    raise UsageError(f"the model has no node or weight '{name}'{hint}")
+    def __init__(self, name: str, model: ir.Model) -> None:
+        self.name = name
+        self._model = model
+        self._nodes = {n.name: n for n in all_nodes(model) if n.name}
+        self._makers = {v.name: n for n in all_nodes(model) for v in n.outputs if v.name}
+        self._tensors = {key: value for graph in model.graphs() for key, value in graph.initializers.items()}
+        self._roles = find_roles(model)
+        self._first = self._find(name)
+        self._here = {node.name or node.op_type for node in _behind(self._first)}
+        further = self._further(self._first)
+        self._beyond = [node.name for node in further if node.name and node.name not in self._here]
+        behind = {v.name for node in (*_behind(self._first), *further) for v in node.outputs if v.name}
+        self.watch = Nearest(self._here, behind)
 
+    def _find(self, name: str) -> list[ir.Node]:
+        """The nodes that the name stands for: itself, what computes it, or what reads it."""
+        node = self._nodes.get(name) or self._makers.get(name)
+        tensor = self._tensors.get(name) or self._tensors.get(name.partition(_SLICE)[0])
+        if node is not None:
+            return [node]
+        return [] if tensor is None else [use.node for use in tensor.uses()]
 
-def _concern(name: str, what: str, first: Sequence[ir.Node], result: Result[Any]) -> Concern:
-    here = {node.name or node.op_type for node in _behind(first)}
-    report = result.report
-    return Concern(
-        name,
-        what,
-        tuple(a for a in report.applications if a.node in here),
-        tuple(d for d in report.declines if d.node in here or d.culprit == name),
-    )
+    def _further(self, first: Sequence[ir.Node]) -> list[ir.Node]:
+        """What follows, nearest first, up to another block."""
+        none = Role()
+        queue = list(first)
+        seen = set(queue)
+        for node in queue:
+            for use in (use for value in node.outputs for use in value.uses()):
+                role = self._roles.get(use.node, none).name
+                apart = use.node.op_type in _APART or (use.node.op_type in LINEAR and not role.startswith("expert"))
+                if use.node not in seen and not apart and len(seen) < _FAR:
+                    seen.add(use.node)
+                    queue.append(use.node)
+        return queue
 
+    def concern(self, result: Result[Any]) -> Concern:
+        """Finds what concerns it, once the model is rewritten.
 
-def _nodes(model: ir.Model) -> Iterator[ir.Node]:
-    return (node for graph in model.graphs() for node in graph)
+        Raises:
+            UsageError: nothing has this name; the message holds the nearest name.
+        """
+        name, report = self.name, result.report
+        first, what = self._describe(result)
+        here = self._here | {node.name or node.op_type for node in first}
+        applications = tuple(a for a in report.applications if a.node in here)
+        names = {node.name for node in first if node.name}
+        absorbed = tuple(a for a in report.applications if a.node not in here and names & set(a.removed))
+        near = self.watch.attempts
+        known = {(n.rule, n.node, n.reason) for n in near}
+        elsewhere = [d for d in report.declines if d.culprit == name and (d.rule, d.node, d.reason) not in known]
+        near += tuple(Near(d.rule, d.phase, d.node, d.reason, d.culprit, declined=True) for d in elsewhere)
+        beyond = {node: place for place, node in enumerate(self._beyond)}
+        further = [d for d in report.declines if d.node in beyond and d not in elsewhere]
+        done = bool(applications or absorbed)
+        return Concern(
+            name,
+            what,
+            applications,
+            absorbed,
+            tuple(n for n in near if n.node not in {a.node for a in applications} and (n.declined or not done)),
+            () if done else self.watch.unknown,
+            () if done or any(n.declined for n in near) else tuple(sorted(further, key=lambda d: beyond[d.node])),
+        )
+
+    def _describe(self, result: Result[Any]) -> tuple[list[ir.Node], str]:
+        name = self.name
+        weights = {weight.name: weight for weight in planned(result.ir_model)}
+        node = self._nodes.get(name) or self._makers.get(name)
+        if node is not None:
+            return [node], ", ".join(filter(None, (f"node, {node.op_type}", self._role(node))))
+        if name in self._tensors:
+            tensor = self._tensors[name].const_value
+            kind = "weight" if tensor is None else f"weight, {tensor.dtype.name}{list(tensor.shape.numpy())}"
+            fate = _spec(weights[name]) if name in weights else _fate(name, result.ir_model)
+            slices = [weight for weight in weights.values() if weight.name.partition(_SLICE)[0] == name]
+            if name not in weights and slices:
+                ((one, _),) = Counter(map(_spec, slices)).most_common(1)
+                fate = f"{fate}: {len(slices):,} slices {one}"
+            return self._first, f"{kind}, {fate}"
+        if name in weights:
+            weight = weights[name]
+            readers = [self._nodes[weight.node]] if weight.node in self._nodes else []
+            return readers, f"slice, {list(weight.shape)}, {_spec(weight)}"
+        close = difflib.get_close_matches(name, [*self._nodes, *self._tensors, *weights], n=1, cutoff=0.5)
+        hint = f" (did you mean '{close[0]}'?)" if close else "; without a name, explain shows the nodes of interest"
+        raise UsageError(f"the model has no node or weight '{name}'{hint}")
+
+    def about(self, name: str) -> str:
+        """Describes a node or value of the model as given; empty where it has none of this name."""
+        if name in self._nodes:
+            return f"{self._nodes[name].op_type} node"
+        value = self._tensors.get(name)
+        maker = self._makers.get(name)
+        if value is None and maker is not None:
+            value = next(v for v in maker.outputs if v.name == name)
+        value = value or next((v for v in self._model.graph.inputs if v.name == name), None)
+        if value is None:
+            return ""
+        made = "input of the model" if maker is None else f"made by {maker.op_type}"
+        kind = "constant" if name in self._tensors else made
+        shape = "" if value.shape is None else str(value.shape)
+        return f"{value.dtype.name if value.dtype is not None else 'of unknown type'}{shape}, {kind}"
+
+    def operand(self, name: str) -> str:
+        """Returns the name of the operand of a node that a rule looks at first: its weight, where it has one."""
+        node = self._nodes.get(name)
+        inputs = [] if node is None else [value.name for value in node.inputs[:2] if value is not None and value.name]
+        return inputs[-1] if inputs else ""
+
+    def _role(self, node: ir.Node) -> str:
+        role = self._roles.get(node)
+        if role is None:
+            return ""
+        places = (("layer", role.layer), ("expert", role.expert))
+        return ", ".join(filter(None, (role.name, *(f"{what} {index}" for what, index in places if index is not None))))
 
 
 def _spec(weight: Weight) -> str:
@@ -88,14 +182,6 @@ def _spec(weight: Weight) -> str:
     zero = "symmetric" if weight.symmetric else "with zero points"
     role = f" ({weight.role})" if weight.role else ""
     return f"to {weight.bits} bits in {block}, {zero}, by {weight.algorithm}{role}"
-
-
-def _role(model: ir.Model, node: ir.Node) -> str:
-    role = find_roles(model).get(node)
-    if role is None:
-        return ""
-    places = (("layer", role.layer), ("expert", role.expert))
-    return ", ".join(filter(None, (role.name, *(f"{what} {index}" for what, index in places if index is not None))))
 
 
 def _fate(name: str, rewritten: ir.Model) -> str:
@@ -111,6 +197,6 @@ def _behind(first: Sequence[ir.Node]) -> set[ir.Node]:
         if node in seen:
             continue
         seen.add(node)
-        if node.op_type in _MOVES:
+        if node.op_type in MOVES:
             pending.extend(use.node for value in node.outputs for use in value.uses())
     return seen

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -71,36 +70,6 @@ def rest(made: Table, left: int, where: str) -> None:
     """Adds the row that says how many more there are."""
     if left > 0:
         made.add_row(*[""] * (len(made.columns) - 1), Text(f"and {left:,} more{where}", style="dim"))
-
-
-def nbytes(count: float) -> str:
-    """Returns a size as people say it: 812.9 kB, 13.2 GB."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    exponent = min(int(math.log10(count) / 3), 4)
-    return f"{count / 1000**exponent:.1f} {('kB', 'MB', 'GB', 'TB')[exponent - 1]}"
-
-
-def figure(value: float | None, form: str = ".3g") -> str:
-    """Returns a figure of a table; a dash where there is none."""
-    if value is None:
-        return "-"
-    return format(value, form) if math.isfinite(value) else str(value)
-
-
-def shrink(before: int, after: int) -> str:
-    """Returns ``51.0 GB -> 13.2 GB (3.9x smaller)``."""
-    text = f"{nbytes(before)} -> {nbytes(after)}"
-    if not before or not after or before == after:
-        return text
-    smaller = after < before
-    return f"{text} ({before / after if smaller else after / before:.1f}x {'smaller' if smaller else 'larger'})"
-
-
-def names(items: Sequence[str]) -> str:
-    """Returns ``a, b and c``."""
-    *most, last = items
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 @contextmanager

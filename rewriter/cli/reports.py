@@ -1,4 +1,4 @@
-"""Report files: written whole or not at all, never over something that is not a report."""
+"""Report files, JSON and HTML: written whole or not at all, never over something that is not a report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 from rewriter.errors import UsageError
 from rewriter.report import Report
 
+PAGES = (".html", ".htm")
+"""Endings of the names of pages."""
+
 
 def refuse(file: Path, output: Path) -> None:
     """Refuses a place for a report before any work is done; one inside the output directory is fine.
@@ -19,11 +22,11 @@ def refuse(file: Path, output: Path) -> None:
         UsageError: it is a directory, its directory is missing, or something that is no report lies there.
     """
     if file.is_dir():
-        raise UsageError(f"the report '{file}' is a directory; give a file, as report.json")
+        raise UsageError(f"the report '{file}' is a directory; give a file, as report.json or report.html")
     inside = Path(os.path.realpath(file)).parent == Path(os.path.realpath(output))
     if not inside and not file.absolute().parent.is_dir():
         raise UsageError(f"cannot write the report '{file}': there is no directory '{file.parent}'; make it first")
-    if file.exists() and not _is_report(file):
+    if file.exists() and not (_is_page(file) if file.suffix in PAGES else _is_report(file)):
         raise UsageError(f"the report '{file}' exists and is no report; choose another name, or remove it")
 
 
@@ -33,11 +36,25 @@ def write(file: Path, report: Report) -> None:
     Raises:
         UsageError: it cannot be written; the file is as it was.
     """
-    text = json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n"
+    _write(file, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
+
+
+def write_page(file: Path, report: Report) -> None:
+    """Writes a report as an HTML page.
+
+    Raises:
+        UsageError: it cannot be written; the file is as it was.
+    """
+    from rewriter.html import page
+
+    _write(file, page(report))
+
+
+def _write(file: Path, text: str) -> None:
     partial: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.absolute().parent, prefix=f".{file.name}.", delete=False
+            "w", encoding="utf-8", errors="replace", dir=file.absolute().parent, prefix=f".{file.name}.", delete=False
         ) as stream:
             partial = Path(stream.name)
             stream.write(text)
@@ -58,6 +75,13 @@ def _is_report(file: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and "schema_version" in found and "applications" in found
+
+
+def _is_page(file: Path) -> bool:
+    from rewriter.html import GENERATOR
+
+    with file.open("rb") as stream:
+        return f'name="generator" content="{GENERATOR}"'.encode() in stream.read(1 << 10)
 
 
 def _umask() -> int:

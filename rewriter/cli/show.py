@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rewriter.cli.console import TOP, figure, names, nbytes, rest, table
+from rewriter.cli.console import TOP, rest, table
 from rewriter.report import Decline, Proof, Report, RoleSummary
+from rewriter.wording import figure, names, nbytes
 
 if TYPE_CHECKING:
     from rewriter.parity.metrics import Metrics

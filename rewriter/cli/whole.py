@@ -9,7 +9,6 @@ from typing import Any
 
 from rewriter import io
 from rewriter.api import Result
-from rewriter.cli.console import nbytes
 from rewriter.errors import ParityError, RewriterError, TargetError, UsageError
 from rewriter.parity.inputs import random_inputs
 from rewriter.parity.limits import exceeded, limited
@@ -18,6 +17,7 @@ from rewriter.parity.runtime import OrtRuntime, available
 from rewriter.reading import model_file
 from rewriter.report import Comparison
 from rewriter.target import Target
+from rewriter.wording import nbytes
 
 LARGEST = 1 << 30
 MOST_NODES = 20_000

@@ -23,6 +23,9 @@ _SIZES = (2, 3, 5, 7)
 _RANGE = 3
 """Largest magnitude of ranked numbers: logits of which the softmax is neither flat nor one-hot."""
 
+_LEAST = 0.125
+"""Smallest of positive numbers: no sum of them is near zero."""
+
 
 def random_feeds(
     fed: Mapping[ir.Value, str], generator: np.random.Generator, rewrite: Rewrite, experts: int | None = None
@@ -61,9 +64,11 @@ def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator) ->
     shape = tuple(factor * math.prod(_size(name, sizes) for name in names) for factor, names in fed.shape)
     if fed.total:
         return np.full(shape, sum(_size(name, sizes) for name in fed.total) + fed.plus, fed.dtype.numpy())
-    drawn = generator.standard_normal(shape, dtype=np.float32)
+    drawn: npt.NDArray[Any] = generator.standard_normal(shape, dtype=np.float32)
     if fed.ranked:
         drawn = _RANGE * (2 * drawn.argsort(axis=-1).argsort(axis=-1) / max(1, shape[-1] - 1) - 1)
+    if fed.positive:
+        drawn = drawn - drawn.min(axis=-1, keepdims=True) + _LEAST
     return drawn.astype(fed.dtype.numpy())
 
 

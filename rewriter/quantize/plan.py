@@ -35,7 +35,7 @@ Layers = range | Literal["sensitive"]
 
 
 def is_sensitive(layer: int, count: int) -> bool:
-    """Whether llama.cpp's mixed types give a layer of ``count`` more bits: the first and last eighth, and each third."""
+    """Whether llama.cpp's mixed types give a layer of ``count`` more bits: first and last eighth, and each third."""
     eighth = count // 8
     return layer < eighth or layer >= 7 * count // 8 or (layer - eighth) % 3 == 2
 

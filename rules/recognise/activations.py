@@ -17,7 +17,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined
 from rewriter.tensors import View
-from rules._guards import float_attribute
+from rules._guards import float_attribute, text_attribute
 from rules.recognise.axes import Content, Located
 from rules.recognise.contents import Activation, Factor, Features, Linear, Output, Step
 
@@ -94,14 +94,9 @@ class Unary(Recogniser):
 
 
 def _step(node: ir.Node) -> Step:
-    if node.op_type == "FastGelu" or (node.op_type == "Gelu" and _text(node, "approximate") == "tanh"):
+    if node.op_type == "FastGelu" or (node.op_type == "Gelu" and text_attribute(node, "approximate", "none") == "tanh"):
         return ("gelu",)
     return (node.op_type.lower() if node.op_type != "Gelu" else "Gelu(erf)",)
-
-
-def _text(node: ir.Node, name: str) -> str:
-    attribute = node.attributes.get(name)
-    return "" if attribute is None else attribute.as_string()
 
 
 class Clip(Recogniser):

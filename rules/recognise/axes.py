@@ -64,7 +64,8 @@ class Atom:
             ``feature``; ``weight``: a dimension of a gathered weight; ``row``: (token, slot) pairs in the order of
             their experts; ``group``: the rows of one expert; ``repeat``: nothing depends on it.
         size: how many positions.
-        index: of a weight, its axis in the stack; of a group, its expert.
+        index: of a token index, which of them; of a weight, its axis in the stack; of a group, its expert; of rows, a
+            number that is their router's.
     """
 
     kind: Kind
@@ -120,10 +121,16 @@ def feature(size: int) -> Dim:
     return (Atom("feature", Size(size)),)
 
 
-def tokens(size: Size) -> Dim:
-    """Returns the token indices of a dimension: one for each unknown extent in it."""
-    named = tuple(Atom("token", Size(1, (symbol,))) for symbol in size.symbols)
-    return named if size.factor == 1 else (Atom("token", Size(size.factor)), *named)
+def tokens(sizes: Iterable[Size]) -> Axes:
+    """Returns the token indices of leading dimensions: one for each unknown extent in them, counted through."""
+    dims = []
+    count = 0
+    for size in sizes:
+        parts = [Size(1, (symbol,)) for symbol in size.symbols]
+        parts = parts if size.factor == 1 else [Size(size.factor), *parts]
+        dims.append(tuple(Atom("token", part, count + i) for i, part in enumerate(parts)))
+        count += len(parts)
+    return tuple(dims)
 
 
 def total(dim: Iterable[Atom]) -> Size:

@@ -8,7 +8,6 @@ Source: transformers' eager experts and batched_mm, mobius' unrolled blocks, den
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,13 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
 from rewriter.tensors import View
-from rules._guards import integer_attribute
-from rules.recognise.axes import Atom, Axes, Content, Located, Size, Uniform, find, only, put, total, unify, unify_dim
-from rules.recognise.contents import (
-    Chosen,
-    Complete,
-    Mask,
-    Mixed,
-    Mixing,
-    Output,
-    Share,
-    Term,
-    Weighted,
-)
+from rules._guards import integer_attribute, text_attribute
+from rules.recognise.axes import Atom, Content, Located, Size, Uniform, only, put, total, unify
+from rules.recognise.contents import Output
+from rules.recognise.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Term, Weighted
 from rules.recognise.routers import faulty, last_axis, summed_weights
-from rules.recognise.sizes import integers_of, static
+from rules.recognise.sizes import static
+from rules.recognise.uniform import seeded
 
 
 def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
@@ -45,7 +36,8 @@ def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
 
 def masked_unknown(mask: Mask, node: ir.Node) -> Share:
     """Returns the share that something other than a router's weights gives an expert."""
-    mixing = faulty(Mixing(mask.router, mask.router.scores), "what is masked is not the router's weights", node)
+    unknown = Mixing(mask.router, mask.router.scores, mask.router.scores.logits)
+    mixing = faulty(unknown, "what is masked is not the router's weights", node)
     return Share(mixing, mask.expert, None if mask.slot is None else frozenset({mask.slot}))
 
 
@@ -62,7 +54,8 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
             return Mixed(weight.mixing, (Term(weight.expert, weight.slots, own, value, node),))
         own = known if known is None or known.by == "all" else None
         return Weighted(weight.mixing, own, value, "expert", node) if weight.complete else None
-    rows = not share.axes[-1] and any(atom.kind in ("slot", "row") for dim in share.axes for atom in dim)
+    by_row = any(atom.kind in ("slot", "row") for dim in share.axes for atom in dim)
+    rows = by_row and not share.axes[-1]
     if isinstance(weight, Mixing) and weight.slot is None and rows:
         own = known if known is not None and known.by == weight.router else None
         return Weighted(weight, own, value, "slot", node)
@@ -73,19 +66,11 @@ def added(a: Content, b: Content) -> Content | None:
     """Returns the sum of two sums of experts, or of two shares of one expert."""
     if isinstance(a, Mixed) and isinstance(b, Mixed):
         return Mixed(a.mixing if a.mixing.fault else b.mixing, (a, b)) if a.mixing == b.mixing else None
-    if isinstance(a, Share) and isinstance(b, Share) and (a.mixing, a.expert) == (b.mixing, b.expert):
-        if a.slots is not None and b.slots is not None and not a.slots & b.slots:
-            return dataclasses.replace(a if a.mixing.fault else b, slots=a.slots | b.slots)
-    return None
-
-
-def seeded(seed: Located, other: Located) -> Axes | None:
-    """Returns the axes of zeros plus ``other`` where the zeros enlarge nothing."""
-    if seed.content != Uniform(0.0) or seed.rank > other.rank:
+    if not isinstance(a, Share) or not isinstance(b, Share) or (a.mixing, a.expert) != (b.mixing, b.expert):
         return None
-    lead = other.axes[other.rank - seed.rank :]
-    fits = all(not dim or total(dim) == total(own) for dim, own in zip(seed.axes, lead, strict=True))
-    return other.axes if fits else None
+    if a.slots is None or b.slots is None or a.slots & b.slots:
+        return None
+    return dataclasses.replace(a if a.mixing.fault else b, slots=a.slots | b.slots)
 
 
 class Equal(Recogniser):
@@ -109,7 +94,8 @@ def _mask(located: Located, held: Chosen, view: View) -> Located | None:
             return None
         return dataclasses.replace(located, content=Mask(held.router, int(numbers.reshape(-1)[0]), held.slot))
     experts = held.router.experts
-    if numbers.size != experts or numbers.reshape(-1).tolist() != list(range(experts)) or view.rank > located.rank:
+    counted = numbers.size == experts and numbers.reshape(-1).tolist() == list(range(experts))
+    if not counted or experts not in view.shape or view.rank > located.rank:
         return None
     position = located.rank - view.rank + view.shape.index(experts)
     if located.axes[position]:
@@ -186,9 +172,9 @@ class ScatterElements(Recogniser):
             return None
         router = held.router
         wide = (*index.axes[:-1], _experts(router.experts))
-        reduction = node.attributes.get("reduction")
-        plain = reduction is None or reduction.as_string() in ("none", "add")
-        if index.axes != values.axes or not only(index.axes[-1], "slot") or not last_axis(node, index.rank, 0):
+        plain = text_attribute(node, "reduction", "none") in ("none", "add")
+        aligned = index.rank > 0 and index.axes == values.axes and bool(only(index.axes[-1], "slot"))
+        if not aligned or not last_axis(node, index.rank, 0):
             return None
         same = seed.rank == len(wide) and all(total(a) == total(b) for a, b in zip(seed.axes, wide, strict=True))
         if not plain or held.slot is not None or seed.content != Uniform(0.0) or not same:
@@ -204,7 +190,7 @@ class ReduceSum(Recogniser):
 
     def recognise(self, facts: Facts, *, data: ir.Value, out: ir.Value) -> Located | None:
         node, located = out.producer(), facts.get(data, Located)
-        if node is None or located is None:
+        if node is None or located is None or not located.rank:
             return None
         axes = static(facts, node, 1, "axes", [])
         if axes is None or len(axes) != 1:
@@ -226,81 +212,10 @@ def summed(located: Located, axis: int, *, keep: bool) -> Located | None:
     return None
 
 
-class ConstantOfShape(Recogniser):
-    """One number in a shape that is known."""
-
-    def pattern(self, op: Any, shape: Any) -> Any:
-        return op.ConstantOfShape(shape, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, shape: ir.Value, out: ir.Value) -> Located | None:
-        node = out.producer()
-        attribute = None if node is None else node.attributes.get("value")
-        number = 0.0 if attribute is None else float(attribute.as_tensor().numpy().reshape(-1)[0])
-        sizes = integers_of(facts, shape)
-        return None if sizes is None else Located(Uniform(number), repeated(sizes.sizes))
-
-
-class ExpandedNumber(Recogniser):
-    """A constant scalar expanded to a shape that is known."""
-
-    def pattern(self, op: Any, number: Any, shape: Any) -> Any:
-        return op.Expand(number, shape, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, number: ir.Value, shape: ir.Value, out: ir.Value) -> Located | None:
-        sizes, value = integers_of(facts, shape), uniform_of(facts, number)
-        return None if sizes is None or value is None else Located(Uniform(value), repeated(sizes.sizes))
-
-
-class SameNumber(Recogniser):
-    """A cast of one number, to the type of another value too."""
-
-    def __init__(self, op_type: str) -> None:
-        super().__init__(name=op_type)
-        self._op_type = op_type
-
-    def pattern(self, op: Any, number: Any) -> Any:
-        return getattr(op, self._op_type)(number, _allow_other_inputs=True, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, number: ir.Value, out: ir.Value) -> Located | None:
-        located, value = facts.get(number, Located), uniform_of(facts, number)
-        if value is None or value not in (0.0, 1.0):
-            return None
-        return located or Located(Uniform(value), ())
-
-
-def uniform_of(facts: Facts, value: ir.Value) -> float | None:
-    """Returns the number that a value holds everywhere."""
-    located, view = facts.get(value, Located), facts.get(value, View)
-    if located is not None and isinstance(located.content, Uniform):
-        return located.content.value
-    if view is None or view.rank or view.dtype == ir.DataType.STRING:
-        return None
-    return float(np.asarray(view.numpy()).reshape(-1)[0])
-
-
-def repeated(sizes: Sequence[Size]) -> Axes:
-    """Returns the axes of something that depends on no index."""
-    return tuple(() if size == Size() else (Atom("repeat", size),) for size in sizes)
-
-
-def same_rows(a: Axes, b: Axes) -> bool:
-    """Whether two values have the same extents by meaning."""
-    return len(a) == len(b) and all(unify_dim(x, y) == x for x, y in zip(a, b, strict=True))
-
-
-def feature_last(axes: Axes) -> bool:
-    """Whether the last dimension is the one of features."""
-    return find(axes, "feature") == len(axes) - 1
-
-
 RECOGNISERS: tuple[Recogniser, ...] = (
     Equal(),
     OneHot(),
     Where(),
     ScatterElements(),
     ReduceSum(),
-    ConstantOfShape(),
-    ExpandedNumber(),
-    SameNumber("Cast"),
-    SameNumber("CastLike"),
 )

@@ -76,8 +76,10 @@ def _evaluate(node: ir.Node, arrays: list[Any]) -> Any:
     graph = onnx.helper.make_graph(
         [proto],
         "operand",
-        [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-         for n, a in zip(names, arrays, strict=True)],
+        [
+            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in zip(names, arrays, strict=True)
+        ],
         [onnx.ValueInfoProto(name="y")],
     )
     version = node.graph.opset_imports.get("", 21) if node.graph is not None else 21

@@ -14,12 +14,13 @@ from rewriter.facts import Facts, Recogniser
 from rewriter.tensors import View
 from rules.recognise.activations import as_features, number_of, product, with_number
 from rules.recognise.axes import Content, Located, Uniform, unify
-from rules.recognise.combines import added, masked, masked_unknown, seeded, weighted
-from rules.recognise.contents import Mask, Mixing, Share, Stack, Total
-from rules.recognise.linears import with_bias, with_chosen_bias
+from rules.recognise.biases import with_bias, with_chosen_bias
+from rules.recognise.combines import added, masked, masked_unknown, weighted
+from rules.recognise.mixing import Mask, Mixing, Share, Stack, Total
 from rules.recognise.movement import token_rows
 from rules.recognise.routers import divided, scaled, scaled_by_table, with_epsilon
 from rules.recognise.sizes import Integers, arithmetic, integers_of
+from rules.recognise.uniform import seeded
 
 Law = Callable[[Content, Content], Content | None]
 
@@ -68,9 +69,7 @@ class _Elementwise(Recogniser):
     def number(self, a: Content, number: float, node: ir.Node) -> Content | None:
         return with_number(type(self).__name__, a, number)
 
-    def any(
-        self, facts: Facts, value: ir.Value, a: Located | None, b: Located | None, node: ir.Node
-    ) -> Located | None:
+    def any(self, facts: Facts, value: ir.Value, a: Located | None, b: Located | None, node: ir.Node) -> Located | None:
         return None
 
 
@@ -86,9 +85,7 @@ class Mul(_Elementwise):
     def number(self, a: Content, number: float, node: ir.Node) -> Content | None:
         return scaled(a, number) or with_number("Mul", a, number)
 
-    def any(
-        self, facts: Facts, value: ir.Value, a: Located | None, b: Located | None, node: ir.Node
-    ) -> Located | None:
+    def any(self, facts: Facts, value: ir.Value, a: Located | None, b: Located | None, node: ir.Node) -> Located | None:
         if b is not None and isinstance(b.content, Mask) and a is None:
             return Located(masked_unknown(b.content, node), b.axes)
         if b is None or not isinstance(b.content, Share | Mixing):

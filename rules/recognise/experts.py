@@ -12,8 +12,10 @@ from rules.recognise import (
     grouped,
     linears,
     movement,
+    parts,
     routers,
     sizes,
+    uniform,
     views,
 )
 
@@ -22,6 +24,8 @@ RECOGNISERS: tuple[Recogniser, ...] = (
     *computed.RECOGNISERS,
     *sizes.RECOGNISERS,
     *movement.RECOGNISERS,
+    *parts.RECOGNISERS,
+    *uniform.RECOGNISERS,
     *gathers.RECOGNISERS,
     *routers.RECOGNISERS,
     *linears.RECOGNISERS,

@@ -14,9 +14,10 @@ from rewriter.facts import Facts, Recogniser
 from rewriter.tensors import View
 from rules._guards import integer_attribute
 from rules.recognise.axes import Located
-from rules.recognise.grouped import chosen_of, gathered_rows
-from rules.recognise.movement import gathered, picked_sizes, token_rows
+from rules.recognise.movement import token_rows
+from rules.recognise.parts import gathered, picked_sizes
 from rules.recognise.routers import chosen_from, without_unit
+from rules.recognise.rows import chosen_of, gathered_rows
 from rules.recognise.sizes import Integers
 
 
@@ -26,9 +27,7 @@ class Gather(Recogniser):
     def pattern(self, op: Any, data: Any, index: Any) -> Any:
         return op.Gather(data, index, _outputs=["out"])
 
-    def recognise(
-        self, facts: Facts, *, data: ir.Value, index: ir.Value, out: ir.Value
-    ) -> Located | Integers | None:
+    def recognise(self, facts: Facts, *, data: ir.Value, index: ir.Value, out: ir.Value) -> Located | Integers | None:
         node = out.producer()
         assert node is not None
         axis = integer_attribute(node, "axis", 0)

@@ -1,14 +1,13 @@
 """Grouped rows: (token, slot) pairs sorted by expert, one matrix product for each expert's rows, and the way back.
 
-Facts stated: ``Located`` with content ``Sorted``, ``Order``, ``RowToken``, ``Counts``, ``Ends``, ``Group``, ``Arange`` or
-``Inverse``; gathered and concatenated rows keep their content, on a ``row`` or ``group`` index.
+Facts stated: ``Located`` with a content of ``recognise.rows``; gathered and concatenated rows keep their content, on a
+``row`` or ``group`` index.
 Source: transformers' grouped_mm as torch.onnx writes it: sort, histogram, cumulated ends, a Range for each expert.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,97 +15,27 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined
-from rewriter.stack import stacked
 from rewriter.tensors import View
-from rules._guards import float_attribute, integer_attribute
+from rules._guards import float_attribute, integer_attribute, text_attribute
 from rules.recognise.activations import number_of
 from rules.recognise.axes import Atom, Axes, Content, Dim, Located, Size, Uniform, only, total, unify
-from rules.recognise.combines import uniform_of
-from rules.recognise.contents import Chosen, Dense, Factor, Features, Linear, Output, Router
+from rules.recognise.contents import Router
+from rules.recognise.joined import joined
+from rules.recognise.mixing import Chosen
+from rules.recognise.rows import (
+    Arange,
+    Counts,
+    End,
+    Group,
+    Inverse,
+    Order,
+    RowSlot,
+    RowToken,
+    Sorted,
+    row,
+)
 from rules.recognise.sizes import integers_of
-
-
-@dataclass(frozen=True)
-class Sorted(Content):
-    """The chosen experts in ascending order, one for each row, under a function that is given by its values.
-
-    Attributes:
-        router: what chose.
-        values: what expert e has become.
-    """
-
-    router: Router
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Order(Content):
-    """Which (token, slot) pair each row is; ``pairs`` is the dimension that it indexes."""
-
-    router: Router
-    pairs: Dim
-
-
-@dataclass(frozen=True)
-class RowToken(Content):
-    """Which token each row is of; ``tokens`` is the dimension that it indexes."""
-
-    router: Router
-    tokens: Dim
-
-
-@dataclass(frozen=True)
-class RowSlot(Content):
-    """Which slot each row is of."""
-
-    router: Router
-
-
-@dataclass(frozen=True)
-class Counts(Content):
-    """How many rows each expert has; where they end, once ``cumulated``."""
-
-    router: Router
-    cumulated: bool = False
-
-    def fix(self, atom: Atom, position: int) -> Content | None:
-        if atom.kind != "expert" or not self.cumulated:
-            return super().fix(atom, position)
-        return End(self.router, position)
-
-
-@dataclass(frozen=True)
-class End(Content):
-    """Where the rows of an expert end."""
-
-    router: Router
-    expert: int
-
-
-@dataclass(frozen=True)
-class Group(Content):
-    """The rows of an expert, by their numbers."""
-
-    router: Router
-    expert: int
-
-
-@dataclass(frozen=True)
-class Arange(Content):
-    """0, 1, 2 .. as far as it goes."""
-
-
-@dataclass(frozen=True)
-class Inverse(Content):
-    """Which row each (token, slot) pair is; ``pairs`` is the dimension that it lies along."""
-
-    router: Router
-    pairs: Dim
-
-
-def row(router: Router, pairs: Dim) -> Atom:
-    """Returns the index of sorted rows."""
-    return Atom("row", total(pairs), id(router.node))
+from rules.recognise.uniform import uniform_of
 
 
 class Sort(Recogniser):
@@ -133,44 +62,6 @@ class Sort(Recogniser):
             values: Located(Sorted(held.router, numbers), rows),
             indices: Located(Order(held.router, pairs), rows),
         }
-
-
-def gathered_rows(data: Located, index: Located) -> Located | None:
-    """Returns rows taken along the first dimension by an order, a group or the way back; None for any other index."""
-    held = index.content
-    if not data.rank:
-        return None
-    first, rest = data.axes[0], data.axes[1:]
-    if isinstance(held, Order):
-        taken = unify((first,), (held.pairs,)) == (held.pairs,)
-    elif isinstance(held, RowToken):
-        taken = first == held.tokens
-    elif isinstance(held, Group | Inverse):
-        atom = only(first, "row")
-        taken = atom is not None and atom.index == id(held.router.node)
-    else:
-        return None
-    if not taken:
-        return None
-    content = _of_expert(data.content, held.expert) if isinstance(held, Group) else data.content
-    return Located(content, (*index.axes, *rest))
-
-
-def chosen_of(index: Located) -> Located | None:
-    """Returns sorted experts as the choice that they are, row by row."""
-    held = index.content
-    if not isinstance(held, Sorted) or held.values != tuple(float(e) for e in range(held.router.experts)):
-        return None
-    return Located(Chosen(held.router), index.axes)
-
-
-def _of_expert(held: Content, expert: int) -> Content:
-    """The content on the rows of one expert, all of whose weights are that expert's."""
-    if isinstance(held, Output):
-        return held.expert(expert)
-    if not isinstance(held, Features):
-        return held
-    return Features(tuple(dataclasses.replace(f, linear=f.linear.expert(expert)) for f in held.factors))
 
 
 class RowArithmetic(Recogniser):
@@ -282,8 +173,7 @@ class Histogram(Recogniser):
         if node is None or located is None or updates is None or not isinstance(located.content, Sorted):
             return None
         router = located.content.router
-        reduction = node.attributes.get("reduction")
-        if updates.content != Uniform(1.0) or reduction is None or reduction.as_string() != "add":
+        if updates.content != Uniform(1.0) or text_attribute(node, "reduction", "none") != "add":
             return None
         if located.content.values != tuple(float(e) for e in range(router.experts)):
             raise Declined("the histogram counts something other than each expert's rows", node)
@@ -378,63 +268,26 @@ class Concat(Recogniser):
             atom = only(part.axes[0], "group")
             if atom is None or atom.index != expert or part.axes[1:] != leading.axes[1:]:
                 raise Declined(f"the rows in place {expert} are not those of expert {expert}", node)
-        joined = _joined([part.content for part in held], router)
-        if joined is None:
+        together = joined([part.content for part in held], router)
+        if together is None:
             raise Declined("the concatenated rows hold different things", node)
         pairs = facts.get(router.node.outputs[1], Located)
         flat = () if pairs is None else tuple(atom for dim in pairs.axes for atom in dim)
-        return Located(joined, ((row(router, flat),), *leading.axes[1:]))
+        return Located(together, ((row(router, flat),), *leading.axes[1:]))
 
 
 def _router_of(facts: Facts, parts: list[Located], leading: Located) -> Router | None:
-    sizes = {symbol[0] for part in parts for atom in part.axes[0] for symbol in atom.size.symbols
-             if not isinstance(symbol, str)}
+    sizes = {
+        symbol[0]
+        for part in parts
+        for atom in part.axes[0]
+        for symbol in atom.size.symbols
+        if not isinstance(symbol, str)
+    }
     if len(sizes) != 1:
         return None
     located = facts.get(sizes.pop(), Located)
     return located.content.router if located is not None and isinstance(located.content, Chosen) else None
-
-
-def _joined(parts: list[Content], router: Router) -> Content | None:
-    """One content of all experts out of one for each."""
-    first = parts[0]
-    if isinstance(first, Features):
-        features = [part for part in parts if isinstance(part, Features)]
-        plain = [f.factors[0] for f in features if len(f.factors) == 1 and not f.factors[0].steps]
-        linear = _joined_linears([factor.linear for factor in plain], router) if len(plain) == len(parts) else None
-        return None if linear is None else Features((Factor(linear),))
-    outputs = [part for part in parts if isinstance(part, Output)]
-    return _joined_outputs(outputs, router) if len(outputs) == len(parts) else None
-
-
-def _joined_outputs(outputs: list[Output], router: Router) -> Output | None:
-    first = outputs[0]
-    if any(o.activation != first.activation or (o.up is None) != (first.up is None) for o in outputs):
-        return None
-    ups = [o.up for o in outputs if o.up is not None]
-    gate = _joined_linears([o.gate for o in outputs], router)
-    up = _joined_linears(ups, router) if ups else None
-    down = _stack([o.down for o in outputs])
-    biases = [o.bias for o in outputs if o.bias is not None]
-    if gate is None or (up is None) != (not ups) or down is None or len(biases) not in (0, len(outputs)):
-        return None
-    return dataclasses.replace(first, gate=gate, up=up, down=down, bias=stacked(biases) if biases else None)
-
-
-def _joined_linears(linears: list[Linear], router: Router) -> Linear | None:
-    first = linears[0]
-    weight = _stack([linear.weight for linear in linears])
-    alike = all(linear.x is first.x and linear.by == "one" for linear in linears)
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    if weight is None or not alike or len(biases) not in (0, len(linears)):
-        return None
-    return Linear(first.x, weight, stacked(biases) if biases else None, router)
-
-
-def _stack(weights: list[Any]) -> Dense | None:
-    views = [weight.view for weight in weights if isinstance(weight, Dense)]
-    same = len(views) == len(weights) and len({(v.shape, v.dtype) for v in views}) == 1
-    return Dense(stacked(views)) if same else None
 
 
 RECOGNISERS: tuple[Recogniser, ...] = (

@@ -15,10 +15,12 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined
 from rewriter.tensors import View
-from rules._guards import float_attribute, integer_attribute
+from rules._guards import float_attribute, integer_attribute, text_attribute
 from rules.recognise.activations import as_features, classify
-from rules.recognise.axes import Atom, Axes, Content, Located, Size, feature, find, fits, only, put, unify
-from rules.recognise.contents import By, Dense, Factor, Features, Linear, Output, Packed, Stack, Tokens, Weight
+from rules.recognise.axes import Atom, Axes, Content, Located, Size, feature, only, put, unify
+from rules.recognise.biases import with_bias
+from rules.recognise.contents import By, Dense, Factor, Features, Linear, Output, Packed, Tokens, Weight
+from rules.recognise.mixing import Stack
 from rules.recognise.movement import token_rows
 
 
@@ -70,7 +72,9 @@ class MatMul(Recogniser):
         if right is not None and isinstance(right.content, Stack):
             data = _operand(facts, a)
             return None if data is None else _times_chosen(data, right, node, a)
-        if left is not None and isinstance(left.content, Stack) and right is not None and right.rank >= 2:
+        if left is None or right is None or not isinstance(left.content, Stack):
+            return None
+        if min(left.rank, right.rank) > 1:
             flipped = _times_chosen(_flip(right), _flip(left), node, b)
             return None if flipped is None else _flip(flipped)
         return None
@@ -83,7 +87,7 @@ def _flip(located: Located) -> Located:
 def _times_constant(facts: Facts, x: ir.Value, view: View, node: ir.Node) -> Located | None:
     k, n = view.shape[-2:]
     data = _operand(facts, x, k)
-    if data is None or _feature_size(data, -1) != k:
+    if data is None or not data.rank or _feature_size(data, -1) != k:
         return None
     if all(d == 1 for d in view.shape[:-2]):
         if data.rank < view.rank:
@@ -103,8 +107,10 @@ def _times_constant(facts: Facts, x: ir.Value, view: View, node: ir.Node) -> Loc
 def _times_chosen(data: Located, stack: Located, node: ir.Node, read: ir.Value) -> Located | None:
     """Features [.., K] times gathered weights [.., K, N]."""
     held = stack.content
+    if data.rank < 2 or stack.rank < 2:
+        return None
     inner, outer = only(stack.axes[-2], "weight"), only(stack.axes[-1], "weight")
-    if not isinstance(held, Stack) or inner is None or outer is None or data.rank < 2:
+    if not isinstance(held, Stack) or inner is None or outer is None:
         return None
     batch = unify(data.axes[:-2], stack.axes[:-2])
     if batch is None or _feature_size(data, -1) != inner.size.constant or outer.size.constant is None:
@@ -161,9 +167,11 @@ class MatMulNBits(Recogniser):
             raise Declined("the codes are reordered (g_idx) or prepacked", node)
         if zeros is not None and zeros.dtype != ir.DataType.UINT8:
             raise Declined("the zero points are not packed integers", node)
-        blocks = -(-k // block)
+        blocks, blob = -(-k // block), block * bits // 8
+        if (codes.size, scales.size) != (n * blocks * blob, n * blocks) or (zeros is not None and zeros.size % n):
+            return None
         weight = Packed(
-            codes.reshape((n, blocks, block * bits // 8)),
+            codes.reshape((n, blocks, blob)),
             scales.reshape((n, blocks)),
             None if zeros is None else zeros.reshape((n, zeros.size // n)),
             k,
@@ -171,7 +179,7 @@ class MatMulNBits(Recogniser):
             block,
         )
         data = _operand(facts, x, k)
-        if data is None or _feature_size(data, -1) != k:
+        if data is None or not data.rank or _feature_size(data, -1) != k:
             return None
         held = apply(data.content, weight, "one", node, x)
         bias = facts.get(inputs[5], View)
@@ -193,7 +201,7 @@ class Einsum(Recogniser):
     def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Located | None:
         node = out.producer()
         assert node is not None
-        equation = node.attributes["equation"].as_string().replace(" ", "")
+        equation = text_attribute(node, "equation", "").replace(" ", "")
         operands, _, result = equation.partition("->")
         terms = operands.split(",")
         if len(terms) != 2 or not result or "." in equation:
@@ -245,65 +253,6 @@ class Einsum(Recogniser):
         order = (outer.index, inner.index)
         held = apply(data.content, Dense(view.transpose(order if by == "one" else (0, *order))), by, *at)
         return None if held is None else Located(held, tuple(dims[letter][0] for letter in result))
-
-
-def with_bias(data: Located, bias: View) -> Content | None:
-    """Returns the content with a constant added to its features, or None where it is not a bias."""
-    position = find(data.axes, "feature")
-    if position is None or not fits(bias.shape, data.axes) or not bias.dtype.is_floating_point():
-        return None
-    aligned = (*(1,) * (data.rank - bias.rank), *bias.shape)
-    n = total_features(data)
-    expert = find(data.axes, "expert")
-    wide = expert is not None and aligned[expert] != 1
-    if aligned[position] != n or any(d != 1 for i, d in enumerate(aligned) if i not in (position, expert)):
-        return None
-    by = _by(data.content)
-    if by == "one":
-        return _biased(data.content, bias.reshape((n,)))
-    if wide and expert is not None:
-        if by != "all" or expert > position:
-            return None
-        return _biased(data.content, bias.reshape((aligned[expert], n)))
-    experts = by.experts if not isinstance(by, str) else total_experts(data)
-    if experts is None:
-        return None
-    row = bias.reshape((n,))
-    return _biased(data.content, dataclasses.replace(row, shape=(experts, n), strides=(0, *row.strides)))
-
-
-def with_chosen_bias(data: Located, stack: Stack) -> Content | None:
-    """Returns the content with each chosen expert's bias [E, N] added."""
-    return _biased(data.content, stack.view) if stack.view.rank == 2 and _by(data.content) == stack.router else None
-
-
-def total_features(data: Located) -> int | None:
-    """Returns how many features there are, where they are one dimension."""
-    position = find(data.axes, "feature")
-    return None if position is None else data.axes[position][0].size.constant
-
-
-def total_experts(data: Located) -> int | None:
-    """Returns how many experts there are, where they are one dimension."""
-    position = find(data.axes, "expert")
-    return None if position is None else data.axes[position][0].size.constant
-
-
-def _by(held: Content) -> By | None:
-    if isinstance(held, Features):
-        return held.factors[0].linear.by
-    return held.by if isinstance(held, Output) else None
-
-
-def _biased(held: Content, bias: View) -> Content | None:
-    if isinstance(held, Output):
-        return dataclasses.replace(held, bias=bias) if held.bias is None else None
-    if not isinstance(held, Features) or len(held.factors) != 1:
-        return None
-    factor = held.factors[0]
-    if factor.steps or factor.linear.bias is not None:
-        return None
-    return Features((Factor(dataclasses.replace(factor.linear, bias=bias)),))
 
 
 RECOGNISERS: tuple[Recogniser, ...] = (MatMul(), Gemm(), MatMulNBits(), Einsum())

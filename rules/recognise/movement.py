@@ -21,7 +21,6 @@ from rules.recognise.axes import (
     Axes,
     Dim,
     Located,
-    Pieces,
     Size,
     feature,
     put,
@@ -51,10 +50,34 @@ def token_rows(facts: Facts, value: ir.Value, features: int | None = None) -> Lo
     last = dims[-1].constant if dims[-1].constant is not None else features
     if last is None or features not in (None, last):
         return None
-    return Located(Tokens(value), (*(tokens(size) for size in dims[:-1]), feature(last)))
+    return Located(Tokens(value), (*tokens(dims[:-1]), feature(last)))
 
 
-class _Move(Recogniser):
+def cut_at(data: Located, axis: int, start: int, count: int, step: int = 1) -> Located | None:
+    """Returns evenly stepping positions along one dimension, which stays; one position fixes its index."""
+    dim = data.axes[axis]
+    if (start, count, step) == (0, total(dim).constant, 1):
+        return data
+    if count == 1:
+        return pick(data, axis, start)
+    if len(dim) != 1:
+        return None
+    part = data.content.part(dim[0], start, count, step)
+    if part is None:
+        return None
+    return Located(part, put(data.axes, axis, (replace(dim[0], size=Size(count)),)))
+
+
+def pick(data: Located, axis: int, position: int) -> Located | None:
+    """Returns one position along a dimension, which stays with extent 1."""
+    dim = data.axes[axis]
+    if not dim:
+        return data
+    fixed = data.content.fix(dim[0], position) if len(dim) == 1 else None
+    return None if fixed is None else Located(fixed, put(data.axes, axis, ()))
+
+
+class Movement(Recogniser):
     """``Op(data, operands...)``; a value that has no content yet may be tokens where ``roots`` says so."""
 
     roots = False
@@ -72,7 +95,10 @@ class _Move(Recogniser):
         located = facts.get(data, Located)
         if located is None and self.roots:
             located = token_rows(facts, data)
-        return None if located is None else self.move(facts, located, node)
+        try:
+            return None if located is None else self.move(facts, located, node)
+        except (IndexError, ValueError, ZeroDivisionError):  # operands that the operator itself would refuse
+            return None
 
     def sizes(self, facts: Facts, sizes: Integers, node: ir.Node) -> Moved:
         return None
@@ -81,8 +107,10 @@ class _Move(Recogniser):
         raise NotImplementedError
 
 
-class Identity(_Move):
+class Identity(Movement):
     """The same."""
+
+    roots = True
 
     def sizes(self, facts: Facts, sizes: Integers, node: ir.Node) -> Integers:
         return sizes
@@ -91,7 +119,7 @@ class Identity(_Move):
         return data
 
 
-class Transpose(_Move):
+class Transpose(Movement):
     """Any permutation; without ``perm`` the dimensions are reversed."""
 
     def move(self, facts: Facts, data: Located, node: ir.Node) -> Located:
@@ -99,7 +127,7 @@ class Transpose(_Move):
         return replace(data, axes=tuple(data.axes[p] for p in perm))
 
 
-class Unsqueeze(_Move):
+class Unsqueeze(Movement):
     """New dimensions of extent 1."""
 
     roots = True
@@ -117,7 +145,7 @@ class Unsqueeze(_Move):
         return replace(data, axes=tuple(() if i in at else next(kept) for i in range(rank)))
 
 
-class Squeeze(_Move):
+class Squeeze(Movement):
     """Dimensions of extent 1, gone; an index that had one position only is fixed there."""
 
     def sizes(self, facts: Facts, sizes: Integers, node: ir.Node) -> Integers | None:
@@ -133,14 +161,14 @@ class Squeeze(_Move):
         for position in at:
             if any(atom.size != ONE for atom in data.axes[position]):
                 return None
-            moved = _pick(data, position, 0)
+            moved = pick(data, position, 0)
             if moved is None:
                 return None
             data = replace(moved, axes=put(moved.axes, position))
         return data
 
 
-class Reshape(_Move):
+class Reshape(Movement):
     """Another shape, constant or computed from shapes, that cuts no index."""
 
     roots = True
@@ -165,7 +193,7 @@ class Reshape(_Move):
         return None if axes is None else replace(data, axes=axes)
 
 
-class Flatten(_Move):
+class Flatten(Movement):
     """Two dimensions, cut at an axis."""
 
     def move(self, facts: Facts, data: Located, node: ir.Node) -> Located:
@@ -178,7 +206,7 @@ def _joined(axes: Axes) -> Dim:
     return tuple(atom for dim in axes for atom in dim)
 
 
-class Expand(_Move):
+class Expand(Movement):
     """Dimensions of extent 1 repeated; nothing depends on which repetition it is."""
 
     roots = True
@@ -199,7 +227,7 @@ class Expand(_Move):
         return replace(data, axes=tuple(axes))
 
 
-class Tile(_Move):
+class Tile(Movement):
     """Repetitions in front of what they repeat."""
 
     roots = True
@@ -209,153 +237,7 @@ class Tile(_Move):
         if counts is None or len(counts) != data.rank:
             return None
         pairs = zip(counts, data.axes, strict=True)
-        return replace(
-            data, axes=tuple((Atom("repeat", Size(n)), *dim) if n != 1 else dim for n, dim in pairs)
-        )
-
-
-class Slice(_Move):
-    """A run of positions of an index."""
-
-    def sizes(self, facts: Facts, sizes: Integers, node: ir.Node) -> Integers | None:
-        bounds = [static(facts, node, i, name) for i, name in ((1, "starts"), (2, "ends"))]
-        steps = static(facts, node, 4, "", [1])
-        if bounds[0] is None or bounds[1] is None or steps is None or sizes.scalar:
-            return None
-        return Integers(sizes.sizes[slice(bounds[0][0], bounds[1][0], steps[0])])
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Located | None:
-        starts, ends = static(facts, node, 1, "starts"), static(facts, node, 2, "ends")
-        if starts is None or ends is None:
-            return None
-        at = static(facts, node, 3, "axes", range(len(starts)))
-        steps = static(facts, node, 4, "", [1] * len(starts))
-        if at is None or steps is None:
-            return None
-        for axis, start, end, step in zip(at, starts, ends, steps, strict=True):
-            extent = total(data.axes[axis]).constant
-            if extent is None or step < 1:
-                return None
-            run = range(*slice(start, end, step).indices(extent))
-            cut = cut_at(data, axis % data.rank, run.start, len(run), step)
-            if cut is None:
-                return None
-            data = cut
-        return data
-
-
-def cut_at(data: Located, axis: int, start: int, count: int, step: int = 1) -> Located | None:
-    """Returns evenly stepping positions along one dimension, which stays; one position fixes its index."""
-    dim = data.axes[axis]
-    if (start, count, step) == (0, total(dim).constant, 1):
-        return data
-    if count == 1:
-        return _pick(data, axis, start)
-    if len(dim) != 1:
-        return None
-    part = data.content.part(dim[0], start, count, step)
-    if part is None:
-        return None
-    return Located(part, put(data.axes, axis, (replace(dim[0], size=Size(count)),)))
-
-
-def _pick(data: Located, axis: int, position: int) -> Located | None:
-    """Returns one position along a dimension, which stays with extent 1."""
-    dim = data.axes[axis]
-    if not dim:
-        return data
-    fixed = data.content.fix(dim[0], position) if len(dim) == 1 else None
-    return None if fixed is None else Located(fixed, put(data.axes, axis, ()))
-
-
-class Split(_Move):
-    """Equal parts, or constant lengths, of one dimension."""
-
-    def sizes(self, facts: Facts, sizes: Integers, node: ir.Node) -> Mapping[ir.Value, Integers] | None:
-        lengths = _lengths(facts, node, len(sizes.sizes))
-        if lengths is None or sizes.scalar:
-            return None
-        starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        runs = zip(node.outputs, starts, lengths, strict=True)
-        return {out: Integers(sizes.sizes[start : start + length]) for out, start, length in runs}
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Mapping[ir.Value, Located] | None:
-        axis = integer_attribute(node, "axis", 0) % data.rank
-        extent = total(data.axes[axis]).constant
-        lengths = None if extent is None else _lengths(facts, node, extent)
-        if lengths is None:
-            return None
-        parts = {}
-        start = 0
-        for out, length in zip(node.outputs, lengths, strict=True):
-            part = cut_at(data, axis, start, length)
-            if part is not None:
-                parts[out] = part
-            start += length
-        return parts
-
-
-def _lengths(facts: Facts, node: ir.Node, extent: int) -> list[int] | None:
-    count = len(node.outputs)
-    chunk = -(-extent // count)
-    even = [max(0, min(chunk, extent - i * chunk)) for i in range(count)]
-    lengths = static(facts, node, 1, "split", even)
-    return lengths if lengths is not None and sum(lengths) == extent and len(lengths) == count else None
-
-
-class SplitToSequence(_Move):
-    """Equal parts of one dimension, as a sequence."""
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Pieces | None:
-        axis = integer_attribute(node, "axis", 0) % data.rank
-        extent = total(data.axes[axis]).constant
-        chunk = static(facts, node, 1, "", [1])
-        given = len(node.inputs) > 1 and node.inputs[1] is not None
-        if extent is None or chunk is None or len(chunk) != 1 or extent % chunk[0]:
-            return None
-        parts = [cut_at(data, axis, start, chunk[0]) for start in range(0, extent, chunk[0])]
-        if None in parts:
-            return None
-        items = tuple(part for part in parts if part is not None)
-        if not given and not integer_attribute(node, "keepdims", 1):
-            items = tuple(replace(part, axes=put(part.axes, axis)) for part in items)
-        return Pieces(items)
-
-
-class SequenceAt(_Move):
-    """One part of a sequence."""
-
-    def recognise(self, facts: Facts, *, data: ir.Value | None, out: ir.Value) -> Located | None:
-        node = out.producer()
-        pieces = None if data is None else facts.get(data, Pieces)
-        position = None if node is None else static(facts, node, 1)
-        if pieces is None or position is None or not -len(pieces.items) <= position[0] < len(pieces.items):
-            return None
-        return pieces.items[position[0]]
-
-
-def gathered(data: Located, index: View, axis: int) -> Located | None:
-    """Returns constant positions along one dimension, as Gather takes them."""
-    extent = total(data.axes[axis]).constant
-    if extent is None or index.rank > 1 or not index.size:
-        return None
-    where = [int(i) + (extent if i < 0 else 0) for i in index.numpy().reshape(-1).tolist()]
-    step = where[1] - where[0] if len(where) > 1 else 1
-    if step < 1 or not 0 <= where[0] <= where[-1] < extent or list(range(where[0], where[-1] + 1, step)) != where:
-        return None
-    cut = cut_at(data, axis, where[0], len(where), step)
-    if cut is None or index.rank:
-        return cut
-    return replace(cut, axes=put(cut.axes, axis)) if not cut.axes[axis] else None
-
-
-def picked_sizes(sizes: Integers, index: View) -> Integers | None:
-    """Returns constant positions of a vector of sizes."""
-    count = len(sizes.sizes)
-    where = [int(i) for i in index.numpy().reshape(-1).tolist()]
-    if sizes.scalar or index.rank > 1 or not all(-count <= i < count for i in where):
-        return None
-    return Integers(tuple(sizes.sizes[i] for i in where), index.rank == 0)
+        return replace(data, axes=tuple((Atom("repeat", Size(n)), *dim) if n != 1 else dim for n, dim in pairs))
 
 
 RECOGNISERS: tuple[Recogniser, ...] = (
@@ -367,8 +249,4 @@ RECOGNISERS: tuple[Recogniser, ...] = (
     Flatten(),
     Expand(),
     Tile(),
-    Slice(),
-    Split(),
-    SplitToSequence(),
-    SequenceAt(),
 )

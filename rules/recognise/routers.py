@@ -18,7 +18,8 @@ from rewriter.rule import Declined
 from rewriter.tensors import View
 from rules._guards import integer_attribute
 from rules.recognise.axes import Atom, Axes, Content, Located, Size, only, put, tokens
-from rules.recognise.contents import Chosen, Mask, Mixing, Router, Scores, Share, Stack, Total
+from rules.recognise.contents import Router, Scores
+from rules.recognise.mixing import Chosen, Mask, Mixing, Share, Stack, Total
 from rules.recognise.sizes import shape_of, static
 
 _ROUNDING = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -41,16 +42,16 @@ class Softmax(Recogniser):
         located = facts.get(x, Located)
         if located is not None and isinstance(located.content, Mixing):
             held = located.content
-            axis = integer_attribute(node, "axis", -1) % located.rank
+            axis = integer_attribute(node, "axis", -1 if facts.opset >= 13 else 1) % located.rank
             if not only(located.axes[axis], "slot") or held.slot is not None:
                 raise Declined("Softmax is not over the chosen experts", node)
             if (held.stage, held.scale, held.table, held.scores.function) != ("raw", 1.0, None, "logits"):
                 raise Declined("Softmax over chosen weights that are no logits", node)
             return dataclasses.replace(located, content=dataclasses.replace(held, stage="softmax"))
         scores = scores_of(facts, x)
-        axis = integer_attribute(node, "axis", -1)
+        axis = integer_attribute(node, "axis", -1 if facts.opset >= 13 else 1)
         dims = shape_of(facts, x) if axis != -1 else None
-        if scores.function != "logits" or (axis != -1 and (dims is None or axis % len(dims) != len(dims) - 1)):
+        if scores.function != "logits" or (axis != -1 and (not dims or axis % len(dims) != len(dims) - 1)):
             return None
         return Scores(scores.logits, "softmax")
 
@@ -121,16 +122,16 @@ class TopK(Recogniser):
         assert node is not None
         dims = shape_of(facts, scores)
         count = static(facts, node, 1)
-        if dims is None or count is None or len(count) != 1 or not _is_float(scores):
+        if not dims or count is None or len(count) != 1 or not _is_float(scores):
             return None
         experts = dims[-1].constant
         if experts is None or not last_axis(node, len(dims)):
             return None
         fault = "" if integer_attribute(node, "largest", 1) else "TopK takes the smallest scores"
         router = Router(node, scores_of(facts, scores), count[0], experts, fault)
-        axes = (*(tokens(size) for size in dims[:-1]), (Atom("slot", Size(count[0])),))
+        axes = (*tokens(dims[:-1]), (Atom("slot", Size(count[0])),))
         return {
-            values: Located(Mixing(router, router.scores), axes),
+            values: Located(Mixing(router, router.scores, scores), axes),
             indices: Located(Chosen(router), axes),
         }
 
@@ -152,13 +153,13 @@ class GatherElements(Recogniser):
             return None
         dims = shape_of(facts, scores)
         held = located.content
-        if held.slot is not None or dims is None or not last_axis(node, len(dims), 0) or len(dims) != located.rank:
+        if held.slot is not None or not dims or not last_axis(node, len(dims), 0) or len(dims) != located.rank:
             return None
-        if tuple(tokens(size) for size in dims[:-1]) != located.axes[:-1] or not only(located.axes[-1], "slot"):
+        if tokens(dims[:-1]) != located.axes[:-1] or not only(located.axes[-1], "slot"):
             return None
         if dims[-1].constant != held.router.experts:
             return None
-        return Located(Mixing(held.router, scores_of(facts, scores)), located.axes)
+        return Located(Mixing(held.router, scores_of(facts, scores), scores), located.axes)
 
 
 def summed_weights(located: Located, axis: int, *, keep: bool) -> Located | None:
@@ -177,8 +178,6 @@ def divided(a: Content, b: Content, node: ir.Node) -> Mixing | None:
         return faulty(a, "weights are divided by a sum of others", node)
     if a.table is not None:
         return faulty(a, "weights are scaled for each expert before they are normalised", node)
-    if a.scores.function == "logits" and a.stage == "raw":
-        return faulty(a, "scores that are neither softmax nor sigmoid are divided by their sum", node)
     stage = "normalised" if a.stage == "raw" else a.stage
     return dataclasses.replace(a, stage=stage, scale=1.0, fault=a.fault or b.mixing.fault)
 

@@ -7,6 +7,7 @@ Source: Shape -> Gather -> Unsqueeze -> Concat -> Reshape, Expand and ConstantOf
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -143,17 +144,16 @@ def _binary(facts: Facts, node: ir.Node) -> tuple[ir.Value | None, Callable[[Dim
     for value, other in (node.inputs, node.inputs[::-1]):
         view = facts.get(other, View)
         if value is not None and view is not None:
-            shape = view.shape
-
-            def derive(dims: Dims | None) -> Dims | None:
-                if dims is None or len(shape) > len(dims):
-                    return None
-                pairs = zip(reversed(shape), reversed(dims), strict=False)
-                return dims if all(n == 1 or d.constant == n for n, d in pairs) else None
-
-            return value, derive
+            return value, functools.partial(_with_constant, view.shape)
     out = node.outputs[0]
     return None, lambda _: _declared(out)
+
+
+def _with_constant(shape: Sequence[int], dims: Dims | None) -> Dims | None:
+    if dims is None or len(shape) > len(dims):
+        return None
+    pairs = zip(reversed(shape), reversed(dims), strict=False)
+    return dims if all(n in (1, dim.constant) for n, dim in pairs) else None
 
 
 def reshaped(dims: Dims | None, target: Sequence[Size], *, keep_zeros: bool) -> Dims | None:

@@ -19,7 +19,6 @@ from rewriter.rule import Declined
 from rewriter.tensors import View
 from rules._guards import integer_attribute, integers, integers_attribute
 
-
 _FAR = (2**31 - 1, 2**63 - 1)
 
 
@@ -36,9 +35,7 @@ class _Movement(Recogniser):
     def pattern(self, op: Any, stack: Any) -> Any:
         return getattr(op, type(self).__name__)(stack, _allow_other_inputs=True, _outputs=["out"])
 
-    def recognise(
-        self, facts: Facts, *, stack: ir.Value, out: ir.Value
-    ) -> object | Mapping[ir.Value, object] | None:
+    def recognise(self, facts: Facts, *, stack: ir.Value, out: ir.Value) -> object | Mapping[ir.Value, object] | None:
         view = facts.get(stack, View)
         node = out.producer()
         if view is None and facts.why_not(stack):

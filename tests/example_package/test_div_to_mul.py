@@ -24,7 +24,7 @@ def divisions(draw):
     operands = st.sampled_from(["x, c", "x, d", "c, x"])
     divided = [f"y{i} = Div({draw(operands)})" for i in range(draw(st.integers(1, 3)))]
     total = f"y = Sum({', '.join(f'y{i}' for i in range(len(divided)))})"
-    return division(divisor, dtype=draw(st.sampled_from(["float", "double"])), body=" ".join([*divided, total]))
+    return division(divisor, dtype=draw(st.sampled_from(["float", "double"])), body="\n".join([*divided, total]))
 
 
 def test_it_is_exact_or_declines():

@@ -370,8 +370,10 @@ class _Writer:
     # All experts, or the chosen ones, at once.
 
     def stacked(self, x: str, weights: str, chosen: str) -> str:
-        return self._dense(x, weights, chosen) if self.how.combine.startswith("dense") else self._chosen(
-            x, weights, chosen
+        return (
+            self._dense(x, weights, chosen)
+            if self.how.combine.startswith("dense")
+            else self._chosen(x, weights, chosen)
         )
 
     def _both(self) -> list[str]:

@@ -21,7 +21,8 @@ def linear_model(body, initializers, *, x=("T", 40), dtype="float", outputs="y",
     dims = ",".join(str(d) for d in x)
     declared = ", ".join(f"{dtype}[{','.join(str(d) for d in a.shape)}] {name}" for name, a in initializers.items())
     outs = ", ".join(f"{dtype}{name}" if "[" in name else f"{dtype}[] {name}" for name in outputs.split())
-    text = f'<ir_version: 10, opset_import: ["" : {opset}]>\ng ({dtype}[{dims}] x{inputs}) => ({outs}) <{declared}> {{ {body} }}'
+    header = f'<ir_version: 10, opset_import: ["" : {opset}]>'
+    text = f"{header}\ng ({dtype}[{dims}] x{inputs}) => ({outs}) <{declared}> {{ {body} }}"
     model = ir.from_onnx_text(text, initializers=[ir.tensor(a, name=name) for name, a in initializers.items()])
     for value in model.graph.outputs:
         value.shape = None  # inference finds it
@@ -43,7 +44,7 @@ def dequantized(node):
 
 
 def agrees(result, expected, feeds, *, tolerance=1e-5):
-    """Asserts that the rewritten model computes ``expected``; by ONNX Runtime on the one side and NumPy on the other."""
+    """Asserts that ONNX Runtime computes with the rewritten model what NumPy says is ``expected``."""
     (actual,) = run(result.model, feeds).values()
     assert actual.shape == expected.shape and actual.dtype == feeds["x"].dtype
     difference = np.abs(actual.astype(np.float64) - expected)

@@ -6,12 +6,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import block_models
 import numpy as np
 import onnx
 import pytest
 from block_models import ACTIVATIONS, COMBINES, ROUTERS, STACKED, WEIGHTS, Spelling, block_model
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rewriter
@@ -61,8 +60,8 @@ def fused(how):
     model = block_model(how)
     result = fuse(model)
     assert result.report.applied == {FUSE: 1}, result.report.declined
-    inputs = feeds(how)
-    assert relative(OrtRuntime().run(model, inputs)["y"], OrtRuntime().run(result.model, inputs)["y"]) < BOUND[how.dtype]
+    expected, actual = (OrtRuntime().run(m, feeds(how))["y"] for m in (model, result.model))
+    assert relative(expected, actual) < BOUND[how.dtype]
     return result.model
 
 
@@ -85,7 +84,8 @@ def assert_declines(how, *reasons):
     result = fuse(model)
     assert not result.report.applied
     found = [reason for _, reason in result.report.declined]
-    assert len(found) == len(reasons) and all(want in reason for want, reason in zip(reasons, found, strict=True)), found
+    assert len(found) == len(reasons), found
+    assert all(want in reason for want, reason in zip(reasons, found, strict=True)), found
     assert operators(result.model) == operators(model)
     assert model.SerializeToString() == before
 
@@ -176,9 +176,9 @@ DECLINED = {
     "other-input": "expert 2 reads another input than expert 0",
     "other-topk": "the router: a weight is masked by the choice of another slot or router",
     "smallest": "the router: TopK takes the smallest scores",
-    "softmax-axis": "the router: scores that are neither softmax nor sigmoid are divided by their sum",
+    "softmax-axis": "the router's weights are no softmax and no normalised sigmoid of its logits",
     "large-epsilon": "the router: 0.1 is added to the sum of the weights",
-    "raw-logits": "the weights are the chosen scores themselves",
+    "raw-logits": "the router's weights are no softmax and no normalised sigmoid of its logits",
     "erf-gelu": "expert 0: MoE has no activation Gelu(erf)(linear) * linear2",
     "geglu": "expert 0: MoE has no activation gelu(linear) * linear2",
     "tanh": "expert 0: MoE has no activation tanh(linear) * linear2",
@@ -215,8 +215,8 @@ def test_weights_that_would_stay_decline():
     model = block_model(how)
     model.graph.node.append(onnx.helper.make_node("ReduceMax", ["down_2"], ["largest"]))
     model.graph.output.append(onnx.helper.make_tensor_value_info("largest", 1, None))
-    result = fuse(model)
-    assert [r for _, r in result.report.declined] == ["the weight 'down_2' would stay in the model: ReduceMax also reads it"]
+    ((_, reason),) = fuse(model).report.declined
+    assert reason == "the weight 'down_2' would stay in the model: ReduceMax also reads it"
 
 
 def test_a_caller_may_override_a_weight():
@@ -230,9 +230,9 @@ def test_a_caller_may_override_a_weight():
 def test_targets():
     model = block_model(Spelling())
     assert fuse(model, target="cuda:sm80@1.31").report.applied == {FUSE: 1}
-    assert [r for _, r in fuse(model, target="dml").report.declined][0].startswith("target dml")
-    older = fuse(model, target="cuda@1.24").report
-    assert "its SwiGLU is fixed" in next(iter(older.declined))[1]
+    for target, reason in (("dml", "has no MoE"), ("cuda@1.24", "its SwiGLU is fixed")):
+        ((_, found),) = fuse(model, target=target).report.declined
+        assert reason in found
 
 
 def test_two_blocks_in_a_subgraph():
@@ -296,7 +296,6 @@ spellings = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(spellings)
 def test_any_block_fuses_exactly_or_declines(how):
     if how.combine in STACKED:
@@ -311,9 +310,4 @@ def test_any_block_fuses_exactly_or_declines(how):
     if not result.report.applied:
         assert how.broken or how.dtype == "float16" or how.k == 1, result.report.declined
         return
-    assert how.broken not in set(DECLINED) - {"other-activation", "large-epsilon"} or how.combine in STACKED or not how.broken
     assert relative(expected, OrtRuntime().run(result.model, inputs)["y"]) < 5 * BOUND[how.dtype]
-
-
-def test_the_spellings_are_those_listed():
-    assert block_models.ROUTERS and set(STACKED) < set(COMBINES)

@@ -100,7 +100,8 @@ def test_declines_what_the_plan_leaves_out():
 
 def test_declines_what_the_operator_has_no_form_for():
     result = quantized(one(), RULE, quantization__default={"block_size": 0})
-    assert [d.reason for d in result.report.declines][0].startswith("block size 0 is not a power of two")
+    (decline,) = result.report.declines
+    assert decline.reason.startswith("block size 0 is not a power of two")
 
 
 def test_declines_what_the_target_has_no_kernel_for():

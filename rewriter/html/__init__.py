@@ -1,0 +1,49 @@
+"""A report as one HTML file that a person reads: no network, no scripts, light and dark."""
+
+from __future__ import annotations
+
+import functools
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from rewriter.html.figures import Figures
+from rewriter.report import Report
+from rewriter.wording import figure, nbytes
+
+GENERATOR = "onnx-moe-rewriter"
+"""What the page says wrote it."""
+
+
+def page(report: Report) -> str:
+    """Returns a whole page."""
+    return _render("page.html.j2", report)
+
+
+def fragment(report: Report) -> str:
+    """Returns what a notebook shows: the page's body with its style, which touches nothing outside of it."""
+    return _render("fragment.html.j2", report)
+
+
+def _render(name: str, report: Report) -> str:
+    return _environment().get_template(name).render(f=Figures(report), generator=GENERATOR)
+
+
+@functools.cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("rewriter.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(nbytes=nbytes, figure=figure, count="{:,}".format, percent=_percent, plural=_plural)
+    return made
+
+
+def _percent(value: float | None, digits: int = 2) -> str:
+    return figure(value, f".{digits}%")
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

@@ -1,0 +1,159 @@
+"""What a model is: who wrote it, its layers, its weights by role, its MoE blocks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from rewriter.experts import SLOTS, quantized_of
+from rewriter.external import Slot, all_nodes, stored_tensors
+from rewriter.inspection.blocks import Block, find_blocks
+from rewriter.inspection.weights import with_roles
+from rewriter.roles import Role, find_roles
+
+Kind = Literal["float", "quantized", "bias"]
+
+_TOP = 12
+"""Operators that are counted by name."""
+
+_BIASES = {"MoE": SLOTS["MoE"]["bias"], "QMoE": SLOTS["QMoE"]["bias"], "MatMulNBits": (5,)}
+"""Operator -> inputs that it adds."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """The tensors of one role that are stored in one way.
+
+    Attributes:
+        role: what they are for; empty where the structure does not tell.
+        stored: element type, or bits and operator where they are quantized.
+        kind: ``float``, ``quantized``, or ``bias`` for what an operator adds to such a product.
+        count: how many weights; their scales and zero points are not counted.
+        elements: how many numbers those hold.
+        nbytes: bytes of all, scales and zero points included.
+    """
+
+    role: str
+    stored: str
+    kind: Kind
+    count: int
+    elements: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is.
+
+    Attributes:
+        producer: name and version of what wrote it, as the file says.
+        ir_version: of ONNX.
+        opsets: domain -> version; the standard domain is ``ai.onnx``.
+        nodes: how many, in the graph, its subgraphs and functions.
+        operators: the most frequent operators, with how many.
+        functions: how many.
+        inputs: name -> type and shape.
+        outputs: likewise.
+        layers: how many pairs of attention and feed-forward.
+        nbytes: of all stored tensors.
+        weights: by role and how they are stored, the most bytes first.
+        blocks: the MoE blocks, in the order of the model.
+    """
+
+    producer: str
+    ir_version: int
+    opsets: Mapping[str, int]
+    nodes: int
+    operators: Mapping[str, int]
+    functions: int
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    layers: int
+    nbytes: int
+    weights: tuple[Holding, ...]
+    blocks: tuple[Block, ...]
+
+
+def inspect(model: ir.Model) -> ModelInfo:
+    """Looks at a model; reads no tensor larger than a few integers."""
+    roles = find_roles(model)
+    nodes = list(all_nodes(model))
+    layers = {role.layer for role in roles.values() if role.layer is not None}
+    return ModelInfo(
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        ir_version=model.ir_version,
+        opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+        nodes=len(nodes),
+        operators=dict(Counter(node.op_type for node in nodes).most_common(_TOP)),
+        functions=len(model.functions),
+        inputs=_types(v for v in model.graph.inputs if v.name not in model.graph.initializers),
+        outputs=_types(iter(model.graph.outputs)),
+        layers=1 + max(layers, default=-1),
+        nbytes=sum(slot.tensor.nbytes for slot in stored_tensors(model)),
+        weights=_holdings(model, roles),
+        blocks=find_blocks(model, roles),
+    )
+
+
+def _types(values: Iterator[ir.Value]) -> dict[str, str]:
+    found = {}
+    for value in values:
+        shape = "" if value.shape is None else str(value.shape)
+        found[value.name or ""] = f"{value.dtype.name if value.dtype is not None else 'unknown'}{shape}"
+    return found
+
+
+def _holdings(model: ir.Model, roles: Mapping[ir.Node, Role]) -> tuple[Holding, ...]:
+    none = Role()
+    counts: Counter[tuple[str, str, Kind]] = Counter()
+    elements: Counter[tuple[str, str, Kind]] = Counter()
+    sizes: Counter[tuple[str, str, Kind]] = Counter()
+    for slot, role in with_roles(model, lambda node: roles.get(node, none)):
+        bits, operator, codes = _quantization(slot)
+        tensor = slot.tensor
+        kind: Kind = "quantized" if operator else "bias" if _is_bias(slot) else "float"
+        stored = {"quantized": f"{bits} bits, {operator}", "bias": f"{tensor.dtype.name}, biases"}
+        key = (role.name, stored.get(kind, tensor.dtype.name), kind)
+        sizes[key] += tensor.nbytes
+        if codes or not operator:
+            counts[key] += 1
+            elements[key] += tensor.nbytes * 8 // bits if operator else tensor.size
+    found = [Holding(*key, counts[key], elements[key], nbytes) for key, nbytes in sizes.items()]
+    return tuple(sorted(found, key=lambda h: (-h.nbytes, h.role, h.stored)))
+
+
+def _quantization(slot: Slot) -> tuple[int, str, bool]:
+    """Returns bits and operator of the quantized weight that a tensor belongs to, and whether it holds the codes."""
+    if isinstance(slot.owner, ir.Node):
+        return 0, "", False
+    for use in slot.owner.uses():
+        node, idx = use.node, use.idx
+        match node.op_type:
+            case "MatMulNBits" if 1 <= idx <= 3:
+                return _integer(node, "bits", 4), node.op_type, idx == 1
+            case "GatherBlockQuantized" if idx in (0, 2, 3):
+                return _integer(node, "bits", 4), node.op_type, idx == 0
+            case "DequantizeLinear" if slot.tensor.dtype.is_floating_point() == (idx == 1):
+                codes = node.inputs[0]
+                width = codes.dtype.bitwidth if codes is not None and codes.dtype is not None else 8
+                return width, node.op_type, idx == 0
+            case "QMoE":
+                slots = SLOTS["QMoE"]
+                for position, bits in enumerate(quantized_of(node).bits):
+                    if idx in (slots["weight"][position], slots["scales"][position], slots["zero_points"][position]):
+                        return bits, node.op_type, idx == slots["weight"][position]
+    return 0, "", False
+
+
+def _is_bias(slot: Slot) -> bool:
+    uses = slot.owner.uses() if isinstance(slot.owner, ir.Value) else ()
+    return any(use.idx in _BIASES.get(use.node.op_type, ()) for use in uses)
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.as_int()

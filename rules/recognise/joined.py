@@ -1,0 +1,52 @@
+"""One content of all experts out of one for each, as concatenated rows hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from rewriter.stack import stacked
+from rules.recognise.axes import Content
+from rules.recognise.contents import Dense, Factor, Features, Linear, Output, Router, Weight
+
+
+def joined(parts: list[Content], router: Router) -> Content | None:
+    """One content of all experts out of one for each."""
+    first = parts[0]
+    if isinstance(first, Features):
+        features = [part for part in parts if isinstance(part, Features)]
+        plain = [f.factors[0] for f in features if len(f.factors) == 1 and not f.factors[0].steps]
+        linear = _joined_linears([factor.linear for factor in plain], router) if len(plain) == len(parts) else None
+        return None if linear is None else Features((Factor(linear),))
+    outputs = [part for part in parts if isinstance(part, Output)]
+    return _joined_outputs(outputs, router) if len(outputs) == len(parts) else None
+
+
+def _joined_outputs(outputs: list[Output], router: Router) -> Output | None:
+    first = outputs[0]
+    if any(o.activation != first.activation or (o.up is None) != (first.up is None) for o in outputs):
+        return None
+    ups = [o.up for o in outputs if o.up is not None]
+    gate = _joined_linears([o.gate for o in outputs], router)
+    up = _joined_linears(ups, router) if ups else None
+    down = _stack([o.down for o in outputs])
+    biases = [o.bias for o in outputs if o.bias is not None]
+    if gate is None or (up is None) != (not ups) or down is None or len(biases) not in (0, len(outputs)):
+        return None
+    return dataclasses.replace(first, gate=gate, up=up, down=down, bias=stacked(biases) if biases else None)
+
+
+def _joined_linears(linears: list[Linear], router: Router) -> Linear | None:
+    first = linears[0]
+    weight = _stack([linear.weight for linear in linears])
+    alike = all(linear.x is first.x and linear.by == "one" for linear in linears)
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    if weight is None or not alike or len(biases) not in (0, len(linears)):
+        return None
+    return Linear(first.x, weight, stacked(biases) if biases else None, router)
+
+
+def _stack(weights: Sequence[Weight]) -> Dense | None:
+    views = [weight.view for weight in weights if isinstance(weight, Dense)]
+    same = len(views) == len(weights) and len({(v.shape, v.dtype) for v in views}) == 1
+    return Dense(stacked(views)) if same else None

@@ -1,0 +1,89 @@
+"""The engine in the bodies of control flow and in functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnxscript.rewriter import RewriteRuleClassBase
+from support import Drop, Swap, histogram, parse, run
+
+import rewriter
+
+NO_PROOF = {"parity.local": "none"}
+CHAIN = "g (float[2,3] x) => (float[2,3] y) { a = Identity (x) b = Relu (a) y = Identity (b) }"
+X = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
+
+BODIES = {
+    "if": """
+        g (float[2,3] x, bool c) => (float[2,3] y) {
+           y = If (c) <then_branch = t () => (float[2,3] u) { v = Relu (x) u = Identity (v) },
+                       else_branch = e () => (float[2,3] u) { v = Abs (x) w = Identity (v) u = Neg (w) }>
+        }""",
+    "loop": """
+        g (float[2,3] x, bool c) => (float[2,3] y) <int64 n = {2}> {
+           y = Loop (n, c, x) <body = b (int64 i, bool go, float[2,3] s) => (bool on, float[2,3] u) {
+              on = Identity (go)  v = Relu (s)  w = Identity (v)  u = Neg (w) }>
+        }""",
+    "scan": """
+        g (float[2,3] x, bool c) => (float[2,3] y) {
+           y = Scan <num_scan_inputs = 1, body = b (float[3] r) => (float[3] u) {
+              v = Relu (r)  w = Identity (v)  u = Neg (w) }> (x)
+        }""",
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_bodies_of_control_flow_are_rewritten(kind):
+    model = parse(BODIES[kind])
+    feeds = {"x": X, "c": np.array(True)}
+    expected = run(model, feeds)["y"]
+    result = rewriter.apply(model, [Drop()])
+    assert result.report.applied["drop-identity"] >= 1
+    np.testing.assert_array_equal(run(result.model, feeds)["y"], expected)
+    assert histogram(result.model)["Identity"] < histogram(model)["Identity"]
+
+
+FUNCTION = """
+g (float[2,3] x) => (float[2,3] y) { y = local.F (x) }
+"""
+BODY = """
+<domain: "local", opset_import: ["" : {opset}]>
+F (x) => (y) {{ a = Relu (x)  b = Abs (a)  y = Neg (b) }}
+"""
+
+
+@pytest.mark.parametrize("opset", [21, 17])
+def test_functions_are_rewritten_in_their_own_opset(opset):
+    model = parse(FUNCTION, functions=BODY.format(opset=opset), domains=', "local" : 1')
+    result = rewriter.apply(model, [Swap("Abs", "Relu")], overrides=NO_PROOF)
+    assert result.report.applied == {"abs-to-relu": 1}
+    np.testing.assert_array_equal(run(result.model, {"x": X})["y"], -np.maximum(X, 0))
+
+
+def test_a_functions_new_constants_are_nodes():
+    class AddZero(RewriteRuleClassBase):
+        def pattern(self, op, x):
+            return op.Abs(x)
+
+        def rewrite(self, op, x):
+            return op.Add(x, op.initializer(ir.tensor(np.float32(0), name="zero")))
+
+    model = parse(FUNCTION, functions=BODY.format(opset=21), domains=', "local" : 1')
+    result = rewriter.apply(model, [AddZero], overrides=NO_PROOF)
+    assert histogram(result.model)["Constant"] == 1
+    np.testing.assert_array_equal(run(result.model, {"x": X})["y"], -np.maximum(X, 0))
+
+
+@pytest.mark.parametrize("where", ["graph", "function"])
+def test_opset_imports_are_merged_where_the_node_goes(where):
+    model = (
+        parse(CHAIN) if where == "graph" else parse(FUNCTION, functions=BODY.format(opset=17), domains=', "local" : 1')
+    )
+    rule = Swap("Relu", "Gelu", domain="com.microsoft")
+    result = rewriter.apply(model, [rule], overrides=NO_PROOF)
+    assert "com.microsoft" not in model.opset_imports
+    assert result.model.opset_imports["com.microsoft"] == 1
+    for function in result.model.functions.values():
+        assert function.opset_imports["com.microsoft"] == 1
+    run(result.model, {"x": X})

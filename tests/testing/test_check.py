@@ -1,0 +1,153 @@
+"""check_rule catches what it promises to catch: a deliberately wrong rule for each promise."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import settings
+from onnxscript.rewriter import RewriteRuleClassBase
+from support import Swap
+
+from rewriter.rule import Declined, Rule
+from rewriter.tensors import ViewTensor
+from rewriter.testing import check_model, check_rule, describe, projections, unrolled_experts
+from rules import unstack
+from rules.recognise import computed, views
+from rules.unstack import Unstack, read
+
+FEW = settings(max_examples=60, derandomize=True, database=None)
+PLAIN = {"placements": ["main"], "names": ["named"], "obstacles": [], "max_size": 2, "typed": True}
+MODEL = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[2,3] x) => (float[2,3] y) <float[2,3] a> { [relu] a = Relu (x) y = Neg (a) }
+"""
+
+
+class WrongView(Unstack):
+    """unstack, with another view than the right one."""
+
+    def __init__(self, wrong, op_type):
+        super().__init__(op_type)
+        self._wrong = wrong
+
+    def rewrite(self, op, *, source, out) -> Mapping[ir.Value, ir.Value]:
+        found = read(self.run.facts, out).items()
+        return {value: op.initializer(ViewTensor(self._wrong(view))) for value, view in found}
+
+
+def off_by_one(view):
+    size = int(np.prod(view.source.shape.numpy()[1:]))
+    stacked = int(np.prod(view.source.shape.numpy()))
+    return dataclasses.replace(view, offset=(view.offset + size) % stacked) if view.expert is not None else view
+
+
+def transposed(view):
+    return dataclasses.replace(view.T, shape=view.shape) if view.rank == 2 and len(set(view.shape)) == 1 else view
+
+
+@pytest.mark.parametrize("wrong", [off_by_one, transposed])
+def test_a_wrong_view_fails_its_parity(wrong):
+    with pytest.raises(AssertionError, match="it failed its parity: rule unstack at node") as caught:
+        rules = [WrongView(wrong, rule._op_type) for rule in unstack.rule()]
+        check_rule(rules, unrolled_experts(**PLAIN), settings=FEW)
+    assert "moe (float[T," in str(caught.value), "the smallest model is printed as ONNX text"
+
+
+class Relu(RewriteRuleClassBase):
+    """Relu(x) -> whatever the test says."""
+
+    def __init__(self, make, name="relu"):
+        super().__init__(name=name)
+        self._make = make
+
+    def pattern(self, op, x):
+        return op.Relu(x, _outputs=["y"])
+
+    def rewrite(self, op, x, y):
+        return self._make(op, x, y)
+
+
+_numbers = itertools.count()
+
+
+def _fails(op, x, y):
+    raise ZeroDivisionError("by zero")
+
+
+def _drops_a_name(op, x, y):
+    y.graph.metadata_props["left"] = "behind"
+    return op.Max(x, op.initializer(ir.tensor(np.float32(0), name="zero")))
+
+
+WRONG = {
+    "it raised RuleError: rule relu at node relu: ZeroDivisionError": _fails,
+    "it failed its parity": lambda op, x, y: op.Abs(x),
+    "a second run gives another model": lambda op, x, y: op.Max(
+        x, op.initializer(ir.tensor(np.float32(0), name=f"zero_{next(_numbers)}"))
+    ),
+    "it raised NonConvergenceError": lambda op, x, y: op.Relu(x),
+    "the model's metadata has changed": _drops_a_name,
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_every_broken_promise_is_named(message):
+    with pytest.raises(AssertionError) as caught:
+        check_model(Relu(WRONG[message]), MODEL)
+    assert str(caught.value).startswith(f"relu: {message}")
+    assert "[relu] a = Relu (x)" in str(caught.value)
+
+
+def test_the_given_model_may_not_change():
+    model = ir.from_onnx_text(MODEL)
+
+    def edits(op, x, y):
+        model.graph.doc_string = "edited"
+        return op.Max(x, op.initializer(ir.tensor(np.float32(0), name="zero")))
+
+    with pytest.raises(AssertionError, match="the given model has changed"):
+        check_model(Relu(edits), model)
+
+
+def test_a_rule_must_not_fire_on_its_own_result():
+    class Again(Rule):
+        """Neg(x) -> Neg(x) once for each run: no sweep sees it, a second run does."""
+
+        def pattern(self, op, x):
+            return op.Neg(x, _outputs=["y"])
+
+        def rewrite(self, op, x, y):
+            if self.run.__dict__.setdefault("done", False):
+                raise Declined("once is enough", y)
+            self.run.__dict__["done"] = True
+            return op.Neg(x)
+
+    with pytest.raises(AssertionError, match=r"on its own result it fires again: .'again': 1"):
+        check_model(Again(name="again"), MODEL)
+
+
+def test_a_rule_that_never_fires_is_not_shown_to_be_right():
+    with pytest.raises(AssertionError, match="fired on none of the drawn models"):
+        check_rule(Swap("Tanh", "Tanh"), projections(max_size=2), settings=FEW)
+
+
+def test_a_right_rule_passes_and_its_report_is_returned():
+    right = Relu(lambda op, x, y: op.Max(x, op.initializer(ir.tensor(np.float32(0), name="zero"))))
+    assert check_model(right, MODEL).applied == {"relu": 1}
+
+
+def test_what_is_printed_can_be_pasted():
+    drawn = []
+    check_rule("unstack", unrolled_experts(**PLAIN).map(lambda m: (drawn.append(m), m)[1]), settings=FEW)
+    for model in drawn[:10]:
+        text = describe(model)
+        check_model("unstack", text)
+
+
+def test_recognisers_are_those_of_the_rule():
+    assert (*views.RECOGNISERS, *computed.RECOGNISERS) == tuple(Unstack("Gather").recognisers)
