@@ -26,6 +26,7 @@ import rewriter
 from rewriter import target
 from rewriter.cli import main as command_line
 from rewriter.errors import ModelError
+from rewriter.quantize.job import PartTensor
 from rewriter.report import Report
 from rewriter.roles import __doc__ as roles_doc
 from rewriter.ruleset import load
@@ -418,7 +419,7 @@ _FORMS = {
     "every expert a `MatMulNBits`": ("mobius", "mobius/qwen3_moe_dense_ortq4.onnx"),
     "dense, tied embedding": ("mobius", "mobius/llama_tied_dense_f32.onnx"),
 }
-_FORM_SETS = ("moe-int4", "fuse-experts", "dense-int4")
+_FORM_SETS = ("moe-int4", "fuse-experts")
 
 
 def forms() -> str:
@@ -442,13 +443,19 @@ def _outcome(before: ir.Model, after: ir.Model, report: Report) -> str:
     """What came; and where experts stay float, why."""
     came = _operators(after) - _operators(before)
     parts = [f"{count} `{op}`" for op, count in sorted(came.items(), key=lambda item: _OPERATORS.index(item[0]))]
-    # Declines at the same value by several rules say the same thing; the rules about whole experts say most.
-    expected = ("excluded by", "not included", "it is no embedding", "it is not tied")
-    why = {rule: reason for rule, reason in reversed(report.declined) if not reason.startswith(expected)}
+    why = dict(reversed(report.declined))
     about = next((why[rule] for rule in ("moe-to-qmoe", "fuse-experts", "unstack") if rule in why), "")
-    if about and not came.keys() & {"QMoE", "MoE"} and "still read whole" not in about:
+    if about and (_holds_float_stack(after) or "already" in about) and not came.keys() & {"QMoE", "MoE"}:
         parts.append(f"declined: {about.partition(' (rule')[0]}")
     return "; ".join(parts) or "nothing to do"
+
+
+def _holds_float_stack(model: ir.Model) -> bool:
+    """Whether experts are left in float: a large constant of three dimensions that is no part of a quantized weight."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return any(
+        t is not None and not isinstance(t, PartTensor) and len(t.shape) > 2 and t.nbytes > 4096 for t in tensors
+    )
 
 
 def _operators(model: ir.Model) -> Counter[str]:

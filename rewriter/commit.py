@@ -157,9 +157,7 @@ class Committer:
     def _fault(rewrite: Rewrite, message: str) -> RuleError:
         return RuleError(rewrite.rule, rewrite.where, message)
 
-    def _place_constants(
-        self, rewrite: Rewrite, root: Container, nodes: list[ir.Node]
-    ) -> Mapping[ir.Value, ir.Value]:
+    def _place_constants(self, rewrite: Rewrite, root: Container, nodes: list[ir.Node]) -> Mapping[ir.Value, ir.Value]:
         """Registers the new constants, each equal one once; a function body holds them as Constant nodes."""
         shared: dict[ir.Value, ir.Value] = {}
         for value in rewrite.initializers:

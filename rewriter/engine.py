@@ -116,9 +116,7 @@ class Engine:
             " these rules undo one another, or max_sweeps is too low"
         )
 
-    def _bind(
-        self, phase: Phase
-    ) -> tuple[dict[OpKey, list[_Candidate]], list[_Candidate], dict[Recogniser, None]]:
+    def _bind(self, phase: Phase) -> tuple[dict[OpKey, list[_Candidate]], list[_Candidate], dict[Recogniser, None]]:
         """Compiles the phase's rules, by the operator at their root."""
         table: dict[OpKey, list[_Candidate]] = {}
         everywhere: list[_Candidate] = []
@@ -166,9 +164,7 @@ class Engine:
         graph = node.graph
         assert isinstance(graph, ir.Graph)
         try:
-            match = rule.match(
-                self._run.model, graph, node, check_nodes_are_removable=rule.remove_nodes, tracer=tracer
-            )
+            match = rule.match(self._run.model, graph, node, check_nodes_are_removable=rule.remove_nodes, tracer=tracer)
             if not match:
                 return None
             built = replacement(rule, match)

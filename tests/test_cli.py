@@ -449,11 +449,11 @@ def test_the_forecast_is_what_apply_makes(run):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        (ROUTER, (r"node, MatMul, router, layer 0", r"not included by the plan \(role router\) +1 +model")),
+        (ROUTER, (r"node, MatMul, router, layer 0", r"stopped by +not included by the plan \(role router\)")),
         (STACK, (r"weight, FLOAT\[4, 64, 64\], disappears", r"unstack +4", r"matmul-to-matmul-nbits +4")),
         (f"{STACK}__slice_2", (r"slice, \[64, 64\], to 4 bits in blocks of 32", r"matmul-to-matmul-nbits +1")),
         ("lm_head.weight_t", (r"weight, FLOAT\[64, 512\], stays", r"not included by the plan \(role lm_head\)")),
-        ("model.rotary_emb.cos_cache", (r"weight, FLOAT\[\d+, \d+\], stays", r"No rule of experts-int4 came near it")),
+        ("model.rotary_emb.cos_cache", (r"weight, FLOAT\[\d+, \d+\], stays", r"something else: unstack")),
         ("logits", (r"logits  node, ",)),
     ],
 )
@@ -469,7 +469,7 @@ def test_explain_names_what_is_at_fault(run):
     model = MODELS / "genai" / "gemma4_moe_fp32_cpu_b32.onnx"
     out = run("explain", model, "lm_head.MatMul.weight", "-r", "unstack")[1]
     assert "is still read whole" in out
-    assert "At fault: '/lm_head/MatMul'" in out
+    assert re.search("at fault +'/lm_head/MatMul', MatMul node", out)
 
 
 # rules

@@ -48,7 +48,7 @@ class Concern:
     absorbed: tuple[Application, ...]
     near: tuple[Near, ...]
     unknown: tuple[Near, ...]
-    further: tuple[Decline, ...]
+    further: tuple[Near, ...]
 
     @property
     def untouched(self) -> bool:
@@ -103,25 +103,26 @@ class Focus:
         """
         name, report = self.name, result.report
         first, what = self._describe(result)
-        here = self._here | {node.name or node.op_type for node in first}
+        here = {node.name or node.op_type for node in _behind(first)}
         applications = tuple(a for a in report.applications if a.node in here)
         names = {node.name for node in first if node.name}
         absorbed = tuple(a for a in report.applications if a.node not in here and names & set(a.removed))
-        near = self.watch.attempts
+        near = tuple(near for near in self.watch.attempts if near.node in here)
         known = {(n.rule, n.node, n.reason) for n in near}
         elsewhere = [d for d in report.declines if d.culprit == name and (d.rule, d.node, d.reason) not in known]
-        near += tuple(Near(d.rule, d.phase, d.node, d.reason, d.culprit, declined=True) for d in elsewhere)
+        near += tuple(map(_near, elsewhere))
         beyond = {node: place for place, node in enumerate(self._beyond)}
-        further = [d for d in report.declines if d.node in beyond and d not in elsewhere]
+        further = sorted((d for d in report.declines if d.node in beyond), key=lambda d: beyond[d.node])
         done = bool(applications or absorbed)
+        unknown = [u for u in self.watch.unknown if not any(u.reason in n.reason for n in near)]
         return Concern(
             name,
             what,
             applications,
             absorbed,
             tuple(n for n in near if n.node not in {a.node for a in applications} and (n.declined or not done)),
-            () if done else self.watch.unknown,
-            () if done or any(n.declined for n in near) else tuple(sorted(further, key=lambda d: beyond[d.node])),
+            () if done else tuple(unknown),
+            () if done or any(n.declined for n in near) else tuple(map(_near, further)),
         )
 
     def _describe(self, result: Result[Any]) -> tuple[list[ir.Node], str]:
@@ -163,18 +164,16 @@ class Focus:
         shape = "" if value.shape is None else str(value.shape)
         return f"{value.dtype.name if value.dtype is not None else 'of unknown type'}{shape}, {kind}"
 
-    def operand(self, name: str) -> str:
-        """Returns the name of the operand of a node that a rule looks at first: its weight, where it has one."""
-        node = self._nodes.get(name)
-        inputs = [] if node is None else [value.name for value in node.inputs[:2] if value is not None and value.name]
-        return inputs[-1] if inputs else ""
-
     def _role(self, node: ir.Node) -> str:
         role = self._roles.get(node)
         if role is None:
             return ""
         places = (("layer", role.layer), ("expert", role.expert))
         return ", ".join(filter(None, (role.name, *(f"{what} {index}" for what, index in places if index is not None))))
+
+
+def _near(decline: Decline) -> Near:
+    return Near(decline.rule, decline.phase, decline.node, decline.reason, decline.culprit, declined=True)
 
 
 def _spec(weight: Weight) -> str:

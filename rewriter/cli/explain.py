@@ -12,7 +12,6 @@ from rewriter.cli.options import DEFAULT_RULES, Model, Rules, Settings, Target
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from rewriter.api import Result
     from rewriter.cli.concerns import Concern, Focus
@@ -22,7 +21,7 @@ _LARGEST = 5
 """Weights left in float that are worth a line each."""
 
 _NEAREST = 12
-"""Rules that did not fire that are worth a line each."""
+"""Reasons of one kind that are worth some lines each."""
 
 
 def explain(
@@ -114,41 +113,43 @@ def _show_concern(screen: Console, found: Concern, focus: Focus, result: Result[
     for application in found.absorbed[:_LARGEST]:
         goes = f"Goes with the rewrite by {application.rule} at '{application.node}' (phase {application.phase})."
         screen.print(Text(goes), soft_wrap=True)
-    show.show(screen, _nearest(found.near, focus))
-    for title, rows in (("Not recognised", found.unknown), ("Further on in the same block", found.further)):
-        if rows:
-            screen.print(Text(title, "bold"))
-        for row in rows[:_LARGEST]:
-            rule = f"{row.rule} at " if row.rule else ""
-            screen.print(Text(f"  {rule}'{row.node}': {row.reason}"), soft_wrap=True)
-            _advise(screen, row.reason)
-        if rows:
-            screen.print()
+    stopped = [near for near in found.near if near.declined]
+    others = sorted({near.rule for near in found.near if not near.declined} - {near.rule for near in stopped})
+    _say(screen, "What stopped the rules that came nearest", stopped, focus)
+    _say(screen, "What was not recognised", found.unknown, focus)
+    _say(screen, "What stopped rules further on in the same block", found.further, focus)
+    if others:
+        screen.print(Text(f"Tried, and about something else: {', '.join(others)}."), soft_wrap=True)
     if found.untouched:
         screen.print(f"No rule of {report.rule_set} came near it.")
 
 
-def _nearest(near: Sequence[Near], focus: Focus) -> Table | None:
-    """What stopped each rule, the value at fault, and what would have to change."""
-    from rewriter.cli.console import rest, table
-    from rewriter.cli.hints import hint
-
-    if not near:
-        return None
-    made = table("What came nearest, and what stopped it", "|rule", "node", "stopped by", "at fault", "to change it")
-    for attempt in near[:_NEAREST]:
-        fault = attempt.culprit or (attempt.node if attempt.declined else focus.operand(attempt.node))
-        about = focus.about(fault)
-        reason = attempt.reason or "its operands are not what the rule is about"
-        made.add_row(attempt.rule, attempt.node, reason, f"{fault} ({about})" if about else fault, hint(reason) or "-")
-    rest(made, len(near) - _NEAREST, "")
-    return made
-
-
-def _advise(screen: Console, reason: str) -> None:
+def _say(screen: Console, title: str, rows: Sequence[Near], focus: Focus) -> None:
+    """The guard, the value at fault, and what would have to change, for each reason once."""
     from rich.text import Text
 
+    from rewriter.cli.console import labelled
     from rewriter.cli.hints import hint
 
-    if advice := hint(reason):
-        screen.print(Text(f"    to change it: {advice}", "dim"), soft_wrap=True)
+    groups: dict[tuple[str, str], list[Near]] = {}
+    for row in rows:
+        groups.setdefault((row.rule, row.reason), []).append(row)
+    if groups:
+        screen.print(Text(title, "bold"))
+    for (rule, reason), group in list(groups.items())[:_NEAREST]:
+        first = group[0]
+        more = f" and {len(group) - 1:,} more" if len(group) > 1 else ""
+        screen.print(Text(f"{rule} at '{first.node}'{more}" if rule else f"'{first.node}'{more}"), soft_wrap=True)
+        fault = first.culprit or first.node
+        about = focus.about(fault)
+        for label, text in (
+            ("stopped by", reason),
+            ("at fault", f"'{fault}'{f', {about}' if about else ''}"),
+            ("to change it", hint(reason)),
+        ):
+            if text:
+                screen.print(labelled(f"  {label}", text, 16), soft_wrap=True)
+    if len(groups) > _NEAREST:
+        screen.print(f"and {len(groups) - _NEAREST:,} more", style="dim")
+    if groups:
+        screen.print()

@@ -22,7 +22,10 @@ class Hint:
 HINTS = (
     Hint(r"not included by the plan", "add its role or name to quantization.include of the rule set"),
     Hint(r"excluded by the plan", "take its role or name out of quantization.exclude of the rule set"),
-    Hint(r"different specs|gives expert|of different bits", "give all experts of a layer one spec: overrides by role and layer"),
+    Hint(
+        r"different specs|gives expert|of different bits",
+        "give all experts of a layer one spec: overrides by role and layer",
+    ),
     Hint(r"rule unstack", "run rule unstack in an earlier phase (extends: unstack)"),
     Hint(r"quantized already", "start from the float model, or run rule qmoe-to-moe before"),
     Hint(r"also reads it|is also read by", "give the other reader a copy of its own, or remove it"),
@@ -32,19 +35,39 @@ HINTS = (
     Hint(r"runs .* bits, not", "choose a width that the target runs: --set quantization.default.bits=4"),
     Hint(r"has no bfloat16", "export in float16, or rewrite for a target with the kernel: --target cuda"),
     Hint(r"min_bytes", "lower the rule's option min_bytes"),
-    Hint(r"on target|target \S+ (has no|reads)", "rewrite for another --target, or by experts-int4, which needs MatMulNBits alone"),
-    Hint(r"is missing|mixed in (twice|for)|experts, and there are", "export the block whole: each expert once, under one router"),
-    Hint(r"has no activation|added to the sum|neither softmax nor", "the operator computes something else: quantize the experts one by one (experts-int4)"),
-    Hint(r"before they are normalised|are divided by|are scaled", "the operator weighs experts otherwise: quantize them one by one (experts-int4)"),
-    Hint(r"(rank|shape|element type) of .* unknown|rank .* unknown", "infer shapes before: onnx.shape_inference, or export with them"),
-    Hint(r"not constant|depends? on an input|is not static", "make it a constant: export with static expert indices, and fold constants"),
+    Hint(
+        r"on target|target \S+ (has no|reads)",
+        "rewrite for another --target, or by experts-int4, which needs MatMulNBits alone",
+    ),
+    Hint(
+        r"is missing|mixed in (twice|for)|experts, and there are",
+        "export the block whole: each expert once, under one router",
+    ),
+    Hint(
+        r"has no activation|added to the sum|neither softmax nor",
+        "the operator computes something else: quantize the experts one by one (experts-int4)",
+    ),
+    Hint(
+        r"before they are normalised|are divided by|are scaled",
+        "the operator weighs experts otherwise: quantize them one by one (experts-int4)",
+    ),
+    Hint(
+        r"(rank|shape|element type) of .* unknown|rank .* unknown",
+        "infer shapes before: onnx.shape_inference, or export with them",
+    ),
+    Hint(
+        r"not constant|depends? on an input|is not static",
+        "make it constant (static expert indices, folded constants), or fuse the block whole (rule set fuse-experts)",
+    ),
     Hint(r"set by the caller", "inline the function: onnx.inliner"),
-    Hint(r"; the operator takes|and its input|and the input|only floats", "export in one float type: float32 or float16"),
+    Hint(
+        r"; the operator takes|and its input|and the input|only floats", "export in one float type: float32 or float16"
+    ),
     Hint(r"on the left", "write the product as x @ w, with the weight on the right"),
     Hint(r"more than one matrix", "a batched product stays as it is, unless its block is fused (rule fuse-experts)"),
     Hint(r"^(transA|alpha|beta)\b", "fold it into the weight, or write a plain MatMul"),
     Hint(r"not tied|no embedding", "nothing: the rule is about other weights"),
-)  # fmt: skip
+)
 """The first that fits is given."""
 
 

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from rewriter.inspection.blocks import Block
     from rewriter.inspection.model import ModelInfo
 
-MOST_NODES = 20_000
-"""Above so many, rule sets are tried on demand only."""
-
 
 def inspect(
     model: Model,
@@ -44,6 +41,7 @@ def inspect(
     [bold]rewriter inspect model.onnx --json[/bold]
         the same for a program
     """
+    from rewriter.cli import whole
     from rewriter.cli.console import console, working
     from rewriter.cli.outlook import outlooks
     from rewriter.inspection.model import inspect as look
@@ -52,7 +50,7 @@ def inspect(
     with working(f"reading {model}", quiet=as_json) as tell:
         original = load(model)
         info = look(original)
-        asked = info.nodes <= MOST_NODES if sizes is None else sizes
+        asked = info.nodes <= whole.MOST_NODES if sizes is None else sizes
         found = tuple(outlooks(original, target, tell)) if asked else ()
     screen = console()
     if as_json:

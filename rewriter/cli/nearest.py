@@ -61,8 +61,9 @@ class Nearest:
         """Asks the recognisers why they state nothing about the values of interest."""
         for node in all_nodes(run.model):
             for value in node.outputs:
-                if value.name in self._values and (reason := run.facts.why_not(value)):
-                    self._unknown[value.name] = Near("", phase, value.name, reason, node.name or "", declined=True)
+                name = value.name or ""
+                if name in self._values and (reason := run.facts.why_not(value)):
+                    self._unknown[name] = Near("", phase, name, reason, node.name or "", declined=True)
 
     @property
     def attempts(self) -> tuple[Near, ...]:

@@ -53,14 +53,12 @@ class _Weight:
         first: extent of its first axis.
         seen: rank of what the linear sees, or None.
         dynamic: whether it was picked by an index that is computed.
-        path: operators between the two.
     """
 
     rank: int
     first: int
     seen: int | None
     dynamic: bool
-    path: tuple[str, ...]
 
 
 def find_blocks(model: ir.Model, roles: Mapping[ir.Node, Role]) -> tuple[Block, ...]:
@@ -105,13 +103,14 @@ def _written(
     weights = [weight for node in linears if (weight := _weight(node)) is not None]
     indices = {roles[node].expert for node in linears} - {None}
     downs = sum(roles[node].name == "expert.down" for node in linears)
-    form = _form(weights, apart=max(downs, len(indices)), quantized=any(n.op_type == "MatMulNBits" for n in linears))
+    apart = max(downs, len(indices))
+    form = _form(weights, apart=apart, quantized=any(n.op_type == "MatMulNBits" for n in linears))
     if any(node.graph is not main for node in linears):
         form += ", in a subgraph or function"
     stacks = [weight.first for weight in weights if weight.rank >= 3]
     experts = len(indices) or max(stacks, default=0) or downs
     top_k = next((k for router in routers if (k := _top_k(router)) is not None), None)
-    rows = _rows(linears[0]) if linears and len(indices) > 1 else ""
+    rows = _rows(linears[0]) if linears and apart > 1 else ""
     return Block(layer, form, experts or None, top_k, "", rows, len(nodes), nodes[0].name or "")
 
 
@@ -130,21 +129,19 @@ def _form(weights: Sequence[_Weight], *, apart: int, quantized: bool) -> str:
 
 def _weight(node: ir.Node) -> _Weight | None:
     """Follows the operands of a linear back to a constant, right to left."""
-    for value in reversed(node.inputs[:2]):
-        seen = value.shape.rank() if value is not None and value.shape is not None else None
-        path: list[str] = []
+    for operand in reversed(node.inputs[:2]):
+        value = operand
         dynamic = False
-        while value is not None and len(path) < _REACH:
-            view = constant(value)
+        for steps in range(_REACH):
+            view = None if value is None else constant(value)
             if view is not None:
-                rank = view.rank if seen is None and not path else seen
-                return _Weight(view.rank, view.shape[0] if view.rank else 1, rank, dynamic, tuple(path))
-            producer = value.producer()
+                seen = operand.shape.rank() if operand is not None and operand.shape is not None else None
+                return _Weight(view.rank, view.shape[0] if view.rank else 1, seen if steps else view.rank, dynamic)
+            producer = None if value is None else value.producer()
             if producer is None or producer.op_type not in MOVES | GATHER:
                 break
             index = producer.inputs[1] if producer.op_type in GATHER and len(producer.inputs) > 1 else None
             dynamic |= index is not None and constant(index) is None
-            path.append(producer.op_type)
             value = producer.inputs[0]
     return None
 

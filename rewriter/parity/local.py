@@ -196,7 +196,8 @@ class Subgraph:
         ]
         inputs = [
             onnx.helper.make_tensor_value_info(
-                self._names[v], onnx.helper.np_dtype_to_tensor_dtype(feeds[self._names[v]].dtype),
+                self._names[v],
+                onnx.helper.np_dtype_to_tensor_dtype(feeds[self._names[v]].dtype),
                 [None] * feeds[self._names[v]].ndim,
             )
             for v in self.fed
@@ -241,7 +242,6 @@ def _is_static(value: ir.Value, producer: ir.Node, facts: Facts) -> bool:
     if facts.get(value, View) is not None:
         return True
     return producer.op_type == "SplitToSequence" and facts.get(producer.inputs[0], View) is not None
-
 
 
 def _output(name: str, value: ir.Value) -> onnx.ValueInfoProto:

@@ -118,3 +118,10 @@ def test_holds_on_whatever_is_drawn():
 def test_holds_after_unstack():
     rules = ["unstack", "gemm-to-matmul-nbits"]
     check_rule(rules, unrolled_experts(max_size=20, consumers=("gemm", "gemm-bias", "matmul")))
+
+
+@pytest.mark.xfail(reason="a reader is asked for its operator, not whether it will be rewritten too", strict=True)
+def test_a_weight_that_another_reader_keeps_in_float_is_not_stored_twice():
+    body = "a = MatMul (x, w) b = Gemm <alpha = 0.5> (x, w) y = Add (a, b)"
+    result = quantized(linear_model(body, {"w": weights(40, 12)}), ["matmul-to-matmul-nbits", *RULE])
+    assert len({"w", "w_q4"} & set(result.model.graph.initializers)) == 1

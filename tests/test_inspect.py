@@ -1,0 +1,105 @@
+"""``rewriter inspect``: what the real models are."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from support import parse
+
+from rewriter.cli import main
+from rewriter.inspection.model import inspect
+from rewriter.io import load
+from rewriter.ruleset import rule_sets
+
+MODELS = Path(__file__).parent / "models"
+GRANITE = MODELS / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
+
+SLICES, MATRICES = "unrolled: slices of a stack", "unrolled: a matrix for each expert"
+BATCHED = "batched: weights gathered for each token"
+DENSE = "dense: every expert on every token, by a batched product"
+MASKED, SORTED, OWN = "every one (masked)", "sorted by expert (grouped)", "its own (NonZero)"
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks", "form", "experts", "rows"),
+    [
+        ("genai/gemma4_moe_fp32_cpu_b32", 2, "MoE node", 4, ""),
+        ("genai/gpt_oss_int4_cpu_b32", 2, "QMoE node", 4, ""),
+        ("genai_old/phimoe_int4_cuda_071", 2, "QMoE node", 16, ""),
+        ("genai/llama_tied_fp32_cpu", 0, "", 0, ""),
+        ("hf_blocks/mixtral__batched_mm__dynamo18", 1, BATCHED, 4, ""),
+        ("hf_blocks/qwen3_moe__eager__ts17", 1, "unrolled: slices by a computed index", 4, OWN),
+        ("hf_exporter/gpt_oss__default", 2, SLICES, 4, SORTED),
+        ("hf_exporter/mixtral__batched_mm", 2, BATCHED, 4, ""),
+        ("mobius/granitemoehybrid_static_unroll_f32", 2, SLICES, 4, MASKED),
+        ("mobius/qwen3_moe_dense_experts_f32", 2, MATRICES, 4, MASKED),
+        ("mobius/qwen3_moe_dense_ortq4", 2, "unrolled: a quantized matrix for each expert", 4, MASKED),
+        ("torch_unroll/dense_bmm_all_experts__dynamo18_opt", 1, DENSE, 4, ""),
+        ("torch_unroll/getitem_linear__ts17_nofold", 1, SLICES, 4, MASKED),
+        ("torch_unroll/modulelist_linear_rank2__dynamo18_opt", 1, MATRICES, 4, MASKED),
+    ],
+)
+def test_blocks_of_real_models(model, blocks, form, experts, rows):
+    found = inspect(load(MODELS / f"{model}.onnx")).blocks
+    assert len(found) == blocks
+    assert {(b.form, b.experts, b.top_k, b.rows) for b in found} <= {(form, experts, 2, rows)}
+    assert [b.layer for b in found] == list(range(blocks))
+
+
+def test_weights_by_role_and_how_they_are_stored():
+    info = inspect(load(MODELS / "genai" / "gpt_oss_int4_cpu_b32.onnx"))
+    held = {(h.role, h.stored): (h.kind, h.count, h.elements) for h in info.weights}
+    assert held["expert", "4 bits, QMoE"] == ("quantized", 4, 2 * 4 * 3 * 64 * 64)
+    assert held["lm_head", "4 bits, MatMulNBits"] == ("quantized", 1, 512 * 64)
+    assert held["expert", "FLOAT, biases"][0] == "bias"
+    assert held["embedding", "FLOAT"] == ("float", 1, 512 * 64)
+    assert sum(h.nbytes for h in info.weights) == info.nbytes
+
+
+def test_who_wrote_it_and_what_is_in_it():
+    info = inspect(load(GRANITE))
+    assert (info.producer, info.layers, info.functions) == ("mobius 0.1.0", 2, 1)
+    assert info.opsets == {"ai.onnx": 24, "com.microsoft": 1}
+    assert info.operators["MatMul"] == 31
+    assert info.inputs["input_ids"].startswith("INT64")
+
+
+def test_a_model_of_nothing():
+    info = inspect(parse("main (float[2] x) => (float[2] y) { y = Identity(x) }"))
+    assert (info.layers, info.nbytes, info.weights, info.blocks) == (0, 0, (), ())
+
+
+def test_what_it_prints(capsys):
+    started = time.monotonic()
+    assert main(["inspect", str(GRANITE)]) == 0
+    assert time.monotonic() - started < 10
+    out = capsys.readouterr().out
+    for words in ("mobius 0.1.0", "2, of which 2 with experts", SLICES, "expert.gate_up", "moe-int4", "100.0%", "none"):
+        assert words in out, words
+
+
+def test_it_speaks_json(capsys):
+    assert main(["inspect", str(GRANITE), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["rule_set"] for entry in found["rule_sets"]] == list(rule_sets())
+    sizes = {entry["rule_set"]: entry for entry in found["rule_sets"]}
+    assert sizes["unstack"]["float_experts"] == 196_608
+    assert sizes["experts-int4"]["float_experts"] == 0
+    assert sizes["experts-int4"]["bytes_after"] < found["nbytes"]
+
+
+def test_rule_sets_are_tried_on_demand(capsys, monkeypatch):
+    monkeypatch.setattr("rewriter.cli.whole.MOST_NODES", 10)
+    assert main(["inspect", str(GRANITE)]) == 0
+    assert "--sizes" in capsys.readouterr().out
+    assert main(["inspect", str(GRANITE), "--no-sizes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rule_sets"] == []
+
+
+def test_a_rule_set_that_cannot_run_says_why(capsys, monkeypatch):
+    monkeypatch.setattr("rewriter.cli.outlook.rule_sets", lambda: {"nowhere": None})
+    assert main(["inspect", str(GRANITE)]) == 0
+    assert "nowhere" in capsys.readouterr().out
