@@ -74,13 +74,17 @@ def own_sets() -> dict[str, RuleSet]:
 
 
 def rules_index() -> str:
-    """Returns a table of the rules, each with the sets that use it."""
+    """Returns a table of the rules, each with the sets that list it themselves."""
     users: dict[str, list[str]] = {info.name: [] for info in own_rules()}
-    for name, rule_set in own_sets().items():
-        for rule in dict.fromkeys(rule.name for phase in rule_set.phases for rule in phase.rules):
+    for name in own_sets():
+        phases = _document(name).get("phases", [])
+        listed = (
+            entry if isinstance(entry, str) else next(iter(entry)) for phase in phases for entry in phase["rules"]
+        )
+        for rule in dict.fromkeys(listed):
             users[rule].append(f"[{name}](rule-sets.md#{name})")
     rows = [[f"[{i.name}](#{i.name})", _prose(i.title), ", ".join(users[i.name]) or "none"] for i in own_rules()]
-    return table(("rule", "what it does", "rule sets"), rows)
+    return table(("rule", "what it does", "listed in"), rows)
 
 
 def rules_catalogue() -> str:
@@ -222,10 +226,16 @@ def _set(name: str, path: Path, rule_set: RuleSet) -> str:
 
 def _effective(name: str) -> set[str]:
     """Keys that the set, or one that it extends, writes."""
-    document = yaml.safe_load(Path(rule_sets()[name].path).read_text(encoding="utf-8"))
+    document = _document(name)
     bases = document.get("extends", [])
     inherited = [_effective(base) for base in ([bases] if isinstance(bases, str) else bases)]
     return set(document).union(*inherited)
+
+
+def _document(name: str) -> dict[str, Any]:
+    """What the file of a shipped set holds."""
+    document: dict[str, Any] = yaml.safe_load(Path(rule_sets()[name].path).read_text(encoding="utf-8"))
+    return document
 
 
 def _changed(options: Mapping[str, object], rule: str) -> str:
@@ -250,7 +260,7 @@ def kernels() -> str:
         for operator in ("MoE", "QMoE"):
             rows = KERNELS.get((provider, operator), ())
             if not rows:
-                parts.append(f"### {operator} on {provider}\n\nNo kernel: `MoE` is neither emitted nor quantized.\n")
+                parts.append(f"### {operator} on {provider}\n\nNo kernel, so no rule emits it.\n")
                 continue
             versions = ["", *(f"from {row.since[0]}.{row.since[1]}" for row in rows)]
             cells = [
@@ -480,6 +490,11 @@ def quick_start() -> str:
     return f"```text\n{re.sub(chr(10) + '{3,}', chr(10) * 2, chr(10).join(kept))}\n```\n"
 
 
+def picture() -> str:
+    """Returns the HTML report's picture, once there is one."""
+    return "![The HTML report](docs/report.png)\n" if (ROOT / "docs" / "report.png").exists() else ""
+
+
 def printed(arguments: Sequence[str], width: int = 110) -> str:
     """Returns what a command of ``rewriter`` prints.
 
@@ -505,6 +520,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "attributes": attributes,
     "forms": forms,
     "kernels": kernels,
+    "picture": picture,
     "providers": providers,
     "quick-start": quick_start,
     "readme-sets": readme_sets,

@@ -42,6 +42,7 @@ FILES = {
     "moe.onnx": "genai/lfm2_moe_fp32_cpu.onnx",
     "dense.onnx": "mobius/llama_tied_dense_f32.onnx",
     "qmoe.onnx": "genai/gpt_oss_int4_cpu_b32.onnx",
+    "exported/model.onnx": "genai/lfm2_moe_fp32_cpu.onnx",
 }
 """What the snippets of the pages find in their folder."""
 
@@ -183,6 +184,8 @@ def test_the_gate_finds_its_two_commands_in_the_readme():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The folder in which a page's snippets run, one after the other."""
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "genai_config.json").write_text("{}")
     for name, model in FILES.items():
         shutil.copy(MODELS / model, tmp_path / name)
     (tmp_path / "tests").symlink_to(ROOT / "tests")

@@ -244,9 +244,10 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 def test_it_opens_in_a_browser_without_a_word_on_the_console(written, tmp_path, dark):
     shot = tmp_path / "shot.png"
     theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    told = ["--enable-logging=stderr", "--v=0", f"--screenshot={shot}", "--window-size=1080,1200"]
     done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", *theme,
-         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", "--window-size=1080,1200", written.as_uri()],
+        [BROWSER, *quiet, *told, *theme, written.as_uri()],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rewriter.api import Result
 from rewriter.cli.forecast import planned
-from rewriter.cli.nearest import Near, Nearest
+from rewriter.cli.watching import Near, Nearest
 from rewriter.errors import UsageError
 from rewriter.external import all_nodes
 from rewriter.inspection.weights import MOVES

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rewriter.api import Result
     from rewriter.cli.concerns import Concern, Focus
-    from rewriter.cli.nearest import Near
+    from rewriter.cli.watching import Near
 
 _LARGEST = 5
 """Weights left in float that are worth a line each."""
