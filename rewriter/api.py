@@ -22,8 +22,9 @@ from rewriter.parity.local import LocalProver
 from rewriter.parity.model import ModelParity, compare_models
 from rewriter.parity.runtime import Feeds, Runtime
 from rewriter.quantize import ALGORITHMS
+from rewriter.quantize.importance import Importance
 from rewriter.quantize.plan import CUSTOM
-from rewriter.quantize.types import Quantizer
+from rewriter.quantize.types import FloatArray, Quantizer
 from rewriter.reading import from_proto
 from rewriter.report import Report
 from rewriter.ruleset import RuleSet, RuleSetLike, load, used
@@ -148,6 +149,7 @@ def apply(
     rules: RuleSetLike = DEFAULT_RULES,
     *,
     quantizer: Quantizer | None = None,
+    imatrix: str | os.PathLike[str] | Mapping[str, FloatArray] | None = None,
     target: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     prover: Prover | None = None,
@@ -160,6 +162,7 @@ def apply(
         model: a path, an ``onnx_ir.Model`` or an ``onnx.ModelProto``.
         rules: a shipped rule set's name, a YAML file, a parsed one, or a list of onnxscript rules.
         quantizer: quantizes every weight that the plan says to quantize, in place of the built-in algorithms.
+        imatrix: mean squared activations that weigh the error, by weight [K] or stack [E, K]; or an ``.npz`` of them.
         target: runtime to rewrite for, ``PROVIDER[:ARCHITECTURE][@VERSION]``; by default the rule set's.
         overrides: values of the rule set by dotted key, as ``{"quantization.default.bits": 8}``.
         prover: proves each rewrite before it is committed; by default as the rule set's ``parity`` says.
@@ -179,11 +182,14 @@ def apply(
     quantizers = {CUSTOM: _missing, **ALGORITHMS}
     if quantizer is not None:
         quantizers = dict.fromkeys(quantizers, quantizer)
-    run = ModelRun(ours, rule_set.plan, runtime, quantizers)
+    importance = Importance(imatrix) if isinstance(imatrix, Mapping) else imatrix and Importance.read(imatrix)
+    run = ModelRun(ours, rule_set.plan, runtime, quantizers, importance or None)
     before = bytes_by_family(ours, run.role)
     prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
     outcome = Engine(run, prove, progress, watch).apply(rule_set)
     _require_names(rule_set, [*seen, *run.readers])
+    if importance:
+        importance.require_used(weight for _, weight in run.readers)
     validate(ours)
 
     def report() -> Report:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from rewriter.commit import Change
 from rewriter.facts import Facts
 from rewriter.quantize.error import relative_rms
+from rewriter.quantize.importance import Importance
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.plan import QuantizationPlan
 from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext
@@ -27,7 +28,12 @@ class ModelRun:
     """The model, its facts and roles, the plan and the target; implements ``rewriter.rule.Run``."""
 
     def __init__(
-        self, model: ir.Model, plan: QuantizationPlan, target: Target, quantizers: Mapping[str, Quantizer]
+        self,
+        model: ir.Model,
+        plan: QuantizationPlan,
+        target: Target,
+        quantizers: Mapping[str, Quantizer],
+        importance: Importance | None = None,
     ) -> None:
         self.model = model
         self.target = target
@@ -35,6 +41,7 @@ class ModelRun:
         self.readers: list[tuple[str, str]] = []
         self._plan = plan
         self._quantizers = quantizers
+        self._importance = importance or Importance({})
         self._roles: dict[ir.Node, Role] = dict(find_roles(model))
         self._layers = 1 + max((role.layer for role in self._roles.values() if role.layer is not None), default=-1)
         self._weights: dict[tuple[object, ...], Weight] = {}
@@ -81,6 +88,7 @@ class ModelRun:
             role=role,
             expert=expert,
             layer=found.layer,
+            importance=self._importance.of(name, weight.name, expert, weight.shape[1]),
         )
         return QuantizationJob(weight, context, self._quantizers[spec.algorithm], self._written)
 

@@ -36,29 +36,55 @@ def apply(
     ] = None,
     require: Annotated[
         list[str],
-        typer.Option(metavar="RULE", help="Fail (exit 1) where this rule never fires. May be repeated.",
-                     show_default=False, autocompletion=options.complete_rules),
+        typer.Option(
+            metavar="RULE",
+            help="Fail (exit 1) where this rule never fires. May be repeated.",
+            show_default=False,
+            autocompletion=options.complete_rules,
+        ),
     ] = [],
     parity: Annotated[
         Level | None,
-        typer.Option(help="Which rewrites are proved by running them: one per structural class, all, or none;"
-                     " by default as the rule set says (class).", show_default=False),
+        typer.Option(
+            help="Which rewrites are proved by running them: one per structural class, all, or none;"
+            " by default as the rule set says (class).",
+            show_default=False,
+        ),
     ] = None,
     check: Annotated[
         bool | None,
-        typer.Option("--check/--no-check", show_default=False,
-                     help="Compare the outputs of the rewritten model with the original's; by default where the model"
-                     " is small (1 GiB, 20,000 nodes) and the runtime runs it."),
+        typer.Option(
+            "--check/--no-check",
+            show_default=False,
+            help="Compare the outputs of the rewritten model with the original's; by default where the model"
+            " is small (1 GiB, 20,000 nodes) and the runtime runs it.",
+        ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz",
+            show_default=False,
+            help="Mean squared activations that weigh the error: by weight [K], or by expert stack [E, K].",
+        ),
     ] = None,
     memory: Annotated[
         int | None,
-        typer.Option(parser=options.size, metavar="SIZE", show_default=False,
-                     help="Computed weights in memory at once while saving; by default 512MiB."),
+        typer.Option(
+            parser=options.size,
+            metavar="SIZE",
+            show_default=False,
+            help="Computed weights in memory at once while saving; by default 512MiB.",
+        ),
     ] = None,
     max_shard_size: Annotated[
         int | None,
-        typer.Option(parser=options.size, metavar="SIZE", show_default=False,
-                     help="Size of each data file; by default there is one."),
+        typer.Option(
+            parser=options.size,
+            metavar="SIZE",
+            show_default=False,
+            help="Size of each data file; by default there is one.",
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
@@ -102,6 +128,7 @@ def apply(
             model,
             rule_set,
             target=target,
+            imatrix=imatrix,
             progress=lambda phase, count: tell(f"{phase}: {count:,} rewrites"),
         )
     with byte_bar(f"writing {out}", quiet=quiet) as told:

@@ -94,9 +94,7 @@ class Selector:
     layers: tuple[Layers, ...] = ()
     where: str = field(default="", compare=False)
 
-    def matches(
-        self, *, node: str, weight: str, role: str, layer: int | None, stack: str = "", count: int = 0
-    ) -> bool:
+    def matches(self, *, node: str, weight: str, role: str, layer: int | None, stack: str = "", count: int = 0) -> bool:
         """Says whether the weight is picked; one expert of a stack also goes by the name of the stack."""
         return (
             _any_glob(self.nodes, node)

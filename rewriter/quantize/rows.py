@@ -88,7 +88,10 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
 
     ends = over_rows(weight, task)
     if kernels.NOT_FINITE in ends:
-        raise QuantizationError(f"weight '{context.weight}' holds NaN or infinity; it cannot be quantized")
+        raise QuantizationError(
+            f"weight '{context.weight}' holds NaN or infinity; it cannot be quantized "
+            "(quantization.exclude leaves it as it is)"
+        )
     if kernels.SCALE_OVERFLOW in ends:
         raise QuantizationError(f"weight '{context.weight}' needs a scale that {context.scale_dtype} cannot hold")
     return QuantizedWeight(codes, scales, None if spec.symmetric else zeros, spec.bits, spec.block_size)

@@ -1,0 +1,78 @@
+"""Importance of input features: an "imatrix", mean squared activations that weigh a quantizer's squared error."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from rewriter.errors import UsageError, nearest
+from rewriter.quantize.types import FloatArray
+
+
+class Importance:
+    """Importance by weight: [K] under the name of a weight, or [K] or [E, K] under the name of an expert stack."""
+
+    def __init__(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Checks the values.
+
+        Args:
+            arrays: by name of a weight or of a stack; finite and not negative.
+
+        Raises:
+            UsageError: an array is of another rank, or holds something else.
+        """
+        for name, array in arrays.items():
+            if array.ndim not in (1, 2) or array.dtype.kind != "f":
+                what = f"{array.dtype}{list(array.shape)}"
+                raise UsageError(f"importance of '{name}' is {what}; give floats, [K] or [E, K]")
+            if not np.isfinite(array).all() or (array < 0).any():
+                raise UsageError(f"importance of '{name}' holds a negative value or one that is not finite")
+        self._arrays = arrays
+        self._used: set[str] = set()
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Importance:
+        """Reads a NumPy ``.npz`` file with an array for each weight.
+
+        Raises:
+            UsageError: the file is missing, is no such file, or holds wrong values.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+            raise UsageError(f"importance file '{path}' cannot be read ({error}); give a NumPy .npz file") from error
+        return cls(arrays)
+
+    def of(self, weight: str, stack: str, expert: int | None, features: int) -> FloatArray | None:
+        """Returns the [K] importance for one weight, or None where none is given.
+
+        Raises:
+            UsageError: what is given does not have the weight's number of input features.
+        """
+        name = weight if weight in self._arrays else stack
+        array = self._arrays.get(name)
+        if array is None:
+            return None
+        self._used.add(name)
+        if array.ndim == 2:
+            if expert is None or not expert < len(array):
+                raise UsageError(f"importance of '{name}' has {len(array)} experts; weight '{weight}' is none of them")
+            array = array[expert]
+        if array.shape != (features,):
+            raise UsageError(f"importance of '{name}' is for {len(array)} input features; the weight has {features}")
+        return array
+
+    def require_used(self, names: Iterable[str]) -> None:
+        """Raises where a given name is that of no weight.
+
+        Raises:
+            UsageError: names the first and the nearest weight.
+        """
+        for name in self._arrays:
+            if name not in self._used:
+                hint = nearest(name, names)
+                raise UsageError(f"importance is given for '{name}', which is no quantized weight{hint}")
