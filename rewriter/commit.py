@@ -107,13 +107,14 @@ class Committer:
             outputs[old] = self._own_output(old, shared.get(new, new), nodes, rewrite.graph, set(outputs.values()))
         self._name(rewrite, nodes, outputs)
         self._annotate(rewrite, nodes)
+        unordered = _may_be_out_of_order(rewrite)  # asked while the matched nodes still have their inputs
         rewrite.graph.insert_before(rewrite.root, nodes)
         for old, new in outputs.items():
             new.type = new.type or old.type
             new.shape = new.shape or old.shape
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         change = Change(self._remove_dead(rewrite.matched), nodes, list(outputs.values()))
-        if _may_be_out_of_order(rewrite):
+        if unordered:
             rewrite.graph.sort()
         return change
 

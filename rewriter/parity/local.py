@@ -251,12 +251,17 @@ def _output(name: str, value: ir.Value) -> onnx.ValueInfoProto:
 
 
 def _relative(expected: Array, actual: Array) -> tuple[float, tuple[int, ...]]:
-    """Largest difference over the largest expected magnitude, and where it is."""
+    """Largest difference over the largest expected magnitude, and where it is; an overflow must be the same on both."""
     if expected.shape != actual.shape:
         return float("inf"), ()
     if not expected.size:
         return 0.0, ()
     wide, got = expected.astype(np.float64), actual.astype(np.float64)
+    same = (wide == got) | (np.isnan(wide) & np.isnan(got))
+    finite = np.isfinite(wide) & np.isfinite(got)
+    if not (same | finite).all():
+        return float("inf"), tuple(int(i) for i in np.argwhere(~(same | finite))[0])
+    wide, got = np.where(finite, wide, 0.0), np.where(finite, got, 0.0)
     difference = np.abs(wide - got)
     where = tuple(int(i) for i in np.unravel_index(int(np.argmax(difference)), difference.shape))
     scale = float(np.abs(wide).max())
