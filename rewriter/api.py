@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from rewriter.target import Target
 from rewriter.validate import validate
 
 DEFAULT_RULES = "moe-int4"
+
+QUANTIZED_OPERATORS = frozenset({"MatMulNBits", "QMoE", "GatherBlockQuantized", "DequantizeLinear", "MatMulBnb4"})
 
 M = TypeVar("M", ir.Model, onnx.ModelProto)
 
@@ -179,6 +182,7 @@ def apply(
     ours = _own_copy(model)
     name = ours.graph.name or ""
     seen = _names(ours)
+    quantized = Counter(node.op_type for node in io.all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS)
     quantizers = {CUSTOM: _missing, **ALGORITHMS}
     if quantizer is not None:
         quantizers = dict.fromkeys(quantizers, quantizer)
@@ -207,6 +211,7 @@ def apply(
             model=os.fspath(model) if isinstance(model, str | os.PathLike) else name,
             rules=used(rule_set),
             sizes=sizes(before, after),
+            already_quantized=dict(sorted(quantized.items())),
         )
 
     return Result(ours, rule_set, report, model)

@@ -12,14 +12,14 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.errors import ModelError, UsageError
-from rewriter.external import Slot, drop_pages, map_external_data, stored_tensors, subgraphs, total_bytes
+from rewriter.external import Slot, all_nodes, drop_pages, map_external_data, stored_tensors, subgraphs, total_bytes
 from rewriter.output import complete_directory
 from rewriter.reading import from_proto, model_file, read_proto
 from rewriter.streaming import Meter, Progress, in_memory, on_disk, swapped
 from rewriter.tensors import ViewTensor
 from rewriter.validate import is_sorted, validate
 
-__all__ = ["drop_pages", "load", "save", "source_path", "to_proto", "total_bytes"]
+__all__ = ["all_nodes", "drop_pages", "load", "save", "source_path", "to_proto", "total_bytes"]
 
 SINGLE_FILE_BYTES = 256 << 20
 """A model whose tensors take no more is one ``.onnx`` file: far below protobuf's 2 GB, and small beside any budget."""

@@ -9,6 +9,7 @@ from rewriter.rule import Declined
 from rewriter.tensors import View
 from rules._block import Block, Routing
 from rules.recognise.axes import Located, Uniform
+from rules.recognise.contents import Tokens
 from rules.recognise.rows import Arange
 from rules.recognise.sizes import Integers
 
@@ -53,7 +54,7 @@ def _reached(facts: Facts, out: ir.Value, stops: set[ir.Value]) -> tuple[dict[ir
 
 
 def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.Value) -> dict[ir.Node, None]:
-    """The nodes without those that others read too and that cost nothing to keep: shapes, zeros, runs of numbers."""
+    """The nodes without those that others read too and that cost nothing to keep: shapes, zeros, x by other names."""
     nodes = dict(reached)
     pending = list(nodes)
     while pending:
@@ -69,7 +70,7 @@ def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.V
 def _is_cheap(facts: Facts, value: ir.Value) -> bool:
     located = facts.get(value, Located)
     if located is not None:
-        return isinstance(located.content, Uniform | Arange)
+        return isinstance(located.content, Uniform | Arange | Tokens)
     integral = value.dtype is not None and value.dtype.is_integer()
     return integral or facts.get(value, Integers) is not None or facts.get(value, View) is not None
 

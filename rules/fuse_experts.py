@@ -10,6 +10,10 @@ Declines when:
               the target's MoE does not run it, or not in this dtype
               something else reads a value inside of the block, or its weights
               weights of float16 or bfloat16 would have to be scaled
+Among equal logits TopK takes the first and ONNX Runtime's kernels the last; a normalised sigmoid becomes a softmax of
+log-sigmoids, which tells apart what a saturated sigmoid does not. Both matter on a set of inputs of measure zero, or
+where every number of float32 is the same to the original.
+
 Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onnx, as the recognisers list them
 """
 

@@ -149,3 +149,9 @@ def test_a_rule_set_without_matches_gives_the_model_back():
     result = rewriter.apply(model)
     assert not result.report.applications and histogram(result.model) == {"Relu": 1}
     assert snapshot(result.model) == snapshot(model)
+
+
+def test_weights_that_come_quantized_are_counted_and_left_alone():
+    path = Path(__file__).parent / "models" / "mobius" / "gemma4_static_unroll_ortq4.onnx"
+    report = rewriter.apply(path, "experts-int4").report
+    assert report.already_quantized == {"MatMulNBits": 17}

@@ -153,6 +153,9 @@ def apply(
         show.show(screen, show.metrics(title, outcome.parity.outputs, width=screen.width))
     else:
         screen.print(f"Not compared with the original: {outcome.skipped}.\n")
+    if done.already_quantized:
+        found = ", ".join(f"{count:,} {operator}" for operator, count in done.already_quantized.items())
+        screen.print(f"Quantized already, left as they were: {found}\n")
     screen.print(labelled("Size", shrink(done.bytes_before, done.bytes_after)))
     screen.print(labelled("Output", saved), soft_wrap=True)
     if report is not None:

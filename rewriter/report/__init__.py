@@ -63,6 +63,7 @@ class Report:
         model: name of the model that was given; empty where it has none.
         rules: the rule set in full; None where it is not known.
         sizes: bytes by family of roles, the largest first; they add up to ``bytes_before`` and ``bytes_after``.
+        already_quantized: operator -> nodes of the given model that hold quantized weights; these are left alone.
     """
 
     rule_set: str
@@ -78,6 +79,7 @@ class Report:
     model: str = ""
     rules: UsedRuleSet | None = None
     sizes: tuple[Size, ...] = ()
+    already_quantized: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def applied(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Recogniser
 from rewriter.tensors import View
 from rules._guards import integer_attribute, integers_attribute
-from rules.recognise.axes import ONE, Located, Size, total
+from rules.recognise.axes import ONE, Located, Size, Uniform, total
 
 Dims = tuple[Size, ...]
 _SMALL = 4096
@@ -49,6 +49,11 @@ def integers_of(facts: Facts, value: ir.Value | None) -> Integers | None:
     known = facts.get(value, Integers)
     if known is not None:
         return known
+    located = facts.get(value, Located)
+    if located is not None and isinstance(located.content, Uniform) and located.rank == 1:
+        count = total(located.axes[0]).constant
+        number = located.content.value
+        return Integers((Size(int(number)),) * count) if count is not None and number.is_integer() else None
     view = facts.get(value, View)
     if view is None or view.rank > 1 or view.size > _SMALL or not view.dtype.is_integer():
         return None

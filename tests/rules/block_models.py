@@ -41,6 +41,7 @@ class Spelling:
     inter: int = 6
     dtype: str = "float32"
     shared: bool = False
+    alias: bool = False
     broken: str = ""
     random: int = 0
 
@@ -93,7 +94,7 @@ def block_model(how: Spelling) -> onnx.ModelProto:
         "up_bias": random("up_bias", e, i),
         "down_bias": random("down_bias", e, h),
     }
-    x = "x"
+    x = g.op("Identity", "x") if how.alias else "x"
     logits = g.op("MatMul", x, g.weight("router", random("router", h, e) * 3))
     writer = _Writer(g, how, arrays, gated)
     weights, chosen = writer.route(logits)

@@ -150,6 +150,11 @@ def test_float16(combine):
     fused(Spelling(combine=combine, dtype="float16"))
 
 
+def test_another_name_of_the_input_may_be_read_elsewhere():
+    model = fused(Spelling(alias=True))
+    assert operators(model) == {"Identity": 2, "MatMul": 1, "MoE": 1}
+
+
 def test_a_stack_that_is_stored_as_the_operator_reads_it_is_the_same_tensor():
     model = fused(Spelling(weights="gather", activation="relu"))
     assert node_of(model).input[2] == "stack_gate" and node_of(model).input[4] == "stack_down"
@@ -291,6 +296,7 @@ spellings = st.builds(
     inter=st.sampled_from([4, 6]),
     dtype=st.sampled_from(["float32", "float16"]),
     shared=st.booleans(),
+    alias=st.booleans(),
     broken=st.sampled_from(BROKEN),
     random=st.integers(0, 3),
 )
@@ -311,3 +317,32 @@ def test_any_block_fuses_exactly_or_declines(how):
         assert how.broken or how.dtype == "float16" or how.k == 1, result.report.declined
         return
     assert relative(expected, OrtRuntime().run(result.model, inputs)["y"]) < 5 * BOUND[how.dtype]
+
+
+def test_moe_int4_fuses_what_qmoe_runs(tmp_path):
+    model = onnx.load(MODELS / "mobius/qwen3_moe_dense_experts_f32.onnx")
+    result = fuse(model, "moe-int4", target="cpu")
+    assert result.report.applied["fuse-experts"] == result.report.applied["moe-to-qmoe"] == 2
+    assert operators(result.model)["QMoE"] == 2
+    result.save(tmp_path / "out")
+    experts = {(w.role, w.layer, w.expert) for w in result.report.weights if w.role.startswith("expert")}
+    assert experts == {(f"expert.{name}", l, e) for name in ("gate_up", "down") for l in (0, 1) for e in range(4)}
+
+
+def test_moe_int4_and_int8_fall_back_to_one_matmul_nbits_for_each_matrix():
+    geglu = Spelling(broken="geglu", weights="gather", hidden=32, inter=32)
+    for how, rules, reason in (
+        (geglu, "moe-int4", "expert 0: MoE has no activation gelu(linear) * linear2"),
+        (replace(geglu, broken=""), "moe-int8", "rounds activations to 8 bits at 8 bits in blocks of 32"),
+    ):
+        result = fuse(block_model(how), rules, target="cpu@1.31")
+        assert operators(result.model)["MatMulNBits"] == 8 and not operators(result.model)["MatMul"] > 1
+        assert reason in next(r for (rule, r) in result.report.declined if rule == FUSE)
+
+
+def test_experts_that_the_plan_gives_different_widths_stay_apart():
+    plan = {"quantization.overrides": [{"role": "expert.down", "bits": 8}]}
+    how = Spelling(weights="own", hidden=32, inter=32)
+    result = fuse(block_model(how), "moe-int4", target="cpu", overrides=plan)
+    assert operators(result.model)["MatMulNBits"] == 8
+    assert "runs projections of different bits" in next(r for (rule, r) in result.report.declined if rule == FUSE)
