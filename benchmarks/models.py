@@ -75,10 +75,10 @@ def unrolled_model(
     k, last = integers("k", top_k), integers("last_axis", -1)
     head = weight("head.weight", hidden, vocabulary or 1)
     x = ir.val("x", head.dtype, ["T", hidden])
-    widths = {"H": hidden, "I": intermediate, "2I": 2 * intermediate, "V": vocabulary or 1}
+    widths = {"H": hidden, "I": intermediate, "2I": 2 * intermediate, "V": vocabulary or 1, "E": experts, "k": top_k, "1": 1}
 
-    def typed(value: ir.Value, width: str) -> ir.Value:
-        value.dtype, value.shape = x.dtype, ir.Shape(["T", widths[width]])
+    def typed(value: ir.Value, width: str, dtype: ir.DataType | None = None) -> ir.Value:
+        value.dtype, value.shape = dtype or x.dtype, ir.Shape(["T", widths[width]])
         return value
 
     def op(op_type: str, inputs: list[ir.Value], width: str = "", **attributes: object) -> ir.Value:
@@ -98,18 +98,21 @@ def unrolled_model(
         router = weight(f"{prefix}.router.weight", hidden, experts)
         gate_up = weight(f"{prefix}.experts.gate_up.weight", experts, 2 * intermediate, hidden)
         down = weight(f"{prefix}.experts.down.weight", experts, hidden, intermediate)
-        logits = tape.op("MatMul", [y, router])
+        normed = op("Mul", [y, weight(f"{prefix}.norm.weight", hidden)], "H")
+        logits = op("MatMul", [normed, router], "E")
         values, chosen = tape.op_multi_out("TopK", [logits, k], {"axis": -1}, num_outputs=2)
-        mixing = op("Softmax", [values], axis=-1)
+        typed(values, "k"), typed(chosen, "k", ir.DataType.INT64)
+        mixing = op("Softmax", [values], "k", axis=-1)
         routed: ir.Value | None = None
         for e in range(experts):
-            both = op("MatMul", [y, slice_of(gate_up, e)], "2I")
+            both = op("MatMul", [normed, slice_of(gate_up, e)], "2I")
             gate, up = tape.op_multi_out("Split", [both], {"axis": -1, "num_outputs": 2}, num_outputs=2)
             typed(gate, "I"), typed(up, "I")
             silu = op("Mul", [gate, op("Sigmoid", [gate], "I")], "I")
             out = op("MatMul", [op("Mul", [silu, up], "I"), slice_of(down, e)], "H")
-            mask = tape.op("Cast", [op("Equal", [chosen, scalar[e]])], {"to": int(router.dtype or 1)})
-            share = op("ReduceSum", [op("Mul", [mixing, mask]), last], keepdims=1)
+            hit = typed(tape.op("Equal", [chosen, scalar[e]]), "k", ir.DataType.BOOL)
+            mask = op("Cast", [hit], "k", to=int(x.dtype or ir.DataType.FLOAT))
+            share = op("ReduceSum", [op("Mul", [mixing, mask], "k"), last], "1", keepdims=1)
             mixed = op("Mul", [out, share], "H")
             routed = mixed if routed is None else op("Add", [routed, mixed], "H")
         assert routed is not None

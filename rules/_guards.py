@@ -38,6 +38,12 @@ def text_attribute(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else attribute.as_string()
 
 
+def cast_type(node: ir.Node) -> ir.DataType | None:
+    """Returns what a Cast casts to, or None where its number is no element type."""
+    number = integer_attribute(node, "to", 0)
+    return ir.DataType(number) if number in {dtype.value for dtype in ir.DataType} else None
+
+
 def _attribute(node: ir.Node, name: str) -> ir.Attr | None:
     """Returns the attribute, or declines: a function's caller sets it."""
     attribute = node.attributes.get(name)

@@ -1,5 +1,8 @@
 """A whole MoE block in plain operators -> com.microsoft::MoE.
 
+Equal only but for ties: among equal logits TopK takes the first and ONNX Runtime's kernels the last, and the softmax of
+log-sigmoids that a normalised sigmoid becomes tells apart what a saturated sigmoid does not.
+
 Matched:      the Add or ReduceSum that completes sum_e share_e(logits) * (down_e @ act(gate_e @ x) * (up_e @ x)), in
               whatever operators the recognisers know
 Replacement:  MoE(x, logits [T, E], fc1, fc1_bias?, fc2, fc2_bias?), its weights lazy stacks; gate and up rows in turn;
@@ -10,10 +13,6 @@ Declines when:
               the target's MoE does not run it, or not in this dtype
               something else reads a value inside of the block, or its weights
               weights of float16 or bfloat16 would have to be scaled
-Among equal logits TopK takes the first and ONNX Runtime's kernels the last; a normalised sigmoid becomes a softmax of
-log-sigmoids, which tells apart what a saturated sigmoid does not. Both matter on a set of inputs of measure zero, or
-where every number of float32 is the same to the original.
-
 Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onnx, as the recognisers list them
 """
 

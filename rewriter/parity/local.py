@@ -87,11 +87,12 @@ class LocalProver:
         before.experts = after.experts = experts
         runtime = self._runtime if rewrite.nodes else self._reference
         because = "" if runtime is self._reference else cannot_judge((*rewrite.matched, *rewrite.nodes), runtime.name)
-        weights = dequantized(before, jobs, experts)
         fed = {value: names[value] for value in (*before.fed, *after.fed)}
         feeds = random_feeds(fed, np.random.default_rng(self._seed), rewrite, experts)
         judges = [self._reference, runtime] if because else [runtime]
-        runtime, expected = _first_to_run(judges, before.model(weights, feeds), before.own(feeds), rewrite.root)
+        model = before.model(dequantized(before, jobs, experts), feeds)
+        runtime, expected = _first_to_run(judges, model, before.own(feeds), rewrite.root)
+        del model  # it holds the dequantized weights: not twice the memory for the other side
         if runtime is not self._reference:
             because = ""  # what is inexact, but the same on both sides, agrees all the same
         actual = runtime.run(after.model({}, feeds), after.own(feeds))

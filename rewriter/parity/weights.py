@@ -19,7 +19,7 @@ from rewriter.tensors import View, ViewTensor
 
 Array = npt.NDArray[Any]
 
-BUDGET = 1 << 29
+BUDGET = 1 << 28
 """Bytes of float weights above which a class is not run whole: the proof must not cost what streaming saves."""
 
 _EXPERTS = 8

@@ -79,15 +79,18 @@ class QuantizedWeight:
     block_size: int
 
     def dequantize(self) -> npt.NDArray[np.float32]:
-        """Returns the [N, K] float32 weight that a kernel computes with."""
+        """Returns the [N, K] float32 weight that a kernel computes with; in one buffer of its size."""
         k = self.codes.shape[1]
         block = self.block_size or k
-        zero = np.float32(1 << (self.bits - 1))
-        scales = np.repeat(self.scales.astype(np.float32), block, axis=1)[:, :k]
-        if self.zero_points is None:
-            return (self.codes.astype(np.float32) - zero) * scales
-        zeros = np.repeat(self.zero_points.astype(np.float32), block, axis=1)[:, :k]
-        return (self.codes.astype(np.float32) - zeros) * scales
+        floats = self.codes.astype(np.float32)
+        for number in range(self.scales.shape[1]):
+            part = floats[:, number * block : min((number + 1) * block, k)]
+            if self.zero_points is None:
+                part -= np.float32(1 << (self.bits - 1))
+            else:
+                part -= self.zero_points[:, number, None].astype(np.float32)
+            part *= self.scales[:, number, None].astype(np.float32)
+        return floats
 
 
 Quantizer = Callable[[FloatArray, WeightContext], QuantizedWeight]

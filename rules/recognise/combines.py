@@ -193,9 +193,10 @@ class ReduceSum(Recogniser):
         if node is None or located is None or not located.rank:
             return None
         axes = static(facts, node, 1, "axes", [])
-        if axes is None or len(axes) != 1:
+        keep = integer_attribute(node, "keepdims", 1)
+        if axes is None or len(axes) != 1 or keep not in (0, 1):
             return None
-        return summed(located, axes[0] % located.rank, keep=bool(integer_attribute(node, "keepdims", 1)))
+        return summed(located, axes[0] % located.rank, keep=bool(keep))
 
 
 def summed(located: Located, axis: int, *, keep: bool) -> Located | None:

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from rewriter.facts import Facts, Recogniser
 from rewriter.tensors import View
-from rules._guards import integer_attribute
+from rules._guards import cast_type, integer_attribute
 
 _LARGEST = 256
 _OPERATORS = ("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Concat", "Range", "Min", "Max", "Where", "Equal", "Cast")
@@ -42,9 +42,10 @@ class SmallInteger(Recogniser):
                 return None
             arrays.append(np.asarray(view.numpy()))
         if self._op_type == "Cast":
-            to = ir.DataType(integer_attribute(node, "to", 0))
-            integer = not to.is_floating_point() and to != ir.DataType.STRING
-            return _view(arrays[0].astype(to.numpy()), out) if integer else None
+            to = cast_type(node)
+            if to is None or to.is_floating_point() or to == ir.DataType.STRING:
+                return None
+            return _view(arrays[0].astype(to.numpy()), out)
         return _view(_evaluate(node, arrays), out)
 
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined
 from rewriter.tensors import View
-from rules._guards import float_attribute, integer_attribute, text_attribute
+from rules._guards import cast_type, float_attribute, integer_attribute, text_attribute
 from rules.recognise.activations import number_of
 from rules.recognise.axes import Atom, Axes, Content, Dim, Located, Size, Uniform, only, total, unify
 from rules.recognise.contents import Router
@@ -132,8 +132,8 @@ class RowCast(Recogniser):
             return located
         if not isinstance(held, Sorted):
             return None
-        to = ir.DataType(integer_attribute(node, "to", 0))
-        if to not in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64):
+        to = cast_type(node)
+        if to is None or to not in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64):
             return None
         values = np.array(held.values).astype(to.numpy())
         return dataclasses.replace(located, content=Sorted(held.router, tuple(float(v) for v in values)))

@@ -141,6 +141,8 @@ class Unsqueeze(Movement):
             return None
         rank = data.rank + len(new)
         at = {a % rank for a in new}
+        if len(at) != len(new):
+            return None
         kept = iter(data.axes)
         return replace(data, axes=tuple(() if i in at else next(kept) for i in range(rank)))
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined
 from rewriter.tensors import View
-from rules._guards import integer_attribute
+from rules._guards import cast_type, integer_attribute
 from rules.recognise.axes import Atom, Axes, Content, Located, Size, only, put, tokens
 from rules.recognise.contents import Router, Scores
 from rules.recognise.mixing import Chosen, Mask, Mixing, Share, Stack, Total
@@ -76,8 +76,10 @@ class Cast(Recogniser):
     def recognise(self, facts: Facts, *, x: ir.Value, out: ir.Value) -> Scores | Located | None:
         node = out.producer()
         assert node is not None
-        to = ir.DataType(integer_attribute(node, "to", 0))
+        to = cast_type(node)
         located = facts.get(x, Located)
+        if to is None:
+            return None
         if located is not None and isinstance(located.content, Mixing | Share | Total):
             held = located.content
             if not to.is_floating_point():

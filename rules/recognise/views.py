@@ -17,7 +17,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined
 from rewriter.tensors import View
-from rules._guards import integer_attribute, integers, integers_attribute
+from rules._guards import cast_type, integer_attribute, integers, integers_attribute
 
 _FAR = (2**31 - 1, 2**63 - 1)
 
@@ -188,6 +188,8 @@ class Unsqueeze(_Movement):
             raise Declined("the axes depend on an input", node)
         rank = view.rank + len(axes)
         new = {a % rank for a in axes}
+        if len(new) != len(axes):
+            raise Declined(f"axes {axes} name one twice", node)
         kept = iter(view.shape)
         return view.reshape([1 if i in new else next(kept) for i in range(rank)])
 
@@ -230,7 +232,9 @@ class Cast(_Movement):
     """A cast that keeps every value: a widening one."""
 
     def show(self, facts: Facts, view: View, node: ir.Node) -> View | None:
-        to = ir.DataType(integer_attribute(node, "to", 0))
+        to = cast_type(node)
+        if to is None:
+            return None
         shown = view.cast(to)
         if shown is None and view.dtype.is_floating_point():
             raise Declined(f"the cast from {view.dtype.name} to {to.name} rounds", node)

@@ -326,7 +326,9 @@ def test_moe_int4_fuses_what_qmoe_runs(tmp_path):
     assert operators(result.model)["QMoE"] == 2
     result.save(tmp_path / "out")
     experts = {(w.role, w.layer, w.expert) for w in result.report.weights if w.role.startswith("expert")}
-    assert experts == {(f"expert.{name}", l, e) for name in ("gate_up", "down") for l in (0, 1) for e in range(4)}
+    assert experts == {
+        (f"expert.{name}", layer, expert) for name in ("gate_up", "down") for layer in (0, 1) for expert in range(4)
+    }
 
 
 def test_moe_int4_and_int8_fall_back_to_one_matmul_nbits_for_each_matrix():
