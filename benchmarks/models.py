@@ -75,7 +75,15 @@ def unrolled_model(
     k, last = integers("k", top_k), integers("last_axis", -1)
     head = weight("head.weight", hidden, vocabulary or 1)
     x = ir.val("x", head.dtype, ["T", hidden])
-    widths = {"H": hidden, "I": intermediate, "2I": 2 * intermediate, "V": vocabulary or 1, "E": experts, "k": top_k, "1": 1}
+    widths = {
+        "H": hidden,
+        "I": intermediate,
+        "2I": 2 * intermediate,
+        "V": vocabulary or 1,
+        "E": experts,
+        "k": top_k,
+        "1": 1,
+    }
 
     def typed(value: ir.Value, width: str, dtype: ir.DataType | None = None) -> ir.Value:
         value.dtype, value.shape = dtype or x.dtype, ir.Shape(["T", widths[width]])

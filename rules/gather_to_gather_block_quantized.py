@@ -76,9 +76,7 @@ class GatherToGatherBlockQuantized(Rule):
             assert ids.shape is not None
             kept = ir.tensor([0] * (ids.shape.rank() - 1), dtype=ir.DataType.INT64, name="without_last_axis")
             ids = op.Reshape(ids, op.initializer(kept))
-        gathered = gather(
-            op, data, ids, others, bits=spec.bits, block=spec.block_size, axis=rows.view.rank - 1
-        )
+        gathered = gather(op, data, ids, others, bits=spec.bits, block=spec.block_size, axis=rows.view.rank - 1)
         return gathered if rows.perm is None else op.Transpose(gathered, perm=list(rows.perm))
 
 

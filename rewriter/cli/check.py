@@ -17,14 +17,18 @@ def check(
     runtime: Annotated[str, typer.Option(metavar="cpu|cuda|reference", help="What runs both.")] = "cpu",
     inputs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npz", show_default=False,
-                     help="Arrays to feed, by input name; by default random ones."),
+        typer.Option(
+            metavar="FILE.npz", show_default=False, help="Arrays to feed, by input name; by default random ones."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
     logits: Annotated[
         list[str],
-        typer.Option(metavar="OUTPUT", show_default=False,
-                     help="An output to compare as logits; by default those named so. May be repeated."),
+        typer.Option(
+            metavar="OUTPUT",
+            show_default=False,
+            help="An output to compare as logits; by default those named so. May be repeated.",
+        ),
     ] = [],
     max_relative_l2: Annotated[
         float | None, typer.Option(min=0, metavar="X", show_default=False, help="Fail where an output differs by more.")
@@ -34,8 +38,13 @@ def check(
     ] = None,
     min_top1: Annotated[
         float | None,
-        typer.Option(min=0, max=1, metavar="SHARE", show_default=False,
-                     help="Fail where logits agree on the best token more rarely."),
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            show_default=False,
+            help="Fail where logits agree on the best token more rarely.",
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:

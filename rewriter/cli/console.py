@@ -56,8 +56,16 @@ def shout(message: str) -> None:
 def table(title: str, *columns: str) -> Table:
     """Returns an empty table; the heading of a column of numbers starts with ``>``, of short names with ``|``."""
     made = Table(
-        title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
-        collapse_padding=True, header_style="dim", caption_justify="left", caption_style="dim",
+        title=title,
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="dim",
+        caption_justify="left",
+        caption_style="dim",
     )
     for column in columns:
         kind = column[0] if column[0] in ">|" else ""

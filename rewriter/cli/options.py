@@ -52,18 +52,31 @@ Model = Annotated[
 ]
 Rules = Annotated[
     str,
-    typer.Option("--rules", "-r", metavar="NAME|FILE", help="A shipped rule set, or a YAML file.",
-                 autocompletion=complete_rule_sets),
+    typer.Option(
+        "--rules",
+        "-r",
+        metavar="NAME|FILE",
+        help="A shipped rule set, or a YAML file.",
+        autocompletion=complete_rule_sets,
+    ),
 ]
 Settings = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", show_default=False,
-                 help="Change a value of the rule set, as quantization.default.bits=8. May be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        show_default=False,
+        help="Change a value of the rule set, as quantization.default.bits=8. May be repeated.",
+    ),
 ]
 Target = Annotated[
     str | None,
-    typer.Option("--target", metavar="PROVIDER[@VERSION]", show_default=False,
-                 help="Runtime to rewrite for: cpu, cuda, cuda:sm90, webgpu@1.30 ...; by default the rule set's."),
+    typer.Option(
+        "--target",
+        metavar="PROVIDER[@VERSION]",
+        show_default=False,
+        help="Runtime to rewrite for: cpu, cuda, cuda:sm90, webgpu@1.30 ...; by default the rule set's.",
+    ),
 ]
 Level = Literal["class", "all", "none"]
 """Which rewrites are proved by running them."""

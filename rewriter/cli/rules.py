@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 def rules(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[RULE|SET]", show_default=False, help="Show this one in full.",
-                       autocompletion=options.complete_rules_and_sets),
+        typer.Argument(
+            metavar="[RULE|SET]",
+            show_default=False,
+            help="Show this one in full.",
+            autocompletion=options.complete_rules_and_sets,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     schema: Annotated[

@@ -127,7 +127,7 @@ class TopK(Recogniser):
         if not dims or count is None or len(count) != 1 or not _is_float(scores):
             return None
         experts = dims[-1].constant
-        if experts is None or not last_axis(node, len(dims)):
+        if experts is None or not 1 <= count[0] <= experts or not last_axis(node, len(dims)):
             return None
         fault = "" if integer_attribute(node, "largest", 1) else "TopK takes the smallest scores"
         router = Router(node, scores_of(facts, scores), count[0], experts, fault)
