@@ -41,7 +41,8 @@ def text_attribute(node: ir.Node, name: str, default: str) -> str:
 def cast_type(node: ir.Node) -> ir.DataType | None:
     """Returns what a Cast casts to, or None where its number is no element type."""
     number = integer_attribute(node, "to", 0)
-    return ir.DataType(number) if number in {dtype.value for dtype in ir.DataType} else None
+    known = {dtype.value for dtype in ir.DataType} - {ir.DataType.UNDEFINED.value}
+    return ir.DataType(number) if number in known else None
 
 
 def _attribute(node: ir.Node, name: str) -> ir.Attr | None:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from rewriter.facts import Facts, Recogniser
+from rewriter.rule import Declined
 from rewriter.tensors import View
 from rules._guards import cast_type, integer_attribute
 
@@ -46,7 +47,10 @@ class SmallInteger(Recogniser):
             if to is None or to.is_floating_point() or to == ir.DataType.STRING:
                 return None
             return _view(arrays[0].astype(to.numpy()), out)
-        return _view(_evaluate(node, arrays), out)
+        try:
+            return _view(_evaluate(node, arrays), out)
+        except Exception as refused:  # the reference evaluator raises whatever NumPy does
+            raise Declined(f"its operands do not fit: {refused}", node) from refused
 
 
 class Shape(Recogniser):

@@ -129,7 +129,7 @@ class TopK(Recogniser):
         experts = dims[-1].constant
         if experts is None or not 1 <= count[0] <= experts or not last_axis(node, len(dims)):
             return None
-        fault = "" if integer_attribute(node, "largest", 1) else "TopK takes the smallest scores"
+        fault = "" if integer_attribute(node, "largest", 1) == 1 else "TopK takes the smallest scores"
         router = Router(node, scores_of(facts, scores), count[0], experts, fault)
         axes = (*tokens(dims[:-1]), (Atom("slot", Size(count[0])),))
         return {

@@ -167,6 +167,8 @@ def reshaped(dims: Dims | None, target: Sequence[Size], *, keep_zeros: bool) -> 
     Where ``dims`` is unknown, the target tells all but an extent of -1.
     """
     wanted: list[Size | None] = [None if size.constant == -1 else size for size in target]
+    if wanted.count(None) > 1 or any(size is not None and size.factor < 0 for size in wanted):
+        return None
     if keep_zeros:
         zeros = [i for i, size in enumerate(wanted) if size is not None and size.constant == 0]
         if zeros and (dims is None or zeros[-1] >= len(dims)):
