@@ -20,7 +20,7 @@ from rules._guards import cast_type, float_attribute, integer_attribute, text_at
 from rules.recognise.activations import number_of
 from rules.recognise.axes import Atom, Axes, Content, Dim, Located, Size, Uniform, only, total, unify
 from rules.recognise.contents import Router
-from rules.recognise.joined import joined
+from rules.recognise.joined import joined, router_of
 from rules.recognise.mixing import Chosen
 from rules.recognise.rows import (
     Arange,
@@ -260,8 +260,8 @@ class Concat(Recogniser):
         if integer_attribute(node, "axis", 0) % leading.rank:
             return None
         parts = [facts.get(value, Located) for value in node.inputs if value is not None]
-        held = [part for part in parts if part is not None]
-        router = _router_of(facts, held, leading)
+        held = [part for part in parts if part is not None and part.rank]
+        router = router_of(facts, held)
         if router is None or len(held) != router.experts or len(parts) != router.experts:
             raise Declined("the concatenated rows are not those of every expert", node)
         for expert, part in enumerate(held):
@@ -274,20 +274,6 @@ class Concat(Recogniser):
         pairs = facts.get(router.node.outputs[1], Located)
         flat = () if pairs is None else tuple(atom for dim in pairs.axes for atom in dim)
         return Located(together, ((row(router, flat),), *leading.axes[1:]))
-
-
-def _router_of(facts: Facts, parts: list[Located], leading: Located) -> Router | None:
-    sizes = {
-        symbol[0]
-        for part in parts
-        for atom in part.axes[0]
-        for symbol in atom.size.symbols
-        if not isinstance(symbol, str)
-    }
-    if len(sizes) != 1:
-        return None
-    located = facts.get(sizes.pop(), Located)
-    return located.content.router if located is not None and isinstance(located.content, Chosen) else None
 
 
 RECOGNISERS: tuple[Recogniser, ...] = (

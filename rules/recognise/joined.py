@@ -5,9 +5,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from rewriter.facts import Facts
 from rewriter.stack import stacked
-from rules.recognise.axes import Content
+from rules.recognise.axes import Content, Located
 from rules.recognise.contents import Dense, Factor, Features, Linear, Output, Router, Weight
+from rules.recognise.mixing import Chosen
+
+
+def router_of(facts: Facts, parts: list[Located]) -> Router | None:
+    """Returns the router whose groups the parts are, where it is one."""
+    sizes = {
+        symbol[0]
+        for part in parts
+        for atom in part.axes[0]
+        for symbol in atom.size.symbols
+        if not isinstance(symbol, str)
+    }
+    if len(sizes) != 1:
+        return None
+    located = facts.get(sizes.pop(), Located)
+    return located.content.router if located is not None and isinstance(located.content, Chosen) else None
 
 
 def joined(parts: list[Content], router: Router) -> Content | None:
