@@ -116,21 +116,32 @@ class ModelRun:
         return tuple(sorted(self._weights.values(), key=lambda w: (-w.relative_rms, w.name)))
 
     def _written(self, job: QuantizationJob, quantized: QuantizedWeight, nbytes: int) -> None:
-        context = job.context
-        spec = context.spec
-        self._weights[job.key] = Weight(
-            name=context.weight,
-            node=context.node,
-            role=context.role,
-            layer=context.layer,
-            expert=context.expert,
-            shape=job.shape,
-            algorithm=spec.algorithm,
-            bits=spec.bits,
-            block_size=spec.block_size,
-            symmetric=spec.symmetric,
-            planned_block_size=None if context.planned is None else context.planned.block_size,
-            bytes_before=job.weight.nbytes,
-            bytes_after=nbytes,
-            relative_rms=relative_rms(job.weight.numpy(), quantized),
-        )
+        self._weights[job.key] = weight_record(job, nbytes, relative_rms(job.weight.numpy(), quantized))
+
+
+def weight_record(job: QuantizationJob, nbytes: int, error: float) -> Weight:
+    """Returns what a report says of one weight.
+
+    Args:
+        job: the weight and how it is quantized.
+        nbytes: of its codes, scales and zero points.
+        error: its relative RMS error; NaN where it has not been quantized yet.
+    """
+    context = job.context
+    spec = context.spec
+    return Weight(
+        name=context.weight,
+        node=context.node,
+        role=context.role,
+        layer=context.layer,
+        expert=context.expert,
+        shape=job.shape,
+        algorithm=spec.algorithm,
+        bits=spec.bits,
+        block_size=spec.block_size,
+        symmetric=spec.symmetric,
+        planned_block_size=None if context.planned is None else context.planned.block_size,
+        bytes_before=job.weight.nbytes,
+        bytes_after=nbytes,
+        relative_rms=error,
+    )

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from rewriter.external import stored_tensors
 from rewriter.quantize.job import PartTensor
 from rewriter.report import Report, Weight
+from rewriter.run import weight_record
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,7 @@ def planned(model: ir.Model) -> tuple[Weight, ...]:
             continue
         for job in tensor.jobs:
             sizes[job.key] = sizes.get(job.key, 0) + tensor.nbytes // len(tensor.jobs)
-            context, spec = job.context, job.context.spec
-            found[job.key] = Weight(
-                name=context.weight,
-                node=context.node,
-                role=context.role,
-                layer=context.layer,
-                expert=context.expert,
-                shape=job.shape,
-                algorithm=spec.algorithm,
-                bits=spec.bits,
-                block_size=spec.block_size,
-                symmetric=spec.symmetric,
-                bytes_before=job.weight.nbytes,
-                bytes_after=sizes[job.key],
-                relative_rms=math.nan,
-            )
+            found[job.key] = weight_record(job, sizes[job.key], math.nan)
     return tuple(found.values())
 
 
