@@ -19,6 +19,8 @@ from rewriter import io
 from rewriter.engine import Engine, Prover, Watch
 from rewriter.errors import RuleSetError, UsageError
 from rewriter.inspection.weights import bytes_by_family, sizes
+from rewriter.io.reading import from_proto
+from rewriter.io.validate import validate
 from rewriter.parity.local import LocalProver
 from rewriter.parity.model import ModelParity, compare_models
 from rewriter.parity.runtime import Feeds, Runtime
@@ -26,12 +28,11 @@ from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.importance import Importance
 from rewriter.quantize.plan import CUSTOM
 from rewriter.quantize.types import FloatArray, Quantizer
-from rewriter.reading import from_proto
 from rewriter.report import Report
 from rewriter.ruleset import RuleSet, RuleSetLike, load, used
 from rewriter.run import ModelRun
+from rewriter.stored import all_nodes
 from rewriter.target import Target
-from rewriter.validate import validate
 
 DEFAULT_RULES = "moe-int4"
 
@@ -182,7 +183,7 @@ def apply(
     ours = _own_copy(model)
     name = ours.graph.name or ""
     seen = _names(ours)
-    quantized = Counter(node.op_type for node in io.all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS)
+    quantized = Counter(node.op_type for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS)
     quantizers = {CUSTOM: _missing, **ALGORITHMS}
     if quantizer is not None:
         quantizers = dict.fromkeys(quantizers, quantizer)

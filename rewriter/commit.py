@@ -3,75 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import onnx_ir as ir
 from onnxscript.rewriter import RULE_NAME_TAG
 
 from rewriter._onnxscript import MatchFailureError
 from rewriter.errors import RuleError
-from rewriter.external import stored_tensors
-from rewriter.rule import Fed
+from rewriter.rewrite import Change, Rewrite, feeds_itself, may_be_out_of_order
+from rewriter.stored import stored_tensors
 from rewriter.tensors import View, ViewTensor, constant
 
 Container = ir.Graph | ir.Function
-
-
-@dataclass(frozen=True, eq=False)
-class Rewrite:
-    """A match and its replacement, both complete; nothing of the model has changed yet.
-
-    Attributes:
-        rule: name of the rule.
-        graph: the graph that holds the root (of a function, its body).
-        root: the node at which the pattern was matched.
-        matched: nodes of the match.
-        outputs: old value -> the value that takes its place.
-        nodes: new nodes, in order.
-        initializers: new constants.
-        opsets: domain -> version that the new nodes need.
-        imports: domain -> version that the graph, or the function it is in, has.
-        fed: what the rule knows of values that the matched nodes read.
-        roles: what the weights of the nodes that make these new values are for.
-    """
-
-    rule: str
-    graph: ir.Graph
-    root: ir.Node
-    matched: Sequence[ir.Node]
-    outputs: Mapping[ir.Value, ir.Value]
-    nodes: Sequence[ir.Node]
-    initializers: Sequence[ir.Value]
-    opsets: Mapping[str, int]
-    imports: Mapping[str, int]
-    fed: Mapping[ir.Value, Fed] = field(default_factory=dict)
-    roles: Mapping[ir.Value, str] = field(default_factory=dict)
-
-    @property
-    def where(self) -> str:
-        """The root's name, or its operator where it has none; known before and after the commit."""
-        return self.root.name or self.root.op_type
-
-    def discard(self) -> None:
-        """Unhooks the new nodes from the model's values; the rewrite cannot be used afterwards."""
-        for node in self.nodes:
-            for index in range(len(node.inputs)):
-                node.replace_input_with(index, None)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a commit did.
-
-    Attributes:
-        removed: nodes that left the model, dead producers included.
-        added: nodes that came.
-        rewired: values that took the place of others.
-    """
-
-    removed: Sequence[ir.Node]
-    added: Sequence[ir.Node]
-    rewired: Sequence[ir.Value]
 
 
 class Committer:
@@ -107,7 +49,7 @@ class Committer:
             outputs[old] = self._own_output(old, shared.get(new, new), nodes, rewrite.graph, set(outputs.values()))
         self._name(rewrite, nodes, outputs)
         self._annotate(rewrite, nodes)
-        unordered = _may_be_out_of_order(rewrite)  # asked while the matched nodes still have their inputs
+        unordered = may_be_out_of_order(rewrite)  # asked while the matched nodes still have their inputs
         rewrite.graph.insert_before(rewrite.root, nodes)
         for old, new in outputs.items():
             new.type = new.type or old.type
@@ -151,7 +93,7 @@ class Committer:
                 raise self._fault(rewrite, f"the replacement reads '{old.name}', which it replaces")
             if _is_identity_of(old, new) and not _may_take_name(new, rewrite.graph):
                 raise MatchFailureError(f"the Identity is what names '{old.name}'", rewrite.root)
-        if {old.producer() for old in rewrite.outputs} - {rewrite.root} and _feeds_itself(rewrite):
+        if {old.producer() for old in rewrite.outputs} - {rewrite.root} and feeds_itself(rewrite):
             raise self._fault(rewrite, "an input of the replacement depends on one of its outputs")
 
     @staticmethod
@@ -297,43 +239,3 @@ def _is_identity_of(old: ir.Value, new: ir.Value) -> bool:
     producer = old.producer()
     named = old.is_graph_output() and producer is not None and producer.op_type == "Identity"
     return named and producer is not None and producer.inputs[0] is new
-
-
-def _may_be_out_of_order(rewrite: Rewrite) -> bool:
-    """Whether an output is read before the root, or a new node reads what the root need not come after."""
-    if {old.producer() for old in rewrite.outputs} - {rewrite.root}:
-        return True
-    before = {value for node in rewrite.matched for value in (*node.inputs, *node.outputs)}
-    new = set(rewrite.nodes)
-    read = (value for node in rewrite.nodes for value in node.inputs if value is not None and value not in before)
-    return any((producer := value.producer()) is not None and producer not in new for value in read)
-
-
-def _feeds_itself(rewrite: Rewrite) -> bool:
-    """Whether a new output would be computed, by way of the rest of the graph, from itself."""
-    old = set(rewrite.outputs)
-    needs = {value: _reached([new], old) for value, new in rewrite.outputs.items()}
-    pending = {value: set(found) for value, found in needs.items()}
-    while pending:
-        ready = [value for value, found in pending.items() if not found & pending.keys()]
-        if not ready:
-            return True
-        for value in ready:
-            del pending[value]
-    return False
-
-
-def _reached(values: Iterable[ir.Value], wanted: set[ir.Value]) -> set[ir.Value]:
-    """The wanted values from which ``values`` are computed; what lies behind them is not looked at."""
-    found: set[ir.Value] = set()
-    seen: set[ir.Value] = set()
-    pending = list(values)
-    while pending:
-        value = pending.pop()
-        if value in wanted:
-            found.add(value)
-        elif value not in seen:
-            seen.add(value)
-            producer = value.producer()
-            pending.extend(v for v in (producer.inputs if producer is not None else ()) if v is not None)
-    return found

@@ -13,10 +13,11 @@ import onnx_ir as ir
 from onnxscript.rewriter import RewriteRule
 
 from rewriter._onnxscript import MatchFailureError, OpKey, compiled, replaced_outputs, replacement, root_operator
-from rewriter.commit import Committer, Rewrite
+from rewriter.commit import Committer
 from rewriter.errors import NonConvergenceError, RewriterError, RuleError
 from rewriter.facts import DeclineTracer, Facts, Recogniser
 from rewriter.report import Application, Decline, Proof
+from rewriter.rewrite import Rewrite
 from rewriter.rule import Replacement, Rule
 from rewriter.ruleset import Phase, RuleSet
 from rewriter.run import ModelRun

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.commit import Change
 from rewriter.facts import Facts
 from rewriter.quantize.error import relative_rms
 from rewriter.quantize.importance import Importance
@@ -16,6 +15,7 @@ from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.plan import QuantizationPlan
 from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext
 from rewriter.report import Weight
+from rewriter.rewrite import Change
 from rewriter.roles import Role, find_roles
 from rewriter.rule import Declined
 from rewriter.target import Target

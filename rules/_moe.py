@@ -9,9 +9,8 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.experts import PROJECTIONS, SLOTS, ExpertForm, form_of, input_at
-from rewriter.rows import StackedCopy
 from rewriter.rule import Declined, Run
-from rewriter.tensors import View, ViewTensor
+from rewriter.tensors import StackedCopy, View, ViewTensor
 from rules._guards import FLOATS, require_constant, require_dtype
 
 DOMAIN = "com.microsoft"

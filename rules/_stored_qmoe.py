@@ -16,9 +16,8 @@ from rewriter.layout import cutlass, qmoe
 from rewriter.layout.packing import packed_width
 from rewriter.layout.qmoe import LAYOUT_KEY, QMoEArrays
 from rewriter.quantize.types import QuantizedWeight
-from rewriter.rows import RowsTensor
 from rewriter.rule import Declined, Run
-from rewriter.tensors import View
+from rewriter.tensors import RowsTensor, View
 from rules._guards import require_constant
 
 LayoutName = Literal["raw", "cutlass-sm80", "cutlass-sm90"]

@@ -27,8 +27,7 @@ import onnx_ir as ir
 from rewriter.experts import PROJECTIONS, ExpertForm
 from rewriter.facts import Recogniser
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule
-from rewriter.stack import interleaved, scaled, stacked
-from rewriter.tensors import View, ViewTensor
+from rewriter.tensors import View, ViewTensor, interleaved, scaled, stacked
 from rules._block import Block, Routing, read_block, require_alike, resolve
 from rules._covers import covered
 from rules._fused import form_of, logits_of, placed, told

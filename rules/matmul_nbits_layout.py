@@ -19,9 +19,8 @@ import onnx_ir as ir
 from rewriter.errors import QuantizationError
 from rewriter.layout import cutlass, matmul_nbits, qmoe
 from rewriter.layout.packing import pack_codes
-from rewriter.rows import RowsTensor
 from rewriter.rule import Declined, NotApplicable, Rule
-from rewriter.tensors import View
+from rewriter.tensors import RowsTensor, View
 from rules._guards import integer_attribute, require_constant
 from rules._stored_qmoe import LayoutName
 

@@ -19,9 +19,8 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from rewriter.facts import Recogniser
-from rewriter.joined import joined
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
-from rewriter.tensors import View, ViewTensor
+from rewriter.tensors import View, ViewTensor, joined
 from rules._guards import integer_attribute
 from rules._qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
 from rules._tied import weight_of

@@ -401,7 +401,7 @@ def test_an_interrupted_run_leaves_nothing(run, tmp_path, monkeypatch):
     def interrupt(self, count):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rewriter.streaming.Meter.add", interrupt)
+    monkeypatch.setattr("rewriter.io.streaming.Meter.add", interrupt)
     assert run("apply", GRANITE, "-o", "deep/out", "--report", "r.json") == (130, "", "error: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 

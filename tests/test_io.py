@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rewriter import io
 from rewriter.errors import ModelError, QuantizationError, UsageError
-from rewriter.external import MappedTensor, drop_pages, stored_tensors
-from rewriter.tensors import View, ViewTensor
+from rewriter.stored import stored_tensors, total_bytes
+from rewriter.tensors import MappedTensor, View, ViewTensor, drop_pages
 
 MODELS = Path(__file__).parent / "models"
 INVALID = {"gemma4_fused_moe_pre324_malformed_f32", "gpt_oss_decomposed_dml_fp32"}
@@ -320,7 +320,7 @@ def test_small_models_are_one_file(tmp_path: Path) -> None:
 
 
 def test_large_models_have_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(io, "SINGLE_FILE_BYTES", 8000)
+    monkeypatch.setattr("rewriter.io.saving.SINGLE_FILE_BYTES", 8000)
     saved = io.save(ir.from_proto(linear(extra=3)), tmp_path / "out")
     assert sorted(files(saved.parent)) == ["model.onnx", "model.onnx.data"]
     onnx.checker.check_model(str(saved))
@@ -502,7 +502,7 @@ def test_progress_counts_bytes(tmp_path: Path, shards: int | None) -> None:
         model.graph.register_initializer(lazy(f"l{index}", (999,), lambda: ir.Tensor(np.ones(999, np.float32))))
     io.save(model, tmp_path / "out", max_shard_size=shards, progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(set(seen)) and len(seen) > 9
-    assert seen[-1] == (io.total_bytes(model), io.total_bytes(model))
+    assert seen[-1] == (total_bytes(model), total_bytes(model))
 
 
 def test_other_files_are_copied(tmp_path: Path) -> None:

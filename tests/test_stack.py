@@ -8,9 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from rewriter.rows import RowsTensor
-from rewriter.stack import interleaved, scaled, stacked
-from rewriter.tensors import View, ViewTensor
+from rewriter.tensors import RowsTensor, View, ViewTensor, interleaved, scaled, stacked
 
 
 class Counted(ir.LazyTensor):

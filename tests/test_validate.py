@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node
 
 from rewriter.errors import ModelError
-from rewriter.validate import describe, is_sorted, validate
+from rewriter.io.validate import describe, is_sorted, validate
 
 MODELS = Path(__file__).parent / "models"
 INVALID = {"gemma4_fused_moe_pre324_malformed_f32", "gpt_oss_decomposed_dml_fp32"}

@@ -109,7 +109,7 @@ def apply(
     from rewriter.cli import reports, show, whole
     from rewriter.cli.console import byte_bar, console, labelled, shout, working
     from rewriter.errors import UsageError
-    from rewriter.output import refuse
+    from rewriter.io.output import refuse
     from rewriter.wording import shrink
 
     rule_set = options.rule_set(rules, settings, parity)

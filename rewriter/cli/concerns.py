@@ -14,11 +14,11 @@ from rewriter.api import Result
 from rewriter.cli.forecast import planned
 from rewriter.cli.watching import Near, Nearest
 from rewriter.errors import UsageError
-from rewriter.external import all_nodes
 from rewriter.inspection.weights import MOVES
 from rewriter.report import Application, Decline, Weight
 from rewriter.roles import Role, find_roles
 from rewriter.roles.operators import ATTENTION, FUSED_EXPERTS, LINEAR
+from rewriter.stored import all_nodes
 
 _FAR = 256
 """Nodes behind a node that may be of its block."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from rewriter.external import stored_tensors
 from rewriter.quantize.job import PartTensor
 from rewriter.report import Report, Weight
 from rewriter.run import weight_record
+from rewriter.stored import stored_tensors
 
 
 @dataclass(frozen=True)

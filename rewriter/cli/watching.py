@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from rewriter.external import all_nodes
 from rewriter.facts import DeclineTracer
 from rewriter.run import ModelRun
+from rewriter.stored import all_nodes
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 from rewriter import io
 from rewriter.api import Result
 from rewriter.errors import ParityError, RewriterError, TargetError, UsageError
+from rewriter.io.reading import model_file
 from rewriter.parity.inputs import random_inputs
 from rewriter.parity.limits import exceeded, limited
 from rewriter.parity.model import ModelParity
 from rewriter.parity.runtime import OrtRuntime, available
-from rewriter.reading import model_file
 from rewriter.report import Comparison
 from rewriter.target import Target
 from rewriter.wording import nbytes

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from rewriter.experts import OPERATORS, form_of, input_at
-from rewriter.external import all_nodes
 from rewriter.inspection.weights import MOVES
 from rewriter.roles import Role
 from rewriter.roles.operators import GATHER, LINEAR, TOP_K
+from rewriter.stored import all_nodes
 from rewriter.tensors import constant
 
 _REACH = 48

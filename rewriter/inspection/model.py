@@ -10,10 +10,10 @@ from typing import Literal
 import onnx_ir as ir
 
 from rewriter.experts import SLOTS, quantized_of
-from rewriter.external import Slot, all_nodes, stored_tensors
 from rewriter.inspection.blocks import Block, find_blocks
 from rewriter.inspection.weights import with_roles
 from rewriter.roles import Role, find_roles
+from rewriter.stored import Slot, all_nodes, stored_tensors
 
 Kind = Literal["float", "quantized", "bias"]
 

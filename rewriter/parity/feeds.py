@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.commit import Rewrite
 from rewriter.experts import OPERATORS, ROUTER_WEIGHTS
+from rewriter.rewrite import Rewrite
 from rewriter.rule import Declined, Fed
 
 Feeds = dict[str, npt.NDArray[Any]]

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from rewriter.commit import Rewrite
 from rewriter.errors import ParityError, TargetError
 from rewriter.facts import Facts
 from rewriter.layout.qmoe import LAYOUT_KEY
@@ -27,6 +26,7 @@ from rewriter.parity.weights import (
     stacks_of,
 )
 from rewriter.report import Proof
+from rewriter.rewrite import Rewrite
 from rewriter.rule import Declined
 from rewriter.run import ModelRun
 from rewriter.tensors import View, ViewTensor

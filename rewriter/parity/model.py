@@ -14,11 +14,12 @@ import onnx_ir as ir
 
 from rewriter import io
 from rewriter.errors import ParityError, UsageError
+from rewriter.io.reading import from_proto, model_file
 from rewriter.parity.inputs import random_inputs
 from rewriter.parity.metrics import compare
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime, Runtime
-from rewriter.reading import from_proto, model_file
 from rewriter.report import Comparison, Metrics
+from rewriter.stored import total_bytes
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
 
@@ -142,7 +143,7 @@ def _runnable(source: Model, model: ir.Model) -> Iterator[onnx.ModelProto | Path
         yield source
     elif not isinstance(source, ir.Model):
         yield model_file(Path(source))
-    elif io.total_bytes(model) <= _IN_MEMORY:
+    elif total_bytes(model) <= _IN_MEMORY:
         yield io.to_proto(model)
     else:
         with tempfile.TemporaryDirectory() as directory:

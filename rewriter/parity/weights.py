@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.commit import Rewrite
 from rewriter.errors import RewriterError
 from rewriter.experts import OPERATORS, SLOTS, form_of
 from rewriter.quantize.job import PartTensor, QuantizationJob
 from rewriter.quantize.stack import StackTensor
-from rewriter.rows import RowsTensor
-from rewriter.tensors import View, ViewTensor
+from rewriter.rewrite import Rewrite
+from rewriter.tensors import RowsTensor, View, ViewTensor
 
 Array = npt.NDArray[Any]
 

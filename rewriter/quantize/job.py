@@ -12,9 +12,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.errors import QuantizationError
-from rewriter.external import drop_pages
 from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, check_promise
-from rewriter.tensors import View
+from rewriter.tensors import View, drop_pages
 
 Arrays = Sequence[npt.NDArray[np.generic]]
 

@@ -11,11 +11,10 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.errors import TargetError
-from rewriter.external import stored_tensors
 from rewriter.parity.inputs import random_inputs
 from rewriter.parity.local import default_runtime
 from rewriter.quantize.job import PartTensor, QuantizationJob
-from rewriter.streaming import swapped
+from rewriter.stored import stored_tensors, swapped
 from rewriter.tensors import ContiguousCopy, View
 
 Array = npt.NDArray[Any]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from rewriter.facts import Facts
-from rewriter.stack import stacked
+from rewriter.tensors import stacked
 from rules.recognise.axes import Content, Located
 from rules.recognise.contents import Dense, Factor, Features, Linear, Output, Router, Weight
 from rules.recognise.mixing import Chosen

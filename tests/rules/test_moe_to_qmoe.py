@@ -173,7 +173,7 @@ def test_experts_are_streamed_one_at_a_time(bits, monkeypatch):
 
 
 def test_save_is_deterministic_and_equal_to_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("rewriter.io.SINGLE_FILE_BYTES", 0)
+    monkeypatch.setattr("rewriter.io.saving.SINGLE_FILE_BYTES", 0)
     model = moe_model(INTERLEAVED, nodes=2)
     files = []
     for name in ("a", "b"):

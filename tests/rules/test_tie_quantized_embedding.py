@@ -26,7 +26,7 @@ from onnx import numpy_helper
 
 import rewriter
 from rewriter.errors import ParityError
-from rewriter.io import total_bytes
+from rewriter.stored import total_bytes
 from rules import tie_quantized_embedding as rule_module
 
 NAME = "tie-quantized-embedding"

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.rows import Array, RowsTensor
-from rewriter.tensors import View
+from rewriter.tensors.view import Array, RowsTensor, View
 
 _ROWS = 1024
 """Rows that are joined at a time, as they are written."""

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from rewriter.errors import ModelError
-from rewriter.external import subgraphs
-from rewriter.signatures import Signature, check_operands, signature
+from rewriter.io.signatures import Signature, check_operands, signature
+from rewriter.stored import subgraphs
 
 Body = ir.Graph | ir.Function
 

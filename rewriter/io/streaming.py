@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.external import Slot, drop_pages
+from rewriter.stored import Slot
+from rewriter.tensors import drop_pages
 
 Progress = Callable[[int, int], None]
 
@@ -32,17 +32,6 @@ class Meter:
             self._done += count
             if self._progress is not None:
                 self._progress(self._done, self._total)
-
-
-@contextlib.contextmanager
-def swapped() -> Iterator[Callable[[Slot, ir.TensorProtocol], None]]:
-    """Gives a function that puts a tensor into a slot of a model; all slots are as they were after the block."""
-    with contextlib.ExitStack() as undo:
-
-        def swap(slot: Slot, tensor: ir.TensorProtocol) -> None:
-            undo.callback(slot.put(tensor))
-
-        yield swap
 
 
 def in_memory(slots: Sequence[Slot], meter: Meter, workers: int) -> Iterator[tuple[Slot, ir.TensorProtocol]]:

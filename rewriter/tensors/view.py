@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.rows import RowsTensor
+from rewriter.tensors.strides import contiguous, reshaped
 
 Array = npt.NDArray[Any]
 
@@ -47,7 +47,7 @@ class View:
         if isinstance(source, ViewTensor):
             return source.view
         shape = tuple(int(d) for d in source.shape.numpy())
-        return cls(source, name, 0, shape, _contiguous(shape), source.dtype)
+        return cls(source, name, 0, shape, contiguous(shape), source.dtype)
 
     def __post_init__(self) -> None:
         empty = 0 in self.shape
@@ -81,7 +81,7 @@ class View:
     @property
     def is_contiguous(self) -> bool:
         """True where the elements follow one another in memory."""
-        wanted = _contiguous(self.shape)
+        wanted = contiguous(self.shape)
         return not self.size or all(e == 1 or s == w for e, s, w in zip(self.shape, self.strides, wanted, strict=True))
 
     def slice(self, axis: int, start: int, count: int, step: int = 1) -> View:
@@ -113,10 +113,10 @@ class View:
     def reshape(self, shape: Sequence[int]) -> View:
         """Returns the same elements in another shape; copies (when read) only where no stride can say it."""
         shape = tuple(shape)
-        strides = _reshaped_strides(self.shape, self.strides, shape)
+        strides = reshaped(self.shape, self.strides, shape)
         if strides is not None:
             return dataclasses.replace(self, shape=shape, strides=strides)
-        return dataclasses.replace(View.whole(ContiguousCopy(self), self.name), shape=shape, strides=_contiguous(shape))
+        return dataclasses.replace(View.whole(ContiguousCopy(self), self.name), shape=shape, strides=contiguous(shape))
 
     def cast(self, dtype: ir.DataType) -> View | None:
         """Returns the view in ``dtype`` where every value survives the cast, else None."""
@@ -167,11 +167,11 @@ class View:
         size = math.prod(inner)
         if self.is_whole or not size:
             return self.name
-        stored = tuple((d, s) for d, s in zip(inner, _contiguous(inner), strict=True) if d != 1)
+        stored = tuple((d, s) for d, s in zip(inner, contiguous(inner), strict=True) if d != 1)
         if matrix in (stored, stored[::-1]) and self.offset % size == 0 and len(outer) > 1:
             name = f"{self.name}__slice_{self.offset // size}"
             return name if matrix == stored else f"{name}__T"
-        whole = tuple((d, s) for d, s in zip(outer, _contiguous(outer), strict=True) if d != 1)
+        whole = tuple((d, s) for d, s in zip(outer, contiguous(outer), strict=True) if d != 1)
         return f"{self.name}__T" if matrix == whole[::-1] else f"{self.name}__view"
 
     @property
@@ -210,6 +210,41 @@ class ViewTensor(ir.LazyTensor):
             ir.Tensor(np.asarray(self.view.slice(0, row, 1).numpy(), order="C"), dtype=self.dtype).tofile(file)
 
 
+class RowsTensor(ir.LazyTensor):
+    """A tensor that is computed when it is read, never kept, and written row by row (along its first axis).
+
+    Attributes:
+        rows: ``(first, count) -> [count, ...]``.
+        sources: views with the same first axis, of what the rows are computed from.
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[int, int], Array],
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        name: str | None,
+        sources: Sequence[View] = (),
+    ) -> None:
+        super().__init__(
+            lambda: ir.Tensor(np.asarray(rows(0, shape[0]), order="C"), dtype=dtype),
+            dtype=dtype,
+            shape=ir.Shape(shape),
+            name=name,
+        )
+        self.rows = rows
+        self.sources = tuple(sources)
+
+    def shown(self, first: int, count: int) -> Iterable[View]:
+        """Returns what rows are computed from."""
+        return (view.slice(0, first, count) for view in self.sources)
+
+    def tofile(self, file: Any) -> None:
+        """Writes one row at a time, so that a stack of experts is never in memory whole."""
+        for row in range(int(self.shape.numpy()[0])):
+            ir.Tensor(np.asarray(self.rows(row, 1), order="C"), dtype=self.dtype).tofile(file)
+
+
 class ContiguousCopy(RowsTensor):
     """What a view shows, laid out afresh: the source of a reshape that strides cannot express."""
 
@@ -228,39 +263,6 @@ class ContiguousCopy(RowsTensor):
 
     def __hash__(self) -> int:
         return hash(self.view)
-
-
-def constant(value: ir.Value) -> View | None:
-    """Returns the whole-tensor view of a value that no caller can change, else None.
-
-    An initializer counts unless it is also a graph input (a caller may override it); so does a Constant node.
-    """
-    if value.is_graph_input():
-        return None
-    tensor = value.const_value
-    if tensor is None:
-        producer = value.producer()
-        if producer is None or producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
-            return None
-        tensor = _held(producer)
-    elif not (value.is_initializer() or value.producer() is not None):
-        return None
-    return None if tensor is None or tensor.dtype == ir.DataType.STRING else View.whole(tensor, value.name or "")
-
-
-def _held(node: ir.Node) -> ir.TensorProtocol | None:
-    """The tensor of a Constant node; onnx-ir's own helper renames it, and it may be shared with the given model."""
-    for name, attribute in node.attributes.items():
-        if attribute.is_ref():
-            return None
-        if attribute.type == ir.AttributeType.TENSOR:
-            return attribute.as_tensor()
-        if name in _HELD:
-            return ir.tensor(np.array(attribute.value, dtype=_HELD[name]), name=node.outputs[0].name)
-    return None
-
-
-_HELD = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
 
 
 def same_elements(a: View, b: View) -> bool:
@@ -287,49 +289,9 @@ _EXACT_CASTS = {(f, wide) for f in _FLOATS for wide in (ir.DataType.FLOAT, ir.Da
 }
 
 
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    strides = [1] * len(shape)
-    for axis in range(len(shape) - 2, -1, -1):
-        strides[axis] = strides[axis + 1] * shape[axis + 1]
-    return tuple(strides)
-
-
 def _put(items: tuple[int, ...], axis: int, item: int) -> tuple[int, ...]:
     return (*items[:axis], item, *items[axis + 1 :])
 
 
 def _drop(items: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*items[:axis], *items[axis + 1 :])
-
-
-def _reshaped_strides(
-    shape: tuple[int, ...], strides: tuple[int, ...], target: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """Strides of ``target`` over the same memory, or None where no strides can say it."""
-    if 0 in target:
-        return (0,) * len(target)
-    runs: list[list[int]] = []  # [extent, stride] of maximal runs that step evenly through memory
-    for extent, stride in zip(shape, strides, strict=True):
-        if extent == 1:
-            continue
-        if runs and runs[-1][1] == extent * stride:
-            runs[-1] = [runs[-1][0] * extent, stride]
-        else:
-            runs.append([extent, stride])
-    result: list[int] = []
-    left = 1
-    stride = 0
-    for extent in reversed(target):
-        if extent == 1:
-            result.append(0)
-            continue
-        if left == 1:
-            if not runs:
-                return None
-            left, stride = runs.pop()
-        if left % extent:
-            return None
-        result.append(stride)
-        stride *= extent
-        left //= extent
-    return tuple(reversed(result)) if left == 1 and not runs else None

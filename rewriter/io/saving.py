@@ -1,25 +1,21 @@
-"""Load and save models: weights stay on disk until they are written, and output appears complete or not at all."""
+"""Save models: weights are read, computed and written one by one, and output appears complete or not at all."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from rewriter.errors import ModelError, UsageError
-from rewriter.external import Slot, all_nodes, drop_pages, map_external_data, stored_tensors, subgraphs, total_bytes
-from rewriter.output import complete_directory
-from rewriter.reading import from_proto, model_file, read_proto
-from rewriter.streaming import Meter, Progress, in_memory, on_disk, swapped
+from rewriter.io.loading import source_path
+from rewriter.io.output import complete_directory
+from rewriter.io.streaming import Meter, Progress, in_memory, on_disk
+from rewriter.stored import Slot, stored_tensors, swapped, total_bytes
 from rewriter.tensors import ViewTensor
-from rewriter.validate import is_sorted, validate
-
-__all__ = ["all_nodes", "drop_pages", "load", "save", "source_path", "to_proto", "total_bytes"]
 
 SINGLE_FILE_BYTES = 256 << 20
 """A model whose tensors take no more is one ``.onnx`` file: far below protobuf's 2 GB, and small beside any budget."""
@@ -30,37 +26,7 @@ INLINE_BYTES = 1024
 DEFAULT_MEMORY = 512 << 20
 """Bytes of computed tensors in flight while saving."""
 
-_SOURCE = "rewriter.source"
 _PROTOBUF_LIMIT = (1 << 31) - 1
-
-
-def load(path: str | os.PathLike[str]) -> ir.Model:
-    """Reads a model; its external data is checked but stays on disk, mapped when it is first read.
-
-    Nodes that are not in topological order are put in one, in memory.
-
-    Args:
-        path: an ``.onnx`` file, or a directory that holds exactly one.
-
-    Raises:
-        ModelError: no such file, not ONNX, an invalid graph, or external data that is missing, truncated or outside
-            the model's directory.
-    """
-    file = model_file(Path(path))
-    proto = read_proto(file)
-    with _located(file):
-        model = from_proto(proto)
-        map_external_data(model, file.parent)
-        validate(model)
-    _sort(model)
-    model.meta[_SOURCE] = file
-    return model
-
-
-def source_path(model: ir.Model) -> Path | None:
-    """Returns the absolute path of the file that the model was loaded from, or None."""
-    found = model.meta.get(_SOURCE)
-    return found if isinstance(found, Path) else None
 
 
 def save(
@@ -144,24 +110,6 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         proto: onnx.ModelProto = ir.to_proto(model)
     _check_limit(proto.ByteSize())
     return proto
-
-
-@contextlib.contextmanager
-def _located(file: Path) -> Iterator[None]:
-    """Puts the model's path before what is wrong with it; a damaged file's names may hold anything."""
-    try:
-        yield
-    except ModelError as error:
-        text = "".join(c if c.isprintable() else "?" for c in str(error))
-        raise ModelError(f"'{file}': {text}") from error
-
-
-def _sort(model: ir.Model) -> None:
-    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for body in bodies:
-        nested = [g for node in ir.traversal.RecursiveGraphIterator(body) for g in subgraphs(node)]
-        if not all(map(is_sorted, [body, *nested])):
-            body.sort()
 
 
 def _is_streamed(slot: Slot) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
-from rewriter.rows import RowsTensor, StackedCopy
-from rewriter.tensors import View
+from rewriter.tensors.view import RowsTensor, View
 
 
 class Stack(RowsTensor):
@@ -35,6 +34,27 @@ class Stack(RowsTensor):
 
     def __hash__(self) -> int:
         return hash(self.parts)
+
+
+class StackedCopy(RowsTensor):
+    """Views of one shape and dtype along a new axis that is not the first, as gate and linear rows in turn."""
+
+    def __init__(self, views: Sequence[View], axis: int, name: str) -> None:
+        shape = views[0].shape
+        super().__init__(
+            lambda first, count: np.stack([v.slice(0, first, count).numpy() for v in views], axis=axis),
+            views[0].dtype,
+            (*shape[:axis], len(views), *shape[axis:]),
+            name,
+            views,
+        )
+        self._key: Hashable = (self.sources, axis)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StackedCopy) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
 class Scaled(RowsTensor):

@@ -1,0 +1,80 @@
+"""External data: checked before a byte of it is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx_ir as ir
+
+from rewriter.errors import ModelError
+from rewriter.stored import stored_tensors
+from rewriter.tensors.mapped import MappedFile, MappedTensor
+
+
+def map_external_data(model: ir.Model, base_dir: Path) -> None:
+    """Checks all external data of a model just read and replaces its tensors by :class:`MappedTensor`.
+
+    Only file sizes are looked at; no data is read.
+
+    Args:
+        model: changed in place.
+        base_dir: absolute directory of the model file, which its data may not leave.
+
+    Raises:
+        ModelError: data that is missing, truncated, of another length than the tensor's, or outside ``base_dir``.
+    """
+    files: dict[str, tuple[MappedFile, int]] = {}
+    for slot in list(stored_tensors(model)):
+        tensor = slot.tensor
+        if isinstance(tensor, ir.ExternalTensor):
+            location = os.fspath(tensor.location)
+            if location not in files:
+                files[location] = _open(slot.label, location, base_dir)
+            file, size = files[location]
+            _check_extent(slot.label, tensor, size)
+            slot.put(MappedTensor(tensor, base_dir, file))
+
+
+def _open(label: str, location: str, base_dir: Path) -> tuple[MappedFile, int]:
+    """Checks one data file; returns it with its size in bytes."""
+    path = base_dir / location
+    real = Path(os.path.realpath(path))
+    inside = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(base_dir)) and location != ""
+    if not inside or not real.is_relative_to(os.path.realpath(base_dir)):
+        how = f", a link to '{real}'," if inside else ""
+        raise ModelError(
+            f"{label}: its external data '{location}'{how} is outside the model's directory '{base_dir}';"
+            " copy the data file itself beside the model (hf download --local-dir does)"
+        )
+    try:
+        status = real.stat()
+    except OSError as error:
+        raise ModelError(
+            f"{label}: its external data file '{path}' cannot be read ({error.strerror}); put it beside the model"
+        ) from error
+    if not real.is_file():
+        raise ModelError(f"{label}: its external data '{path}' is not a regular file")
+    if status.st_nlink > 1:
+        raise ModelError(
+            f"{label}: its external data file '{path}' has {status.st_nlink} hard links, which onnx-ir refuses"
+            f" to read; replace it by a copy of its own (cp '{path}' copy && mv copy '{path}')"
+        )
+    return MappedFile(real), status.st_size
+
+
+def _check_extent(label: str, tensor: ir.ExternalTensor, size: int) -> None:
+    offset, needed = tensor.offset or 0, tensor.nbytes
+    if tensor.dtype == ir.DataType.STRING:
+        raise ModelError(f"{label}: strings cannot be external data; export the model again")
+    if tensor.length is not None and tensor.length != needed:
+        what = f"{tensor.dtype.name}{list(tensor.shape.numpy())}"
+        raise ModelError(
+            f"{label}: {what} takes {needed:,} bytes, but its external data says {tensor.length:,};"
+            " export the model again"
+        )
+    if offset + needed > size:
+        raise ModelError(
+            f"{label}: external data file '{tensor.location}' is truncated: it has {size:,} bytes, and bytes"
+            f" {offset:,} to {offset + needed:,} are needed; download or export it again"
+        )

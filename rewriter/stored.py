@@ -1,0 +1,97 @@
+"""What a model holds: its tensors, nodes and subgraphs, wherever they stand."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import onnx_ir as ir
+
+Undo = Callable[[], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slot:
+    """A place in a model that holds a tensor.
+
+    Attributes:
+        owner: the value of an initializer, or the node of an attribute.
+        key: name of the initializer or attribute.
+        tensor: what was there when the slot was found.
+    """
+
+    owner: ir.Value | ir.Node
+    key: str
+    tensor: ir.TensorProtocol
+
+    @property
+    def label(self) -> str:
+        """How messages name the slot."""
+        if isinstance(self.owner, ir.Value):
+            return f"initializer '{self.key}'"
+        return f"attribute '{self.key}' of node '{self.owner.name or ''}' ({self.owner.op_type})"
+
+    def put(self, tensor: ir.TensorProtocol) -> Undo:
+        """Puts another tensor there; returns what puts the old one back."""
+        owner = self.owner
+        if isinstance(owner, ir.Value):
+            before = owner.const_value
+            owner.const_value = tensor
+            return lambda: setattr(owner, "const_value", before)
+        attribute = owner.attributes[self.key]
+        owner.attributes[self.key] = ir.AttrTensor(self.key, tensor, doc_string=attribute.doc_string)
+        return lambda: owner.attributes.update({self.key: attribute})
+
+
+def stored_tensors(model: ir.Model) -> Iterator[Slot]:
+    """Yields every tensor that the model holds, in the order of the model.
+
+    Initializers of the main graph and of every subgraph come first, then tensor attributes, functions included.
+    """
+    nodes = list(all_nodes(model))
+    graphs = [model.graph, *(g for node in nodes for g in subgraphs(node))]
+    for graph in graphs:
+        for name, value in graph.initializers.items():
+            if value.const_value is not None:
+                yield Slot(value, name, value.const_value)
+    for node in nodes:
+        for attribute in tuple(node.attributes.values()):
+            if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
+                yield Slot(node, attribute.name, attribute.value)
+
+
+def total_bytes(model: ir.Model) -> int:
+    """Returns the bytes of all stored tensors, as they will be written."""
+    return sum(slot.tensor.nbytes for slot in stored_tensors(model))
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yields the nodes of the main graph, of functions, and of all their subgraphs."""
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
+        yield from ir.traversal.RecursiveGraphIterator(body)
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """Returns the bodies that the node holds (of If, Loop, Scan ...)."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found.extend(attribute.as_graphs())
+    return found
+
+
+@contextlib.contextmanager
+def swapped() -> Iterator[Callable[[Slot, ir.TensorProtocol], None]]:
+    """Gives a function that puts a tensor into a slot of a model; all slots are as they were after the block."""
+    with contextlib.ExitStack() as undo:
+
+        def swap(slot: Slot, tensor: ir.TensorProtocol) -> None:
+            undo.callback(slot.put(tensor))
+
+        yield swap

@@ -1,0 +1,122 @@
+"""Tensors in data files: mapped once per file, and dropped from memory when consumed."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.tensors.view import Array, RowsTensor, View, ViewTensor
+
+
+class MappedFile:
+    """One data file, mapped when the first tensor in it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._map: mmap.mmap | None = None
+
+    def map(self) -> mmap.mmap:
+        with self._lock:
+            if self._map is None:
+                with self._path.open("rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return self._map
+
+    def drop(self, start: int, stop: int) -> None:
+        if self._map is not None:
+            _drop(self._map, start, stop)
+
+
+class MappedTensor(ir.ExternalTensor):
+    """A tensor in a data file whose mapping all the file's tensors share.
+
+    onnx-ir maps the whole file anew for each tensor: ten thousand tensors of a 50 GB file exhaust the address space.
+    """
+
+    def __init__(self, tensor: ir.ExternalTensor, base_dir: Path, file: MappedFile) -> None:
+        super().__init__(
+            tensor.location,
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=tensor.name,
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+            base_dir=base_dir,
+        )
+        self._file = file
+
+    def numpy(self) -> Array:
+        """Returns the elements, straight from the mapped file (unpacked where they are narrower than a byte)."""
+        shape = tuple(int(d) for d in self.shape.numpy())
+        if not self.size:
+            return np.empty(shape, self.dtype.numpy())
+        start = self.offset or 0
+        if self.dtype.bitwidth < 8:
+            packed = np.frombuffer(self._file.map(), np.uint8, self.nbytes, start)
+            return np.asarray(ir.PackedTensor(packed, self.dtype, shape=shape).numpy())
+        little = np.dtype(self.dtype.numpy()).newbyteorder("<")
+        return np.frombuffer(self._file.map(), little, self.size, start).reshape(shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self.numpy(), dtype=dtype)
+
+    def tobytes(self) -> bytes:
+        """Returns a copy of the stored bytes."""
+        start = self.offset or 0
+        return self._file.map()[start : start + self.nbytes] if self.size else b""
+
+    def drop(self, start: int, stop: int) -> None:
+        """Gives the pages of bytes [start, stop) back to the system; reading them again maps them again."""
+        origin = self.offset or 0
+        self._file.drop(origin + start, origin + stop)
+
+
+def drop_pages(source: ir.TensorProtocol | View) -> None:
+    """Takes what ``source`` shows of a mapped file out of this process' resident memory.
+
+    Nothing is lost: a later read faults the pages in again. A tensor that is not mapped is left alone, and so is
+    everything on a system without ``madvise``.
+
+    Args:
+        source: a tensor, or a view: only the bytes between its first and its last element are dropped.
+    """
+    for tensor, start, stop in _extents(source):
+        if isinstance(tensor, MappedTensor):
+            tensor.drop(start, stop)
+        elif isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
+            origin = tensor.offset or 0
+            _drop(tensor.raw, origin + start, origin + stop)
+
+
+def _extents(source: ir.TensorProtocol | View) -> Iterator[tuple[ir.TensorProtocol, int, int]]:
+    """The stored tensors behind ``source``, each with the byte range of it that ``source`` reads."""
+    if isinstance(source, ViewTensor):
+        yield from _extents(source.view)
+    elif isinstance(source, RowsTensor):
+        for view in source.shown(0, int(source.shape.numpy()[0])):
+            yield from _extents(view)
+    elif not isinstance(source, View):
+        yield source, 0, source.nbytes
+    elif isinstance(source.source, RowsTensor):
+        first, count = source.source_rows if source.size else (0, 0)
+        for view in source.source.shown(first, count):
+            yield from _extents(view)
+    elif source.size:
+        low, high = source.span
+        bits = source.source.dtype.bitwidth
+        yield source.source, low * bits // 8, -(-(high + 1) * bits // 8)
+
+
+def _drop(mapped: mmap.mmap, start: int, stop: int) -> None:
+    start -= start % mmap.PAGESIZE
+    if hasattr(mapped, "madvise") and start < stop:
+        mapped.madvise(mmap.MADV_DONTNEED, start, min(stop, len(mapped)) - start)

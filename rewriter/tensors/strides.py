@@ -1,0 +1,43 @@
+"""Strides: elements between neighbours along each dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return tuple(strides)
+
+
+def reshaped(shape: tuple[int, ...], strides: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Strides of ``target`` over the same memory, or None where no strides can say it."""
+    if 0 in target:
+        return (0,) * len(target)
+    runs: list[list[int]] = []  # [extent, stride] of maximal runs that step evenly through memory
+    for extent, stride in zip(shape, strides, strict=True):
+        if extent == 1:
+            continue
+        if runs and runs[-1][1] == extent * stride:
+            runs[-1] = [runs[-1][0] * extent, stride]
+        else:
+            runs.append([extent, stride])
+    result: list[int] = []
+    left = 1
+    stride = 0
+    for extent in reversed(target):
+        if extent == 1:
+            result.append(0)
+            continue
+        if left == 1:
+            if not runs:
+                return None
+            left, stride = runs.pop()
+        if left % extent:
+            return None
+        result.append(stride)
+        stride *= extent
+        left //= extent
+    return tuple(reversed(result)) if left == 1 and not runs else None
