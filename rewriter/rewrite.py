@@ -1,4 +1,4 @@
-"""A match and its replacement, both complete, before anything of the model has changed; and what a commit made of it."""
+"""A match and its replacement, complete before anything of the model changes; and what a commit made of it."""
 
 from __future__ import annotations
 
