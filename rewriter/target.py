@@ -286,6 +286,7 @@ def _schema(operator: str) -> tuple[frozenset[str], int] | None:
     return None
 
 
+@functools.cache
 def _installed() -> Version | None:
     for distribution in ("onnxruntime", "onnxruntime-gpu"):
         try:

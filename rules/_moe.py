@@ -170,5 +170,3 @@ def _require_shapes(experts: Experts) -> None:
             raise Declined(f"{projection.name}_bias has shape {bias.shape}; expected {list(shape[:2])}", bias)
     if not 1 <= form.k <= e:
         raise Declined(f"k = {form.k} of {e} experts", experts.node)
-    if form.limit < 0:
-        raise Declined(f"swiglu_limit={form.limit} is negative", experts.node)

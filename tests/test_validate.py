@@ -200,3 +200,15 @@ def test_nodes_without_a_name_are_described_by_their_output() -> None:
     node = model([make_node("MoE", ["x"], ["y"], domain="com.microsoft")]).graph[0]
     node.name = None
     assert describe(node) == "node 'y' (com.microsoft::MoE)"
+
+
+def test_a_negative_limit_never_reaches_the_runtime() -> None:
+    weights = {"a": np.zeros((2, 8, 4), np.float32), "b": np.zeros((2, 4, 4), np.float32)}
+    slots = ["x", "x", "a", "", "b"]
+
+    def experts(limit: float) -> ir.Model:
+        node = make_node("MoE", slots, ["y"], domain="com.microsoft", swiglu_limit=limit)
+        return model([node], weights)
+
+    refused(experts(-1.0), "swiglu_limit is -1", "abort")
+    validate(experts(0.0))

@@ -143,9 +143,16 @@ _QMOE_SCALES = {3: "fc1_scales", 6: "fc2_scales", 9: "fc3_scales"}
 _QMOE_BIASES = {4: "fc1_experts_bias", 7: "fc2_experts_bias", 10: "fc3_experts_bias"}
 
 
+def _limit(node: ir.Node) -> str | None:
+    attribute = node.attributes.get("swiglu_limit")
+    if attribute is None or attribute.is_ref() or not attribute.as_float() < 0:
+        return None
+    return f"swiglu_limit is {attribute.as_float():g}; a negative limit makes ONNX Runtime abort the process"
+
+
 def _moe(node: ir.Node) -> str | None:
     ranks = _each(_MOE_WEIGHTS, 3) | _each(_MOE_BIASES, 2)
-    return _ranks(node, ranks) or _experts(node, _MOE_WEIGHTS | _MOE_BIASES)
+    return _limit(node) or _ranks(node, ranks) or _experts(node, _MOE_WEIGHTS | _MOE_BIASES)
 
 
 def _qmoe(node: ir.Node) -> str | None:
@@ -154,7 +161,7 @@ def _qmoe(node: ir.Node) -> str | None:
         operand = _constant(node, index)
         if operand and operand[1] in _FLOATS:
             return f"input {index} ({name}) holds '{operand[2]}' of dtype {operand[1].name}; expected packed integers"
-    return _ranks(node, ranks) or _experts(node, _QMOE_WEIGHTS | _QMOE_SCALES | _QMOE_BIASES)
+    return _limit(node) or _ranks(node, ranks) or _experts(node, _QMOE_WEIGHTS | _QMOE_SCALES | _QMOE_BIASES)
 
 
 def _each(inputs: Mapping[int, str], *ranks: int) -> dict[int, tuple[str, tuple[int, ...]]]:

@@ -193,7 +193,10 @@ def _limit(steps: tuple[Step, ...]) -> float | None:
     """The upper bound of a gate, infinite for none; None for any other function."""
     if not steps:
         return math.inf
-    return float(steps[0][2]) if len(steps) == 1 and steps[0][:2] == ("clip", -math.inf) else None
+    if len(steps) != 1 or steps[0][:2] != ("clip", -math.inf):
+        return None
+    limit = float(steps[0][2])
+    return limit if limit >= 0 else None  # the kernels abort the process at a negative one
 
 
 def _clipped(steps: tuple[Step, ...], limit: float) -> tuple[bool, float]:

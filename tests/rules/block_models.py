@@ -306,7 +306,8 @@ class _Writer:
 
     def _clamped(self, gate: str, up: str, *, as_clip: bool) -> str:
         g = self.g
-        high, low = g.number(0.7), g.number(-0.6 if self.how.broken == "uneven-limit" else -0.7)
+        bound = -0.7 if self.how.broken == "negative-limit" else 0.7
+        high, low = g.number(bound), g.number(-0.6 if self.how.broken == "uneven-limit" else -bound)
         if as_clip:
             gate, up = g.op("Clip", gate, "", high), g.op("Clip", up, low, high)
         else:

@@ -199,7 +199,8 @@ def test_one_broken_thing_declines_and_says_what(broken):
 
 
 def test_further_near_misses_decline():
-    assert_declines(Spelling(broken="uneven-limit", activation="clamped"), "MoE has no activation")
+    for limit in ("uneven-limit", "negative-limit"):
+        assert_declines(Spelling(broken=limit, activation="clamped"), "MoE has no activation")
     assert_declines(Spelling(broken="missing-slot", combine="slots"), "expert 1 is mixed in for 1 of 2 slots")
     assert_declines(Spelling(broken="missing-slot", combine="terms-per-slot"), "expert 1 is mixed in for 1 of 2 slots")
     assert_declines(Spelling(broken="crossed-slots", combine="slots"), "choice of another slot or router")
