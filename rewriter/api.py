@@ -19,7 +19,6 @@ from rewriter import io
 from rewriter.engine import Engine, Prover, Watch
 from rewriter.errors import RuleSetError, UsageError
 from rewriter.inspection.weights import bytes_by_family, sizes
-from rewriter.io.reading import from_proto
 from rewriter.io.validate import validate
 from rewriter.parity.local import LocalProver
 from rewriter.parity.model import ModelParity, compare_models
@@ -252,13 +251,10 @@ def _copied(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Mo
     if isinstance(model, str | os.PathLike):
         return io.load(model)
     if isinstance(model, onnx.ModelProto):
-        ours = from_proto(model)
-    elif isinstance(model, ir.Model):
-        ours = model.clone()
-    else:
-        raise UsageError(f"a model is a path, an onnx_ir.Model or an onnx.ModelProto, not {type(model).__name__}")
-    validate(ours)
-    return ours
+        return io.parsed(model)
+    if isinstance(model, ir.Model):
+        return io.copied(model)
+    raise UsageError(f"a model is a path, an onnx_ir.Model or an onnx.ModelProto, not {type(model).__name__}")
 
 
 def _names(model: ir.Model) -> list[tuple[str, str]]:

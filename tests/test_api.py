@@ -155,3 +155,24 @@ def test_weights_that_come_quantized_are_counted_and_left_alone():
     path = Path(__file__).parent / "models" / "mobius" / "gemma4_static_unroll_ortq4.onnx"
     report = rewriter.apply(path, "experts-int4").report
     assert report.already_quantized == {"MatMulNBits": 17}
+
+
+UNSORTED = '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) { y = Neg (a) a = Abs (x) }'
+CYCLE = '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) { y = Neg (a) a = Abs (y) }'
+
+
+def test_nodes_in_no_order():
+    proto = onnx.parser.parse_model(UNSORTED)
+    assert [node.op_type for node in rewriter.apply(proto, "unstack").model.graph.node] == ["Abs", "Neg"]
+    model = ir.from_proto(proto)
+    with pytest.raises(ModelError, match=r"no topological order; call model\.graph\.sort\(\)"):
+        rewriter.apply(model, "unstack")
+    model.graph.sort()
+    rewriter.apply(model, "unstack")
+
+
+@pytest.mark.parametrize("form", [lambda proto: proto, ir.from_proto])
+def test_a_cycle_is_refused_in_one_line(form):
+    with pytest.raises(ModelError, match="'a'|'y'") as caught:
+        rewriter.apply(form(onnx.parser.parse_model(CYCLE)), "unstack")
+    assert "\n" not in str(caught.value)

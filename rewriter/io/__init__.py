@@ -1,6 +1,6 @@
 """Models and files: weights stay on disk until they are written, and output appears complete or not at all."""
 
-from rewriter.io.loading import load, source_path
+from rewriter.io.loading import copied, load, parsed, source_path
 from rewriter.io.saving import save, to_proto
 
-__all__ = ["load", "save", "source_path", "to_proto"]
+__all__ = ["copied", "load", "parsed", "save", "source_path", "to_proto"]

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from rewriter.errors import ModelError
 from rewriter.io.external import map_external_data
 from rewriter.io.reading import from_proto, model_file, read_proto
-from rewriter.io.validate import is_sorted, validate
-from rewriter.stored import subgraphs
+from rewriter.io.validate import unsorted, validate
 
 _SOURCE = "rewriter.source"
 
@@ -41,6 +41,30 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     return model
 
 
+def parsed(proto: onnx.ModelProto) -> ir.Model:
+    """Returns the model of a message, its nodes in topological order.
+
+    Raises:
+        ModelError: an invalid graph.
+    """
+    model = from_proto(proto)
+    validate(model)
+    _sort(model)
+    return model
+
+
+def copied(model: ir.Model) -> ir.Model:
+    """Returns a model with graphs of its own and the same tensors.
+
+    Raises:
+        ModelError: an invalid graph, or one whose nodes are not in topological order.
+    """
+    validate(model)
+    if any(unsorted(model)):
+        raise ModelError("the model's nodes are in no topological order; call model.graph.sort()")
+    return model.clone()
+
+
 def source_path(model: ir.Model) -> Path | None:
     """Returns the absolute path of the file that the model was loaded from, or None."""
     found = model.meta.get(_SOURCE)
@@ -58,8 +82,5 @@ def _located(file: Path) -> Iterator[None]:
 
 
 def _sort(model: ir.Model) -> None:
-    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for body in bodies:
-        nested = [g for node in ir.traversal.RecursiveGraphIterator(body) for g in subgraphs(node)]
-        if not all(map(is_sorted, [body, *nested])):
-            body.sort()
+    for body in unsorted(model):
+        body.sort()

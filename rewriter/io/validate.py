@@ -6,7 +6,7 @@ check does not, and it knows the operators of com.microsoft that hold expert wei
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -36,6 +36,15 @@ def validate(model: ir.Model) -> None:
         for node in ir.traversal.RecursiveGraphIterator(body):
             if (node.domain, node.op_type) not in functions:
                 _check_node(node, model.opset_imports | body.opset_imports)
+
+
+def unsorted(model: ir.Model) -> Iterator[Body]:
+    """Yields the bodies (main graph, functions) in which, or in a subgraph of which, a node comes before its inputs."""
+    bodies: list[Body] = [model.graph, *model.functions.values()]
+    for body in bodies:
+        nested = [g for node in ir.traversal.RecursiveGraphIterator(body) for g in subgraphs(node)]
+        if not all(map(is_sorted, [body, *nested])):
+            yield body
 
 
 def is_sorted(body: Body) -> bool:
