@@ -23,7 +23,6 @@ import onnx_ir as ir
 import yaml
 
 import rewriter
-from rewriter import target
 from rewriter.cli import main as command_line
 from rewriter.errors import ModelError
 from rewriter.quantize.job import PartTensor
@@ -34,7 +33,7 @@ from rewriter.ruleset.catalogue import OptionInfo, RuleInfo, catalogue
 from rewriter.ruleset.load import rule_sets
 from rewriter.ruleset.model import RuleSet
 from rewriter.ruleset.schema import json_schema
-from rewriter.target import KERNELS, PROVIDERS, Kernel, Target
+from rewriter.target import ADDED, KERNELS, LINEARS, LOOKUPS, PROVIDERS, Kernel, LinearKernel, LookupKernel
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -322,22 +321,46 @@ _KERNEL_ROWS: dict[str, Callable[[Kernel], str]] = {
 _QMOE_ONLY = tuple(_KERNEL_ROWS)[7:]
 
 
-def providers() -> str:
-    """Returns what each provider's other quantized operators take."""
-    rows = []
-    for provider in PROVIDERS:
-        one = Target(provider)
-        bits = ", ".join(map(str, one.matmul_nbits_bits))
-        bias, bfloat16 = ("yes" if yes else "no" for yes in (one.matmul_nbits_takes_bias, one.runs_bfloat16))
-        rows.append([code(provider), bits, bias, bfloat16])
-    return table(("provider", "bits of MatMulNBits", "its bias input", "bfloat16 kernels"), rows)
+def linears() -> str:
+    """Returns what each provider's MatMulNBits runs."""
+    rows = [
+        [code(provider), _since(row), "; ".join(f"{dtype.lower()}: {_list(b)}" for dtype, b in row.bits.items())]
+        + [_yes(row.takes_bias)]
+        for provider in PROVIDERS
+        for row in LINEARS[provider]
+    ]
+    return table(("provider", "from", "bits by element type of x", "reads the bias"), rows)
+
+
+def lookups() -> str:
+    """Returns what each provider's GatherBlockQuantized reads."""
+    rows = [
+        [code(provider), _since(row), _list(row.bits), ", ".join(row.dtypes).lower()]
+        + [_yes(row.symmetric), _yes(row.padded_zero_points), _yes(row.partial_blocks)]
+        for provider in PROVIDERS
+        for row in LOOKUPS[provider]
+    ]
+    titles = ("provider", "from", "bits", "scales", "no zero points", "zero points that end within a byte")
+    return table((*titles, "rows that end within a block"), rows)
+
+
+def _since(row: LinearKernel | LookupKernel) -> str:
+    return f"{row.since[0]}.{row.since[1]}"
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def attributes() -> str:
     """Returns from which version on an attribute may be written."""
     rows = [
         [code(operator), code(name), f"{since[0]}.{since[1]}"]
-        for operator, added in target._ADDED.items()  # what Target.has reads; nothing else lists it
+        for operator, added in ADDED.items()
         for name, since in added.items()
     ]
     return table(("operator", "attribute", "from ONNX Runtime"), rows)
@@ -520,8 +543,9 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "attributes": attributes,
     "forms": forms,
     "kernels": kernels,
+    "linears": linears,
+    "lookups": lookups,
     "picture": picture,
-    "providers": providers,
     "quick-start": quick_start,
     "readme-sets": readme_sets,
     "roles": roles,

@@ -69,8 +69,6 @@ def read_weight(run: Run, x: ir.Value, w: ir.Value) -> View:
     dtype = require_dtype(x, FLOATS, "the input")
     if dtype != view.dtype:
         raise Declined(f"the weight is {view.dtype.name} and its input {dtype.name}", w)
-    if dtype == ir.DataType.BFLOAT16 and not run.target.runs_bfloat16:
-        raise Declined(f"target {run.target} has no bfloat16 kernel for MatMulNBits", w)
     if 0 in view.shape:
         raise Declined(f"the weight {list(view.shape)} is empty", w)
     return view.reshape(view.shape[-2:])
@@ -81,9 +79,8 @@ def require_kernel(run: Run, job: QuantizationJob, w: ir.Value) -> None:
     spec = job.context.spec
     if reason := matmul_nbits.illegal(*job.shape, spec.bits, spec.block_size):
         raise Declined(reason, w)
-    if spec.bits not in run.target.matmul_nbits_bits:
-        runs = run.target.matmul_nbits_bits
-        raise Declined(f"target {run.target} runs MatMulNBits at {runs} bits, not {spec.bits}", w)
+    if reason := run.target.linear.refusal(job.weight.dtype.name, spec.bits):
+        raise Declined(f"MatMulNBits on {run.target}: {reason}", w)
 
 
 def addend(node: ir.Node) -> ir.Value | None:
@@ -100,7 +97,7 @@ def addend(node: ir.Node) -> ir.Value | None:
 
 def takes_bias(run: Run, n: int, c: ir.Value) -> bool:
     """Whether MatMulNBits adds ``c`` itself."""
-    return c.shape is not None and c.shape.dims == (n,) and run.target.matmul_nbits_takes_bias
+    return c.shape is not None and c.shape.dims == (n,) and run.target.linear.takes_bias
 
 
 def emit(op: Any, linear: Linear, *, bias: ir.Value | None = None, accuracy_level: int = 0) -> Any:

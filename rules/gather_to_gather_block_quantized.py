@@ -96,8 +96,6 @@ def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_byt
         raise Declined(f"it is no embedding ({f'role {role}' if role else 'no role'})", node)
     if view.nbytes < min_bytes:
         raise Declined(f"the table takes {view.nbytes} bytes, fewer than min_bytes = {min_bytes}", w)
-    if view.dtype == ir.DataType.BFLOAT16 and not run.target.runs_bfloat16:
-        raise Declined(f"target {run.target} has no bfloat16 kernel for GatherBlockQuantized", w)
     for use in readers(run.facts, w):
         if not reads_rows(use):
             raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
@@ -107,8 +105,12 @@ def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_byt
     if len({job.context.spec for job in jobs}) > 1:
         raise Declined("the plan gives the experts of one stack different specs; one operator holds one", node)
     spec = jobs[0].context.spec
-    if reason := layout.illegal(jobs[0].shape[1], spec.bits, spec.block_size):
+    k = jobs[0].shape[1]
+    if reason := layout.illegal(k, spec.bits, spec.block_size):
         raise Declined(reason, w)
+    refusal = run.target.lookup.refusal
+    if reason := refusal(view.dtype.name, k, spec.bits, spec.block_size, symmetric=spec.symmetric):
+        raise Declined(f"GatherBlockQuantized on {run.target}: {reason}", w)
     return Rows(view, jobs, perm)
 
 

@@ -9,7 +9,7 @@ Declines when:
               the two are of one shape but not equal
               something else reads the float weight, or a reader sits in another graph
               the plan keeps either in float; the output projection's spec holds for both
-              H is not divisible by the block, or the target has no such kernel
+              H is not divisible by the block, or the target cannot run it
 Source:       com.microsoft::GatherBlockQuantized, MatMulNBits; the builder, mobius and Olive write tied models
 """
 
@@ -63,6 +63,12 @@ class Tied:
     equals: tuple[QuantizationJob, ...]
     addends: tuple[ir.Value | None, ...]
 
+    def refusal(self, run: Run, form: Form) -> str | None:
+        """Returns why the target cannot look the table up in this form, or None."""
+        spec, dtype = self.job.context.spec, self.table.view.dtype.name
+        row = self.job.shape[1] if form == "flat" else spec.block_size
+        return run.target.lookup.refusal(dtype, row, spec.bits, spec.block_size, symmetric=spec.symmetric)
+
     @property
     def one_zero_point_a_byte(self) -> bool:
         """Whether a gather of blocks cannot read MatMulNBits' zero points, which share bytes."""
@@ -88,9 +94,10 @@ class TieQuantizedEmbedding(Rule):
         node = y.producer()
         assert node is not None
         tied = read(self.run, str(self.name), node, self._min_bytes)
-        made = [op.initializer(tensor) for tensor in _tensors(tied, self._form)]
+        form = _form(self.run, tied, self._form, w)
+        made = [op.initializer(tensor) for tensor in _tensors(tied, form)]
         weight = made[: 2 if tied.job.context.spec.symmetric else 3]
-        rows = _blocks if self._form == "blocks" else _flat
+        rows = _blocks if form == "blocks" else _flat
         new = {reader.outputs[0]: rows(op, tied, made, reader) for reader in tied.table.gathers}
         for (head, _), c in zip(tied.table.heads, tied.addends, strict=True):
             bias = c if c is not None and takes_bias(self.run, tied.job.shape[0], c) else None
@@ -121,6 +128,17 @@ def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
         raise Declined(reason, weight)
     equals = () if table.shared else (replace(jobs[0], weight=table.view),)
     return Tied(table, jobs[0], equals, tuple(addends))
+
+
+def _form(run: Run, tied: Tied, wanted: Form, w: ir.Value) -> Form:
+    """Returns the form that is wanted, or flat where the target can only look that one up; declines where neither."""
+    forms: tuple[Form, ...] = (wanted, "flat")
+    reason = None
+    for form in forms:
+        reason = tied.refusal(run, form)
+        if reason is None:
+            return form
+    raise Declined(f"GatherBlockQuantized on {run.target}: {reason}", w)
 
 
 def _tensors(tied: Tied, form: Form) -> tuple[PartTensor, ...]:
@@ -198,7 +216,7 @@ def rule(*, form: Form = "blocks", min_bytes: int = 4096, accuracy_level: Accura
     """Builds the rule.
 
     Args:
-        form: blocks shares the table as MatMulNBits holds it; flat reshapes it, for runtimes without the 3-D lookup.
+        form: blocks shares the table as MatMulNBits holds it, where the target can look it up so; flat reshapes it.
         min_bytes: smaller tables stay float.
         accuracy_level: of MatMulNBits: 0 leaves it to the runtime; 4 lets kernels use int8 activations.
     """

@@ -6,7 +6,7 @@ import pytest
 
 from rewriter.errors import TargetError
 from rewriter.experts import ExpertForm
-from rewriter.target import KERNELS, Target
+from rewriter.target import KERNELS, LINEARS, LOOKUPS, PROVIDERS, Target
 
 
 @pytest.mark.parametrize("text", ["cpu@1.28", "cuda:sm80@1.31", "cuda:sm90@1.27", "webgpu@1.30", "dml@1.24"])
@@ -65,8 +65,24 @@ def test_layouts():
 
 
 def test_rows_are_in_the_order_of_versions():
-    for rows in KERNELS.values():
+    for rows in (*KERNELS.values(), *LINEARS.values(), *LOOKUPS.values()):
         assert [row.since for row in rows] == sorted({row.since for row in rows})
+
+
+def test_every_provider_has_linears_and_lookups():
+    for provider in PROVIDERS:
+        for version in ("1.23", "1.31"):
+            target = Target.parse(f"{provider}@{version}")
+            assert target.linear.refusal("FLOAT16", 4) is None
+            assert target.lookup.refusal("FLOAT16", 64, 8, 32, symmetric=False) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "runs"),
+    [("cpu@1.23", "FLOAT", False), ("cpu@1.24", "FLOAT", True), ("cpu@1.27", "FLOAT16", False)],
+)
+def test_linears_of_two_bits(text, dtype, runs):
+    assert (Target.parse(text).linear.refusal(dtype, 2) is None) == runs
 
 
 def test_what_rounds_activations():

@@ -32,14 +32,12 @@ def _target(provider: str) -> Target:
 def _cannot_run(node: ir.Node, target: Target) -> str:
     if node.domain != "com.microsoft":
         return ""
-    dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
-    if dtype == ir.DataType.BFLOAT16 and not target.runs_bfloat16:
-        return f"{node.op_type} has no bfloat16 kernel on {target}"
-    if node.op_type == "MatMulNBits":
-        prepacked = node.attributes.get("weight_prepacked")
-        return f"{target} does not read a prepacked B" if prepacked is not None and prepacked.as_int() else ""
+    if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+        reason = _linear(node, target) if node.op_type == "MatMulNBits" else _lookup(node, target)
+        return f"{node.op_type} on {target}: {reason}" if reason else ""
     if node.op_type not in OPERATORS:
         return ""
+    dtype = _dtype(node, 0)
     kernel = target.kernel(node.op_type)
     if kernel is None:
         return f"{target} has no {node.op_type}"
@@ -47,7 +45,7 @@ def _cannot_run(node: ir.Node, target: Target) -> str:
     if router is not None and router.shape is not None and router.shape.rank() != 2:
         return f"{node.op_type} takes no router_probs of rank {router.shape.rank()}"
     weighted = node.op_type == "QMoE" and input_at(node, ROUTER_WEIGHTS) is not None
-    reason = kernel.refusal(form_of(node), dtype.name if dtype else "FLOAT", weighted=weighted)
+    reason = kernel.refusal(form_of(node), _name(dtype), weighted=weighted)
     if reason is None and node.op_type == "QMoE":
         bits = set(quantized_of(node).bits[:2])
         layout = node.metadata_props.get(LAYOUT_KEY, layout_name(None))
@@ -56,6 +54,36 @@ def _cannot_run(node: ir.Node, target: Target) -> str:
         elif len(bits) > 1 and not kernel.mixed_bits:
             reason = f"projections of {' and '.join(map(str, sorted(bits)))} bits have no kernel"
     return "" if reason is None else f"{node.op_type} on {target}: {reason}"
+
+
+def _linear(node: ir.Node, target: Target) -> str | None:
+    if _integer(node, "weight_prepacked", 0):
+        return "it does not read a prepacked B"
+    return target.linear.refusal(_name(_dtype(node, 0)), _integer(node, "bits", 4))
+
+
+def _lookup(node: ir.Node, target: Target) -> str | None:
+    data = node.inputs[0]
+    if data is None or data.dtype != ir.DataType.UINT8 or data.shape is None or not isinstance(data.shape[-1], int):
+        return None
+    bits, block = _integer(node, "bits", 4), _integer(node, "block_size", 128)
+    symmetric = len(node.inputs) < 4 or node.inputs[3] is None
+    k = data.shape[-1] * 8 // bits
+    return target.lookup.refusal(_name(_dtype(node, 2)), k, bits, block, symmetric=symmetric)
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def _dtype(node: ir.Node, index: int) -> ir.DataType | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return None if value is None else value.dtype
+
+
+def _name(dtype: ir.DataType | None) -> str:
+    return dtype.name if dtype else "FLOAT"
 
 
 def _inexact(node: ir.Node, target: Target) -> str:

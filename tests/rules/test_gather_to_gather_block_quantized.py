@@ -181,9 +181,32 @@ def test_bfloat16_declines_where_there_is_no_kernel_and_fires_where_there_is():
     text = "agraph (int64[t] i) => (float[t, 64] y) { y = Gather(w, i) }"
     model = _bfloat16(graph_of(text, {"w": normal(40, 64)}))
     declined = rewriter.apply(model, rule_set(NAME, parity="none"), target="cpu")
-    assert "no bfloat16 kernel" in declined.report.declines[0].reason
+    assert "bfloat16 has no kernel" in declined.report.declines[0].reason
     fired = rewriter.apply(model, rule_set(NAME, parity="none"), target="cuda@1.31")
     assert fired.report.applied == {NAME: 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "spec", "reason"),
+    [
+        ("cpu@1.26", {"bits": 2}, "2 bits have no kernel (it runs 4, 8)"),
+        ("cpu@1.26", {"symmetric": False, "block_size": 64}, "misreads the zero points of rows of 1 blocks"),
+        ("cpu@1.26", {"symmetric": False, "block_size": 32}, ""),
+        ("cpu@1.26", {"symmetric": False, "block_size": 64, "bits": 8}, ""),
+        ("cpu@1.27", {"symmetric": False, "block_size": 64}, ""),
+        ("cuda@1.26", {}, "misreads codes without zero points; quantize the table with symmetric: false"),
+        ("cuda@1.26", {"symmetric": False}, ""),
+        ("cuda@1.31", {"symmetric": False, "block_size": 64}, "misreads the zero points"),
+        ("cuda@1.31", {"block_size": 128}, "misreads rows of K = 64 that end within a block of 128"),
+        ("webgpu@1.31", {"symmetric": False, "block_size": 64}, "misreads the zero points"),
+        ("webgpu@1.31", {}, ""),
+    ],
+)
+def test_declines_what_the_target_would_misread(target, spec, reason):
+    model = graph_of("agraph (int64[t] i) => (float[t, 64] y) { y = Gather(w, i) }", {"w": normal(40, 64)})
+    report = rewriter.apply(model, rule_set(NAME, **{"block_size": 32, **spec}), target=target).report
+    assert bool(report.applied) == (not reason)
+    assert [reason in decline.reason for decline in report.declines] == ([True] if reason else [])
 
 
 def test_the_index_of_a_view_is_left_to_unstack():

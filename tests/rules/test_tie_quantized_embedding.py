@@ -223,6 +223,27 @@ def test_an_embedding_without_a_head_is_left_to_its_own_rule():
     assert not rewriter.apply(graph_of(text, {"w": normal(50, 64)}), rule_set(tie())).report.declines
 
 
+@pytest.mark.parametrize(
+    ("target", "spec", "form"),
+    [
+        ("cpu@1.26", {}, "blocks"),
+        ("cpu@1.26", {"symmetric": False}, "flat"),
+        ("cpu@1.26", {"symmetric": False, "bits": 8}, "blocks"),
+        ("cpu@1.27", {"symmetric": False}, "blocks"),
+        ("cuda@1.31", {"symmetric": False}, "flat"),
+        ("cpu@1.26", {"symmetric": False, "block_size": 64}, None),
+        ("cuda@1.26", {}, None),
+    ],
+)
+def test_the_form_is_one_that_the_target_reads(target, spec, form):
+    rules = rule_set(tie(), **{"block_size": 32, "bits": 4, **spec})
+    result = rewriter.apply(exported("genai/llama_tied_fp32_cpu"), rules, target=target)
+    found = [n for n in result.model.graph.node if n.op_type == "GatherBlockQuantized"]
+    axes = [next(a.i for a in n.attribute if a.name == "quantize_axis") for n in found]
+    assert axes == {"blocks": [2], "flat": [1], None: []}[form]
+    assert ["misreads" in decline.reason for decline in result.report.declines] == ([] if form else [True])
+
+
 def test_a_table_that_a_caller_may_override_is_no_constant():
     model = graph_of(LINEAR.format("e = Gather(w, ids) y = Gemm<transB = 1>(e, w)"), {"w": normal(50, 64)})
     model.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [50, 64]))
