@@ -14,6 +14,8 @@ from rewriter.stored import stored_tensors
 from rewriter.tensors import View, ViewTensor, constant
 
 Container = ir.Graph | ir.Function
+_SMALL = 256
+"""Bytes of a constant that are looked at: shapes, axes and scalars."""
 
 
 class Committer:
@@ -106,7 +108,7 @@ class Committer:
         for value in rewrite.initializers:
             tensor = value.const_value
             assert tensor is not None
-            key = (root, getattr(tensor, "key", None) or ("view", View.whole(tensor, "")))
+            key = (root, _key(tensor))
             home = self._constants.get(key)
             if home is None or not home.is_initializer():
                 home = value
@@ -213,6 +215,13 @@ def _heir(rewrite: Rewrite, nodes: Sequence[ir.Node]) -> ir.Node | None:
     same = [node for node in nodes if (node.domain, node.op_type) == (root.domain, root.op_type)]
     leaves = all(out in rewrite.outputs or not out.uses() for out in root.outputs)
     return same[0] if len(same) == 1 and leaves else None
+
+
+def _key(tensor: ir.TensorProtocol) -> object:
+    """Equal for equal tensors: lazy ones by what they are computed from, small ones by what they hold."""
+    if isinstance(tensor, ir.Tensor) and tensor.nbytes <= _SMALL:
+        return tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes()
+    return getattr(tensor, "key", None) or ("view", View.whole(tensor, ""))
 
 
 def _empty(attribute: ir.Attr) -> list[ir.Value]:

@@ -65,3 +65,17 @@ class Drop(RewriteRuleClassBase):
 
     def rewrite(self, op, x):
         return x
+
+
+class Constant(RewriteRuleClassBase):
+    """Relu(x) -> Add(x, constant), for any constant."""
+
+    def __init__(self, make, name="constant"):
+        super().__init__(name=name)
+        self._make = make
+
+    def pattern(self, op, x):
+        return op.Relu(x)
+
+    def rewrite(self, op, x):
+        return op.Add(x, op.initializer(self._make(), name="c"))

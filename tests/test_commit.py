@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnxscript.rewriter import RULE_NAME_TAG, RewriteRuleClassBase
-from support import Drop, Swap, histogram, names, parse, run
+from support import Constant, Drop, Swap, histogram, names, parse, run
 
 import rewriter
 from rewriter.commit import Committer
@@ -21,20 +21,6 @@ W = "<float[3,2,2] W = {0,1,2,3,4,5,6,7,8,9,10,11}, int64 zero = {0}, int64 one 
 
 def apply(model, *rules, **overrides):
     return rewriter.apply(model, list(rules), overrides=overrides or NO_PROOF)
-
-
-class Constant(RewriteRuleClassBase):
-    """Relu(x) -> Add(x, constant), for any constant."""
-
-    def __init__(self, make, name="constant"):
-        super().__init__(name=name)
-        self._make = make
-
-    def pattern(self, op, x):
-        return op.Relu(x)
-
-    def rewrite(self, op, x):
-        return op.Add(x, op.initializer(self._make(), name="c"))
 
 
 TWO = "g (float[2,3] x) => (float[2,3] y) { a = Relu (x) y = Relu (a) }"

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import RewriteRuleClassBase
-from support import histogram, parse, run, snapshot
+from support import Constant, histogram, parse, run, snapshot
 
 import rewriter
 from rewriter.tensors import View, ViewTensor
@@ -19,20 +19,6 @@ def apply(model, *rules):
     return rewriter.apply(model, list(rules), overrides={"parity.local": "none"})
 
 
-class Constant(RewriteRuleClassBase):
-    """Relu(x) -> Add(x, constant), for any constant."""
-
-    def __init__(self, make, name="constant"):
-        super().__init__(name=name)
-        self._make = make
-
-    def pattern(self, op, x):
-        return op.Relu(x)
-
-    def rewrite(self, op, x):
-        return op.Add(x, op.initializer(self._make(), name="c"))
-
-
 TWO = "g (float[2,3] x) => (float[2,3] y) { a = Relu (x) y = Relu (a) }"
 
 
@@ -41,9 +27,19 @@ def fresh():
 
 
 def test_new_constants_never_overwrite_one_another():
-    result = apply(parse(TWO), Constant(fresh))
+    numbers = itertools.count(1)
+    result = apply(parse(TWO), Constant(lambda: ir.tensor(np.full((2, 3), next(numbers), np.float32), name="c")))
     assert len(result.model.graph.initializers) == 2
+    np.testing.assert_array_equal(run(result.model, {"x": X})["y"], X + 3)
+
+
+def test_small_equal_constants_are_one():
+    result = apply(parse(TWO), Constant(fresh))
+    assert len(result.model.graph.initializers) == 1
     np.testing.assert_array_equal(run(result.model, {"x": X})["y"], X + 4)
+    kinds = iter([np.float32(0.0), np.float32(-0.0)])
+    result = apply(parse(TWO), Constant(lambda: ir.tensor(np.full((2, 3), next(kinds)), name="c")))
+    assert len(result.model.graph.initializers) == 2, "equal numbers, other bytes"
 
 
 def test_one_tensor_is_stored_once():
