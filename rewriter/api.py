@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from rewriter import io
 from rewriter.engine import Engine, Prover, Watch
 from rewriter.errors import RuleSetError, UsageError
+from rewriter.inspection.left import left_in_float
 from rewriter.inspection.weights import bytes_by_family, sizes
 from rewriter.io.validate import validate
 from rewriter.parity.local import LocalProver
@@ -28,6 +29,7 @@ from rewriter.quantize.importance import Importance
 from rewriter.quantize.plan import CUSTOM
 from rewriter.quantize.types import FloatArray, Quantizer
 from rewriter.report import Report
+from rewriter.roles import ROLES
 from rewriter.ruleset import RuleSet, RuleSetLike, load, used
 from rewriter.run import ModelRun
 from rewriter.stored import all_nodes
@@ -75,6 +77,10 @@ class Result(Generic[M]):
         """What was done; complete, with an error for every weight, once the model is saved."""
         found = self._report()
         return found if self._parity is None else replace(found, parity=self._parity.comparison)
+
+    def __repr__(self) -> str:
+        """Sums it up: a model may have ten thousand nodes."""
+        return f"<Result: {self.report!r}>"
 
     def _repr_html_(self) -> str:
         """Shows the report in a notebook."""
@@ -191,7 +197,7 @@ def apply(
     before = bytes_by_family(ours, run.role)
     prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
     outcome = Engine(run, prove, progress, watch).apply(rule_set)
-    _require_names(rule_set, [*seen, *run.readers])
+    _require_names(rule_set, [*seen, *run.readers], {*ROLES, *run.roles})
     if importance:
         importance.require_used(weight for _, weight in run.readers)
     validate(ours)
@@ -205,6 +211,7 @@ def apply(
             declines=tuple(outcome.declines),
             proofs=tuple(outcome.proofs),
             weights=run.weights,
+            left=left_in_float(ours, outcome.declines, run.role),
             sweeps=outcome.sweeps,
             bytes_before=sum(before.values()),
             bytes_after=sum(after.values()),
@@ -263,8 +270,8 @@ def _names(model: ir.Model) -> list[tuple[str, str]]:
     return nodes + [("", name) for graph in model.graphs() for name in graph.initializers]
 
 
-def _require_names(rule_set: RuleSet, seen: Sequence[tuple[str, str]]) -> None:
-    unmatched = rule_set.plan.unmatched(seen)
+def _require_names(rule_set: RuleSet, seen: Sequence[tuple[str, str]], roles: Collection[str]) -> None:
+    unmatched = rule_set.plan.unmatched(seen, roles)
     if unmatched:
         raise RuleSetError(str(unmatched[0]))
 

@@ -21,6 +21,7 @@ from rewriter.rewrite import Rewrite
 from rewriter.rule import Replacement, Rule
 from rewriter.ruleset import Phase, RuleSet
 from rewriter.run import ModelRun
+from rewriter.stored import name_of
 
 Prover = Callable[[Rewrite, ModelRun], Proof | None]
 """Proves a rewrite before it is committed; raises ParityError where it is wrong."""
@@ -177,7 +178,7 @@ class Engine:
         except RewriterError:
             raise
         except Exception as error:
-            raise RuleError(candidate.name, node.name or node.op_type, f"{type(error).__name__}: {error}") from error
+            raise RuleError(candidate.name, name_of(node), f"{type(error).__name__}: {error}") from error
         imports = self._committer.imports(graph)
         opsets = {d: imports.get(d, 1) if version is None else version for d, version in built.used_opsets}
         producers = (n for out in block.outputs if (n := out.producer()) is not None)
@@ -198,6 +199,7 @@ class Engine:
 
     def _commit(self, rewrite: Rewrite, phase: str, sweep: int, tracer: DeclineTracer) -> bool:
         """Proves and commits; False where it cannot be proved either way, the tracer then says why."""
+        where = rewrite.where
         try:
             proof = self._prove(rewrite, self._run)
             replaced = tuple(n.op_type for n in rewrite.matched)
@@ -215,7 +217,7 @@ class Engine:
         by = tuple(n.op_type for n in change.added)
         index = None if proof is None else self._proofs[proof]
         removed = tuple(n.name for n in change.removed if n.name)
-        application = Application(rewrite.rule, phase, sweep, rewrite.where, replaced, by, index, removed)
+        application = Application(rewrite.rule, phase, sweep, where, replaced, by, index, removed)
         self.outcome.applications.append(application)
         if len(self.outcome.applications) % _TOLD_EVERY == 0:
             self._progress(phase, len(self.outcome.applications))
@@ -254,5 +256,5 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 def _decline(rule: str, phase: str, node: ir.Node, tracer: DeclineTracer) -> Decline:
     culprit = tracer.culprits[0].name if tracer.culprits else ""
-    name = node.name or node.op_type
+    name = name_of(node)
     return Decline(rule, phase, name, tracer.reason, "" if culprit in (None, name) else str(culprit))

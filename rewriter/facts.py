@@ -12,6 +12,7 @@ from onnxscript.rewriter.pattern import Pattern, PatternBase
 
 from rewriter._onnxscript import Binder, MatchFailureError, OpKey, binder, root_operator
 from rewriter.errors import RuleError
+from rewriter.stored import name_of
 from rewriter.tensors import View, constant
 
 F = TypeVar("F")
@@ -131,7 +132,7 @@ class Facts:
                 self._reasons[node.outputs[0]] = near.reason
                 continue
             except Exception as error:
-                who, where = f"{recogniser.name} (a recogniser)", node.name or node.op_type
+                who, where = f"{recogniser.name} (a recogniser)", name_of(node)
                 raise RuleError(who, where, f"{type(error).__name__}: {error}") from error
             if stated is None:
                 continue

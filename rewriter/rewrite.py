@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from rewriter.rule import Fed
+from rewriter.stored import name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,8 @@ class Rewrite:
 
     @property
     def where(self) -> str:
-        """The root's name, or its operator where it has none; known before and after the commit."""
-        return self.root.name or self.root.op_type
+        """How reports name the root; not after the commit, when its output's name is the replacement's."""
+        return name_of(self.root)
 
     def discard(self) -> None:
         """Unhooks the new nodes from the model's values; the rewrite cannot be used afterwards."""

@@ -39,8 +39,8 @@ class Fed:
     Attributes:
         dtype: element type.
         shape: each dimension as a number times named unknowns; one name has one size.
-        ranked: whether every row holds well separated numbers in random order, so that no rounding changes which are
-            the largest.
+        chosen: how many of the largest in each row are chosen; the numbers are then well separated, so that no rounding
+            changes which these are, and rows enough that each position is among them once. 0 for other numbers.
         positive: whether all numbers are.
         total: unknowns whose sum, with ``plus``, every element is; empty for random numbers.
         plus: see total.
@@ -48,7 +48,7 @@ class Fed:
 
     dtype: ir.DataType
     shape: tuple[tuple[int, tuple[str, ...]], ...]
-    ranked: bool = False
+    chosen: int = 0
     positive: bool = False
     total: tuple[str, ...] = ()
     plus: int = 0

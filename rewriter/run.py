@@ -111,6 +111,11 @@ class ModelRun:
         self.facts.update(change.removed, change.added, change.rewired)
 
     @property
+    def roles(self) -> set[str]:
+        """The roles that the model's nodes have by now, those included that a rule gave."""
+        return {role.name for role in self._roles.values()}
+
+    @property
     def weights(self) -> tuple[Weight, ...]:
         """The weights written so far, the largest error first."""
         return tuple(sorted(self._weights.values(), key=lambda w: (-w.relative_rms, w.name)))

@@ -30,7 +30,7 @@ class Slot:
         """How messages name the slot."""
         if isinstance(self.owner, ir.Value):
             return f"initializer '{self.key}'"
-        return f"attribute '{self.key}' of node '{self.owner.name or ''}' ({self.owner.op_type})"
+        return f"attribute '{self.key}' of node '{name_of(self.owner)}' ({self.owner.op_type})"
 
     def put(self, tensor: ir.TensorProtocol) -> Undo:
         """Puts another tensor there; returns what puts the old one back."""
@@ -64,6 +64,11 @@ def stored_tensors(model: ir.Model) -> Iterator[Slot]:
 def total_bytes(model: ir.Model) -> int:
     """Returns the bytes of all stored tensors, as they will be written."""
     return sum(slot.tensor.nbytes for slot in stored_tensors(model))
+
+
+def name_of(node: ir.Node) -> str:
+    """Returns the node's name; where it has none, that of its first output, or its operator."""
+    return node.name or next((value.name for value in node.outputs if value.name), node.op_type)
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -24,10 +24,11 @@ def figure(value: float | None, form: str = ".3g") -> str:
 def shrink(before: int, after: int) -> str:
     """Returns ``51.0 GB -> 13.2 GB (3.9x smaller)``."""
     text = f"{nbytes(before)} -> {nbytes(after)}"
-    if not before or not after or before == after:
+    if not before or not after:
         return text
     smaller = after < before
-    return f"{text} ({before / after if smaller else after / before:.1f}x {'smaller' if smaller else 'larger'})"
+    times = f"{before / after if smaller else after / before:.1f}"
+    return text if times == "1.0" else f"{text} ({times}x {'smaller' if smaller else 'larger'})"
 
 
 def names(items: Sequence[str]) -> str:

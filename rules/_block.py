@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx_ir as ir
@@ -52,12 +52,21 @@ class Routing:
         function: ``logits``, or ``log_sigmoid`` of them.
         normalize: whether the weights of the chosen are made to add up to one.
         weights: [.., E] the scores that mix, where no function of the logits does; only QMoE takes them.
+        given: [.., k] the weights of the chosen, where an operator is to take them as they are.
+        total: [.., k] what the output has to be multiplied with the sum of, or None.
     """
 
     logits: ir.Value
     function: Literal["logits", "log_sigmoid"]
     normalize: bool
     weights: ir.Value | None = None
+    given: ir.Value | None = None
+    total: ir.Value | None = None
+
+    @property
+    def read(self) -> tuple[ir.Value, ...]:
+        """What the block reads beside the tokens."""
+        return tuple(value for value in (self.logits, self.weights, self.given) if value is not None)
 
 
 def read_block(facts: Facts, out: ir.Value) -> Block:
@@ -93,7 +102,12 @@ def _decline_broken_sum(facts: Facts, out: ir.Value) -> None:
 def _goes_on(facts: Facts, out: ir.Value, held: Mixed | Complete) -> bool:
     """Whether the sum is part of a longer one, or the same sum that was only moved."""
     producer = out.producer()
-    if producer is not None and any(_holds(facts, value, held) for value in producer.inputs):
+    if isinstance(held, Complete) and any(
+        use.node.op_type == "Cast" and _is_end(facts, use.node) for use in out.uses()
+    ):
+        return True
+    inputs = () if producer is None or _is_end(facts, producer) else producer.inputs
+    if any(_holds(facts, value, held) for value in inputs):
         return True
     pending = [out]
     while pending:
@@ -106,6 +120,12 @@ def _goes_on(facts: Facts, out: ir.Value, held: Mixed | Complete) -> bool:
                     return True
                 pending.append(value)
     return False
+
+
+def _is_end(facts: Facts, node: ir.Node) -> bool:
+    """Whether a node casts a sum, computed in float32, back to the type of what it is a sum of."""
+    located = facts.get(node.outputs[0], Located)
+    return node.op_type == "Cast" and located is not None and isinstance(located.content, Complete)
 
 
 def _holds(facts: Facts, value: ir.Value | None, held: Mixed | Complete) -> bool:
@@ -211,6 +231,39 @@ def resolve(mixing: Mixing, node: ir.Node) -> Routing:
     if mixing.stage == "normalised" and scores.function == "sigmoid":
         return Routing(selected.logits, "log_sigmoid", normalize=True)
     return Routing(mixing.dense, "logits", mixing.stage == "normalised", mixing.dense)
+
+
+def resolve_given(facts: Facts, mixing: Mixing) -> Routing | None:
+    """Returns the routing with the weights as they are, where no function of the logits tells them; else None.
+
+    Selected by biased scores and mixed by others, as by DeepSeek-V3; a sum of weights that is bounded or enlarged.
+    """
+    scores, value = mixing.scores, mixing.value
+    direct = scores.logits is mixing.router.scores.logits and (
+        mixing.stage == "softmax" or scores.function == "softmax" or (mixing.stage, scores.function) == _NORMALISED
+    )
+    if mixing.router.fault or value is None or not mixing.positive or (direct and mixing.opaque is None):
+        return None
+    if mixing.fault and mixing.opaque is None:
+        return None
+    located = facts.get(value, Located)
+    chosen = facts.get(mixing.router.node.outputs[1], Located)
+    if located is None or chosen is None or located.axes != chosen.axes:
+        return None
+    return Routing(mixing.router.scores.logits, "logits", normalize=True, given=value, total=value)
+
+
+def normalised(facts: Facts, mixing: Mixing, routing: Routing) -> Routing | None:
+    """Returns the routing with weights that add up to one, and what they did add up to; None where that is not told."""
+    if routing.normalize or routing.weights is not None or mixing.table is not None or mixing.value is None:
+        return None
+    located, chosen = facts.get(mixing.value, Located), facts.get(mixing.router.node.outputs[1], Located)
+    if located is None or chosen is None or located.axes != chosen.axes:
+        return None
+    return replace(routing, normalize=True, total=mixing.value)
+
+
+_NORMALISED = ("normalised", "sigmoid")
 
 
 def require_alike(views: Sequence[View | None], what: str, node: ir.Node) -> bool:

@@ -16,11 +16,12 @@ from rules.recognise.sizes import Integers
 
 def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
     """Returns the nodes of a block, the last first; declines where anything else reads what is inside."""
-    stops = {block.x, routing.logits}
-    if routing.weights is not None:
-        stops.add(routing.weights)
+    stops = {block.x, *routing.read}
     reached, static = _reached(facts, block.out, stops)
-    nodes = _without_shared_shapes(facts, reached, block.out)
+    going = reached
+    if routing.given is not None:  # then the choice stays, and what it was made by
+        going, _ = _reached(facts, block.out, {*stops, *block.mixing.router.node.outputs})
+    nodes = _without_shared_shapes(facts, going, block.out)
     for node in nodes:
         for value in node.outputs:
             if value is block.out:

@@ -13,7 +13,9 @@ from rewriter.experts import ExpertForm
 from rewriter.facts import Facts
 from rewriter.rule import Declined, Fed
 from rules._block import Block, Routing
+from rules._guards import cast_type
 from rules.recognise.axes import Atom, Dim, Size, only, total
+from rules.recognise.contents import Router
 from rules.recognise.movement import token_rows
 from rules.recognise.sizes import shape_of
 
@@ -38,13 +40,64 @@ def logits_of(op: Any, facts: Facts, routing: Routing, dtype: ir.DataType, exper
     return op.Neg(op.Softplus(op.Neg(value))) if routing.function == "log_sigmoid" else value
 
 
+def logits_of_given(op: Any, facts: Facts, given: ir.Value, router: Router) -> ir.Value:
+    """Returns [T, E] logits whose softmax over the chosen is ``given`` over its sum.
+
+    Args:
+        op: onnxscript's builder.
+        facts: what is known.
+        given: [.., k] float32 weights, none of them negative.
+        router: what chose.
+    """
+    weights = flat(op, facts, given, router.k)
+    chosen = flat(op, facts, router.node.outputs[1], router.k)
+    rows = op.Gather(op.Shape(weights), _integers(op, [0], "rows"), axis=0)
+    shape = op.Concat(rows, _integers(op, [router.experts], "experts"), axis=0)
+    nothing = ir.tensor(np.array([_NOTHING], np.float32))
+    logits: ir.Value = op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, op.Log(weights), axis=1)
+    return logits
+
+
+_NOTHING = -1e30
+"""The logit of what was not chosen: finite, so that no kernel subtracts infinities."""
+
+
+def times_total(op: Any, facts: Facts, out: ir.Value, x: ir.Value, total: ir.Value, block: Block) -> ir.Value:
+    """Returns the operator's output on ``x``, each token multiplied by the sum of its numbers in ``total`` [.., k]."""
+    weights = flat(op, facts, total, block.mixing.router.k)
+    newer = facts.opset >= 13
+    rows = op.ReduceSum(weights, _integers(op, [1], "axes")) if newer else op.ReduceSum(weights, axes=[1])
+    dtype = facts_dtype(block)
+    if (total.dtype or dtype) != dtype:
+        rows = op.Cast(rows, to=int(dtype))
+    product: ir.Value
+    dims = shape_of(facts, x) if x is block.x else None
+    if dims is None or len(dims) == 2:
+        product = op.Mul(out, rows)
+        return product
+    hidden = block.experts[0].gate.weight.sizes[1]
+    product = op.Reshape(op.Mul(_reshaped(op, out, (-1, hidden)), rows), op.Shape(out))
+    return product
+
+
 def weights_of(op: Any, facts: Facts, value: ir.Value, dtype: ir.DataType, experts: int) -> Any:
     """Returns [.., E] numbers of the router as [T, E] of x's dtype, or declines: a cast would round them."""
-    own = value.dtype or dtype
+    own = _computed_in(value) or dtype
     if own != dtype and (dtype != ir.DataType.FLOAT or own == ir.DataType.DOUBLE):
         raise Declined(f"the router computes in {own.name}, and the operator takes x's {dtype.name}", value)
     value = flat(op, facts, value, experts)
     return value if own == dtype else op.Cast(value, to=int(dtype))
+
+
+def _computed_in(value: ir.Value) -> ir.DataType | None:
+    """Returns the element type of the router's numbers; where the model says none, that of what they are made of."""
+    producer = value.producer()
+    while value.dtype is None and producer is not None and producer.inputs and producer.inputs[0] is not None:
+        if producer.op_type == "Cast":
+            return cast_type(producer)
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value.dtype
 
 
 def flat(op: Any, facts: Facts, value: ir.Value, width: int) -> ir.Value:
@@ -109,9 +162,13 @@ def _extent(dim: Dim) -> int:
 
 
 def _reshaped(op: Any, value: ir.Value, shape: Sequence[int]) -> ir.Value:
-    target = op.initializer(ir.tensor(np.array(shape, np.int64), name="rows_shape"))
-    moved: ir.Value = op.Reshape(value, target)
+    moved: ir.Value = op.Reshape(value, _integers(op, shape, "rows_shape"))
     return moved
+
+
+def _integers(op: Any, numbers: Sequence[int], name: str) -> ir.Value:
+    value: ir.Value = op.initializer(ir.tensor(np.array(numbers, np.int64), name=name))
+    return value
 
 
 def facts_dtype(block: Block) -> ir.DataType:
@@ -126,19 +183,19 @@ def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
     """Returns what the proof needs to know of the values that the block reads."""
     dtype = facts_dtype(block)
     fed = {}
-    for value in dict.fromkeys((block.x, routing.logits, routing.weights)):
-        if value is None:
-            continue
+    for value in dict.fromkeys((block.x, *routing.read)):
         dims = shape_of(facts, value)
         if dims is None or (value.is_graph_input() and value.dtype is None):
             continue
-        width = block.experts[0].gate.weight.sizes[1] if value is block.x else block.mixing.router.experts
+        router = block.mixing.router
+        width = router.k if value is routing.given else router.experts
+        width = block.experts[0].gate.weight.sizes[1] if value is block.x else width
         sizes = (*dims[:-1], Size(width))
         fed[value] = Fed(
             value.dtype or dtype,
             tuple((s.factor, _names(s)) for s in sizes),
-            ranked=value is routing.logits,
-            positive=value is routing.weights,
+            chosen=block.mixing.router.k if value is routing.logits else 0,
+            positive=value in (routing.weights, routing.given),
         )
     return fed
 

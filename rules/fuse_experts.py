@@ -3,15 +3,18 @@
 Equal only but for ties: among equal logits TopK takes the first and ONNX Runtime's kernels the last, and the softmax of
 log-sigmoids that a normalised sigmoid becomes tells apart what a saturated sigmoid does not.
 
-Matched:      the Add or ReduceSum that completes sum_e share_e(logits) * (down_e @ act(gate_e @ x) * (up_e @ x)), in
-              whatever operators the recognisers know
+Matched:      the Add or ReduceSum, or the Cast that ends it where halves are summed in float32, that completes
+              sum_e share_e(logits) * (down_e @ act(gate_e @ x) * (up_e @ x)), in any operators the recognisers know
 Replacement:  MoE(x, logits [T, E], fc1, fc1_bias?, fc2, fc2_bias?), its weights lazy stacks; gate and up rows in turn;
-              a factor for each expert goes into its fc2, one for all into a Mul behind
+              a factor for each expert goes into its fc2, one for all into a Mul behind. Weights that are no function
+              of the logits, as DeepSeek-V3 selects by biased scores and mixes by others: their logarithms, scattered
+              where their experts are, are the logits, and their sum is the Mul behind
 Declines when:
               an expert is missing, is there twice, reads another x or has another activation
               the activation or the routing is none that MoE has
               the target's MoE does not run it, or not in this dtype
               something else reads a value inside of the block, or its weights
+              an operator between a router's choice and the sum is none that the recognisers know
               weights of float16 or bfloat16 would have to be scaled
 Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onnx, as the recognisers list them
 """
@@ -19,6 +22,7 @@ Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onn
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -28,12 +32,13 @@ from rewriter.experts import PROJECTIONS, ExpertForm
 from rewriter.facts import Recogniser
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule
 from rewriter.tensors import View, ViewTensor, interleaved, scaled, stacked
-from rules._block import Block, Routing, read_block, require_alike, resolve
+from rules._block import Block, Routing, normalised, read_block, require_alike, resolve, resolve_given
 from rules._covers import covered
-from rules._fused import form_of, logits_of, placed, told
+from rules._fused import facts_dtype, form_of, logits_of, logits_of_given, placed, times_total, told
 from rules._guards import FLOATS
 from rules._moe import DOMAIN, Experts, Projection
 from rules._qmoe import plan_experts
+from rules._unfused import decline_unfused
 from rules.recognise import experts
 from rules.recognise.contents import Dense, Linear, Packed
 
@@ -58,28 +63,37 @@ class FuseExperts(Rule):
         assert node is not None
         if isinstance(block.experts[0].down, Packed):
             raise NotApplicable
-        routing = resolve(block.mixing, node)
+        routing = resolve_given(facts, block.mixing) or resolve(block.mixing, node)
         if routing.weights is not None:
             reason = "the router's weights are no softmax and no normalised sigmoid of its logits"
             raise Declined(f"{reason}; only QMoE takes such", node)
+        if routing.given is not None:
+            _require_logarithms(block, routing.given)
+            block = replace(block, mixing=replace(block.mixing, table=None))
         weights = _weights(block, node)
-        form = self._form(block, routing, weights[0].dtype, node)
+        form, routing = self._form(block, routing, weights[0].dtype, node)
+        if routing.total is not None:
+            block = replace(block, mixing=replace(block.mixing, scale=1.0))
         nodes = covered(facts, block, routing)
         if self._into == "QMoE":
             self._require_quantizable(block, form, weights, nodes)
         fed = told(facts, block, routing)
-        logits = logits_of(op, facts, routing, weights[0].dtype, block.mixing.router.experts)
+        router = block.mixing.router
+        if routing.given is None:
+            logits = logits_of(op, facts, routing, weights[0].dtype, router.experts)
+        else:
+            logits = logits_of_given(op, facts, routing.given, router)
         values = [None if w is None else op.initializer(ViewTensor(w)) for w in weights]
         while values[-1] is None:
             values.pop()
 
         def moe(x: ir.Value) -> ir.Value:
             out: ir.Value = op.MoE(x, logits, *values, _domain=DOMAIN, **form.attributes())
-            return out
+            return out if routing.total is None else times_total(op, facts, out, x, routing.total, block)
 
         return Replacement({y: placed(op, facts, block, moe, node)}, nodes, fed)
 
-    def _form(self, block: Block, routing: Routing, dtype: ir.DataType, node: ir.Node) -> ExpertForm:
+    def _form(self, block: Block, routing: Routing, dtype: ir.DataType, node: ir.Node) -> tuple[ExpertForm, Routing]:
         form = form_of(block, routing)
         target = self.run.target
         kernel = target.kernel(self._into)
@@ -88,9 +102,12 @@ class FuseExperts(Rule):
         reason = kernel.refusal(form, dtype.name)
         if reason and self._into == "QMoE" and target.router_weights:
             reason = kernel.refusal(form, dtype.name, weighted=True)
+        other = normalised(self.run.facts, block.mixing, routing) if reason else None
+        if other is not None and not kernel.refusal(form_of(block, other), dtype.name):
+            return form_of(block, other), other
         if reason:
             raise Declined(f"{self._into} on target {target}: {reason}", node)
-        return form
+        return form, routing
 
     def _require_quantizable(self, block: Block, form: ExpertForm, weights: Weights, nodes: Sequence[ir.Node]) -> None:
         """Declines where rule moe-to-qmoe would leave the experts in float, though not all are meant to be."""
@@ -106,6 +123,29 @@ class FuseExperts(Rule):
             if target.rounds_activations(spec.bits, held.block):
                 where = f"{spec.bits} bits in blocks of {held.block}"
                 raise Declined(f"QMoE on target {target} rounds activations to 8 bits at {where}", block.out)
+
+
+class Unfused(Rule):
+    """Says at a router's choice why its experts stay apart, where no operator completes a block."""
+
+    recognisers: ClassVar[Sequence[Recogniser]] = experts.RECOGNISERS
+
+    def __init__(self) -> None:
+        super().__init__(name="fuse-experts")
+
+    def pattern(self, op: Any, scores: Any, k: Any) -> Any:
+        return op.TopK(scores, k, _outputs=["values", "indices"])
+
+    def rewrite(self, op: Any, *, values: ir.Value, indices: ir.Value, scores: ir.Value, k: ir.Value) -> Any:
+        decline_unfused(self.run, values, indices)
+
+
+def _require_logarithms(block: Block, given: ir.Value) -> None:
+    """Declines where logarithms of the weights that are given would round."""
+    dtype = facts_dtype(block)
+    if {dtype, given.dtype or dtype} != {ir.DataType.FLOAT}:
+        reason = "the router's weights are no softmax of its logits, and logarithms of them would round"
+        raise Declined(f"{reason} in {dtype.name}", given)
 
 
 Weights = tuple[View, View | None, View, View | None]
@@ -169,4 +209,4 @@ def rule(*, into: Literal["MoE", "QMoE"] = "MoE") -> list[Rule]:
     Args:
         into: QMoE fuses only what rule moe-to-qmoe will quantize, so that a rule set can quantize the rest unfused.
     """
-    return [FuseExperts(op_type, into) for op_type in ("Add", "ReduceSum")]
+    return [*(FuseExperts(op_type, into) for op_type in ("Add", "ReduceSum", "Cast")), Unfused()]

@@ -44,8 +44,8 @@ class QMoELayout(Rule):
             args = (projection.n, projection.k, projection.bits, projection.block)
             if reason := qmoe.illegal(*args, prepacked=wanted):
                 raise Declined(f"{projection.name}: {reason}", node)
-        # The proof reads the matched node by the layout that its metadata names.
-        node.metadata_props[LAYOUT_KEY] = qmoe.layout_name(stored.prepacked)
+        if stored.prepacked is not None:  # the proof reads the matched node by the layout that its metadata names
+            node.metadata_props[LAYOUT_KEY] = qmoe.layout_name(stored.prepacked)
         inputs = list(node.inputs)
         for slot, projection in zip(SLOTS["QMoE"]["weight"], stored.projections, strict=False):
             inputs[slot] = op.initializer(_laid_out(projection, stored.prepacked, wanted))

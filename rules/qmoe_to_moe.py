@@ -37,8 +37,8 @@ class QMoEToMoE(Rule):
         dtype = require_dtype(x, FLOATS, "the input")
         stored = read_qmoe(self.run, y, self._unmarked)
         _require_own_weights(stored, router)
-        # The proof reads the matched node by the layout that its metadata names.
-        stored.node.metadata_props[LAYOUT_KEY] = qmoe.layout_name(stored.prepacked)
+        if stored.prepacked is not None:  # the proof reads the matched node by the layout that its metadata names
+            stored.node.metadata_props[LAYOUT_KEY] = qmoe.layout_name(stored.prepacked)
         inputs: list[ir.Value | None] = [x, flat_router(op, router, stored.projections[0].codes.shape[0])]
         for projection in stored.projections:
             inputs += [op.initializer(_dequantized(projection, stored.prepacked, dtype)), projection.bias]

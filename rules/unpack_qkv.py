@@ -8,6 +8,7 @@ Declines when:
               (silently) the plan gives q, k and v one form, or it is quantized already; unless ``when`` is always
               an operand is not constant, or in a layout that mixes output features
               something else reads the packed output, or the lengths of q, k and v are not constant
+              something else reads the packed weight, which would stay in the model beside its parts
 Source:       packed projections of ONNX Runtime's builder; mixed precision as llama.cpp's Q4_K_M
 """
 
@@ -24,7 +25,8 @@ from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
 from rewriter.tensors import ViewTensor
 from rules._guards import integer_attribute, integers
 from rules._qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
-from rules._tied import weight_of
+from rules._readers import readers
+from rules._tied import inputs_of, weight_of
 from rules.recognise import computed, views
 
 When = Literal["mixed", "always"]
@@ -101,6 +103,9 @@ def read(run: Run, rule: str, node: ir.Node, when: When) -> Packed:
     packed = _by_attention(projection) or _by_split(run, projection) or _by_slices(run, projection)
     if packed is None:
         raise Declined("its output is not just taken apart into q, k and v", projection.out)
+    for use in readers(run.facts, inputs_of(node)[1]):
+        if use.node is not node:
+            raise Declined(f"the packed weight would stay in the model: {use.node.op_type} also reads it", use.node)
     weight = weight_of(run.facts, node)
     if when == "mixed" and weight is not None:
         q, k, _ = packed.lengths

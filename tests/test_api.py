@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,11 @@ def test_nodes_in_no_order():
 
 @pytest.mark.parametrize("form", [lambda proto: proto, ir.from_proto])
 def test_a_cycle_is_refused_in_one_line(form):
-    with pytest.raises(ModelError, match="'a'|'y'") as caught:
+    with pytest.raises(ModelError, match=r"'a'|'y'") as caught:
         rewriter.apply(form(onnx.parser.parse_model(CYCLE)), "unstack")
     assert "\n" not in str(caught.value)
+
+
+def test_a_result_is_shown_in_one_line(model):
+    shown = repr(rewriter.apply(model, "rtn"))
+    assert re.fullmatch(r"<Result: <Report of rtn for cpu@\S+: 1 applications, \d+ declines, [^\n]+>>", shown), shown

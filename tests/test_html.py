@@ -236,6 +236,15 @@ def test_a_page_may_be_written_again(tmp_path):
         assert main(["apply", str(GRANITE), "-o", str(tmp_path / "out"), *arguments]) == 0
 
 
+def test_what_stays_float_is_named_with_the_reason():
+    model = GRANITE.parents[1] / "genai" / "gemma4_moe_fp32_cpu_b32.onnx"
+    shown = page(rewriter.apply(model, prover=lambda rewrite, run: None).report)
+    declined = shown[shown.index("What declined, and why") :]
+    assert declined.index("has no kernel") < declined.index("excluded by the plan")
+    left = declined[declined.index("Largest weights left in float") :]
+    assert re.search(r"experts.gate_up_proj.weight</td><td>expert</td>.*65.5 kB.*has no kernel", left)
+
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

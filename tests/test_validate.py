@@ -212,3 +212,23 @@ def test_a_negative_limit_never_reaches_the_runtime() -> None:
 
     refused(experts(-1.0), "swiglu_limit is -1", "abort")
     validate(experts(0.0))
+
+
+def test_codes_have_scales_and_no_more_zero_points() -> None:
+    arrays = {"c1": np.zeros((2, 8, 16), np.uint8), "s1": np.ones((2, 8, 2), np.float32)}
+    arrays |= {"c2": np.zeros((2, 32, 4), np.uint8), "s2": np.ones((2, 32, 1), np.float32)}
+    slots = ["x", "x", "c1", "s1", "", "c2", "s2"]
+
+    def experts(*inputs: str, **attributes: str) -> ir.Model:
+        node = make_node("QMoE", list(inputs), ["y"], domain="com.microsoft", block_size=16, **attributes)
+        return model([node], arrays)
+
+    validate(experts(*slots))
+    refused(experts(*slots[:6]), "input 6 (fc2_scales) is missing")
+    refused(experts(*slots[:3], "", *slots[4:]), "input 3 (fc1_scales) is missing")
+    arrays["z1"] = np.zeros((2, 8, 1), np.uint8)
+    validate(experts(*slots, "", "", "", "", "z1"))
+    refused(
+        experts(*slots[:2], "z1", *slots[3:], "", "", "", "", "c1"), "input 11 (fc1_zero_points) holds 'c1' of shape"
+    )
+    validate(experts(*slots[:3], "", *slots[4:6], quant_type="fp4"))

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` and shell co
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -81,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     debug = bool(os.environ.get(_DEBUG))
+    if sys.stdout is None:  # closed by the shell; the next file that is opened would take its place
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 -- for as long as the process lives
     try:
         with contextlib.nullcontext() if debug else _without_warnings():
             code = typer.main.get_command(app).main(
@@ -117,8 +121,7 @@ def _failed(error: BaseException) -> int:
         case KeyboardInterrupt() | typer.Abort():
             return INTERRUPTED
         case BrokenPipeError():
-            # Python flushes stdout once more as it exits; whoever read it is gone.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence()
             return DONE
         case ParityError():
             _say(str(error))
@@ -128,11 +131,19 @@ def _failed(error: BaseException) -> int:
         case typer.TyperException():
             if message := _usage(error):
                 _say(message)
+        case OSError(errno=errno.ENOSPC):
+            _say("no space left on the device; free some space or choose another place")
+            _silence()
         case MemoryError():
             _say("out of memory; give --memory a smaller size, or run on a larger machine")
         case _:
             _say(f"internal: {type(error).__name__}: {error} ({_DEBUG}=1 shows the traceback; please report it)")
     return BAD
+
+
+def _silence() -> None:
+    """Python flushes stdout once more as it exits, which fails where it failed before."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: str) -> None:

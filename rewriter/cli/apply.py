@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rewriter.cli import options
-from rewriter.cli.options import DEFAULT_RULES, Level, Model, Rules, Settings, Target
+from rewriter.cli.options import DEFAULT_RULES, Level, Model, Rules, Settings, TargetName
 
 if TYPE_CHECKING:
     from rewriter.api import Result
@@ -21,10 +21,10 @@ def apply(
     model: Model,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="DIRECTORY", show_default=False, help="Where the rewritten model goes."),
+        typer.Option("--out", "-o", metavar="FOLDER", show_default=False, help="Where the rewritten model goes."),
     ],
     rules: Rules = DEFAULT_RULES,
-    target: Target = None,
+    target: TargetName = None,
     settings: Settings = [],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     report: Annotated[
@@ -106,8 +106,8 @@ def apply(
     from rich.text import Text
 
     from rewriter import api
-    from rewriter.cli import reports, show, whole
-    from rewriter.cli.console import byte_bar, console, labelled, shout, working
+    from rewriter.cli import reports, sheets, whole
+    from rewriter.cli.console import byte_bar, console, labelled, shout, show, working
     from rewriter.errors import UsageError
     from rewriter.io.output import refuse
     from rewriter.wording import shrink
@@ -142,15 +142,10 @@ def apply(
     screen.print(Text.assemble((rule_set.name, "bold"), f" on {model}, for {done.target}\n"))
     if not done.applications:
         screen.print("Nothing fired: the output is the model as it was.\n")
-    show.show(
-        screen,
-        show.fired(done),
-        show.declined(done, more),
-        show.weights(done.by_role, measured=True, width=screen.width),
-    )
+    show(screen, sheets.fired(done), sheets.declined(done.refusals, more), sheets.weights(done.by_role, measured=True))
     if outcome.parity is not None:
         title = f"Against the original ({outcome.parity.runtime}, random inputs, seed {outcome.parity.seed})"
-        show.show(screen, show.metrics(title, outcome.parity.outputs, width=screen.width))
+        show(screen, sheets.metrics(title, outcome.parity.outputs))
     else:
         screen.print(f"Not compared with the original: {outcome.skipped}.\n")
     if done.already_quantized:

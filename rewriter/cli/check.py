@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rewriter.cli.options import AsJson
+
 if TYPE_CHECKING:
     from rewriter.parity.runtime import Array
 
@@ -46,6 +48,7 @@ def check(
             help="Fail where logits agree on the best token more rarely.",
         ),
     ] = None,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
     """Run two models on the same inputs and measure how far their outputs are apart.
@@ -54,32 +57,40 @@ def check(
         on seeded random inputs
     [bold]rewriter check model.onnx out/model.onnx --inputs feeds.npz --min-top1 0.95[/bold]
         on inputs of your own, exit 1 where fewer than 95% of the best tokens agree
+    [bold]rewriter check model.onnx out/model.onnx --json[/bold]
+        the same for a program
     """
+    from dataclasses import replace
+
     from rich.text import Text
 
-    from rewriter.cli import show
-    from rewriter.cli.console import console, shout, working
+    from rewriter.cli import sheets
+    from rewriter.cli.console import console, print_json, shout, show, working
     from rewriter.errors import UsageError, nearest
     from rewriter.parity.limits import exceeded
     from rewriter.parity.model import compare_models
     from rewriter.parity.runtime import runtime as find_runtime
+    from rewriter.report import document
     from rewriter.ruleset import ParitySettings
 
     feeds = None if inputs is None else _feeds(inputs)
     limits = ParitySettings(max_relative_l2=max_relative_l2, min_snr_db=min_snr_db, min_top1=min_top1)
-    with working("running both models", quiet=quiet):
+    with working("running both models", quiet=quiet or as_json):
         parity = compare_models(
             before, after, feeds=feeds, seed=seed, runtime=find_runtime(runtime), logits=logits or None
         )
     for name in logits:
         if name not in parity.outputs:
             raise UsageError(f"--logits {name}: the models have no such output{nearest(name, parity.outputs)}")
-    source = f"random inputs, seed {seed}" if inputs is None else str(inputs)
-    screen = console(quiet=quiet)
-    head = Text.assemble((f"{after}", "bold"), " against ", (f"{before}", "bold"), f", run by {runtime} on {source}\n")
-    screen.print(head, soft_wrap=True)
-    show.show(screen, show.metrics("How far the outputs are apart", parity.outputs, width=screen.width, limit=None))
     failures = exceeded(parity, limits)
+    if as_json:
+        print_json(document(replace(parity.comparison, failures=failures)), quiet=quiet)
+    else:
+        source = f"random inputs, seed {seed}" if inputs is None else str(inputs)
+        screen = console(quiet=quiet)
+        names = ((f"{after}", "bold"), " against ", (f"{before}", "bold"))
+        screen.print(Text.assemble(*names, f", run by {runtime} on {source}\n"), soft_wrap=True)
+        show(screen, sheets.metrics("How far the outputs are apart", parity.outputs, limit=None))
     for failure in failures:
         shout(failure)
     if failures:

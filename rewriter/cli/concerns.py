@@ -12,13 +12,13 @@ import onnx_ir as ir
 
 from rewriter.api import Result
 from rewriter.cli.forecast import planned
-from rewriter.cli.watching import Near, Nearest
+from rewriter.cli.watching import Nearest
 from rewriter.errors import UsageError
 from rewriter.inspection.weights import MOVES
 from rewriter.report import Application, Decline, Weight
 from rewriter.roles import Role, find_roles
 from rewriter.roles.operators import ATTENTION, FUSED_EXPERTS, LINEAR
-from rewriter.stored import all_nodes
+from rewriter.stored import all_nodes, name_of
 
 _FAR = 256
 """Nodes behind a node that may be of its block."""
@@ -37,23 +37,25 @@ class Concern:
         what: kind, type, role and what becomes of it, in one line.
         applications: rewrites at it, or at what reads it.
         absorbed: rewrites elsewhere that took it along.
-        near: rules that did not fire there, the nearest first.
-        unknown: values behind it that a recogniser almost knew.
+        declines: of rules whose pattern was there.
+        unknown: values behind it that a recogniser almost knew; with an empty rule.
         further: declines of rules that begin behind it, and whose block it may be part of.
+        others: rules that were tried there and are about something else.
     """
 
     name: str
     what: str
     applications: tuple[Application, ...]
     absorbed: tuple[Application, ...]
-    near: tuple[Near, ...]
-    unknown: tuple[Near, ...]
-    further: tuple[Near, ...]
+    declines: tuple[Decline, ...]
+    unknown: tuple[Decline, ...]
+    further: tuple[Decline, ...]
+    others: tuple[str, ...]
 
     @property
     def untouched(self) -> bool:
         """Whether nothing was done to it and nothing was tried."""
-        return not (self.applications or self.absorbed or self.near or self.unknown or self.further)
+        return not (self.applications or self.absorbed or self.declines or self.unknown or self.further or self.others)
 
 
 class Focus:
@@ -67,9 +69,9 @@ class Focus:
         self._tensors = {key: value for graph in model.graphs() for key, value in graph.initializers.items()}
         self._roles = find_roles(model)
         self._first = self._find(name)
-        self._here = {node.name or node.op_type for node in _behind(self._first)}
+        self._here = set(map(name_of, _behind(self._first)))
         further = self._further(self._first)
-        self._beyond = [node.name for node in further if node.name and node.name not in self._here]
+        self._beyond = [name for name in map(name_of, further) if name not in self._here]
         behind = {v.name for node in (*_behind(self._first), *further) for v in node.outputs if v.name}
         self.watch = Nearest(self._here, behind)
 
@@ -103,26 +105,29 @@ class Focus:
         """
         name, report = self.name, result.report
         first, what = self._describe(result)
-        here = {node.name or node.op_type for node in _behind(first)}
+        here = set(map(name_of, _behind(first)))
         applications = tuple(a for a in report.applications if a.node in here)
         names = {node.name for node in first if node.name}
         absorbed = tuple(a for a in report.applications if a.node not in here and names & set(a.removed))
-        near = tuple(near for near in self.watch.attempts if near.node in here)
-        known = {(n.rule, n.node, n.reason) for n in near}
-        elsewhere = [d for d in report.declines if d.culprit == name and (d.rule, d.node, d.reason) not in known]
-        near += tuple(map(_near, elsewhere))
+        declines = [d for d in self.watch.attempts if d.node in here]
+        known = {(d.rule, d.node, d.reason) for d in declines}
+        declines += [d for d in report.declines if d.culprit == name and (d.rule, d.node, d.reason) not in known]
         beyond = {node: place for place, node in enumerate(self._beyond)}
         further = sorted((d for d in report.declines if d.node in beyond), key=lambda d: beyond[d.node])
         done = bool(applications or absorbed)
-        unknown = [u for u in self.watch.unknown if not any(u.reason in n.reason for n in near)]
+        unknown = [u for u in self.watch.unknown if not any(u.reason in d.reason for d in declines)]
+        fired = {application.node for application in applications}
+        stopped = {decline.rule for decline in declines}
+        others = {rule for rule, node in self.watch.others if node in here and node not in fired} - stopped
         return Concern(
             name,
             what,
             applications,
             absorbed,
-            tuple(n for n in near if n.node not in {a.node for a in applications} and (n.declined or not done)),
-            () if done else tuple(unknown),
-            () if done or any(n.declined for n in near) else tuple(map(_near, further)),
+            declines=tuple(d for d in declines if d.node not in fired),
+            unknown=() if done else tuple(unknown),
+            further=() if done or declines else tuple(further),
+            others=() if done else tuple(sorted(others)),
         )
 
     def _describe(self, result: Result[Any]) -> tuple[list[ir.Node], str]:
@@ -170,10 +175,6 @@ class Focus:
             return ""
         places = (("layer", role.layer), ("expert", role.expert))
         return ", ".join(filter(None, (role.name, *(f"{what} {index}" for what, index in places if index is not None))))
-
-
-def _near(decline: Decline) -> Near:
-    return Near(decline.rule, decline.phase, decline.node, decline.reason, decline.culprit, declined=True)
 
 
 def _spec(weight: Weight) -> str:

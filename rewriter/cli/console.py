@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,6 +27,15 @@ TOP = 10
 """Rows of a table that may be long."""
 
 _PIPED_WIDTH = 160
+
+_READABLE = 16
+"""Columns of the terminal that a text needs, so that it is worth wrapping."""
+
+_SPARE = (
+    "worst at", "read by", "rows of an expert", "max abs", "stored", "before", "KL", "cosine", "mean", "max error",
+    "numbers", "of now", "rewrites", "nodes", "options",
+)  # fmt: skip
+"""What a narrow terminal can do without, the least first."""
 
 
 class _Screen(Console):
@@ -53,31 +64,99 @@ def shout(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("FAILED ", "bold red"), message))
 
 
-def table(title: str, *columns: str) -> Table:
-    """Returns an empty table; the heading of a column of numbers starts with ``>``, of short names with ``|``."""
-    made = Table(
-        title=title,
-        title_style="bold",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        header_style="dim",
-        caption_justify="left",
-        caption_style="dim",
-    )
-    for column in columns:
-        kind = column[0] if column[0] in ">|" else ""
-        justify: Literal["left", "right"] = "right" if kind == ">" else "left"
-        made.add_column(column.removeprefix(kind), justify=justify, no_wrap=bool(kind), overflow="fold")
-    return made
+class Sheet:
+    """A table that has yet to be laid out for a terminal.
+
+    Attributes:
+        caption: what is said below it.
+    """
+
+    def __init__(self, title: str, *columns: str) -> None:
+        """Prepares.
+
+        Args:
+            title: above it.
+            columns: headings; that of a column of numbers starts with ``>``, of short names with ``|``.
+        """
+        self.caption = ""
+        self._title = title
+        self._columns = columns
+        self._rows: list[tuple[str | Text, ...]] = []
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def add(self, *cells: str | Text) -> None:
+        """Adds a row."""
+        self._rows.append(cells)
+
+    def rest(self, left: int, where: str = "") -> None:
+        """Adds the row that says how many more there are."""
+        if left > 0:
+            self.add(*[""] * (len(self) - 1), Text(f"and {left:,} more{where}", style="dim"))
+
+    def table(self, width: int) -> tuple[Table, int]:
+        """Lays it out, without the columns that can be spared where there is no room; no number is cut.
+
+        Args:
+            width: columns of the terminal.
+
+        Returns:
+            The table, and the columns of the terminal that it takes.
+        """
+        kept = list(range(len(self)))
+        for name in _SPARE:
+            if self._least(kept) > width:
+                kept = [index for index in kept if self._heading(index) != name]
+        made = Table(
+            title=self._title,
+            title_style="bold",
+            title_justify="left",
+            caption=self.caption or None,
+            caption_justify="left",
+            caption_style="dim",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            collapse_padding=True,
+            header_style="dim",
+        )
+        for index in kept:
+            justify: Literal["left", "right"] = "right" if self._columns[index].startswith(">") else "left"
+            made.add_column(self._heading(index), justify=justify, no_wrap=self._whole(index), overflow="fold")
+        for row in self._rows:
+            made.add_row(*(row[index] for index in kept))
+        return made, max(width, self._least(kept))
+
+    def _heading(self, index: int) -> str:
+        return self._columns[index].lstrip(">|")
+
+    def _whole(self, index: int) -> bool:
+        return self._columns[index][0] in ">|"
+
+    def _least(self, kept: Sequence[int]) -> int:
+        needed = 2 * (len(kept) - 1)
+        for index in kept:
+            cells = [self._heading(index), *(str(row[index]) for row in self._rows)]
+            widest = max(cell_len(line) for cell in cells for line in cell.splitlines() or [""])
+            needed += widest if self._whole(index) else min(widest, _READABLE)
+        return needed
 
 
-def rest(made: Table, left: int, where: str) -> None:
-    """Adds the row that says how many more there are."""
-    if left > 0:
-        made.add_row(*[""] * (len(made.columns) - 1), Text(f"and {left:,} more{where}", style="dim"))
+def show(out: Console, *sheets: Sheet | None) -> None:
+    """Prints tables, each followed by an empty line; None is nothing. The terminal breaks lines that it cannot hold."""
+    room = out.width
+    for sheet in sheets:
+        if sheet is not None:
+            made, out.width = sheet.table(room)
+            out.print(made)
+            out.print()
+            out.width = room
+
+
+def print_json(document: object, *, quiet: bool = False) -> None:
+    """Prints plain data as JSON, on lines that are as long as they are."""
+    console(quiet=quiet).out(json.dumps(document, indent=2, allow_nan=False))
 
 
 @contextmanager

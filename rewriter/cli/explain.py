@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rewriter.cli import options
-from rewriter.cli.options import DEFAULT_RULES, Model, Rules, Settings, Target
+from rewriter.cli.options import DEFAULT_RULES, AsJson, Model, Rules, Settings, TargetName
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from rewriter.api import Result
     from rewriter.cli.concerns import Concern, Focus
-    from rewriter.cli.watching import Near
+    from rewriter.report import Decline, Report
 
 _LARGEST = 5
 """Weights left in float that are worth a line each."""
@@ -28,11 +29,12 @@ def explain(
     model: Model,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", show_default=False, help="A node or a weight: only what concerns it."),
+        typer.Argument(metavar="NAME", show_default=False, help="A node or a weight: only what concerns it."),
     ] = None,
     rules: Rules = DEFAULT_RULES,
-    target: Target = None,
+    target: TargetName = None,
     settings: Settings = [],
+    as_json: AsJson = False,
 ) -> None:
     """Say what a rule set would do to a model, what it would not and why, without doing it.
 
@@ -44,14 +46,18 @@ def explain(
         the same for another rule set
     [bold]rewriter explain model.onnx lm_head.weight[/bold]
         what would happen to one weight or node
+    [bold]rewriter explain model.onnx --json[/bold]
+        the same for a program: a report as apply --report writes it, without errors and proofs
     """
     from rewriter import api
     from rewriter.cli.concerns import Focus
-    from rewriter.cli.console import console, working
+    from rewriter.cli.console import console, print_json, working
+    from rewriter.cli.forecast import planned
     from rewriter.io import load
+    from rewriter.report import document
 
-    rule_set = options.rule_set(rules, settings, "none")
-    with working(f"reading {model}", quiet=False) as tell:
+    rule_set = options.rule_set(rules, settings)
+    with working(f"reading {model}", quiet=as_json) as tell:
         original = load(model)
         focus = None if name is None else Focus(name, original)
         result: Result[Any] = api.apply(
@@ -62,76 +68,69 @@ def explain(
             progress=lambda phase, count: tell(f"{phase}: {count:,} rewrites"),
             watch=None if focus is None else focus.watch,
         )
-    if focus is None:
-        _show_model(console(), f"{model}", result)
+    report = replace(result.report, model=str(model), weights=planned(result.ir_model))
+    if focus is not None:
+        found = focus.concern(result)
+        if as_json:
+            print_json(document(found))
+        else:
+            _show_concern(console(), found, focus, report)
+    elif as_json:
+        print_json(report.to_json())
     else:
-        _show_concern(console(), focus.concern(result), focus, result)
+        _show_report(console(), report)
 
 
-def _show_model(screen: Console, model: str, result: Result[Any]) -> None:
+def _show_report(screen: Console, report: Report) -> None:
     from rich.text import Text
 
-    from rewriter.cli import show
-    from rewriter.cli.console import labelled, rest, table
-    from rewriter.cli.forecast import left_in_float, planned
-    from rewriter.report import summarize
-    from rewriter.wording import nbytes, shrink
+    from rewriter.cli import sheets
+    from rewriter.cli.console import labelled, show
+    from rewriter.wording import shrink
 
-    report = result.report
-    head = f" on {model}, for {report.target}: a dry run, nothing is written\n"
+    head = f" on {report.model}, for {report.target}: a dry run, nothing is written\n"
     screen.print(Text.assemble((report.rule_set, "bold"), head))
     if not report.applications:
         screen.print("Nothing would fire.\n")
-    show.show(
+    show(
         screen,
-        show.would_fire(report),
-        show.declined(report, "; name a node or weight to see what concerns it"),
-        show.weights(summarize(planned(result.ir_model)), measured=False, width=screen.width),
+        sheets.would_fire(report),
+        sheets.declined(report.refusals, "; --json lists all"),
+        sheets.weights(report.by_role, measured=False),
+        sheets.left(report.left, _LARGEST),
     )
-    left = left_in_float(result.ir_model, report)
-    if left:
-        rows = table("Largest weights left in float", "weight", ">size", "read by", "why")
-        for entry in left[:_LARGEST]:
-            why = entry.reason or "no rule came near"
-            rows.add_row(entry.name, nbytes(entry.nbytes), ", ".join(entry.readers), why)
-        rest(rows, len(left) - _LARGEST, f", {nbytes(sum(entry.nbytes for entry in left[_LARGEST:]))}")
-        show.show(screen, rows)
     screen.print(labelled("Size", shrink(report.bytes_before, report.bytes_after)))
 
 
-def _show_concern(screen: Console, found: Concern, focus: Focus, result: Result[Any]) -> None:
-    from dataclasses import replace
-
+def _show_concern(screen: Console, found: Concern, focus: Focus, report: Report) -> None:
     from rich.text import Text
 
-    from rewriter.cli import show
+    from rewriter.cli import sheets
+    from rewriter.cli.console import show
 
-    report = replace(result.report, applications=found.applications)
     screen.print(Text.assemble((found.name, "bold"), f"  {found.what}"), soft_wrap=True)
     screen.print()
-    show.show(screen, show.would_fire(report))
+    show(screen, sheets.would_fire(replace(report, applications=found.applications)))
     for application in found.absorbed[:_LARGEST]:
         goes = f"Goes with the rewrite by {application.rule} at '{application.node}' (phase {application.phase})."
         screen.print(Text(goes), soft_wrap=True)
-    stopped = [near for near in found.near if near.declined]
-    others = sorted({near.rule for near in found.near if not near.declined} - {near.rule for near in stopped})
-    _say(screen, "What stopped the rules that came nearest", stopped, focus)
+    _say(screen, "What stopped the rules that came nearest", found.declines, focus)
     _say(screen, "What was not recognised", found.unknown, focus)
     _say(screen, "What stopped rules further on in the same block", found.further, focus)
-    if others:
-        screen.print(Text(f"Tried, and about something else: {', '.join(others)}."), soft_wrap=True)
+    if found.others:
+        screen.print(Text(f"Tried, and about something else: {', '.join(found.others)}."), soft_wrap=True)
     if found.untouched:
         screen.print(f"No rule of {report.rule_set} came near it.")
 
 
-def _say(screen: Console, title: str, rows: Sequence[Near], focus: Focus) -> None:
+def _say(screen: Console, title: str, rows: Sequence[Decline], focus: Focus) -> None:
     """The guard, the value at fault, and what would have to change, for each reason once."""
     from rich.text import Text
 
     from rewriter.cli.console import labelled
-    from rewriter.cli.hints import hint
+    from rewriter.report.hints import hint
 
-    groups: dict[tuple[str, str], list[Near]] = {}
+    groups: dict[tuple[str, str], list[Decline]] = {}
     for row in rows:
         groups.setdefault((row.rule, row.reason), []).append(row)
     if groups:
@@ -142,10 +141,11 @@ def _say(screen: Console, title: str, rows: Sequence[Near], focus: Focus) -> Non
         screen.print(Text(f"{rule} at '{first.node}'{more}" if rule else f"'{first.node}'{more}"), soft_wrap=True)
         fault = first.culprit or first.node
         about = focus.about(fault)
+        known = hint(reason)
         for label, text in (
             ("stopped by", reason),
             ("at fault", f"'{fault}'{f', {about}' if about else ''}"),
-            ("to change it", hint(reason)),
+            ("to change it", known.advice if known else ""),
         ):
             if text:
                 screen.print(labelled(f"  {label}", text, 16), soft_wrap=True)

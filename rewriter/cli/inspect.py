@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rewriter.cli.options import Model, Target
+from rewriter.cli.options import AsJson, Model, TargetName
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from rewriter.cli.console import Sheet
     from rewriter.cli.outlook import Outlook
     from rewriter.inspection.blocks import Block
     from rewriter.inspection.model import ModelInfo
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 def inspect(
     model: Model,
-    target: Target = None,
+    target: TargetName = None,
     sizes: Annotated[
         bool | None,
         typer.Option(
@@ -30,7 +28,7 @@ def inspect(
             help="Say what each rule set would do to the size; by default below 20,000 nodes.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a model is: layers, MoE blocks and their form, weights by role, and what rule sets would make of it.
 
@@ -42,20 +40,22 @@ def inspect(
         the same for a program
     """
     from rewriter.cli import whole
-    from rewriter.cli.console import console, working
+    from rewriter.cli.console import print_json, working
     from rewriter.cli.outlook import outlooks
     from rewriter.inspection.model import inspect as look
     from rewriter.io import load
+    from rewriter.report import document
+    from rewriter.target import Target
 
+    if target is not None:
+        Target.parse(target)
     with working(f"reading {model}", quiet=as_json) as tell:
         original = load(model)
         info = look(original)
         asked = info.nodes <= whole.MOST_NODES if sizes is None else sizes
         found = tuple(outlooks(original, target, tell)) if asked else ()
-    screen = console()
     if as_json:
-        text = {**dataclasses.asdict(info), "rule_sets": [dataclasses.asdict(outlook) for outlook in found]}
-        screen.out(json.dumps(text, indent=2))
+        print_json({**document(info), "rule_sets": [dataclasses.asdict(outlook) for outlook in found]})
         return
     _show(f"{model}", info, found, asked=asked)
 
@@ -63,44 +63,44 @@ def inspect(
 def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, asked: bool) -> None:
     from rich.text import Text
 
-    from rewriter.cli import show
-    from rewriter.cli.console import console, labelled
+    from rewriter.cli.console import console, labelled, show
     from rewriter.wording import nbytes
 
     screen = console()
     screen.print(Text.assemble((model, "bold"), f"  {nbytes(info.nbytes)} of tensors"), soft_wrap=True)
+    functions = f", {info.functions:,} function{'s' if info.functions > 1 else ''}" if info.functions else ""
     operators = ", ".join(f"{name} {count:,}" for name, count in info.operators.items())
     for label, text in (
         ("written by", info.producer or "unknown"),
         ("opsets", ", ".join(f"{domain} {version}" for domain, version in info.opsets.items())),
-        ("nodes", f"{info.nodes:,}{f', {info.functions} functions' if info.functions else ''}: {operators} ..."),
+        ("nodes", f"{info.nodes:,}{functions}: {operators} ..."),
         ("inputs", ", ".join(list(info.inputs)[:6]) + (" ..." if len(info.inputs) > 6 else "")),
         ("layers", f"{info.layers}, of which {len({b.layer for b in info.blocks})} with experts"),
     ):
         screen.print(labelled(label, text, 12), soft_wrap=True)
     screen.print()
-    show.show(screen, _blocks(info.blocks), _weights(info), _sizes(info, found))
+    show(screen, _blocks(info.blocks), _weights(info), _sizes(info, found))
     if not info.blocks:
         screen.print("No MoE block was recognised.")
     if not asked:
         screen.print(f"With {info.nodes:,} nodes, rule sets are tried on demand: --sizes", style="dim")
 
 
-def _blocks(blocks: Sequence[Block]) -> Table | None:
+def _blocks(blocks: Sequence[Block]) -> Sheet | None:
     """The blocks, equal ones in one row."""
-    from rewriter.cli.console import table
+    from rewriter.cli.console import Sheet
 
     if not blocks:
         return None
     groups: dict[Block, list[Block]] = {}
     for block in blocks:
         groups.setdefault(dataclasses.replace(block, layer=None, first=""), []).append(block)
-    made = table("MoE blocks", "|layers", "form", ">experts", ">top-k", "rows of an expert", ">nodes", "first node")
+    made = Sheet("MoE blocks", "|layers", "form", ">experts", ">top-k", "rows of an expert", ">nodes", "first node")
     for kind, group in groups.items():
         experts, top_k = (str(n) if n is not None else "-" for n in (kind.experts, kind.top_k))
         form = f"{kind.form}, {kind.activation}" if kind.activation else kind.form
         layers = _ranges([block.layer for block in group])
-        made.add_row(layers, form, experts, top_k, kind.rows or "-", f"{kind.nodes:,}", group[0].first)
+        made.add(layers, form, experts, top_k, kind.rows or "-", f"{kind.nodes:,}", group[0].first)
     return made
 
 
@@ -117,13 +117,13 @@ def _ranges(layers: Sequence[int | None]) -> str:
     return ", ".join(texts + (["-"] if None in layers else []))
 
 
-def _weights(info: ModelInfo) -> Table:
+def _weights(info: ModelInfo) -> Sheet:
     from rich.text import Text
 
-    from rewriter.cli.console import table
+    from rewriter.cli.console import Sheet
     from rewriter.wording import nbytes
 
-    made = table("Weights", "|role", "stored", ">count", ">numbers", ">size", ">share")
+    made = Sheet("Weights", "|role", "stored as", ">count", ">numbers", ">size", ">share")
     small = info.nbytes / 1000
     rest = [holding for holding in info.weights if not holding.role and holding.nbytes < small]
     for h in info.weights:
@@ -131,27 +131,27 @@ def _weights(info: ModelInfo) -> Table:
             continue
         role = h.role or Text("(no role)", style="dim")
         share = f"{h.nbytes / info.nbytes:.1%}" if info.nbytes else "-"
-        made.add_row(role, h.stored, f"{h.count:,}", f"{h.elements:,}", nbytes(h.nbytes), share)
+        made.add(role, h.stored, f"{h.count:,}", f"{h.elements:,}", nbytes(h.nbytes), share)
     if rest:
         made.caption = f"and {sum(h.count for h in rest):,} small constants, {nbytes(sum(h.nbytes for h in rest))}"
     return made
 
 
-def _sizes(info: ModelInfo, found: Sequence[Outlook]) -> Table | None:
-    from rewriter.cli.console import table
+def _sizes(info: ModelInfo, found: Sequence[Outlook]) -> Sheet | None:
+    from rewriter.cli.console import Sheet
     from rewriter.wording import nbytes
 
     if not found:
         return None
     problems = ["problem"] if any(outlook.problem for outlook in found) else []
     columns = ("|rule set", ">size", ">of now", ">rewrites", ">float experts", *problems)
-    made = table("What each rule set would make of it", *columns)
+    made = Sheet("What each rule set would make of it", *columns)
     for outlook in found:
         after = outlook.bytes_after
         if after is None:
-            made.add_row(outlook.rule_set, "-", "-", "-", "-", outlook.problem)
+            made.add(outlook.rule_set, "-", "-", "-", "-", outlook.problem)
             continue
         share = f"{after / info.nbytes:.1%}" if info.nbytes else "-"
         left = nbytes(outlook.float_experts) if outlook.float_experts else "none"
-        made.add_row(outlook.rule_set, nbytes(after), share, f"{outlook.rewrites:,}", left)
+        made.add(outlook.rule_set, nbytes(after), share, f"{outlook.rewrites:,}", left)
     return made

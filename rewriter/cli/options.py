@@ -69,17 +69,19 @@ Settings = Annotated[
         help="Change a value of the rule set, as quantization.default.bits=8. May be repeated.",
     ),
 ]
-Target = Annotated[
+TargetName = Annotated[
     str | None,
     typer.Option(
         "--target",
-        metavar="PROVIDER[@VERSION]",
+        metavar="TARGET",
         show_default=False,
-        help="Runtime to rewrite for: cpu, cuda, cuda:sm90, webgpu@1.30 ...; by default the rule set's.",
+        help="Runtime to rewrite for, as cpu, cuda:sm90 or webgpu@1.30; by default the rule set's.",
     ),
 ]
 Level = Literal["class", "all", "none"]
 """Which rewrites are proved by running them."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
 
 DEFAULT_RULES = "moe-int4"
 

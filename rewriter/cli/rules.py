@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rewriter.cli import options
+from rewriter.cli.options import AsJson
 
 if TYPE_CHECKING:
     from rewriter.ruleset import OptionInfo, RuleInfo, RuleSetInfo
@@ -17,13 +18,13 @@ def rules(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RULE|SET]",
+            metavar="RULE|SET",
             show_default=False,
             help="Show this one in full.",
             autocompletion=options.complete_rules_and_sets,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of rule sets, with every installed rule.")
     ] = False,
@@ -63,15 +64,14 @@ def rules(
 
 
 def _list(known: dict[str, RuleInfo], sets: dict[str, RuleSetInfo]) -> None:
-    from rewriter.cli.console import console, table
-    from rewriter.cli.show import show
+    from rewriter.cli.console import Sheet, console, show
 
-    rows = table("Rules", "rule", "what it does", "options")
+    rows = Sheet("Rules", "|rule", "what it does", "options")
     for info in known.values():
-        rows.add_row(info.name, info.title, ", ".join(option.name for option in info.options) or "-")
-    named = table("Rule sets", "rule set", "description")
+        rows.add(info.name, info.title, ", ".join(option.name for option in info.options) or "-")
+    named = Sheet("Rule sets", "|rule set", "description")
     for entry in sets.values():
-        named.add_row(entry.name, entry.description)
+        named.add(entry.name, entry.description)
     show(console(), rows, named)
     console().print("rewriter rules NAME shows one in full", style="dim")
 
@@ -79,8 +79,7 @@ def _list(known: dict[str, RuleInfo], sets: dict[str, RuleSetInfo]) -> None:
 def _show_rule(info: RuleInfo) -> None:
     from rich.text import Text
 
-    from rewriter.cli.console import console, table
-    from rewriter.cli.show import show
+    from rewriter.cli.console import Sheet, console, show
 
     out = console()
     out.print(Text.assemble((info.name, "bold"), (f"  rule, from package {info.package}", "dim")))
@@ -91,35 +90,37 @@ def _show_rule(info: RuleInfo) -> None:
         out.print("\n".join(f"  {line}" for line in body.replace("``", "").splitlines()))
         out.print()
     if info.options:
-        rows = table("Options", "option", "type", "default", "meaning")
+        rows = Sheet("Options", "|option", "type", "default", "meaning")
         for option in info.options:
-            rows.add_row(option.name, option.type, _yaml(option.default), option.description or "-")
+            rows.add(option.name, option.type, _yaml(option.default), option.description or "-")
         show(out, rows)
 
 
 def _show_set(entry: RuleSetInfo) -> None:
     from rich.text import Text
 
-    from rewriter.cli.console import console, labelled, table
-    from rewriter.cli.show import show
+    from rewriter.cli.console import Sheet, console, labelled, show
+    from rewriter.quantize.plan import QuantizationPlan
     from rewriter.ruleset import load
 
     out = console()
     out.print(Text.assemble((entry.name, "bold"), (f"  rule set, from package {entry.package}", "dim")))
     out.print(entry.description)
     out.print()
-    rows = table("Phases", "phase", "rule", "options")
+    rows = Sheet("Phases", "|phase", "|rule", "options")
     rule_set = load(entry.name)
     for phase in rule_set.phases:
         for index, rule in enumerate(phase.rules):
             given = ", ".join(f"{key}: {_yaml(value)}" for key, value in rule.options.items())
-            rows.add_row("" if index else phase.name, rule.name, given or "-")
+            rows.add("" if index else phase.name, rule.name, given or "-")
     show(out, rows)
     plan, parity = rule_set.plan, rule_set.parity
-    spec = plan.default
-    zero = "symmetric" if spec.symmetric else "with zero points"
-    block = f"blocks of {spec.block_size}" if spec.block_size else "one scale per output"
-    facts = [("plan", f"{spec.bits} bits, {block}, {zero}, {spec.algorithm}")]
+    facts = []
+    if plan != QuantizationPlan():  # else nothing is quantized
+        spec = plan.default
+        zero = "symmetric" if spec.symmetric else "with zero points"
+        block = f"blocks of {spec.block_size}" if spec.block_size else "one scale per output"
+        facts.append(("plan", f"{spec.bits} bits, {block}, {zero}, {spec.algorithm}"))
     facts += [("only", str(selector)) for selector in plan.include] + [("except", str(s)) for s in plan.exclude]
     facts += [("override", f"{o.selector}: {dict(o.changes)}") for o in plan.overrides]
     facts += [("parity", f"local {parity.local}"), ("target", rule_set.target), ("file", entry.path)]

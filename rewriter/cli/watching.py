@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from rewriter.facts import DeclineTracer
+from rewriter.report import Decline
 from rewriter.run import ModelRun
-from rewriter.stored import all_nodes
-
-
-@dataclass(frozen=True)
-class Near:
-    """A rule that was tried at a node and did not fire.
-
-    Attributes:
-        rule: its name; of a recogniser that states facts for rules, empty.
-        phase: the phase in which it was tried.
-        node: the node, or the value that a recogniser almost knew.
-        reason: the guard that stopped it; empty where the rule is about something else.
-        culprit: the value or node at fault; empty where it is the node itself.
-        declined: whether its pattern was there, so that it declined.
-    """
-
-    rule: str
-    phase: str
-    node: str
-    reason: str
-    culprit: str
-    declined: bool
+from rewriter.stored import all_nodes, name_of
 
 
 class Nearest:
@@ -45,17 +24,23 @@ class Nearest:
         """
         self._nodes = nodes
         self._values = values
-        self._attempts: dict[tuple[str, str, str], Near] = {}
-        self._unknown: dict[str, Near] = {}
+        self._attempts: dict[tuple[str, str, str], Decline] = {}
+        self._others: dict[tuple[str, str, str], None] = {}
+        self._unknown: dict[str, Decline] = {}
 
     def attempted(self, phase: str, rule: str, node: ir.Node, how: DeclineTracer) -> None:
         """Keeps the last attempt of each rule at each node of interest."""
-        name = node.name or node.op_type
-        if name in self._nodes:
-            reason = how.reason or how.mismatch
+        name = name_of(node)
+        if name not in self._nodes:
+            return
+        key = (phase, rule, name)
+        self._attempts.pop(key, None)
+        self._others.pop(key, None)
+        if how.reason:
             culprit = (how.culprits[0].name or "") if how.culprits else ""
-            near = Near(rule, phase, name, reason, "" if culprit == name else culprit, bool(how.reason))
-            self._attempts[phase, rule, name] = near
+            self._attempts[key] = Decline(rule, phase, name, how.reason, "" if culprit == name else culprit)
+        else:
+            self._others[key] = None
 
     def settled(self, phase: str, run: ModelRun) -> None:
         """Asks the recognisers why they state nothing about the values of interest."""
@@ -63,14 +48,19 @@ class Nearest:
             for value in node.outputs:
                 name = value.name or ""
                 if name in self._values and (reason := run.facts.why_not(value)):
-                    self._unknown[name] = Near("", phase, name, reason, node.name or "", declined=True)
+                    self._unknown[name] = Decline("", phase, name, reason, node.name or "")
 
     @property
-    def attempts(self) -> tuple[Near, ...]:
-        """The rules that came nearest, the nearest first: those that declined, then those of another pattern."""
-        return tuple(sorted(self._attempts.values(), key=lambda near: (not near.declined, not near.reason)))
+    def attempts(self) -> tuple[Decline, ...]:
+        """The rules whose pattern was there and that declined."""
+        return tuple(self._attempts.values())
 
     @property
-    def unknown(self) -> tuple[Near, ...]:
-        """The values that a recogniser almost knew."""
+    def others(self) -> tuple[tuple[str, str], ...]:
+        """Rules that were tried and are about something else, each with the node."""
+        return tuple((rule, node) for _, rule, node in self._others)
+
+    @property
+    def unknown(self) -> tuple[Decline, ...]:
+        """The values that a recogniser almost knew, with an empty rule."""
         return tuple(self._unknown.values())

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rewriter.html.heat import Grid, HeatMap, grid, heat_maps
-from rewriter.report import Decline, Metrics, Proof, Report, Size, Weight
+from rewriter.report import Left, Metrics, Proof, Refusal, Report, Size, Weight
 from rewriter.wording import names, shrink
 
 EXAMPLES = 5
 """Places that are named where a rule declined."""
+
+LEFT = 8
+"""Weights left in float that are named."""
 
 GROUPS = 60
 """Rows of a table that may be long."""
@@ -63,23 +66,6 @@ class Fired:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """One reason for which a rule declined.
-
-    Attributes:
-        rule: its name.
-        reason: why it did not fire.
-        count: at how many places.
-        examples: the first of them.
-    """
-
-    rule: str
-    reason: str
-    count: int
-    examples: tuple[Decline, ...]
-
-
-@dataclass(frozen=True)
 class Segment:
     """A part of a bar.
 
@@ -125,14 +111,20 @@ class Figures:
         found = [(self.report.proofs[index], count) for index, count in uses.items() if index is not None]
         return tuple(sorted(found, key=lambda pair: -pair[0].max_relative))
 
-    @cached_property
-    def refused(self) -> tuple[Refused, ...]:
-        """Every reason for which a rule declined, the most frequent first."""
-        groups: dict[tuple[str, str], list[Decline]] = defaultdict(list)
-        for decline in self.report.declines:
-            groups[decline.rule, decline.reason].append(decline)
-        found = [Refused(*key, len(group), tuple(group[:EXAMPLES])) for key, group in groups.items()]
-        return tuple(sorted(found, key=lambda refused: -refused.count))
+    @property
+    def refused(self) -> Sequence[Refusal]:
+        """Every reason for which a rule declined, what matters most first."""
+        return self.report.refusals
+
+    @property
+    def left(self) -> Sequence[Left]:
+        """The largest weights that stay float."""
+        return self.report.left[:LEFT]
+
+    @property
+    def examples(self) -> int:
+        """How many places are named where a rule declined."""
+        return EXAMPLES
 
     @property
     def groups(self) -> int:

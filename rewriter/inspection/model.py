@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as ir
 
-from rewriter.experts import SLOTS, quantized_of
 from rewriter.inspection.blocks import Block, find_blocks
+from rewriter.inspection.kinds import Kind, is_bias, quantization
 from rewriter.inspection.weights import with_roles
 from rewriter.roles import Role, find_roles
-from rewriter.stored import Slot, all_nodes, stored_tensors
-
-Kind = Literal["float", "quantized", "bias"]
+from rewriter.stored import all_nodes, stored_tensors
 
 _TOP = 12
 """Operators that are counted by name."""
-
-_BIASES = {"MoE": SLOTS["MoE"]["bias"], "QMoE": SLOTS["QMoE"]["bias"], "MatMulNBits": (5,)}
-"""Operator -> inputs that it adds."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +107,9 @@ def _holdings(model: ir.Model, roles: Mapping[ir.Node, Role]) -> tuple[Holding, 
     elements: Counter[tuple[str, str, Kind]] = Counter()
     sizes: Counter[tuple[str, str, Kind]] = Counter()
     for slot, role in with_roles(model, lambda node: roles.get(node, none)):
-        bits, operator, codes = _quantization(slot)
+        bits, operator, codes = quantization(slot)
         tensor = slot.tensor
-        kind: Kind = "quantized" if operator else "bias" if _is_bias(slot) else "float"
+        kind: Kind = "quantized" if operator else "bias" if is_bias(slot) else "float"
         stored = {"quantized": f"{bits} bits, {operator}", "bias": f"{tensor.dtype.name}, biases"}
         key = (role.name, stored.get(kind, tensor.dtype.name), kind)
         sizes[key] += tensor.nbytes
@@ -124,36 +118,3 @@ def _holdings(model: ir.Model, roles: Mapping[ir.Node, Role]) -> tuple[Holding, 
             elements[key] += tensor.nbytes * 8 // bits if operator else tensor.size
     found = [Holding(*key, counts[key], elements[key], nbytes) for key, nbytes in sizes.items()]
     return tuple(sorted(found, key=lambda h: (-h.nbytes, h.role, h.stored)))
-
-
-def _quantization(slot: Slot) -> tuple[int, str, bool]:
-    """Returns bits and operator of the quantized weight that a tensor belongs to, and whether it holds the codes."""
-    if isinstance(slot.owner, ir.Node):
-        return 0, "", False
-    for use in slot.owner.uses():
-        node, idx = use.node, use.idx
-        match node.op_type:
-            case "MatMulNBits" if 1 <= idx <= 3:
-                return _integer(node, "bits", 4), node.op_type, idx == 1
-            case "GatherBlockQuantized" if idx in (0, 2, 3):
-                return _integer(node, "bits", 4), node.op_type, idx == 0
-            case "DequantizeLinear" if slot.tensor.dtype.is_floating_point() == (idx == 1):
-                codes = node.inputs[0]
-                width = codes.dtype.bitwidth if codes is not None and codes.dtype is not None else 8
-                return width, node.op_type, idx == 0
-            case "QMoE":
-                slots = SLOTS["QMoE"]
-                for position, bits in enumerate(quantized_of(node).bits):
-                    if idx in (slots["weight"][position], slots["scales"][position], slots["zero_points"][position]):
-                        return bits, node.op_type, idx == slots["weight"][position]
-    return 0, "", False
-
-
-def _is_bias(slot: Slot) -> bool:
-    uses = slot.owner.uses() if isinstance(slot.owner, ir.Value) else ()
-    return any(use.idx in _BIASES.get(use.node.op_type, ()) for use in uses)
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_int()

@@ -34,7 +34,7 @@ def with_roles(model: ir.Model, role_of: RoleOf) -> Iterator[tuple[Slot, Role]]:
         role_of: the role of a node; an unnamed role where it has none.
     """
     for slot in stored_tensors(model):
-        yield slot, _role(slot, role_of)
+        yield slot, role_of_tensor(slot, role_of)
 
 
 def family(role: Role | str) -> str:
@@ -57,22 +57,29 @@ def sizes(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[Size, ..
     return tuple(sorted(found, key=lambda size: (-size.bytes_before, -size.bytes_after, size.family)))
 
 
-def _role(slot: Slot, role_of: RoleOf) -> Role:
-    if isinstance(slot.owner, ir.Node):
-        if slot.owner.op_type != "Constant":
-            return role_of(slot.owner)
-        pending = [slot.owner.outputs[0]]
-    else:
-        pending = [slot.owner]
+def readers(slot: Slot) -> Iterator[ir.Node]:
+    """Yields the nodes that read a tensor, and those behind them that read what they only move."""
+    if isinstance(slot.owner, ir.Node) and slot.owner.op_type != "Constant":
+        yield slot.owner
+        return
+    pending = [slot.owner.outputs[0] if isinstance(slot.owner, ir.Node) else slot.owner]
     asked = 0
-    while pending and asked < _ENOUGH:
+    while pending:
         for use in pending.pop().uses():
+            yield use.node
             asked += 1
-            role = role_of(use.node)
-            if role.name:
-                return role
+            if asked >= _ENOUGH:
+                return
             if use.node.op_type in MOVES and use.idx == 0:
                 pending.extend(use.node.outputs)
-            if asked >= _ENOUGH:
-                break
-    return _NONE
+
+
+def role_of_tensor(slot: Slot, role_of: RoleOf) -> Role:
+    """Returns the role of the first node that reads a tensor and has one; a tied table is an embedding."""
+    found = _NONE
+    for node in readers(slot):
+        role = role_of(node)
+        if role.name == "embedding":
+            return role
+        found = found if found.name else role
+    return found

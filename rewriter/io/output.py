@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rewriter.errors import UsageError
+from rewriter.wording import nbytes
 
 try:
     import fcntl
@@ -57,7 +58,7 @@ def complete_directory(
         free = shutil.disk_usage(target.parent).free
         if needed > free:
             raise UsageError(
-                f"cannot write '{target}': it takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; free some"
+                f"cannot write '{target}': it takes {nbytes(needed)} and {nbytes(free)} are free; free some"
                 " space or choose another place"
             )
         partial, lock = _create(target)

@@ -140,6 +140,7 @@ _MOE_WEIGHTS = {2: "fc1_experts_weights", 4: "fc2_experts_weights", 6: "fc3_expe
 _MOE_BIASES = {3: "fc1_experts_bias", 5: "fc2_experts_bias", 7: "fc3_experts_bias"}
 _QMOE_WEIGHTS = {2: "fc1_experts_weights", 5: "fc2_experts_weights", 8: "fc3_experts_weights"}
 _QMOE_SCALES = {3: "fc1_scales", 6: "fc2_scales", 9: "fc3_scales"}
+_QMOE_ZERO_POINTS = {11: "fc1_zero_points", 12: "fc2_zero_points", 13: "fc3_zero_points"}
 _QMOE_BIASES = {4: "fc1_experts_bias", 7: "fc2_experts_bias", 10: "fc3_experts_bias"}
 
 
@@ -161,7 +162,24 @@ def _qmoe(node: ir.Node) -> str | None:
         operand = _constant(node, index)
         if operand and operand[1] in _FLOATS:
             return f"input {index} ({name}) holds '{operand[2]}' of dtype {operand[1].name}; expected packed integers"
-    return _limit(node) or _ranks(node, ranks) or _experts(node, _QMOE_WEIGHTS | _QMOE_SCALES | _QMOE_BIASES)
+    wrong = _limit(node) or _ranks(node, ranks) or _experts(node, _QMOE_WEIGHTS | _QMOE_SCALES | _QMOE_BIASES)
+    return wrong or _unscaled(node)
+
+
+def _unscaled(node: ir.Node) -> str | None:
+    """What crashes ONNX Runtime: codes without scales, and more zero points than codes."""
+    quant_type = node.attributes.get("quant_type")
+    if quant_type is not None and (quant_type.is_ref() or quant_type.as_string() != "int"):
+        return None
+    for weight, scales, zero_points in zip(_QMOE_WEIGHTS, _QMOE_SCALES, _QMOE_ZERO_POINTS, strict=True):
+        present = [index < len(node.inputs) and node.inputs[index] is not None for index in (weight, scales)]
+        if present == [True, False]:
+            return f"input {scales} ({_QMOE_SCALES[scales]}) is missing"
+        codes, zeros = _constant(node, weight), _constant(node, zero_points)
+        if codes and zeros and math.prod(zeros[0]) > math.prod(codes[0]):
+            name, shape = _QMOE_ZERO_POINTS[zero_points], list(zeros[0])
+            return f"input {zero_points} ({name}) holds '{zeros[2]}' of shape {shape}; the codes are {list(codes[0])}"
+    return None
 
 
 def _each(inputs: Mapping[int, str], *ranks: int) -> dict[int, tuple[str, tuple[int, ...]]]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rewriter.errors import ModelError
 from rewriter.io.signatures import Signature, check_operands, signature
-from rewriter.stored import subgraphs
+from rewriter.stored import name_of, subgraphs
 
 Body = ir.Graph | ir.Function
 
@@ -54,10 +54,9 @@ def is_sorted(body: Body) -> bool:
 
 
 def describe(node: ir.Node) -> str:
-    """Returns how messages name a node: its name where it has one, its operator and its first output."""
+    """Returns how messages name a node: by its name, or its first output's, and its operator."""
     domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}::"
-    output = next((v.name for v in node.outputs if v.name), "")
-    return f"node '{node.name or output}' ({domain}{node.op_type})"
+    return f"node '{name_of(node)}' ({domain}{node.op_type})"
 
 
 def _check_scope(body: Body, label: str, visible: set[ir.Value]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.experts import OPERATORS, ROUTER_WEIGHTS
+from rewriter.experts import OPERATORS, ROUTER_WEIGHTS, form_of
 from rewriter.rewrite import Rewrite
 from rewriter.rule import Declined, Fed
 
@@ -19,6 +19,9 @@ Shape = tuple[int, ...]
 
 _SIZES = (2, 3, 5, 7)
 """Sizes for symbolic dimensions, all different, so that two of them are not mistaken for one another."""
+
+_MANY = 11
+"""Least size of a dimension that one of these is too small for."""
 
 _RANGE = 3
 """Largest magnitude of ranked numbers: logits of which the softmax is neither flat nor one-hot."""
@@ -32,6 +35,9 @@ def random_feeds(
 ) -> Feeds:
     """Draws the inputs that both sides share; symbolic dimensions of one name have one size.
 
+    Where a router chooses k of E experts, there are rows enough for every expert to be chosen in one of them: a proof
+    in which an expert has no part says nothing of it.
+
     Args:
         fed: the values, and the names under which they are fed.
         generator: draws them.
@@ -43,6 +49,8 @@ def random_feeds(
     """
     sizes: dict[str, int] = {}
     feeds: Feeds = {}
+    for value in fed:
+        _make_room(value, rewrite, sizes, experts)
     for value, name in fed.items():
         if value in rewrite.fed:
             feeds[name] = _as_told(rewrite.fed[value], sizes, generator)
@@ -53,7 +61,9 @@ def random_feeds(
             reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
             raise Declined(reason, value)
         if dtype.is_floating_point():
-            feeds[name] = generator.standard_normal(shape, dtype=np.float32).astype(dtype.numpy())
+            drawn: npt.NDArray[Any] = generator.standard_normal(shape, dtype=np.float32)
+            chosen = _chosen(value, rewrite)
+            feeds[name] = (_ranked(drawn, chosen, generator) if chosen else drawn).astype(dtype.numpy())
         else:
             feeds[name] = generator.integers(0, _rows(value, rewrite), shape).astype(dtype.numpy())
     return feeds
@@ -65,11 +75,61 @@ def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator) ->
     if fed.total:
         return np.full(shape, sum(_size(name, sizes) for name in fed.total) + fed.plus, fed.dtype.numpy())
     drawn: npt.NDArray[Any] = generator.standard_normal(shape, dtype=np.float32)
-    if fed.ranked:
-        drawn = _RANGE * (2 * drawn.argsort(axis=-1).argsort(axis=-1) / max(1, shape[-1] - 1) - 1)
+    if fed.chosen:
+        drawn = _ranked(drawn, fed.chosen, generator)
     if fed.positive:
         drawn = drawn - drawn.min(axis=-1, keepdims=True) + _LEAST
     return drawn.astype(fed.dtype.numpy())
+
+
+def _ranked(drawn: npt.NDArray[Any], chosen: int, generator: np.random.Generator) -> npt.NDArray[Any]:
+    """Returns evenly spaced numbers in random order; in turn each position is among the ``chosen`` largest of a row."""
+    width = drawn.shape[-1]
+    turns = generator.permutation(width)
+    for row, start in zip(drawn.reshape(-1, width), range(0, width, chosen), strict=False):
+        row[turns[start : start + chosen]] += 2 * np.abs(drawn).max()
+    ranked: npt.NDArray[Any] = 2 * drawn.argsort(axis=-1).argsort(axis=-1) / max(1, width - 1) - 1
+    return ranked * _RANGE
+
+
+def _make_room(value: ir.Value, rewrite: Rewrite, sizes: dict[str, int], experts: int | None) -> None:
+    """Sizes an unknown dimension so that there are rows enough, where a router chooses by ``value``."""
+    chosen = _chosen(value, rewrite)
+    told = rewrite.fed.get(value)
+    if not chosen:
+        return
+    if told is not None:
+        rows, (width, _) = told.shape[:-1], told.shape[-1]
+        names = [name for _, unknown in rows for name in unknown]
+        known = math.prod(factor for factor, _ in rows)
+    else:
+        node = _routed(value, rewrite)
+        x, fc1 = (None, None) if node is None else (node.inputs[0], node.inputs[2])
+        if x is None or x.shape is None or fc1 is None or fc1.shape is None or not isinstance(fc1.shape[0], int):
+            return
+        width = experts or fc1.shape[0]
+        names = [_key(x, axis) for axis, dim in enumerate(x.shape[:-1]) if not isinstance(dim, int)]
+        known = math.prod(dim for dim in x.shape[:-1] if isinstance(dim, int))
+    if not names or not known:
+        return
+    *others, last = names
+    needed = -(-width // (chosen * known * math.prod(_size(name, sizes) for name in others)))
+    if _size(last, sizes) < needed:
+        sizes[last] = max(needed, _MANY)
+
+
+def _chosen(value: ir.Value, rewrite: Rewrite) -> int:
+    """How many experts a router chooses by ``value``; 0 where none does."""
+    if value in rewrite.fed:
+        return rewrite.fed[value].chosen
+    node = _routed(value, rewrite)
+    return 0 if node is None else form_of(node).k
+
+
+def _routed(value: ir.Value, rewrite: Rewrite) -> ir.Node | None:
+    """The matched MoE or QMoE that ``value`` is the logits of."""
+    nodes = (n for n in rewrite.matched if n.op_type in OPERATORS and n.domain == "com.microsoft")
+    return next((node for node in nodes if len(node.inputs) > 2 and node.inputs[1] is value), None)
 
 
 def _size(name: str, sizes: dict[str, int]) -> int:
@@ -112,9 +172,16 @@ def _shape(value: ir.Value, sizes: dict[str, int]) -> Shape | None:
         if isinstance(dim, int):
             shape.append(dim)
         else:
-            key = dim.value or f"{value.name}:{axis}"
-            shape.append(_size(key, sizes))
+            shape.append(_size(_key(value, axis), sizes))
     return tuple(shape)
+
+
+def _key(value: ir.Value, axis: int) -> str:
+    """What an unknown dimension is called."""
+    assert value.shape is not None
+    dim = value.shape[axis]
+    name = None if isinstance(dim, int) else dim.value
+    return name or f"{value.name}:{axis}"
 
 
 def _multiplied_shape(value: ir.Value, shape: Shape | None, rewrite: Rewrite) -> Shape | None:

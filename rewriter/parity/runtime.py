@@ -188,4 +188,7 @@ def _bfloat16_numpy(value: Any) -> Array:
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text)
+    text = re.sub(
+        r"(Exception during initialization: )?/onnxruntime_src/\S+:\d+ .*?\) ", "", text
+    )  # C++ source and function
     return text if len(text) <= 400 else f"{text[:400]}..."

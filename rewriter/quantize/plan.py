@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -126,16 +126,17 @@ class Override:
 
 @dataclass(frozen=True)
 class UnmatchedGlob:
-    """A glob on node or weight names that matched nothing in the model; as text, the whole message."""
+    """A glob on node or weight names, or on roles, that matched nothing; as text, the whole message."""
 
-    kind: Literal["node", "weight"]
+    kind: Literal["node", "weight", "role"]
     glob: str
     where: str
     hint: str
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        return f"{place}{self.kind} pattern '{self.glob}' matches nothing in the model{self.hint}"
+        nothing = "matches no role" if self.kind == "role" else "matches nothing in the model"
+        return f"{place}{self.kind} pattern '{self.glob}' {nothing}{self.hint}"
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,12 @@ class QuantizationPlan:
                 changes.update(override.changes)
         return replace(self.default, **changes)
 
-    def unmatched(self, seen: Iterable[tuple[str, str]]) -> list[UnmatchedGlob]:
-        """Returns the globs on node and weight names that match nothing; roles and layers may match nothing.
+    def unmatched(self, seen: Iterable[tuple[str, str]], roles: Collection[str]) -> list[UnmatchedGlob]:
+        """Returns the globs that match nothing; a role may be absent from the model, and layers may match nothing.
 
         Args:
             seen: (node name, weight name) of every weight that the plan was, or could be, asked for.
+            roles: every role that there is, in whatever model.
         """
         pairs = list(seen)
         nodes = sorted({node for node, _ in pairs})
@@ -201,6 +203,7 @@ class QuantizationPlan:
         for selector in (*self.include, *self.exclude, *(override.selector for override in self.overrides)):
             unmatched += _unmatched("node", selector.nodes, nodes, selector.where)
             unmatched += _unmatched("weight", selector.weights, weights, selector.where)
+            unmatched += _unmatched("role", selector.role, sorted(roles), selector.where)
         return unmatched
 
 
@@ -213,7 +216,7 @@ def _any_glob(globs: Sequence[str], name: str) -> bool:
 
 
 def _unmatched(
-    kind: Literal["node", "weight"], globs: Sequence[str], names: Sequence[str], where: str
+    kind: Literal["node", "weight", "role"], globs: Sequence[str], names: Sequence[str], where: str
 ) -> list[UnmatchedGlob]:
     return [
         UnmatchedGlob(kind, glob, where, _closest_glob(glob, names))

@@ -13,25 +13,27 @@ from rewriter.report.records import (
     Application,
     Comparison,
     Decline,
+    Left,
     Metrics,
-    PlanLine,
     Proof,
     RoleSummary,
     Size,
-    UsedPhase,
-    UsedRule,
-    UsedRuleSet,
     Weight,
 )
+from rewriter.report.refusals import Refusal, refusals
+from rewriter.report.used import PlanLine, UsedPhase, UsedRule, UsedRuleSet
+from rewriter.wording import shrink
 
 __all__ = [
     "SCHEMA_VERSION",
     "Application",
     "Comparison",
     "Decline",
+    "Left",
     "Metrics",
     "PlanLine",
     "Proof",
+    "Refusal",
     "Report",
     "RoleSummary",
     "Size",
@@ -39,10 +41,12 @@ __all__ = [
     "UsedRule",
     "UsedRuleSet",
     "Weight",
+    "document",
     "summarize",
 ]
 
 SCHEMA_VERSION = 1
+"""Of every JSON document that the command line prints or writes."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Report:
         declines: every place where a rule was about to fire and did not.
         proofs: one per structural class that was run.
         weights: every quantized weight that has been written, the largest error first.
+        left: the weights that stay float, the largest first, with what declined there.
         sweeps: phase -> sweeps until nothing fired.
         bytes_before: of all tensors of the model that was given.
         bytes_after: of all tensors of the rewritten model.
@@ -72,6 +77,7 @@ class Report:
     declines: tuple[Decline, ...] = ()
     proofs: tuple[Proof, ...] = ()
     weights: tuple[Weight, ...] = ()
+    left: tuple[Left, ...] = ()
     sweeps: Mapping[str, int] = field(default_factory=dict)
     bytes_before: int = 0
     bytes_after: int = 0
@@ -80,6 +86,12 @@ class Report:
     rules: UsedRuleSet | None = None
     sizes: tuple[Size, ...] = ()
     already_quantized: Mapping[str, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Sums it up: whole, it may have a line for each of ten thousand nodes."""
+        counts = f"{len(self.applications):,} applications, {len(self.declines):,} declines"
+        size = shrink(self.bytes_before, self.bytes_after)
+        return f"<Report of {self.rule_set} for {self.target}: {counts}, {size}>"
 
     @property
     def applied(self) -> dict[str, int]:
@@ -92,17 +104,31 @@ class Report:
         return dict(Counter((d.rule, d.reason) for d in self.declines).most_common())
 
     @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The declines by rule and reason, what matters most first."""
+        return refusals(self.declines, self.left)
+
+    @property
     def by_role(self) -> tuple[RoleSummary, ...]:
         """The quantized weights summed up by role, the most bytes first."""
         return summarize(self.weights)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as plain JSON data, with the version of its schema.
+        """Returns the report as plain JSON data; see ``document``."""
+        found = document(self)
+        return {"schema_version": found.pop("schema_version"), "applied": self.applied, **found}
 
-        JSON has no infinity and no NaN: they are the strings ``inf``, ``-inf`` and ``nan``.
-        """
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return {"schema_version": SCHEMA_VERSION, "applied": self.applied, **plain}
+
+def document(record: Any) -> dict[str, Any]:
+    """Returns a record as plain JSON data, with the version of its schema.
+
+    JSON has no infinity and no NaN: they are the strings ``inf``, ``-inf`` and ``nan``.
+
+    Args:
+        record: a frozen dataclass, as a ``Report`` or a ``Comparison``.
+    """
+    plain: dict[str, Any] = _plain(dataclasses.asdict(record))
+    return {"schema_version": SCHEMA_VERSION, **plain}
 
 
 def summarize(weights: Iterable[Weight]) -> tuple[RoleSummary, ...]:

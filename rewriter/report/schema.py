@@ -6,6 +6,8 @@ import dataclasses
 import inspect
 import json
 import re
+import typing
+from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
@@ -16,27 +18,32 @@ from rewriter import report
 SHIPPED = resources.files("rewriter") / "report.schema.json"
 
 _ATTRIBUTE = re.compile(r" {4}(\w+): (.*)")
+_APPLIED = {
+    "applied": {
+        "type": "object",
+        "additionalProperties": {"type": "integer"},
+        "description": "rule -> number of applications",
+    }
+}
 _NUMBER = {"anyOf": [{"type": "number"}, {"enum": ["inf", "-inf", "nan"]}]}
 
 
-def json_schema() -> dict[str, Any]:
-    """Returns the JSON Schema of what ``Report.to_json`` returns."""
-    found: dict[str, Any] = _tidied(TypeAdapter(report.Report).json_schema(mode="serialization"))
-    definitions = found.pop("$defs")
-    for name, record in [("Report", found), *definitions.items()]:
-        _describe(record, getattr(report, name))
-    properties = {
-        "schema_version": {"const": report.SCHEMA_VERSION, "description": "of this schema"},
-        "applied": {
-            "type": "object",
-            "additionalProperties": {"type": "integer"},
-            "description": "rule -> number of applications",
-        },
-        **found["properties"],
-    }
+def json_schema(kind: type = report.Report) -> dict[str, Any]:
+    """Returns the JSON Schema of a record as ``rewriter.report.document`` gives it.
+
+    Args:
+        kind: the record; a ``Report`` is what ``apply --report`` writes and ``explain --json`` prints.
+    """
+    found: dict[str, Any] = _tidied(TypeAdapter(kind).json_schema(mode="serialization"))
+    definitions = found.pop("$defs", {})
+    kinds = {record.__name__: record for record in _records(kind)}
+    for name, record in [(kind.__name__, found), *definitions.items()]:
+        _describe(record, kinds[name])
+    version = {"const": report.SCHEMA_VERSION, "description": "of this schema"}
+    properties = {"schema_version": version, **(_APPLIED if kind is report.Report else {}), **found["properties"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Report of rewriter apply",
+        "title": f"{kind.__name__} of onnx-moe-rewriter",
         "description": found["description"],
         "type": "object",
         "properties": properties,
@@ -47,8 +54,19 @@ def json_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """Returns the JSON Schema as the text of a file."""
+    """Returns the JSON Schema of a report as the text of a file."""
     return json.dumps(json_schema(), indent=2) + "\n"
+
+
+def _records(kind: type) -> Iterator[type]:
+    """Yields a record, and those that its fields hold."""
+    yield kind
+    pending: list[Any] = list(typing.get_type_hints(kind).values())
+    while pending:
+        hint = pending.pop()
+        pending.extend(typing.get_args(hint))
+        if dataclasses.is_dataclass(hint):
+            yield from _records(typing.cast(type, hint))
 
 
 def _describe(record: dict[str, Any], kind: type) -> None:

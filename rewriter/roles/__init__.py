@@ -30,7 +30,17 @@ import onnx_ir as ir
 from rewriter.roles.flow import Flow
 from rewriter.roles.naming import name_sources
 
-__all__ = ["Role", "find_roles"]
+__all__ = ["ROLES", "Role", "find_roles"]
+
+_PARTS = ("gate_up", "gate", "up", "down")
+_PROJECTIONS = ("q", "k", "v", "o", "qkv", "qk", "kv", "qv")
+
+ROLES = (
+    *("router", "expert", "lm_head", "embedding", "shared_expert.router"),
+    *(f"{family}.{part}" for family in ("expert", "shared_expert", "mlp") for part in _PARTS),
+    *(f"attention.{letters}" for letters in _PROJECTIONS),
+)
+"""Every role that is found."""
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class SelectorDocument(_Strict):
     weights: Names = Field(default_factory=list)
     """Globs on weight names; each must match something in the model."""
     role: Names = Field(default_factory=list)
-    """Globs on roles, such as `expert.*`; may match nothing."""
+    """Globs on roles, such as `expert.*`; the model may have none of them."""
     layers: Layers = Field(default_factory=tuple)
     """Layers: `5`, `0-3`, `24-`, `sensitive` (more bits by llama.cpp's rule), or a list; may match nothing."""
 
@@ -238,6 +238,8 @@ class RuleSetDocument(_Strict):
     """Runtime to rewrite for."""
     phases: list[PhaseDocument] = Field(default_factory=list)
     """Run one after the other."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of rules by id, in every phase that lists the rule; the others stay as they are there."""
     quantization: QuantizationDocument = Field(default_factory=QuantizationDocument)
     """Which weights are quantized, and how."""
     parity: ParityDocument = Field(default_factory=ParityDocument)
@@ -280,10 +282,12 @@ def _message(fault: ErrorDetails, location: Location) -> str:
     if fault["type"] == "fault":
         return message.replace("Input", f"'{name}'", 1) if message.startswith("Input ") else message
     # Said in YAML's terms.
-    if fault["type"] == "model_type":
+    if fault["type"] in ("model_type", "dict_type"):
         message = "Input should be a mapping"
     if fault["type"] == "tuple_type":
         message = "Input should be a valid list"
+    if fault["type"] == "too_short":
+        return f"'{name}' is empty"
     if message.startswith("Input "):
         hint = ""
         if fault["type"] == "literal_error" and isinstance(fault["input"], str):

@@ -77,6 +77,8 @@ def load(source: RuleSetLike, *, overrides: Mapping[str, Any] | None = None) -> 
         document = read(layer)
         if document.extends:
             raise layer.error(("extends",), "a rule set's base cannot be overridden: name another rule set instead")
+        if "phases" in overrides and not document.phases:
+            raise layer.error(("phases",), "changes nothing: a phase is replaced by one of the same name")
         ruleset = reader.extend(ruleset, layer, document)
     if not ruleset.phases:
         raise RuleSetError(f"rule set '{ruleset.name}' has no phases, so there is nothing to run")

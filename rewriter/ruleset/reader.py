@@ -99,7 +99,23 @@ class Reader:
                 for j, rule in enumerate(phase.rules)
             )
             phases[phase.name] = Phase(phase.name, rules, phase.max_sweeps)
-        return tuple(phases.values())
+        return self._with_options(tuple(phases.values()), source, document.options)
+
+    def _with_options(
+        self, phases: tuple[Phase, ...], source: Source, options: Mapping[str, Mapping[str, object]]
+    ) -> tuple[Phase, ...]:
+        listed = {rule.name for phase in phases for rule in phase.rules}
+        for name in options:
+            if name not in listed:
+                hint = nearest(name, listed)
+                raise source.error(("options", name), f"no phase lists a rule '{name}'{hint}", key=True)
+
+        def bound(rule: BoundRule) -> BoundRule:
+            if rule.name not in options:
+                return rule
+            return self.bind(rule.name, {**rule.options, **options[rule.name]}, source, ("options",))
+
+        return tuple(replace(phase, rules=tuple(map(bound, phase.rules))) for phase in phases)
 
     def bind(self, name: str, options: Mapping[str, object], source: Source, location: Location) -> BoundRule:
         """Returns the installed rule of this id with its options.

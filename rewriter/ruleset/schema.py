@@ -29,6 +29,10 @@ def json_schema(*, rules: bool = True) -> dict[str, Any]:
     if rules:
         entry = schema["$defs"]["PhaseDocument"]["properties"]["rules"]["items"]
         entry["anyOf"] = _rule_entries(catalogue())
+        schema["properties"]["options"] |= {
+            "properties": {info.name: _options(info) for info in catalogue() if info.options},
+            "additionalProperties": False,
+        }
     return schema
 
 
@@ -43,24 +47,28 @@ def _rule_entries(infos: tuple[RuleInfo, ...]) -> list[dict[str, Any]]:
             "type": "object",
             "description": info.title,
             "properties": {
-                info.name: {
-                    "type": ["object", "null"],
-                    "properties": {
-                        option.name: {
-                            **option.adapter.json_schema(),
-                            "default": option.default,
-                            **({"description": option.description} if option.description else {}),
-                        }
-                        for option in info.options
-                    },
-                    "additionalProperties": False,
-                }
+                info.name: {**_options(info), "type": ["object", "null"]},
             },
             "required": [info.name],
             "additionalProperties": False,
         }
         for info in infos
     ]
+
+
+def _options(info: RuleInfo) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            option.name: {
+                **option.adapter.json_schema(),
+                "default": option.default,
+                **({"description": option.description} if option.description else {}),
+            }
+            for option in info.options
+        },
+        "additionalProperties": False,
+    }
 
 
 def _without_titles(schema: Any) -> Any:

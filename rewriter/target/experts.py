@@ -90,7 +90,8 @@ _ALL_BLOCKS = (0, 16, 32, 64, 128, 256)
 _GPU_BLOCKS = (0, 32, 64, 128)
 _GPT_OSS = (1.702, 1.0, 7.0)
 
-_CPU_MOE = Kernel((1, 23), unnormalized=("FLOAT",))
+# It may write over x, which it has not read yet when it clears what normalize_routing_weights=0 adds to.
+_CPU_MOE = Kernel((1, 23), unnormalized=())
 _CPU_1_23 = Kernel(
     (1, 23),
     activations=("swiglu",),

@@ -4,6 +4,33 @@
 """
 
 from rewriter.testing.check import check_model, check_rule, describe
-from rewriter.testing.strategies import moe_models, projections, unrolled_experts
+from rewriter.testing.near_misses import near_misses
+from rewriter.testing.package import package_tests
+from rewriter.testing.strategies import (
+    any_models,
+    attention_projections,
+    moe_models,
+    moe_nodes,
+    projections,
+    quantized_experts,
+    quantized_projections,
+    tied_embeddings,
+    unrolled_experts,
+)
 
-__all__ = ["check_model", "check_rule", "describe", "moe_models", "projections", "unrolled_experts"]
+__all__ = [
+    "any_models",
+    "attention_projections",
+    "check_model",
+    "check_rule",
+    "describe",
+    "moe_models",
+    "moe_nodes",
+    "near_misses",
+    "package_tests",
+    "projections",
+    "quantized_experts",
+    "quantized_projections",
+    "tied_embeddings",
+    "unrolled_experts",
+]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import onnx
 import onnx_ir as ir
-from hypothesis import event, given
+from hypothesis import HealthCheck, event, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis.strategies import SearchStrategy
 from onnxscript.rewriter import RewriteRule, RewriteRuleClassBase
@@ -19,20 +19,23 @@ from rewriter.api import Result, apply
 from rewriter.errors import ParityError, RewriterError
 from rewriter.report import Report
 from rewriter.ruleset import RuleLike, RuleSetLike
-from rewriter.testing._agreement import check_outputs
+from rewriter.testing.promises.agreement import check_outputs
+from rewriter.testing.promises.runs import check_runs
+from rewriter.testing.promises.sizes import check_sizes
+from rewriter.testing.strategies import any_models
 
 RuleUnderTest = RuleLike | RuleSetLike
 """A rule (an id, a class or an instance), or a rule set in any form but its name."""
 
 
 def check_rule(
-    rule: RuleUnderTest, models: SearchStrategy[ir.Model], *, settings: hypothesis_settings | None = None
+    rule: RuleUnderTest, models: SearchStrategy[ir.Model] | None = None, *, settings: hypothesis_settings | None = None
 ) -> None:
     """Holds a rule to its promises on every model that a strategy draws; see :func:`check_model`.
 
     Args:
         rule: a rule (an id, a class or an instance), or a list of rules, a parsed rule set or a ``RuleSet``.
-        models: draws the models.
+        models: draws the models; by default those of :func:`any_models`.
         settings: of Hypothesis; by default those of the present profile.
 
     Raises:
@@ -41,19 +44,15 @@ def check_rule(
     """
     fired: Counter[str] = Counter()
 
-    @given(models)
+    @given(any_models() if models is None else models)
     def holds(model: ir.Model) -> None:
         report = check_model(rule, model)
         fired.update(report.applied)
-        for name in report.applied:
-            event(f"{name} fired")
-        for name, reason in report.declined:
-            event(f"{name} declined: {_general(reason)}")
+        count(report)
 
-    holds.__name__ = f"check_rule_{_name(rule)}"  # Hypothesis keeps failing examples by name
-    (settings or hypothesis_settings())(holds)()
-    if not fired:
-        raise AssertionError(f"{_name(rule)} fired on none of the drawn models, so nothing was shown of it")
+    holds.__name__ = f"check_rule_{name_of(rule)}"  # Hypothesis keeps failing examples by name
+    one_failure(settings)(holds)()
+    require_fired(rule, fired)
 
 
 def check_model(rule: RuleUnderTest, model: ir.Model | str) -> Report:
@@ -78,7 +77,7 @@ def check_model(rule: RuleUnderTest, model: ir.Model | str) -> Report:
     try:
         return _check(rule, given_model, before)
     except AssertionError as broken:
-        raise AssertionError(f"{_name(rule)}: {broken}\n\n{describe(given_model)}") from broken
+        raise AssertionError(f"{name_of(rule)}: {broken}\n\n{describe(given_model)}") from broken
 
 
 def describe(model: ir.Model) -> str:
@@ -86,30 +85,12 @@ def describe(model: ir.Model) -> str:
     return onnx.printer.to_text(ir.to_proto(model))
 
 
-def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
-    result = _run(rule, model, "it")
-    assert _bytes(model) == before, "the given model has changed"
-    report = result.report
-    for decline in report.declines:
-        assert decline.reason, f"rule {decline.rule} declined at {decline.node} without a reason"
-    after = _bytes(result.model)
-    assert _bytes(_run(rule, model, "a second run").model) == after, "a second run gives another model"
-    if not report.applications:
-        changed = _difference(_graph(before), _graph(after))
-        assert not changed, f"nothing fired, yet the result is another model:\n{changed}"
-        return report
-    _check_rest(model, result.model)
-    _check_valid(before, after)
-    try:
-        check_outputs(model, result.model)
-    except AssertionError as wrong:
-        raise AssertionError(f"{wrong}\n\nafter:\n{describe(result.model)}\nbefore:") from wrong
-    again = _run(rule, result.model, "a run on the result").report.applied
-    assert not again, f"on its own result it fires again: {again}"
-    return result.report
+def run(rule: RuleUnderTest, model: ir.Model, what: str = "it") -> Result[ir.Model]:
+    """Applies the rule and proves every rewrite.
 
-
-def _run(rule: RuleUnderTest, model: ir.Model, what: str) -> Result[ir.Model]:
+    Raises:
+        AssertionError: it fails or raises; the message says so of ``what``.
+    """
     rules = [rule] if isinstance(rule, str | RewriteRule | RewriteRuleClassBase | type) else rule
     try:
         return apply(model, rules, overrides={"parity.local": "all"})
@@ -119,6 +100,60 @@ def _run(rule: RuleUnderTest, model: ir.Model, what: str) -> Result[ir.Model]:
         raise AssertionError(f"{what} raised {type(error).__name__}: {error}") from error
     except Exception as error:
         raise AssertionError(f"{what} raised {type(error).__name__}, which is no error of its own: {error}") from error
+
+
+def one_failure(settings: hypothesis_settings | None, *unhurried: HealthCheck) -> hypothesis_settings:
+    """Returns the settings, or those of the present profile, such that one AssertionError is raised and no group."""
+    profile = settings or hypothesis_settings()
+    suppressed = [*profile.suppress_health_check, *unhurried]
+    return hypothesis_settings(profile, report_multiple_bugs=False, suppress_health_check=suppressed)
+
+
+def require_fired(rule: RuleUnderTest, fired: Mapping[str, int]) -> None:
+    """Raises AssertionError where the rule fired on none of the drawn models."""
+    if not fired:
+        raise AssertionError(f"{name_of(rule)} fired on none of the drawn models, so nothing was shown of it")
+
+
+def count(report: Report, where: str = "") -> None:
+    """Counts what happened in Hypothesis' statistics."""
+    for name in report.applied:
+        event(f"{where}{name} fired")
+    for name, reason in report.declined:
+        event(f"{where}{name} declined: {_general(reason)}")
+
+
+def name_of(rule: object) -> str:
+    """Returns the name of a rule, as messages show it."""
+    if isinstance(rule, str):
+        return rule
+    name = getattr(rule, "name", None)
+    return str(name or (rule.__name__ if isinstance(rule, type) else type(rule).__name__))
+
+
+def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
+    result = run(rule, model)
+    assert _bytes(model) == before, "the given model has changed"
+    report = result.report
+    for decline in report.declines:
+        assert decline.reason, f"rule {decline.rule} declined at {decline.node} without a reason"
+    after = _bytes(result.model)
+    assert _bytes(run(rule, model, "a second run").model) == after, "a second run gives another model"
+    if not report.applications:
+        changed = _difference(_graph(before), _graph(after))
+        assert not changed, f"nothing fired, yet the result is another model:\n{changed}"
+        return report
+    _check_rest(model, result.model)
+    _check_valid(before, after)
+    try:
+        check_sizes(model, result.model)
+        check_runs(model, result.model, report.target)
+        check_outputs(model, result.model)
+    except AssertionError as wrong:
+        raise AssertionError(f"{wrong}\n\nafter:\n{describe(result.model)}\nbefore:") from wrong
+    again = run(rule, result.model, "a run on the result").report.applied
+    assert not again, f"on its own result it fires again: {again}"
+    return result.report
 
 
 def _check_rest(before: ir.Model, after: ir.Model) -> None:
@@ -179,10 +214,3 @@ def _difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
 def _general(reason: str) -> str:
     """The reason without its names and numbers, so that equal causes count together."""
     return re.sub(r"'[^']*'|\[[^\]]*\]|\d+", "_", reason)
-
-
-def _name(rule: object) -> str:
-    if isinstance(rule, str):
-        return rule
-    name = getattr(rule, "name", None)
-    return str(name or (rule.__name__ if isinstance(rule, type) else type(rule).__name__))

@@ -6,6 +6,7 @@ Source: exports that were not optimized: Cast(Reshape(Identity(Constant))), Slic
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,23 @@ class SmallInteger(Recogniser):
             raise Declined(f"its operands do not fit: {refused}", node) from refused
 
 
+class ConstantOfShape(Recogniser):
+    """One integer in a small constant shape."""
+
+    def pattern(self, op: Any, shape: Any) -> Any:
+        return op.ConstantOfShape(shape, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, shape: ir.Value, out: ir.Value) -> View | None:
+        view, node = facts.get(shape, View), out.producer()
+        value = None if node is None else node.attributes.get("value")
+        if view is None or value is None or view.size > _LARGEST or not value.as_tensor().dtype.is_integer():
+            return None
+        extents = view.numpy().reshape(-1).tolist()
+        if min(extents, default=1) < 0 or math.prod(extents) > _LARGEST:
+            return None
+        return _view(np.full(extents, value.as_tensor().numpy().reshape(-1)[0]), out)
+
+
 class Shape(Recogniser):
     """The shape of a constant."""
 
@@ -93,4 +111,4 @@ def _evaluate(node: ir.Node, arrays: list[Any]) -> Any:
     return result
 
 
-RECOGNISERS: tuple[Recogniser, ...] = (*(SmallInteger(name) for name in _OPERATORS), Shape())
+RECOGNISERS: tuple[Recogniser, ...] = (*(SmallInteger(name) for name in _OPERATORS), ConstantOfShape(), Shape())

@@ -119,11 +119,11 @@ class Scores:
 
     Attributes:
         logits: [.., E] the value.
-        function: ``logits``: as it is; ``softmax``; ``sigmoid``.
+        function: ``logits``: as it is; ``softmax``; ``sigmoid``; ``positive``: as it is, and never negative.
     """
 
     logits: ir.Value
-    function: Literal["logits", "softmax", "sigmoid"]
+    function: Literal["logits", "softmax", "sigmoid", "positive"]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rules.recognise.biases import with_bias, with_chosen_bias
 from rules.recognise.combines import added, masked, masked_unknown, weighted
 from rules.recognise.mixing import Mask, Mixing, Share, Stack, Total
 from rules.recognise.movement import token_rows
-from rules.recognise.routers import divided, scaled, scaled_by_table, with_epsilon
+from rules.recognise.routers import bounded, divided, scaled, scaled_by_table, with_epsilon
 from rules.recognise.sizes import Integers, arithmetic, integers_of
 from rules.recognise.uniform import seeded
 
@@ -83,7 +83,7 @@ class Mul(_Elementwise):
         return product(held, other) or masked(held, other, node)
 
     def number(self, a: Content, number: float, node: ir.Node) -> Content | None:
-        return scaled(a, number) or with_number("Mul", a, number)
+        return scaled(a, number, node.outputs[0]) or with_number("Mul", a, number)
 
     def any(self, facts: Facts, value: ir.Value, a: Located | None, b: Located | None, node: ir.Node) -> Located | None:
         if b is not None and isinstance(b.content, Mask) and a is None:
@@ -122,7 +122,7 @@ class Div(_Elementwise):
         return divided(a.content, b.content, node) if isinstance(b.content, Total) else None
 
     def number(self, a: Content, number: float, node: ir.Node) -> Content | None:
-        return scaled(a, 1 / number) or with_number("Div", a, number) if number else None
+        return scaled(a, 1 / number, node.outputs[0]) or with_number("Div", a, number) if number else None
 
 
 class Sub(_Elementwise):
@@ -140,6 +140,9 @@ class Min(_Elementwise):
 
 class Max(_Elementwise):
     """A lower bound."""
+
+    def number(self, a: Content, number: float, node: ir.Node) -> Content | None:
+        return bounded(a, number, node) or with_number("Max", a, number)
 
 
 RECOGNISERS: tuple[Recogniser, ...] = (Mul(), Add(), Div(), Sub(), Min(), Max())

@@ -51,6 +51,23 @@ def _operand(facts: Facts, value: ir.Value, k: int | None = None) -> Located | N
     return token_rows(facts, value, k) if kinds <= {"token", "feature"} else None
 
 
+def _tokens_behind(facts: Facts, data: Located, read: ir.Value) -> Located:
+    """What one expert's plain linear made, as the tokens of others: where it was before it was moved about."""
+    held = as_features(data.content)
+    if held is None or len(held.factors) != 1 or held.factors[0].steps or held.factors[0].linear.by != "one":
+        return data
+    at, located = read, facts.get(read, Located)
+    while located is not None and (node := at.producer()) is not None and node.inputs[0] is not None:
+        before = facts.get(node.inputs[0], Located)
+        if before is None or before.content is not located.content:
+            break
+        at, located = node.inputs[0], before
+    rows = token_rows(facts, at)
+    if rows is None or located is None or rows.axes != located.axes:
+        return data
+    return dataclasses.replace(data, content=rows.content)
+
+
 def _float_weight(facts: Facts, value: ir.Value | None) -> View | None:
     view = facts.get(value, View)
     return view if view is not None and view.rank >= 2 and view.dtype.is_floating_point() else None
@@ -71,11 +88,11 @@ class MatMul(Recogniser):
         left, right = facts.get(a, Located), facts.get(b, Located)
         if right is not None and isinstance(right.content, Stack):
             data = _operand(facts, a)
-            return None if data is None else _times_chosen(data, right, node, a)
+            return None if data is None else _times_chosen(_tokens_behind(facts, data, a), right, node, a)
         if left is None or right is None or not isinstance(left.content, Stack):
             return None
         if min(left.rank, right.rank) > 1:
-            flipped = _times_chosen(_flip(right), _flip(left), node, b)
+            flipped = _times_chosen(_flip(_tokens_behind(facts, right, b)), _flip(left), node, b)
             return None if flipped is None else _flip(flipped)
         return None
 
@@ -96,6 +113,7 @@ def _times_constant(facts: Facts, x: ir.Value, view: View, node: ir.Node) -> Loc
         return None if held is None else Located(held, put(data.axes, data.rank - 1, feature(n)))
     if view.rank != 3 or data.rank > 3:
         return None
+    data = _tokens_behind(facts, data, x)
     expert = (Atom("expert", Size(view.shape[0])),)
     lead = unify((data.axes[0] if data.rank == 3 else (),), (expert,))
     held = None if lead is None else apply(data.content, Dense(view.transpose((0, 2, 1))), "all", node, x)
@@ -211,6 +229,8 @@ class Einsum(Recogniser):
             if weight is None:
                 continue
             data = _operand(facts, x)
+            if data is not None and weight[2] != "one":
+                data = _tokens_behind(facts, data, x)
             return None if data is None else self._contract(data, weight, letters, result, (node, x))
         return None
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from rewriter.tensors import View
@@ -41,7 +42,9 @@ class Mixing(Content):
         table: [E] a factor for every expert, or None.
         rounded: the narrowest type to which they were cast, or None.
         slot: where they are one slot's.
+        opaque: [.., k] the weights, where they are no function of the scores that is known.
         fault: why they are not the router's weights as an operator has them; empty where they are. Not compared.
+        value: [.., k] the weights, where one value holds all of them. Not compared.
     """
 
     router: Router
@@ -52,7 +55,16 @@ class Mixing(Content):
     table: View | None = None
     rounded: ir.DataType | None = None
     slot: int | None = None
+    opaque: ir.Value | None = None
     fault: str = dataclasses.field(default="", compare=False)
+    value: ir.Value | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def positive(self) -> bool:
+        """Whether no weight is negative, whatever the logits are."""
+        table = None if self.table is None else np.asarray(self.table.numpy())
+        kept = self.scale > 0 and (table is None or bool((table > 0).all()))
+        return kept and (self.stage == "softmax" or self.scores.function != "logits")
 
     def fix(self, atom: Atom, position: int) -> Content | None:
         return dataclasses.replace(self, slot=position) if atom.kind == "slot" else super().fix(atom, position)

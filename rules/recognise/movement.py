@@ -15,6 +15,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Recogniser
 from rewriter.tensors import View
 from rules._guards import integer_attribute, integers_attribute
+from rules.recognise.activations import as_features
 from rules.recognise.axes import (
     ONE,
     Atom,
@@ -62,7 +63,7 @@ def cut_at(data: Located, axis: int, start: int, count: int, step: int = 1) -> L
         return pick(data, axis, start)
     if len(dim) != 1:
         return None
-    part = data.content.part(dim[0], start, count, step)
+    part = (as_features(data.content) or data.content).part(dim[0], start, count, step)
     if part is None:
         return None
     return Located(part, put(data.axes, axis, (replace(dim[0], size=Size(count)),)))

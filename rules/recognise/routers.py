@@ -17,9 +17,10 @@ from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined
 from rewriter.tensors import View
 from rules._guards import cast_type, integer_attribute
+from rules.recognise.activations import number_of
 from rules.recognise.axes import Atom, Axes, Content, Located, Size, only, put, tokens
 from rules.recognise.contents import Router, Scores
-from rules.recognise.mixing import Chosen, Mask, Mixing, Share, Stack, Total
+from rules.recognise.mixing import Chosen, Complete, Mask, Mixing, Share, Stack, Total, Weighted
 from rules.recognise.sizes import shape_of, static
 
 _ROUNDING = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -47,7 +48,7 @@ class Softmax(Recogniser):
                 raise Declined("Softmax is not over the chosen experts", node)
             if (held.stage, held.scale, held.table, held.scores.function) != ("raw", 1.0, None, "logits"):
                 raise Declined("Softmax over chosen weights that are no logits", node)
-            return dataclasses.replace(located, content=dataclasses.replace(held, stage="softmax"))
+            return dataclasses.replace(located, content=dataclasses.replace(held, stage="softmax", value=out))
         scores = scores_of(facts, x)
         axis = integer_attribute(node, "axis", -1 if facts.opset >= 13 else 1)
         dims = shape_of(facts, x) if axis != -1 else None
@@ -86,11 +87,13 @@ class Cast(Recogniser):
                 return None
             if to not in _ROUNDING or isinstance(held, Total):
                 return located
-            return dataclasses.replace(located, content=rounded(held, to))
+            return dataclasses.replace(located, content=rounded(held, to, out))
         if located is not None and isinstance(located.content, Chosen):
             return located if to in (ir.DataType.INT64, ir.DataType.INT32) else None
         if located is not None and isinstance(located.content, Mask):
             return located
+        if located is not None and isinstance(located.content, Weighted | Complete):
+            return located if _sums_wider(located.content, x.dtype, to) else None
         known = facts.get(x, Scores)
         if known is None and located is not None:
             return located if to == x.dtype else None
@@ -98,12 +101,19 @@ class Cast(Recogniser):
         return scores_of(facts, x) if exact else None
 
 
-def rounded(held: Mixing | Share, to: ir.DataType) -> Mixing | Share:
+def _sums_wider(held: Weighted | Complete, dtype: ir.DataType | None, to: ir.DataType) -> bool:
+    """Whether a cast only makes a sum of half-precision numbers be computed in float32."""
+    if isinstance(held, Weighted):
+        return dtype in _ROUNDING and to == ir.DataType.FLOAT
+    return dtype == ir.DataType.FLOAT and to in _ROUNDING
+
+
+def rounded(held: Mixing | Share, to: ir.DataType, out: ir.Value) -> Mixing | Share:
     """Returns the weights, cast to a type that rounds them."""
     if isinstance(held, Share):
-        mixing = dataclasses.replace(held.mixing, rounded=to)
+        mixing = dataclasses.replace(held.mixing, rounded=to, value=None)
         return dataclasses.replace(held, mixing=mixing)
-    return dataclasses.replace(held, rounded=to)
+    return dataclasses.replace(held, rounded=to, value=out)
 
 
 def scores_of(facts: Facts, value: ir.Value) -> Scores:
@@ -133,13 +143,27 @@ class TopK(Recogniser):
         router = Router(node, scores_of(facts, scores), count[0], experts, fault)
         axes = (*tokens(dims[:-1]), (Atom("slot", Size(count[0])),))
         return {
-            values: Located(Mixing(router, router.scores, scores), axes),
+            values: Located(Mixing(router, router.scores, scores, value=values), axes),
             indices: Located(Chosen(router), axes),
         }
 
 
 def _is_float(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype.is_floating_point()
+
+
+class Masked(Recogniser):
+    """Scores of which some are set to a number, as those of groups that were not selected."""
+
+    def pattern(self, op: Any, mask: Any, yes: Any, no: Any) -> Any:
+        return op.Where(mask, yes, no, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, mask: ir.Value, yes: ir.Value, no: ir.Value, out: ir.Value) -> Scores | None:
+        for value, other in ((yes, no), (no, yes)):
+            scores, number = facts.get(value, Scores), number_of(facts, other)
+            if scores is not None and scores.function != "logits" and number is not None and number >= 0:
+                return Scores(out, "positive")
+        return None
 
 
 class GatherElements(Recogniser):
@@ -161,7 +185,7 @@ class GatherElements(Recogniser):
             return None
         if dims[-1].constant != held.router.experts:
             return None
-        return Located(Mixing(held.router, scores_of(facts, scores), scores), located.axes)
+        return Located(Mixing(held.router, scores_of(facts, scores), scores, value=out), located.axes)
 
 
 def summed_weights(located: Located, axis: int, *, keep: bool) -> Located | None:
@@ -181,7 +205,9 @@ def divided(a: Content, b: Content, node: ir.Node) -> Mixing | None:
     if a.table is not None:
         return faulty(a, "weights are scaled for each expert before they are normalised", node)
     stage = "normalised" if a.stage == "raw" else a.stage
-    return dataclasses.replace(a, stage=stage, scale=1.0, fault=a.fault or b.mixing.fault)
+    out = node.outputs[0]
+    quotient = dataclasses.replace(a, stage=stage, scale=1.0, fault=a.fault or b.mixing.fault, value=out)
+    return quotient if a.fault or not b.mixing.fault else dataclasses.replace(quotient, opaque=out)
 
 
 def faulty(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
@@ -190,8 +216,8 @@ def faulty(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
 
 
 def with_epsilon(a: Content, number: float, node: ir.Node) -> Total | None:
-    """Returns a sum of weights plus a number that no sum of these can notice in float32."""
-    if not isinstance(a, Total):
+    """Returns a sum of weights plus a number; at fault where a sum of these can notice it in float32."""
+    if not isinstance(a, Total) or number < 0:
         return None
     router, mixing = a.mixing.router, a.mixing
     if number == 0:
@@ -203,12 +229,33 @@ def with_epsilon(a: Content, number: float, node: ir.Node) -> Total | None:
     return a
 
 
-def scaled(a: Content, number: float) -> Mixing | Share | None:
+class Clip(Recogniser):
+    """A lower bound of the sum of weights, against a division by zero."""
+
+    def pattern(self, op: Any, x: Any, low: Any) -> Any:
+        return op.Clip(x, low, _allow_other_inputs=True, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, x: ir.Value, low: ir.Value, out: ir.Value) -> Located | None:
+        located, node, bound = facts.get(x, Located), out.producer(), number_of(facts, low)
+        if located is None or node is None or bound is None or any(v is not None for v in node.inputs[2:]):
+            return None
+        total = bounded(located.content, bound, node)
+        return None if total is None else dataclasses.replace(located, content=total)
+
+
+def bounded(a: Content, low: float, node: ir.Node) -> Total | None:
+    """Returns a sum of weights that is at least a number, which is a fault: no operator has such a bound."""
+    if not isinstance(a, Total) or low < 0:
+        return None
+    return Total(faulty(a.mixing, f"the sum of the weights is at least {low:g}", node))
+
+
+def scaled(a: Content, number: float, out: ir.Value) -> Mixing | Share | None:
     """Returns weights times a number."""
     if isinstance(a, Mixing):
-        return dataclasses.replace(a, scale=a.scale * number)
+        return dataclasses.replace(a, scale=a.scale * number, value=out)
     if isinstance(a, Share):
-        return dataclasses.replace(a, mixing=dataclasses.replace(a.mixing, scale=a.mixing.scale * number))
+        return dataclasses.replace(a, mixing=dataclasses.replace(a.mixing, scale=a.mixing.scale * number, value=None))
     return None
 
 
@@ -218,7 +265,7 @@ def scaled_by_table(a: Content, b: Content, node: ir.Node) -> Mixing | None:
         return None
     if b.router != a.router or b.view.rank != 1 or a.table is not None:
         return faulty(a, "weights are scaled by something other than a factor for each chosen expert", node)
-    return dataclasses.replace(a, table=b.view)
+    return dataclasses.replace(a, table=b.view, value=node.outputs[0])
 
 
 def chosen_from(stack: View, located: Located, axis: int) -> Located | None:
@@ -237,4 +284,4 @@ def without_unit(located: Located) -> Located | None:
     return dataclasses.replace(located, axes=located.axes[:-1]) if not located.axes[-1] else None
 
 
-RECOGNISERS: tuple[Recogniser, ...] = (Softmax(), Sigmoid(), Cast(), TopK(), GatherElements())
+RECOGNISERS: tuple[Recogniser, ...] = (Softmax(), Sigmoid(), Cast(), TopK(), Masked(), GatherElements(), Clip())

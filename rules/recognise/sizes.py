@@ -101,16 +101,24 @@ def _declared(value: ir.Value) -> Dims | None:
     if value.shape is None:
         return None
     return tuple(
-        Size(d) if isinstance(d, int) else Size(1, (d.value if d.value else (value, i),))
+        Size(d) if isinstance(d, int) else _named(d.value) if d.value else Size(1, ((value, i),))
         for i, d in enumerate(value.shape)
     )
+
+
+def _named(name: str) -> Size:
+    """The extent that torch.onnx names by a product, as ``2*s70*s72``; else the name is a symbol."""
+    factors = name.split("*")
+    if not all(factor.isidentifier() or factor.isdigit() for factor in factors):
+        return Size(1, (name,))
+    return total_of([Size(int(factor)) if factor.isdigit() else Size(1, (factor,)) for factor in factors])
 
 
 _SAME = frozenset({
     "Cast", "Identity", "Softmax", "LogSoftmax", "Sigmoid", "Relu", "Gelu", "FastGelu", "QuickGelu", "Tanh", "Erf",
     "Neg", "Sqrt", "Reciprocal", "Exp", "Log", "Clip", "Softplus", "Dropout", "CumSum", "SimplifiedLayerNormalization",
     "RMSNormalization", "LayerNormalization", "SkipSimplifiedLayerNormalization", "SkipLayerNormalization",
-    "LpNormalization", "CastLike",
+    "LpNormalization", "CastLike", "Not", "Abs", "ScatterElements", "ScatterND",
 })  # fmt: skip
 _BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
 _FULL_OUTPUTS = {"SkipSimplifiedLayerNormalization": (0, 3), "SkipLayerNormalization": (0, 3)}
@@ -136,6 +144,8 @@ def _origin(facts: Facts, value: ir.Value) -> tuple[ir.Value | None, Callable[[D
         return first, lambda dims: None if dims is None else (*dims[:-1], Size(integer_attribute(node, "N", 0)))
     if op_type in _BINARY and len(node.inputs) == 2:
         return _binary(facts, node)
+    if op_type == "Where":
+        return _where(facts, node)
     if op_type == "Reshape":
         target = integers_of(facts, node.inputs[1])
         if target is not None:
@@ -152,6 +162,17 @@ def _binary(facts: Facts, node: ir.Node) -> tuple[ir.Value | None, Callable[[Dim
             return value, functools.partial(_with_constant, view.shape)
     out = node.outputs[0]
     return None, lambda _: _declared(out)
+
+
+def _where(facts: Facts, node: ir.Node) -> tuple[ir.Value | None, Callable[[Dims | None], Dims | None]]:
+    """A choice between numbers and values, or by a mask, of one shape."""
+    condition, *others = (v for v in node.inputs if v is not None)
+    wide = [v for v in others if (view := facts.get(v, View)) is None or view.size > 1]
+    out = node.outputs[0]
+    if len(wide) != 1:
+        return None, lambda _: _declared(out)
+    mask = shape_of(facts, condition)
+    return wide[0], lambda dims: dims if dims is not None and mask == dims else None
 
 
 def _with_constant(shape: Sequence[int], dims: Dims | None) -> Dims | None:

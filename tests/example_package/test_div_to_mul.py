@@ -3,10 +3,9 @@
 import onnx_ir as ir
 import pytest
 from example_rules.div_to_mul import rule
-from hypothesis import settings
 from hypothesis import strategies as st
 
-from rewriter.testing import check_model, check_rule
+from rewriter.testing import check_model, package_tests
 
 
 def division(divisor="8", *, dtype="float", shape="", body="y = Div(x, c)"):
@@ -27,8 +26,7 @@ def divisions(draw):
     return division(divisor, dtype=draw(st.sampled_from(["float", "double"])), body="\n".join([*divided, total]))
 
 
-def test_it_is_exact_or_declines():
-    check_rule(rule(), divisions(), settings=settings(max_examples=50, deadline=None))
+test_rules = package_tests("example_rules", models={"div-to-mul": divisions()})
 
 
 def test_it_fires():

@@ -14,6 +14,7 @@ ELEMENT = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): Tensor
 ROUTERS = (
     "softmax-topk-normalised", "softmax-topk", "topk-softmax", "sigmoid-normalised", "scaled", "table", "epsilon",
 )  # fmt: skip
+GIVEN = ("biased", "biased-raw", "biased-epsilon", "biased-clipped", "biased-table", "masked")
 ACTIVATIONS = ("swiglu", "clamped", "clamped-min-max", "gate-times-up-first", "silu", "relu", "gelu", "quick", "plain")
 WEIGHTS = ("gather", "gather-transposed", "gather-rank1", "slice", "split", "own", "own-transposed")
 COMBINES = (
@@ -133,6 +134,8 @@ class _Writer:
     def route(self, logits: str) -> tuple[str, str]:
         g, how = self.g, self.how
         k = g.const([how.k])
+        if how.router in GIVEN:
+            return self._given(logits, k)
         before = {"topk-softmax": "", "sigmoid-normalised": "Sigmoid"}.get(how.router, "Softmax")
         axis = 0 if how.broken == "softmax-axis" else -1
         scores = logits
@@ -161,6 +164,29 @@ class _Writer:
         if how.broken == "raw-logits":
             values, chosen = g.op("TopK", logits, k, outputs=2, axis=-1)
         return values, chosen
+
+    def _given(self, logits: str, k: str) -> tuple[str, str]:
+        """Weights that are no function of what selects."""
+        g, how = self.g, self.how
+        if how.router == "masked":
+            scores = g.op("Softmax", logits, axis=-1)
+            masked = g.op("Where", g.op("Less", scores, g.number(0.05)), g.number(0.0), scores)
+            return tuple(g.op("TopK", masked, k, outputs=2, axis=-1))  # type: ignore[return-value]
+        scores = g.op("Sigmoid", logits) if how.broken != "negative" else g.op("Tanh", logits)
+        shift = g.const(np.linspace(-0.3, 0.3, how.experts), g.dtype)
+        _, chosen = g.op("TopK", g.op("Add", scores, shift), k, outputs=2, axis=-1)
+        values = g.op("GatherElements", scores, chosen, axis=-1)
+        if how.router == "biased-table":
+            table = g.const(np.linspace(0.5, 1.5, how.experts), self.g.dtype)
+            values = g.op("Mul", values, g.op("Gather", table, chosen, axis=0))
+        elif how.router != "biased-raw":
+            total = g.op("ReduceSum", values, g.const([-1]), keepdims=1)
+            if how.router == "biased-epsilon":
+                total = g.op("Add", total, g.number(0.25 if how.broken != "negative-epsilon" else -0.25))
+            if how.router == "biased-clipped":
+                total = g.op("Clip", total, g.number(1.5))
+            values = g.op("Div", values, total)
+        return g.op("Mul", values, g.number(2.5)), chosen
 
     # Experts, one at a time.
 

@@ -146,8 +146,6 @@ def test_selection_and_mixing_apart_become_router_weights():
         "quantization": {"default": {"bits": 4, "block_size": 16}, "exclude": [{"weights": "router"}]},
     }
     floats = selected_apart()
-    ((_, reason),) = fuse(floats).report.declined
-    assert reason == "the router's weights are no softmax and no normalised sigmoid of its logits; only QMoE takes such"
     model = rewriter.apply(floats, rule_set).model
     result = fuse(model)
     assert result.report.applied == {FUSE: 1}

@@ -415,7 +415,7 @@ def test_the_excluded_layer_stays_and_the_other_goes():
 def test_a_stack_too_large_for_the_proof_is_proved_by_its_first_experts(symmetric, monkeypatch):
     for module in ("local", "weights"):
         monkeypatch.setattr(f"rewriter.parity.{module}.BUDGET", 1_600_000)
-    model = moe_model(INTERLEAVED | {"normalize_routing_weights": 0}, experts=64)
+    model = moe_model(INTERLEAVED, experts=64)
     rules = rule_set(["moe-to-qmoe"], bits=4, symmetric=symmetric)
     (proof,) = rewrite(model, rules).report.proofs
     assert (proof.experts, proof.runtime, proof.skipped) == (8, "cpu", "") and proof.max_relative < 1e-5

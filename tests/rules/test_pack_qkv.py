@@ -151,6 +151,7 @@ def test_spellings(kind, reader):
     ("reason", "change"),
     [
         ("not just taken apart", ("y = MatMul(p, v)", "u = MatMul(p, v) o = ReduceSum(z) y = Add(u, o)")),
+        ("ReduceSum also reads it", ("y = MatMul(p, v)", "u = MatMul(p, v) o = ReduceSum(w) y = Add(u, o)")),
         ("not one constant matrix", ("z = MatMul(x, w)", "ww = Mul(w, scale) z = MatMul(x, ww)")),
         ("not just taken apart", ("Split<axis = -1>(z, lengths)", "Split<axis = 2, num_outputs = 3>(z)")),
     ],

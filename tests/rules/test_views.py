@@ -15,7 +15,7 @@ from rewriter.errors import TargetError
 from rewriter.facts import Facts
 from rewriter.parity.runtime import OrtRuntime
 from rewriter.tensors import View
-from rewriter.testing._graph import Scope, floats
+from rewriter.testing.draw.graph import Scope, floats
 from rules.recognise import computed, views
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1

@@ -21,13 +21,13 @@ FAULTS = {
         "phases:\n- zzz: 1",
         "2:3: unknown key 'zzz' (valid: max_sweeps, name, rules)",
     ),
-    "key that is no text": ("3: x", "1:1: unknown key '3' (valid: description, extends, parity,"),
+    "key that is no text": ("3: x", "1:1: unknown key '3' (valid: description, extends, options,"),
     "wrong type": ("description: 3", "1:14: 'description' should be a valid string, not 3"),
     "not a mapping": ("- a\n- b", "1:1: a rule set is a mapping, not ['a', 'b']"),
     "part that is not a mapping": ("parity: all", "1:9: 'parity' should be a mapping, not 'all'"),
     "list wanted": ("phases: unstack", "1:9: 'phases' should be a valid list, not 'unstack'"),
     "missing": ("phases:\n  - rules: [drop-cast]", "2:5: 'name' is missing"),
-    "no rules": ("phases:\n  - name: a\n    rules: []", "3:12: 'rules': List should have at least 1 item"),
+    "no rules": ("phases:\n  - name: a\n    rules: []", "3:12: 'rules' is empty"),
     "sweeps": ("phases: [{name: a, rules: [drop-cast], max_sweeps: 0}]", "1:52: 'max_sweeps' should be greater than"),
     "duplicate phase": (
         "phases:\n- {name: a, rules: [drop-cast]}\n- {name: a, rules: [drop-cast]}",
@@ -141,6 +141,14 @@ FAULTS = {
     "empty": ("# nothing\n", "1:1: the rule set is empty"),
     "impossible date": ("description: 2001-99-99", " not valid YAML: month must be in 1..12"),
     "control character": ("description: \x07", " not valid YAML: unacceptable character #x0007"),
+    "options of a rule that is not there": (
+        "extends: base\noptions: {drop-cast: {a: 1}}",
+        "2:11: no phase lists a rule 'drop-cast' (did you mean 'drop-identity'?)",
+    ),
+    "options that are none": (
+        "extends: base\noptions: {drop-identity: 3}",
+        "2:26: 'drop-identity' should be a mapping",
+    ),
     "deep": ("[" * 5000, " not valid YAML: nested too deeply"),
     "unknown base": ("extends: bas", "1:10: unknown rule set 'bas' (did you mean 'base'?)"),
     "missing file": ("extends: [base, ./other.yaml]", "1:17: rule set file 'other.yaml' does not exist"),
@@ -197,6 +205,9 @@ def test_fault_in_python(toy, write, source, message):
         ({"parity.local.x": 1}, "override parity.local: 'local' should be 'class', 'all' or 'none', not {'x': 1}"),
         ({"parity": {}, "parity.local": 1, "parity.local.x": 1}, "override parity.local.x: given twice, or inside"),
         ({"extends": "base"}, "override extends: a rule set's base cannot be overridden"),
+        ({"phases": []}, "override phases: changes nothing: a phase is replaced by one of the same name"),
+        ({"options.drop-identity.mod": 1}, "override options.drop-identity.mod: unknown option 'mod' of rule"),
+        ({"options.drop-cast": {}}, "override options.drop-cast: no phase lists a rule 'drop-cast'"),
     ],
 )
 def test_fault_in_override(toy, overrides, message):

@@ -136,6 +136,19 @@ def test_replaced_phase_keeps_its_place(toy, write):
     ]
 
 
+def test_options_reach_a_rule_in_every_phase(toy, write):
+    write(
+        "phases: [{name: a, rules: [drop-identity: {mode: fast}]}, {name: b, rules: [drop-identity, drop-cast]}]",
+        "x.yaml",
+    )
+    text = "extends: x.yaml\noptions: {drop-identity: {accuracy_level: 4}}"
+    found = load(write(text), overrides={"options.drop-identity.flag": True})
+    first, second = (phase.rules[0].options for phase in found.phases)
+    assert (first["mode"], first["accuracy_level"], first["flag"]) == ("fast", 4, True)
+    assert (second["mode"], second["accuracy_level"], second["flag"]) == ("exact", 4, True)
+    assert found.phases[1].rules[1].options == {}
+
+
 def test_anchors_and_merge_keys(toy, write):
     text = """
     phases:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rewriter.errors import RuleSetError
 from rewriter.quantize.plan import Override, QuantizationPlan, Selector, parse_layers
 from rewriter.quantize.types import WeightSpec
+from rewriter.roles import ROLES
 from rewriter.ruleset import Phase, RuleSet, load
 
 NAMES = st.text("ab/.0", min_size=0, max_size=4)
@@ -105,11 +106,15 @@ def test_unmatched_is_what_matches_no_name(plan, seen):
     missed = [
         (kind, glob)
         for selector in selectors
-        for kind, globs, names in (("node", selector.nodes, nodes), ("weight", selector.weights, weights))
+        for kind, globs, names in (
+            ("node", selector.nodes, nodes),
+            ("weight", selector.weights, weights),
+            ("role", selector.role, ROLES),
+        )
         for glob in globs
         if not fnmatch.filter(names, glob)
     ]
-    assert [(found.kind, found.glob) for found in plan.unmatched(iter(seen))] == missed
+    assert [(found.kind, found.glob) for found in plan.unmatched(iter(seen), ROLES)] == missed
 
 
 @given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 300))
@@ -144,9 +149,10 @@ def test_unmatched_names_place_and_nearest():
         exclude=(Selector(nodes=("*/lm_haed/*",), where="x.yaml:3:5"), Selector(nodes=("*/lm_head/*",))),
         overrides=(Override(Selector(weights=("zzz",), role=("none",), layers=(range(1),)), {"bits": 8}),),
     )
-    assert list(map(str, plan.unmatched([("/lm_head/MatMul", "lm_head.weight")]))) == [
+    assert list(map(str, plan.unmatched([("/lm_head/MatMul", "lm_head.weight")], ROLES))) == [
         "x.yaml:3:5: node pattern '*/lm_haed/*' matches nothing in the model (did you mean '*/lm_head/*'?)",
         "weight pattern 'zzz' matches nothing in the model",
+        "role pattern 'none' matches no role",
     ]
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from rewriter.quantize.types import WeightSpec
+from rewriter.roles import ROLES
 from rewriter.ruleset import discover, json_schema, load, schema_text
 from rewriter.ruleset.schema import SHIPPED
 
@@ -28,7 +29,7 @@ def test_shipped_set_loads_and_describes_itself(path):
     own = path.read_text(encoding="utf-8").partition("description: ")[2].partition("\n")[0]
     found = load(path.stem)
     assert found.description == own and own.endswith(".")
-    assert not found.plan.unmatched([])
+    assert not found.plan.unmatched([], ROLES)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -50,7 +51,7 @@ def test_what_the_sets_quantize(bits):
 def test_experts_are_never_fused():
     assert [phase.name for phase in load("unstack").phases] == ["unstack"]
     for name in ("experts-int4", "experts-int8"):
-        assert [phase.name for phase in load(name).phases] == ["unstack", "quantize"]
+        assert [phase.name for phase in load(name).phases] == ["unstack", "unbatch", "quantize"]
 
 
 def test_shipped_schema_is_up_to_date():

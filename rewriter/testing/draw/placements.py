@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from rewriter.testing._graph import Scope, floats
-from rewriter.testing._spellings import unsqueeze
+from rewriter.testing.draw.graph import Scope, floats
+from rewriter.testing.draw.spellings import unsqueeze
 
 Body = Callable[[Scope, str], str]
 """Writes a body that reads an input [T, K]; returns its output."""
@@ -63,11 +63,10 @@ def finish(
         tensor = scope.initializers[name]
         inputs.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
     outputs = [floats(output, dtype, shape), *scope.outputs]
-    graph = helper.make_graph(scope.nodes, "moe", inputs, outputs, list(scope.initializers.values()))
-    opsets = [helper.make_opsetid("", scope.opset)]
-    if scope.functions:
-        opsets.append(helper.make_opsetid("local", 1))
-    proto = helper.make_model(graph, opset_imports=opsets, functions=scope.functions, ir_version=10)
+    declared = [value for value in scope.declared if value.name not in {out.name for out in outputs}]
+    weights = list(scope.initializers.values())
+    graph = helper.make_graph(scope.nodes, "moe", inputs, outputs, weights, value_info=declared)
+    proto = helper.make_model(graph, opset_imports=scope.opsets(), functions=scope.functions, ir_version=10)
     for body in (proto.graph, *proto.functions) if not named else ():
         _forget_names(body.node)
     proto = onnx.shape_inference.infer_shapes(proto)
@@ -140,9 +139,9 @@ def _function(body: Body, dtype: str, captures: bool) -> Body:
         inner = Scope(scope.opset, inline=True, operands=scope.operands)
         output = body(inner, "x")
         names = [output, *(value.name for value in inner.outputs)]
-        opsets = [helper.make_opsetid("", scope.opset)]
-        function = helper.make_function("local", "Experts", ["x", *inner.inputs], names, inner.nodes, opsets)
+        function = helper.make_function("local", "Experts", ["x", *inner.inputs], names, inner.nodes, inner.opsets())
         scope.functions.append(function)
+        scope.domains |= {"local", *inner.domains}
         scope.inputs.update(inner.inputs)
         result, *more = scope.ops("Experts", x, *inner.inputs, count=len(names), domain="local")
         for name in more:

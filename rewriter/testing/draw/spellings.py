@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from rewriter.testing._graph import FLOAT_TYPES, Scope
+from rewriter.testing.draw.graph import FLOAT_TYPES, Scope
 
 SELECTIONS = (
     "gather",
@@ -94,7 +95,7 @@ class Matrix:
 
 
 @st.composite
-def spellings(draw: st.DrawFn, selections: tuple[str, ...] = SELECTIONS) -> Spelling:
+def spellings(draw: st.DrawFn, selections: Sequence[str] = SELECTIONS) -> Spelling:
     """Draws a spelling."""
     return Spelling(
         draw(st.sampled_from(selections)),

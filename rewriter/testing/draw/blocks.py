@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
-from rewriter.testing._graph import FLOAT_TYPES, Scope
-from rewriter.testing._spellings import Spelling, Stack, select, turn
+from rewriter.testing.draw.graph import FLOAT_TYPES, Scope
+from rewriter.testing.draw.packed import Packing, multiply
+from rewriter.testing.draw.spellings import Spelling, Stack, select, turn
 
 ROUTERS = ("softmax-topk", "topk-softmax", "sigmoid")
 
@@ -29,6 +30,7 @@ class Block:
         transposed: whether matrices are stored [N, K].
         gemm: whether experts multiply with Gemm.
         spelling: how each expert's matrix is taken.
+        packing: of the experts, each a MatMulNBits of its own; None for float stacks.
     """
 
     experts: int
@@ -38,9 +40,10 @@ class Block:
     dtype: str
     router: str
     packed: bool
-    transposed: bool
-    gemm: bool
-    spelling: Spelling
+    transposed: bool = False
+    gemm: bool = False
+    spelling: Spelling = field(default_factory=Spelling)
+    packing: Packing | None = None
 
 
 def write_block(scope: Scope, x: str, block: Block, prefix: str) -> str:
@@ -92,6 +95,8 @@ def _linear(scope: Scope, x: str, block: Block, expert: int, name: str) -> str:
         n = 2 * n
     elif name.endswith("down"):
         k, n = n, k
+    if block.packing is not None:
+        return multiply(scope, x, f"{name}.{expert}", (n, k), block.packing, block.dtype)
     rows, columns = (n, k) if block.transposed else (k, n)
     stack = Stack(name, block.experts, rows, columns, block.dtype)
     scope.weight(name, stack.shape, block.dtype)

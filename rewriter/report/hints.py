@@ -1,4 +1,7 @@
-"""What would have to change for a rule to fire: one hint for each common reason of a decline, as data."""
+"""What would have to change for a rule to fire: one hint for each common reason of a decline, as data.
+
+These are for the shipped rules. A rule of another package says in the reason itself what to do about it.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,17 @@ class Hint:
     Attributes:
         reason: regular expression that is searched in the reason of a decline.
         advice: what would have to change.
+        expected: whether the rule set means it so, or the rule is about other weights, so that nothing is amiss.
     """
 
     reason: str
     advice: str
+    expected: bool = False
 
 
 HINTS = (
-    Hint(r"not included by the plan", "add its role or name to quantization.include of the rule set"),
-    Hint(r"excluded by the plan", "take its role or name out of quantization.exclude of the rule set"),
+    Hint(r"not included by the plan", "add its role or name to quantization.include of the rule set", expected=True),
+    Hint(r"excluded by the plan", "take its role or name out of quantization.exclude of the rule set", expected=True),
     Hint(
         r"different specs|gives expert|of different bits",
         "give all experts of a layer one spec: overrides by role and layer",
@@ -66,11 +71,11 @@ HINTS = (
     Hint(r"on the left", "write the product as x @ w, with the weight on the right"),
     Hint(r"more than one matrix", "a batched product stays as it is, unless its block is fused (rule fuse-experts)"),
     Hint(r"^(transA|alpha|beta)\b", "fold it into the weight, or write a plain MatMul"),
-    Hint(r"not tied|no embedding", "nothing: the rule is about other weights"),
+    Hint(r"not tied|no embedding", "nothing: the rule is about other weights", expected=True),
 )
 """The first that fits is given."""
 
 
-def hint(reason: str) -> str:
-    """Returns what would have to change; empty where that is not known."""
-    return next((known.advice for known in HINTS if re.search(known.reason, reason)), "")
+def hint(reason: str) -> Hint | None:
+    """Returns what is known about a reason; None where nothing is."""
+    return next((known for known in HINTS if re.search(known.reason, reason)), None)

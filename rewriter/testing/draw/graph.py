@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+DTYPES = tuple(FLOAT_TYPES)
 OPERANDS = ("initializer", "constant", "constant-ints", "cast-reshape", "sum")
 """How a static integer operand may be written; the last two are computed."""
 
@@ -29,6 +31,8 @@ class Scope:
         outputs: further outputs, beside the body's own.
         inputs: name -> type and shape of graph inputs that the body reads, in whatever scope it is.
         functions: model-local functions that it calls.
+        declared: types of values that shape inference does not find.
+        domains: of the operators that it and its subgraphs use, beside the default one.
     """
 
     def __init__(self, opset: int, *, inline: bool = False, operands: str = "initializer") -> None:
@@ -40,12 +44,14 @@ class Scope:
         self.outputs: list[onnx.ValueInfoProto] = []
         self.inputs: dict[str, onnx.ValueInfoProto] = {}
         self.functions: list[onnx.FunctionProto] = []
+        self.declared: list[onnx.ValueInfoProto] = []
+        self.domains: set[str] = set()
         self._names: set[str] = set()
 
     def child(self, *, captures: bool) -> Scope:
         """Returns the scope of a subgraph; where it ``captures``, its constants are those of this scope."""
         inner = Scope(self.opset, inline=self.inline, operands=self.operands)
-        inner.inputs = self.inputs
+        inner.inputs, inner.domains = self.inputs, self.domains
         inner._names = set(self._names)
         if captures and not self.inline:
             inner.initializers = self.initializers
@@ -57,7 +63,12 @@ class Scope:
         """Returns the subgraph of a child, whose names are taken from now on."""
         self._names |= inner._names
         own = [] if inner.initializers is self.initializers else list(inner.initializers.values())
-        return helper.make_graph(inner.nodes, "body", list(inputs), [*outputs, *inner.outputs], own)
+        outs = [*outputs, *inner.outputs]
+        return helper.make_graph(inner.nodes, "body", list(inputs), outs, own, value_info=inner.declared)
+
+    def opsets(self) -> list[onnx.OperatorSetIdProto]:
+        """Returns the operator sets that the nodes need."""
+        return [helper.make_opsetid("", self.opset), *(helper.make_opsetid(d, 1) for d in sorted(self.domains))]
 
     def op(self, op_type: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Adds a node and returns its output."""
@@ -69,6 +80,31 @@ class Scope:
         outputs = [stem] if count == 1 else [f"{stem}_out{i}" for i in range(count)]
         self.nodes.append(helper.make_node(op_type, list(inputs), outputs, name=f"{stem}_node", **attributes))
         return outputs
+
+    def contrib(self, op_type: str, *inputs: str, dtype: str, shape: Sequence[int | str], **attributes: Any) -> str:
+        """Adds a com.microsoft node and returns its output, whose type shape inference would not find.
+
+        Args:
+            op_type: the operator.
+            inputs: by slot; empty where one is left out.
+            dtype: of the output.
+            shape: of the output.
+            attributes: of the node.
+        """
+        held = list(inputs)
+        while not held[-1]:
+            held.pop()
+        self.domains.add("com.microsoft")
+        output = self.op(op_type, *held, domain="com.microsoft", **attributes)
+        self.declared.append(floats(output, dtype, shape))
+        return output
+
+    def total(self, values: Sequence[str]) -> str:
+        """Writes the sum of values, one Add after the other."""
+        total = values[0]
+        for value in values[1:]:
+            total = self.op("Add", total, value)
+        return total
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
         """Adds a constant; the same name with the same contents is one constant."""
@@ -111,6 +147,11 @@ class Scope:
         if name not in [value.name for value in self.outputs]:
             self.outputs.append(floats(name, dtype))
 
+    def expose_constant(self, name: str) -> None:
+        """Makes a constant of this graph a further output of it."""
+        tensor = self.initializers[name]
+        self.outputs.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+
     def _fresh(self, stem: str) -> str:
         name, count = stem, 1
         while name in self._names or name in self.initializers:
@@ -118,6 +159,17 @@ class Scope:
             count += 1
         self._names.add(name)
         return name
+
+
+def small_weight(name: str, shape: Sequence[int], dtype: str, k: int) -> npt.NDArray[Any]:
+    """Returns a weight whose products with K inputs stay near 1, so that float16 holds what layers of them compute."""
+    small: npt.NDArray[Any] = weight(name, shape, dtype) / np.array(2 ** math.ceil(math.log2(k) / 2), dtype)
+    return small
+
+
+def sizes(largest: int) -> st.SearchStrategy[int]:
+    """Draws a dimension: 1 at its plainest, mostly one that blocks divide."""
+    return st.sampled_from([size for size in (1, 16, 32, 64, 5, 16, 32, 64, 22) if size <= largest])
 
 
 def floats(name: str, dtype: str, shape: Sequence[int | str] | None = None) -> onnx.ValueInfoProto:

@@ -1,0 +1,1 @@
+"""One fact of a model changed: what near misses are made of."""

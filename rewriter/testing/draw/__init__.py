@@ -1,0 +1,1 @@
+"""How each strategy draws its models."""

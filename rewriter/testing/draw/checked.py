@@ -1,0 +1,65 @@
+"""Arguments of strategies, checked where they are given and not where a model is drawn."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection
+from typing import ParamSpec
+
+import onnx_ir as ir
+from hypothesis.errors import InvalidArgument
+from hypothesis.strategies import SearchStrategy
+
+from rewriter.errors import nearest
+
+P = ParamSpec("P")
+Models = Callable[P, SearchStrategy[ir.Model]]
+Choice = str | int
+
+_MAY_BE_EMPTY = "obstacles"
+
+
+def checked(**choices: Collection[Choice]) -> Callable[[Models[P]], Models[P]]:
+    """Returns a decorator that holds the arguments of a strategy to what they may be.
+
+    A ``max_..`` is a positive integer. Each of ``choices`` is a collection of those names or numbers, and reaches the
+    strategy in their order, so that examples shrink the same whatever order was given; only ``obstacles`` may be empty.
+
+    Args:
+        choices: argument -> what it may hold, the plainest first.
+
+    Returns:
+        A decorator; what it returns raises InvalidArgument, naming the nearest valid name.
+    """
+
+    def decorate(strategy: Models[P]) -> Models[P]:
+        @functools.wraps(strategy)
+        def call(*args: P.args, **kwargs: P.kwargs) -> SearchStrategy[ir.Model]:
+            for name, given in kwargs.items():
+                if name in choices:
+                    kwargs[name] = _known(name, given, choices[name])
+                elif name.startswith("max_"):
+                    _require_positive(name, given)
+            return strategy(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _known(what: str, given: object, known: Collection[Choice]) -> tuple[Choice, ...]:
+    kind = "names" if all(isinstance(choice, str) for choice in known) else "numbers"
+    named = isinstance(given, Collection) and not isinstance(given, str | bytes)
+    if not isinstance(given, Collection) or not named or not (given or what == _MAY_BE_EMPTY):
+        raise InvalidArgument(f"{what} must be a collection of {kind}, not {given!r}")
+    for choice in given:
+        if choice not in known and kind == "names":
+            raise InvalidArgument(f"unknown name '{choice}' in {what}{nearest(str(choice), [str(k) for k in known])}")
+        if choice not in known:
+            raise InvalidArgument(f"unknown number {choice!r} in {what} (it may hold {', '.join(map(str, known))})")
+    return tuple(choice for choice in known if choice in given)
+
+
+def _require_positive(name: str, number: object) -> None:
+    if not isinstance(number, int) or number < 1:
+        raise InvalidArgument(f"{name} must be a positive integer, not {number!r}")

@@ -1,0 +1,85 @@
+"""``near_misses``: where one fact is other than in a model on which the rule fires, it fires rightly or declines."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+
+import onnx_ir as ir
+from hypothesis import HealthCheck, given, reject
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+
+from rewriter.testing.change.mutations import copied, places, settled
+from rewriter.testing.check import RuleUnderTest, check_model, count, describe, name_of, one_failure, require_fired, run
+from rewriter.testing.strategies import any_models
+
+_TRIES = 5
+"""Changes that are drawn until one gives a model that runs."""
+
+
+def near_misses(
+    rule: RuleUnderTest,
+    models: st.SearchStrategy[ir.Model] | None = None,
+    *,
+    settings: hypothesis_settings | None = None,
+) -> None:
+    """Holds a rule to its promises on models that differ in one fact from one on which it fires.
+
+    A fact is what an attribute says, which input is which, a number in a constant, who else reads a value, whether a
+    caller may override a constant, and so on. A changed model that the checker or the runtime refuses is left out.
+
+    Args:
+        rule: as for :func:`check_rule`.
+        models: draws the models that are changed; by default those of :func:`any_models`.
+        settings: of Hypothesis; by default those of the present profile.
+
+    Raises:
+        AssertionError: a promise is broken, or the rule fired on none of the models; the message holds the changed
+            fact, then what :func:`check_rule` would say of the changed model.
+    """
+    fired: Counter[str] = Counter()
+    held: Counter[str] = Counter()
+
+    @given(any_models() if models is None else models, st.data())
+    def holds(model: ir.Model, data: st.DataObject) -> None:
+        applied = _applied(rule, model)
+        fired.update(applied)
+        near, kind, what = _near(model, data) if applied else (None, "", "")
+        if near is None:
+            reject()
+        held[kind] += 1
+        try:
+            report = check_model(rule, near)
+        except AssertionError as broken:
+            raise AssertionError(f"near miss: {what}\n{broken}") from broken
+        count(report, f"{kind}: ")
+
+    holds.__name__ = f"near_misses_{name_of(rule)}"  # Hypothesis keeps failing examples by name
+    with contextlib.suppress(Unsatisfiable):
+        one_failure(settings, HealthCheck.filter_too_much)(holds)()
+    require_fired(rule, fired)
+    if not held:
+        raise AssertionError(f"{name_of(rule)}: the runtime refuses every model that is near one on which it fires")
+
+
+def _applied(rule: RuleUnderTest, model: ir.Model) -> dict[str, int]:
+    try:
+        return run(rule, model).report.applied
+    except AssertionError as broken:
+        raise AssertionError(f"{name_of(rule)}: {broken}\n\n{describe(model)}") from broken
+
+
+def _near(model: ir.Model, data: st.DataObject) -> tuple[ir.Model | None, str, str]:
+    """Returns a model with one fact changed, the mutation and the change; None where none that was drawn runs."""
+    for _ in range(_TRIES):
+        changed = copied(model)
+        there = places(changed)
+        kind = data.draw(st.sampled_from(list(there)), "mutation")
+        place = data.draw(st.sampled_from(there[kind]), "place")
+        place.change()
+        near = settled(changed, model)
+        if near is not None:
+            return near, kind, place.what
+    return None, "", ""

@@ -1,0 +1,82 @@
+"""``package_tests``: every rule and rule set of a package, held to its promises by one line."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import onnx_ir as ir
+from hypothesis import settings as hypothesis_settings
+from hypothesis.strategies import SearchStrategy
+
+from rewriter.errors import UsageError, nearest
+from rewriter.ruleset import load
+from rewriter.ruleset.catalogue import SECTIONS, bind, describe
+from rewriter.ruleset.discover import GROUP, RuleOffer, rule_offers, set_offers
+from rewriter.ruleset.source import Source
+from rewriter.testing.check import check_rule
+from rewriter.testing.near_misses import near_misses
+
+Models = Mapping[str, SearchStrategy[ir.Model]]
+
+
+def package_tests(
+    package: str, models: Models | None = None, *, settings: hypothesis_settings | None = None
+) -> Callable[..., None]:
+    """Returns a pytest test of everything that a package offers: assign it to a name that begins with ``test_``.
+
+    Of each rule: its module's docstring has every section of a rule's page; it is built from its defaults, and each
+    option is described; :func:`check_rule`; :func:`near_misses`. Of each shipped rule set: it loads.
+
+    Args:
+        package: as the entry point group ``rewriter.rules`` names it.
+        models: rule -> what draws its models; for the others, :func:`any_models`.
+        settings: of Hypothesis; by default those of the present profile.
+
+    Raises:
+        UsageError: no such package is installed, or a key of ``models`` is no rule of it.
+        RuleSetError: a package cannot be imported, or two offer the same id.
+    """
+    import pytest  # noqa: PLC0415 -- all else here runs without it
+
+    offers, sets = rule_offers(), set_offers()
+    rules = {name: offer for name, offer in offers.items() if offer.package == package}
+    shipped = [name for name, offer in sets.items() if offer.package == package]
+    if not rules and not shipped:
+        others = {offer.package for offer in offers.values()} | {offer.package for offer in sets.values()}
+        raise UsageError(f"no entry point of group {GROUP} names a package '{package}'{nearest(package, others)}")
+    for name in models or {}:
+        if name not in rules:
+            raise UsageError(f"models of '{name}', which is no rule of package '{package}'{nearest(name, rules)}")
+    promises = [case for offer in rules.values() for case in _of_rule(offer, (models or {}).get(offer.name), settings)]
+    promises += [(f"{name}-loads", functools.partial(load, name)) for name in shipped]
+
+    @pytest.mark.parametrize("promise", [pytest.param(holds, id=name) for name, holds in promises])
+    def test(promise: Callable[[], object]) -> None:
+        promise()
+
+    return test
+
+
+def _of_rule(
+    offer: RuleOffer, models: SearchStrategy[ir.Model] | None, settings: hypothesis_settings | None
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    yield f"{offer.name}-page", functools.partial(_check_page, offer)
+    yield f"{offer.name}-options", functools.partial(_check_options, offer)
+    yield f"{offer.name}-check_rule", functools.partial(check_rule, offer.name, models, settings=settings)
+    yield f"{offer.name}-near_misses", functools.partial(near_misses, offer.name, models, settings=settings)
+
+
+def _check_page(offer: RuleOffer) -> None:
+    sections = describe(offer).sections
+    missing = [f"'{title}:'" for title in SECTIONS if not sections.get(title)]
+    assert not missing, f"the docstring of {offer.module} has no section {', '.join(missing)}"
+
+
+def _check_options(offer: RuleOffer) -> None:
+    info = describe(offer)
+    for option in info.options:
+        assert option.description, f"option '{option.name}' of rule {offer.name} has no line in the Args of 'rule'"
+    defaults = {option.name: option.default for option in info.options}
+    bind(info, defaults, Source(f"the defaults of rule {offer.name}", None, None), ())

@@ -1,0 +1,1 @@
+"""What a rule promises of its result, each promise in a file."""

@@ -1,0 +1,32 @@
+"""Whether the codes of a quantized weight are the nearest to it, given their own scales and zero points."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rewriter.quantize.job import QuantizationJob
+
+_TIE = 0.51
+"""Largest distance from the nearest level, in scales: half of one, and what rounding adds to that."""
+
+
+def check_codes(job: QuantizationJob) -> None:
+    """Holds codes, scales and zero points to the weight: every other check takes what they say for the weight itself.
+
+    Raises:
+        AssertionError: another code would come nearer.
+    """
+    quantized = job.quantize()
+    block = quantized.block_size or job.shape[1]
+    scale = np.repeat(quantized.scales.astype(np.float64), block, axis=1)[:, : job.shape[1]]
+    if quantized.zero_points is None:
+        zero = np.full(scale.shape, 1 << (quantized.bits - 1), np.int64)
+    else:
+        zero = np.repeat(quantized.zero_points.astype(np.int64), block, axis=1)[:, : job.shape[1]]
+    wanted = np.asarray(job.weight.numpy(), np.float64) / np.where(scale == 0, np.inf, scale) + zero
+    away = np.abs(np.clip(wanted, 0, (1 << quantized.bits) - 1) - quantized.codes)
+    where = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.where(scale == 0, 0, away))), away.shape))
+    assert scale[where] == 0 or away[where] <= _TIE, (
+        f"weight '{job.context.weight}' is quantized to code {quantized.codes[where]} at {list(where)},"
+        f" and code {round(float(wanted[where]))} would be nearer"
+    )

@@ -1,0 +1,78 @@
+"""Why the experts that a router chooses are no block that is known: what the report says of those that stay apart."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import onnx_ir as ir
+
+from rewriter.experts import OPERATORS
+from rewriter.facts import Facts
+from rewriter.rule import Declined, NotApplicable, Run
+from rules.recognise.axes import Located
+from rules.recognise.mixing import Chosen, Complete, Mixed
+from rules.recognise.sizes import Integers
+
+_FAR = 4096
+
+
+def decline_unfused(run: Run, values: ir.Value, indices: ir.Value) -> None:
+    """Declines, naming the first operator behind a choice of experts that is not understood.
+
+    Raises:
+        Declined: experts follow the choice, and nothing completes a block.
+        NotApplicable: no experts follow, or the operator that completes the block speaks for it.
+    """
+    if not _is_choice(run.facts, indices):
+        raise NotApplicable
+    pending, seen = deque([values, indices]), {values, indices}
+    unknown: ir.Node | None = None
+    hit: ir.Node | None = None
+    experts = False
+    while pending and len(seen) < _FAR:
+        for use in pending.popleft().uses():
+            node = use.node
+            if node.op_type in OPERATORS or any(_speaks(run.facts, out, indices) for out in node.outputs):
+                raise NotApplicable
+            if node.op_type == "TopK" and _is_choice(run.facts, node.outputs[-1]):
+                pending.clear()  # what follows is of that router
+                break
+            reads_expert = run.role(node).name.startswith("expert.")
+            if reads_expert and hit is not None and node.op_type in ("Gather", "GatherND"):
+                reason = "the trace fixed how many experts a token can reach: NonZero lists those that were hit"
+                raise Declined(reason, hit)
+            experts = experts or reads_expert or _meets_expert(run, node)
+            hit = node if hit is None and node.op_type == "NonZero" else hit
+            if unknown is None and not any(_is_known(run.facts, out) for out in node.outputs):
+                unknown = node
+            fresh = [out for out in node.outputs if out not in seen]
+            seen.update(fresh)
+            pending.extend(fresh)
+    if not experts or unknown is None:
+        raise NotApplicable
+    reason = f"the experts of this router stay apart: how {unknown.op_type} uses its choice is not understood"
+    raise Declined(reason, unknown)
+
+
+def _meets_expert(run: Run, node: ir.Node) -> bool:
+    """Whether an expert's last linear, or its bias, is what ``node`` has on its other side."""
+    last = {p for v in node.inputs if v is not None and (p := v.producer()) is not None}
+    before = {p for n in last if n.op_type == "Add" for v in n.inputs if v is not None and (p := v.producer())}
+    return any(run.role(n).name.startswith("expert.") for n in (*last, *before))
+
+
+def _is_choice(facts: Facts, value: ir.Value) -> bool:
+    located = facts.get(value, Located)
+    return located is not None and isinstance(located.content, Chosen)
+
+
+def _speaks(facts: Facts, value: ir.Value, indices: ir.Value) -> bool:
+    """Whether ``value`` is a sum of experts under that choice."""
+    located = facts.get(value, Located)
+    held = None if located is None else located.content
+    mixing = held.mixing if isinstance(held, Mixed) else held.weighted.mixing if isinstance(held, Complete) else None
+    return mixing is not None and mixing.router.node is indices.producer()
+
+
+def _is_known(facts: Facts, value: ir.Value) -> bool:
+    return facts.get(value, Located) is not None or facts.get(value, Integers) is not None

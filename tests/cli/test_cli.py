@@ -1,0 +1,109 @@
+"""The command line as a whole: help, completion, terminals."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+from cli_models import GRANITE, linear
+
+from rewriter import api
+from rewriter.cli import options, sheets
+from rewriter.cli.console import console, show
+from rewriter.report import Decline, Report
+from rewriter.wording import nbytes, shrink
+
+
+def test_version_and_help(run):
+    assert re.match(r"onnx-moe-rewriter \d+\.\d+\.\d+ \(.*onnx-ir ", run("--version")[1])
+    assert "rewriter apply model.onnx -o out" in run("--help")[1]
+    for command in ("apply", "explain", "check", "rules"):
+        code, out, _ = run(command, "-h")
+        assert code == 0
+        assert f"rewriter {command}" in out
+    code, out, err = run()
+    assert (code, err) == (2, "")
+    assert "Usage" in out
+
+
+def test_the_default_rule_set_is_that_of_the_api():
+    assert options.DEFAULT_RULES == api.DEFAULT_RULES
+
+
+def test_help_and_completion_load_nothing_heavy():
+    heavy = "{'numpy', 'onnx', 'onnx_ir', 'onnxscript', 'onnxruntime', 'numba', 'pydantic'}"
+    code = f"import sys; from rewriter.cli import main; main(['--help']); sys.exit(str({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"
+
+
+def test_names_are_completed():
+    assert "moe-int4" in options.complete_rule_sets("moe")
+    assert options.complete_rules("unst") == ["unstack"]
+    assert "moe-int8" in options.complete_rules_and_sets("moe-int")
+
+
+def test_progress_is_shown_on_a_terminal_only(tmp_path):
+    model = linear()
+    host, guest = pty.openpty()
+    command = [sys.executable, "-m", "rewriter", "apply", str(model), "-o", "out", "--no-check"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=guest, text=True) as process:
+        os.close(guest)
+        out, _ = process.communicate(timeout=60)
+    shown = os.read(host, 1 << 16).decode()
+    os.close(host)
+    assert process.returncode == 0
+    assert "writing out" in shown
+    assert "writing" not in out
+
+
+def test_a_reader_that_leaves_early_is_no_failure():
+    command = f"{sys.executable} -m rewriter rules | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_long_tables_are_cut(capsys):
+    declines = tuple(Decline("r", "p", "n", f"reason {i}", "") for i in range(44))
+    show(console(), sheets.declined(Report("s", "t", declines=declines).refusals, "; see r.json"))
+    out = capsys.readouterr().out
+    assert "and 34 more; see r.json" in out
+    assert len(out.splitlines()) < 26
+
+
+@pytest.mark.parametrize("width", ["30", "60", "80"])
+def test_no_number_is_cut_on_a_narrow_terminal(run, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)
+    out = run("apply", GRANITE, "-o", "out")[1]
+    for role, after in (("embedding", "20.5 kB"), ("shared_expert.gate_up", "10.2 kB"), ("attention.o", "5.1 kB")):
+        assert re.search(rf"^{role} .* {after} .*\d\.\d\d% *$", out, re.MULTILINE), out
+    assert re.search(r"Against the original[\s\S]* 50.0%", out)
+
+
+def test_output_that_cannot_be_printed_is_one_line():
+    for where in (">&-", "> /dev/full"):
+        done = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m rewriter rules {where}"], capture_output=True, text=True, check=False
+        )
+        assert "internal" not in done.stderr
+        assert done.returncode == (0 if where == ">&-" else 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1048576", 1 << 20), ("512MiB", 512 << 20), ("2GB", 2 * 10**9), ("1.5g", 15 * 10**8), ("4 KiB", 4096)],
+)
+def test_sizes_are_read(text, count):
+    assert options.size(text) == count
+
+
+def test_sizes_are_written():
+    assert [nbytes(n) for n in (0, 999, 1000, 51_000_000_000, 2e12)] == ["0 B", "999 B", "1.0 kB", "51.0 GB", "2.0 TB"]
+    assert shrink(51_000_000_000, 13_000_000_000) == "51.0 GB -> 13.0 GB (3.9x smaller)"
+    assert shrink(10, 10) == "10 B -> 10 B"
+    assert shrink(666_944, 666_940) == "666.9 kB -> 666.9 kB"
+    assert shrink(10, 20) == "10 B -> 20 B (2.0x larger)"

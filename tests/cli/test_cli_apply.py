@@ -1,0 +1,183 @@
+"""``rewriter apply``: what it writes, what it prints, and what makes it fail."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+from cli_models import GRANITE, NEEDS_FC3, linear, tree
+
+from rewriter import api
+from rewriter.cli import whole
+from rewriter.errors import TargetError
+
+
+def test_apply_writes_a_model_and_says_what_it_did(run, tmp_path):
+    before = GRANITE.read_bytes()
+    code, out, err = run("apply", GRANITE, "-o", "out", "--rules", "experts-int4", "--report", "out/report.json")
+    assert (code, err) == (0, "")
+    assert sorted(tree(tmp_path)) == ["out/granitemoehybrid_static_unroll_f32.onnx", "out/report.json"]
+    assert GRANITE.read_bytes() == before
+    onnx.checker.check_model(onnx.load(tmp_path / "out" / GRANITE.name))
+    for words in (
+        r"experts-int4 on .*granite.*, for cpu@",
+        r"unstack +16 +0 +2 classes run",
+        r"matmul-to-matmul-nbits +\d+ +\S+ +\d+ class(es)? run",
+        r"\d+ +matmul-to-matmul-nbits: not included by the plan .*\n +model/layers\S+; \S+ kB stay float",
+        r"expert.gate_up +8 +4 +5.000 +131.1 kB +20.5 kB +\d\.\d\d% +\d\.\d\d%",
+        r"Against the original \((cpu|reference), random inputs, seed 0\)",
+        r"logits +0?\.\d+",
+        r"Size +666.9 kB -> \d+\.\d kB \(\d\.\dx smaller\)",
+        r"Output +out/granitemoehybrid_static_unroll_f32.onnx",
+        r"Report +out/report.json",
+    ):
+        assert re.search(words, out), words
+    assert "\x1b" not in out
+
+
+def test_the_report_is_the_whole_truth(run, tmp_path):
+    code, *_ = run("apply", GRANITE, "-o", "out", "-r", "experts-int4", "--report", "r.json", "-q", "--parity", "all")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert code == 0
+    assert report["applied"]["unstack"] == 16
+    assert len(report["applications"]) == sum(report["applied"].values())
+    assert {w["bits"] for w in report["weights"]} == {4}
+    assert all(w["bytes_after"] * 8 == 5 * w["shape"][0] * w["shape"][1] for w in report["weights"])
+    assert report["parity"]["outputs"]["logits"]["top1"] <= 1
+    assert report["parity"]["failures"] == []
+    assert all(p["max_relative"] <= p["tolerance"] for p in report["proofs"])
+
+
+def test_unstacking_changes_no_output_and_the_report_says_so_in_json(run, tmp_path):
+    code, out, _ = run("apply", GRANITE, "-o", "out", "-r", "unstack", "--report", "r.json")
+    report = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert code == 0
+    assert report["parity"]["outputs"]["logits"]["snr_db"] == "inf"
+    assert re.search(r"logits +0 +0 +1.000000 +inf +100.0%", out)
+
+
+def test_quiet_prints_nothing(run):
+    assert run("apply", GRANITE, "-o", "out", "-q", "--no-check") == (0, "", "")
+
+
+def test_options_reach_the_rule_set(run, tmp_path):
+    code, *_ = run(
+        *("apply", GRANITE, "-o", "out/named.onnx", "-r", "experts-int4", "--report", "out/r.json", "-q", "--no-check"),
+        *("--set", "quantization.default.bits=8", "--set", "quantization.default.symmetric=false"),
+        *("--parity", "none", "--target", "cpu@1.28", "--memory", "1MiB", "--max-shard-size", "100kB"),
+    )
+    report = json.loads((tmp_path / "out" / "r.json").read_text())
+    assert code == 0
+    assert {(w["bits"], w["symmetric"]) for w in report["weights"]} == {(8, False)}
+    assert (report["target"], report["proofs"], report["parity"]["skipped"]) == ("cpu@1.28", [], "--no-check")
+    assert sum("named.onnx-0" in name for name in tree(tmp_path / "out")) > 1
+
+
+def test_a_rule_set_of_ones_own(run, tmp_path):
+    Path("mine.yaml").write_text("extends: unstack\ndescription: mine\n")
+    code, out, _ = run("apply", GRANITE, "-o", "out", "-r", "mine.yaml", "--no-check", "--require", "unstack")
+    assert code == 0
+    assert out.startswith("mine on ")
+
+
+def test_nothing_fired_is_said(run):
+    code, out, _ = run("apply", NEEDS_FC3, "-o", "out", "-r", "unstack", "--no-check")
+    assert code == 0
+    assert "Nothing fired: the output is the model as it was." in out
+
+
+def test_names_are_shown_as_they_are(run):
+    model = linear(weight_name="[red]w[/red]", node="a[b]c")
+    code, out, _ = run("apply", model, "-o", "out")
+    assert code == 0
+    assert "[red]w[/red]" in out
+    assert "a[b]c" in run("explain", model)[1]
+
+
+def test_an_existing_output_is_replaced_on_demand(run, tmp_path):
+    model = linear()
+    assert run("apply", model, "-o", "out", "-q")[0] == 0
+    first = tree(tmp_path)
+    code, _, err = run("apply", model, "-o", "out", "-q", "-r", "unstack")
+    assert code == 2
+    assert "--overwrite" in err
+    assert tree(tmp_path) == first
+    assert run("apply", model, "-o", "out", "-q", "-r", "unstack", "--overwrite")[0] == 0
+    assert tree(tmp_path) != first
+
+
+# exit code 1
+
+
+def failures(err):
+    lines = err.splitlines()
+    assert all(line.startswith("FAILED ") and line.endswith("; the output is kept") for line in lines)
+    return lines
+
+
+def test_a_limit_that_does_not_hold_fails_and_keeps_the_output(run, tmp_path):
+    limits = ("--set", "parity.max_relative_l2=1e-3", "--set", "parity.min_snr_db=60", "--set", "parity.min_top1=1.0")
+    code, out, err = run("apply", GRANITE, "-o", "out", "--report", "r.json", *limits)
+    assert code == 1
+    text = "\n".join(failures(err))
+    assert "relative L2" in text
+    assert "SNR" in text
+    assert "top-1 agreement" in text
+    assert "Output" in out
+    assert (tmp_path / "out" / GRANITE.name).exists()
+    assert len(json.loads((tmp_path / "r.json").read_text())["parity"]["failures"]) == len(failures(err))
+
+
+def test_limits_that_hold_are_no_failure(run):
+    assert run("apply", GRANITE, "-o", "out", "-q", "--set", "parity.max_relative_l2=0.9") == (0, "", "")
+
+
+def test_a_required_rule_that_never_fires_fails(run, tmp_path):
+    model = linear()
+    required = ("--require", "matmul-to-matmul-nbits", "--require", "unstack")
+    code, _, err = run("apply", model, "-o", "out", "-q", *required)
+    assert code == 1
+    assert failures(err) == [
+        "FAILED required rule unstack never fired: nothing in the model matched it; the output is kept"
+    ]
+    assert (tmp_path / "out" / model.name).exists()
+    excluded = ("--set", "quantization.include=[{role: lm_head}]")
+    _, _, err = run("apply", model, "-o", "out2", "-q", "-r", "experts-int4", *excluded, *required[:2])
+    assert "never fired: it declined: not included by the plan" in err
+
+
+def test_whole_models_are_compared_where_that_is_cheap_and_possible(run, monkeypatch):
+    code, out, _ = run("apply", NEEDS_FC3, "-o", "1")
+    assert code == 0
+    assert "Not compared with the original: the original does not run: ONNX Runtime (cpu)" in out
+    code, _, err = run("apply", NEEDS_FC3, "-o", "2", "-q", "--check")
+    assert code == 1
+    assert "the comparison that was asked for cannot be made: the original does not run" in failures(err)[0]
+    monkeypatch.setattr(whole, "LARGEST", 100)
+    model = linear()
+    assert "has 8.2 kB of weights (--check compares all the same)" in run("apply", model, "-o", "3")[1]
+    assert "Against the original" in run("apply", model, "-o", "4", "--check")[1]
+    monkeypatch.setattr(whole, "LARGEST", 1 << 30)
+    monkeypatch.setattr(whole, "MOST_NODES", 0)
+    assert "the model has 1 nodes (--check" in run("apply", model, "-o", "6")[1]
+    assert "Against the original" in run("apply", model, "-o", "5", "--set", "parity.min_snr_db=1")[1]
+
+
+def test_a_rewritten_model_that_does_not_run_fails(run, monkeypatch):
+    def broken(self, *args, **kwargs):
+        raise TargetError("ONNX Runtime (cpu) cannot load the model: no")
+
+    monkeypatch.setattr(api.Result, "check", broken)
+    code, _, err = run("apply", linear(), "-o", "out", "-q")
+    assert code == 1
+    assert "the rewritten model does not run where the original does" in failures(err)[0]
+
+
+def test_without_the_targets_runtime_nothing_is_compared(run, monkeypatch):
+    monkeypatch.setattr(whole, "available", lambda: ("reference",))
+    code, out, _ = run("apply", linear(), "-o", "out")
+    assert code == 0
+    assert "Not compared with the original: there is no cpu runtime on this machine." in out

@@ -1,0 +1,101 @@
+"""``rewriter explain``: the dry run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from cli_models import GRANITE, MODELS, ROUTER, STACK, linear, tree, valid
+
+import rewriter
+from rewriter.cli.concerns import Concern
+from rewriter.report import Report
+
+
+def test_explain_says_what_would_happen_and_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("rewriter.quantize.job.QuantizationJob.quantize", pytest.fail)
+    monkeypatch.setattr("rewriter.parity.local.LocalProver.__call__", pytest.fail)
+    code, out, err = run("explain", GRANITE, "-r", "experts-int4")
+    assert (code, err, tree(tmp_path)) == (0, "", {})
+    for words in (
+        r"a dry run, nothing is written",
+        r"unstack +16 +model/layers.0/",
+        r"2 +matmul-to-matmul-nbits: not included by the plan \(role router\)",
+        r"expert.down +8 +4 +5.000 +65.5 kB +10.2 kB",
+        r"131.1 kB +lm_head.weight_t \(lm_head\) *\n +read by MatMul; matmul-to-matmul-nbits: not included by the plan",
+        r"and \d+ more, ",
+    ):
+        assert re.search(words, out), words
+
+
+def test_the_forecast_is_what_apply_makes(run):
+    forecast = run("explain", GRANITE)[1].splitlines()[-1]
+    assert forecast == next(x for x in run("apply", GRANITE, "-o", "o")[1].splitlines() if x.startswith("Size"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (ROUTER, (r"node, MatMul, router, layer 0", r"stopped by +not included by the plan \(role router\)")),
+        (STACK, (r"weight, FLOAT\[4, 64, 64\], disappears", r"unstack +4", r"matmul-to-matmul-nbits +4")),
+        (f"{STACK}__slice_2", (r"slice, \[64, 64\], to 4 bits in blocks of 32", r"matmul-to-matmul-nbits +1")),
+        ("lm_head.weight_t", (r"weight, FLOAT\[64, 512\], stays", r"not included by the plan \(role lm_head\)")),
+        ("model.rotary_emb.cos_cache", (r"weight, FLOAT\[\d+, \d+\], stays", r"something else: unstack")),
+        ("logits", (r"logits  node, ",)),
+    ],
+)
+def test_explain_one_name(run, name, words):
+    code, out, _ = run("explain", GRANITE, name, "-r", "experts-int4")
+    assert code == 0
+    assert out.startswith(name)
+    for expected in words:
+        assert re.search(expected, out), expected
+
+
+def test_explain_names_what_is_at_fault(run):
+    model = MODELS / "genai" / "gemma4_moe_fp32_cpu_b32.onnx"
+    out = run("explain", model, "lm_head.MatMul.weight", "-r", "unstack")[1]
+    assert "is still read whole" in out
+    assert re.search("at fault +'/lm_head/MatMul', MatMul node", out)
+
+
+def test_a_node_without_a_name_goes_by_its_output(run):
+    model = linear(node="")
+    out = run("explain", model, "-r", "experts-int4")[1]
+    assert re.search(r"not included by the plan \(no role\) *\n +y;", out)
+    assert "y  node, MatMul" in run("explain", model, "y")[1]
+
+
+def test_explain_as_json_is_a_report(run):
+    code, out, err = run("explain", GRANITE, "--json")
+    found = valid(out, Report)
+    assert (code, err) == (0, "")
+    assert found["applied"]["moe-to-qmoe"] == 2
+    assert found["proofs"] == []
+    assert {w["relative_rms"] for w in found["weights"]} == {"nan"}
+    assert found["bytes_after"] < found["bytes_before"]
+    assert found["model"] == str(GRANITE)
+    assert {left["reason"] for left in found["left"] if left["role"] == "router"} == {
+        "excluded by the plan (role router)"
+    }
+
+
+def test_explain_of_one_name_as_json(run):
+    found = valid(run("explain", GRANITE, ROUTER, "--json")[1], Concern)
+    assert found["name"] == ROUTER
+    assert [d["reason"] for d in found["declines"]] == ["excluded by the plan (role router)"]
+    assert found["applications"] == []
+
+
+def test_what_was_not_expected_comes_first(run):
+    out = run("explain", MODELS / "genai" / "gemma4_moe_fp32_cpu_b32.onnx")[1]
+    reasons = out.partition("What declined")[2].partition("Quantized weights")[0]
+    assert reasons.index("activation 'geglu' has no kernel") < reasons.index("excluded by the plan (role router)")
+    assert re.search(r"/model/layers.0/moe/MoE; 196.6 kB stay float", reasons)
+
+
+def test_scales_and_biases_are_no_weights_left_in_float():
+    for model in ("genai/gpt_oss_int4_cpu_b32", "genai/gpt_oss_fp32_cpu"):
+        left = rewriter.apply(MODELS / f"{model}.onnx", prover=lambda rewrite, run: None).report.left
+        assert {weight.role for weight in left} <= {"router", ""}
+        assert not [weight.name for weight in left if re.search("bias|scale", weight.name)]

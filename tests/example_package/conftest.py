@@ -1,0 +1,3 @@
+"""Profiles of Hypothesis: dev, ci and deep."""
+
+pytest_plugins = ["rewriter.testing.plugin"]

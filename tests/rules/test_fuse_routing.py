@@ -1,0 +1,112 @@
+"""fuse-experts: routing that no operator has, weights that do not add up to one, and blocks that are not found."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from block_models import COMBINES, GIVEN, STACKED, Spelling, block_model
+from onnx import helper, numpy_helper
+from test_fuse_experts import FUSE, MODELS, assert_declines, attributes, feeds, fuse, fused, operators, relative
+
+from rewriter.parity.runtime import OrtRuntime
+
+
+@pytest.mark.parametrize("router", GIVEN)
+@pytest.mark.parametrize("combine", ["mask-sum", "scatter", "slots", "chosen", "dense"])
+def test_weights_are_given_as_they_are(router, combine):
+    model = fused(Spelling(router=router, combine=combine, rank=2 if combine in STACKED else 3, experts=5))
+    assert attributes(model)["normalize_routing_weights"] == 1
+    assert operators(model)["TopK"] == operators(model)["ScatterElements"] == operators(model)["Log"] == 1
+
+
+def test_what_the_logarithm_does_not_tell_declines():
+    told = "the router's weights are no softmax and no normalised sigmoid of its logits"
+    assert_declines(Spelling(router="biased-raw", broken="negative"), told)
+    (reason,) = (r for _, r in fuse(block_model(Spelling(router="biased-raw", dtype="float16"))).report.declined)
+    assert "logarithms of them would round in FLOAT16" in reason
+    broken = fuse(block_model(Spelling(router="biased-epsilon", broken="negative-epsilon"))).report
+    assert not broken.applied and broken.declined
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_weights_that_do_not_add_up_to_one_multiply_the_output(rank, dtype):
+    how = Spelling(router="softmax-topk", rank=rank, dtype=dtype)
+    assert attributes(fused(how))["normalize_routing_weights"] == 1
+
+
+def test_a_block_is_right_where_nothing_else_keeps_its_input():
+    """ONNX Runtime may write the output over the input; a proof, which feeds the input, cannot see that."""
+    how = Spelling(router="softmax-topk", hidden=16, inter=16)
+    model = block_model(how)
+    rename(model, "x", "doubled")
+    model.graph.node.insert(0, helper.make_node("Add", ["x", "x"], ["doubled"]))
+    model = onnx.shape_inference.infer_shapes(model)
+    result = fuse(model)
+    assert result.report.applied == {FUSE: 1}
+    expected, actual = (OrtRuntime().run(m, feeds(how))["y"] for m in (model, result.model))
+    assert relative(expected, actual) < 1e-5
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_block_straight_behind_a_linear(combine, bias):
+    how = Spelling(combine=combine)
+    model = block_model(how)
+    rename(model, "x", "hidden")
+    weight = np.eye(how.hidden, dtype=np.float32) + 0.1
+    model.graph.initializer.append(numpy_helper.from_array(weight, "before"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(how.hidden, np.float32), "before_bias"))
+    model.graph.node.insert(0, helper.make_node("Gemm", ["x", "before", *["before_bias"] * bias], ["hidden"]))
+    result = fuse(model)
+    assert result.report.applied == {FUSE: 1}, result.report.declined
+    expected, actual = (OrtRuntime().run(m, feeds(how))["y"] for m in (model, result.model))
+    assert relative(expected, actual) < 1e-5
+
+
+def test_a_sum_of_halves_in_float32_is_part_of_the_block():
+    model = block_model(Spelling(combine="chosen", dtype="float16"))
+    (sum_,) = (n for n in model.graph.node if n.op_type == "ReduceSum" and n.output[0] == model.graph.node[-1].input[0])
+    summed, wide, total = sum_.output[0], "wide", "total"
+    at = list(model.graph.node).index(sum_)
+    model.graph.node.insert(at, helper.make_node("Cast", [sum_.input[0]], [wide], to=1))
+    model.graph.node.insert(at + 2, helper.make_node("Cast", [total], [summed], to=10))
+    sum_.input[0], sum_.output[0] = wide, total
+    result = fuse(model)
+    assert result.report.applied == {FUSE: 1}, result.report.declined
+    assert operators(result.model) == {"MatMul": 1, "MoE": 1, "Identity": 1}
+
+
+@pytest.mark.parametrize(
+    ("combine", "old", "new"), [("mask-sum", "Equal", "Less"), ("chosen", "ReduceSum", "ReduceMean")]
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_choice_that_is_used_in_another_way_says_how(combine, old, new, bias):
+    model = block_model(Spelling(combine=combine, bias=bias, router="topk-softmax"))
+    for node in model.graph.node:
+        node.op_type = new if node.op_type == old else node.op_type
+    before = operators(model)
+    report = fuse(model).report
+    reason = f"the experts of this router stay apart: how {new} uses its choice is not understood"
+    assert [found for _, found in report.declined] == [reason]
+    assert not report.applied and operators(model) == before
+
+
+def test_experts_that_a_trace_found_hit_say_so():
+    model = onnx.load(MODELS / "hf_blocks/qwen3_moe__eager__ts17.onnx")
+    reason = "the trace fixed how many experts a token can reach: NonZero lists those that were hit"
+    assert [found for _, found in fuse(model).report.declined] == [reason]
+
+
+def test_a_choice_without_experts_is_not_its_business():
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[T,8] x) => (float[T,2] v, int64[T,2] i)'
+        " <int64[1] k = {2}> { v, i = TopK(x, k) }"
+    )
+    assert not fuse(model).report.declined
+
+
+def rename(model, old, new):
+    for node in model.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]

@@ -1,0 +1,251 @@
+"""Wrong versions of the rules that fuse a block of experts: fuse-experts and fuse-quantized-experts."""
+
+from __future__ import annotations
+
+from mistakes import Mistake
+from rule_models import MODELS
+from shown import blocks, quantized_blocks
+
+FUSE, QUANTIZED = "fuse-experts", "fuse-quantized-experts"
+RULE, BLOCK, FUSED = "rules/fuse_experts.py", "rules/_block.py", "rules/_fused.py"
+QRULE = "rules/fuse_quantized_experts.py"
+ACTIVATIONS, ROUTERS = "rules/recognise/activations.py", "rules/recognise/routers.py"
+
+
+def _layers():
+    return MODELS[FUSE]
+
+
+EXPERTS = (
+    Mistake(
+        FUSE,
+        "swapped gate and up",
+        RULE,
+        [("fc1 = interleaved(gate, up)", "fc1 = interleaved(up, gate)")],
+        _layers,
+    ),
+    Mistake(
+        FUSE,
+        "a wrong interleave: halves one after another",
+        "rewriter/tensors/stack.py",
+        [("StackedCopy((first, second), 2, name)", "StackedCopy((first, second), 1, name)")],
+        blocks(weights="own"),
+    ),
+    Mistake(
+        FUSE,
+        "a lost expert",
+        BLOCK,
+        [
+            ('raise Declined(f"expert {expert} of {router.experts} is missing", _last(mixed).node)', "continue"),
+            ("if len(found) != router.experts:", "if len(found) > router.experts:"),
+            ("found[expert] for expert in range(router.experts))", "found[expert] for expert in sorted(found))"),
+        ],
+        blocks(broken="missing"),
+    ),
+    Mistake(
+        FUSE,
+        "an expert mixed in twice counted once",
+        BLOCK,
+        [("if counted & term.slots:", "if False:")],
+        blocks(broken="doubled"),
+    ),
+    Mistake(
+        FUSE,
+        "off-by-one expert",
+        "rules/recognise/contents.py",
+        [("return Dense(self.view.index(0, position))", "return Dense(self.view.index(0, position - (position > 0)))")],
+        blocks(combine=["chosen", "dense"]),
+    ),
+    Mistake(
+        FUSE,
+        "experts in the order in which they are added",
+        BLOCK,
+        [("found[expert] for expert in range(router.experts))", "found[expert] for expert in found)")],
+        blocks(combine=["slots", "mask-sum"]),
+    ),
+    Mistake(
+        FUSE,
+        "another expert's input",
+        BLOCK,
+        [("if output.gate.x is not experts[0].gate.x:", "if False:")],
+        blocks(broken="other-input"),
+    ),
+    Mistake(
+        FUSE,
+        "k of the usual two",
+        FUSED,
+        [("k=block.mixing.router.k,", "k=2,")],
+        blocks(k=[1, 3]),
+    ),
+    Mistake(
+        FUSE,
+        "weights always normalised",
+        FUSED,
+        [("normalize=routing.normalize,", "normalize=True,")],
+        _layers,
+    ),
+    Mistake(
+        FUSE,
+        "a graph output in the middle",
+        "rules/_covers.py",
+        [
+            (
+                "            if value.is_graph_output():\n                raise Declined(f\"'",
+                "            if False:\n                raise Declined(f\"'",
+            )
+        ],
+        blocks(broken="inner-output"),
+    ),
+    Mistake(
+        FUSE,
+        "another reader in the middle",
+        "rules/_covers.py",
+        [("if use.node not in nodes:", "if False:")],
+        blocks(broken="inner-read"),
+    ),
+    Mistake(
+        FUSE,
+        "a factor for each expert lost",
+        RULE,
+        [("    if table is not None:\n        if fc2.dtype", "    if False:\n        if fc2.dtype")],
+        blocks(router="table"),
+    ),
+    Mistake(
+        FUSE,
+        "a factor for each expert not on the bias of down",
+        RULE,
+        [("None if fc2_bias is None else scaled(fc2_bias, factors)", "fc2_bias")],
+        blocks(router="table", bias=True),
+    ),
+    Mistake(
+        FUSE,
+        "a factor for all experts lost",
+        FUSED,
+        [("    if scale != 1:\n        out = op.Mul", "    if scale == 0:\n        out = op.Mul")],
+        blocks(router="scaled"),
+    ),
+    Mistake(
+        FUSE,
+        "bias of gate and up on the other half",
+        RULE,
+        [("interleaved(gate_bias or _zeros(gate), up_bias", "interleaved(up_bias or _zeros(gate), gate_bias")],
+        blocks(bias=True, halves=["split", "apart"]),
+    ),
+    Mistake(
+        FUSE,
+        "bias of down lost",
+        RULE,
+        [("return fc1, fc1_bias, fc2, fc2_bias", "return fc1, fc1_bias, fc2, None")],
+        blocks(bias=True),
+    ),
+    Mistake(
+        FUSE,
+        "SwiGLU's alpha taken for 1",
+        FUSED,
+        [("alpha=activation.alpha,", "alpha=1.0,")],
+        blocks(activation="clamped"),
+    ),
+    Mistake(
+        FUSE,
+        "SwiGLU's limit lost",
+        FUSED,
+        [("limit=math.inf if activation.limit is None else activation.limit,", "limit=math.inf,")],
+        blocks(activation="clamped"),
+    ),
+    Mistake(
+        FUSE,
+        "SwiGLU's uneven limit taken for an even one",
+        ACTIVATIONS,
+        [('steps[0] != ("clip", -limit, limit)', "steps[0][2] != limit")],
+        blocks(activation="clamped", broken="uneven-limit"),
+    ),
+    Mistake(
+        FUSE,
+        "sigmoid taken for softmax",
+        BLOCK,
+        [
+            (
+                'return Routing(selected.logits, "log_sigmoid", normalize=True)',
+                'return Routing(selected.logits, "logits", normalize=True)',
+            )
+        ],
+        blocks(router="sigmoid-normalised"),
+    ),
+    Mistake(
+        FUSE,
+        "the smallest scores taken for the largest",
+        ROUTERS,
+        [('fault = "" if integer_attribute(node, "largest", 1) == 1 else', 'fault = "" if True else')],
+        blocks(broken="smallest"),
+    ),
+    Mistake(
+        FUSE,
+        "a noticed epsilon dropped",
+        ROUTERS,
+        [("noticed = abs(number) * 2.0**25 > smallest", "noticed = abs(number) > smallest")],
+        blocks(broken="large-epsilon", experts=4),
+    ),
+    Mistake(
+        FUSE,
+        "a weight under another slot's mask",
+        "rules/recognise/combines.py",
+        [("if a.router != b.router or a.slot != b.slot:", "if a.router != b.router:")],
+        blocks(combine="slots", broken="crossed-slots"),
+    ),
+    Mistake(
+        QUANTIZED,
+        "swapped gate and up",
+        QRULE,
+        [("fc1 = _in_turn(fc1, up)", "fc1 = _in_turn(up, fc1)")],
+        quantized_blocks(halves=["apart", "split"]),
+    ),
+    Mistake(
+        QUANTIZED,
+        "scales not interleaved with their codes",
+        QRULE,
+        [("interleaved(gate.scales, up.scales)", "interleaved(up.scales, gate.scales)")],
+        quantized_blocks(),
+    ),
+    Mistake(
+        QUANTIZED,
+        "zero points lost",
+        QRULE,
+        [("tensor(fc1.zero_points), tensor(fc2.zero_points)", "None, None")],
+        quantized_blocks(symmetric=False),
+    ),
+    Mistake(
+        QUANTIZED,
+        "zero points of gate for both halves",
+        QRULE,
+        [("interleaved(gate.zero_points, up.zero_points)", "interleaved(gate.zero_points, gate.zero_points)")],
+        quantized_blocks(symmetric=False),
+    ),
+    Mistake(
+        QUANTIZED,
+        "a factor for each expert lost",
+        QRULE,
+        [("scaled(fc2.scales, factors), fc2", "fc2.scales, fc2")],
+        quantized_blocks(router="table"),
+    ),
+    Mistake(
+        QUANTIZED,
+        "unnormalised weights left to a kernel that normalises",
+        QRULE,
+        [("elif weighted:", "elif False:")],
+        quantized_blocks(router="softmax-topk"),
+    ),
+    Mistake(
+        QUANTIZED,
+        "router_weights a softmax over the tokens",
+        QRULE,
+        [("mixing = op.Softmax(logits, axis=-1)", "mixing = op.Softmax(logits, axis=0)")],
+        quantized_blocks(router="softmax-topk"),
+    ),
+    Mistake(
+        QUANTIZED,
+        "4 bits whatever the codes have",
+        QRULE,
+        [('"expert_weight_bits": fc1.packing.bits,', '"expert_weight_bits": 4,')],
+        quantized_blocks(bits=2),
+    ),
+)

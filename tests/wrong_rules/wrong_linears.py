@@ -1,0 +1,284 @@
+"""Wrong versions of the rules on linear layers: unstack, to MatMulNBits, and between its layouts."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from embedding_models import normal
+from mistakes import Mistake
+from rule_models import MODELS
+from shown import quantized_texts, ruled, texts
+
+from rewriter.testing import projections, unrolled_experts
+
+VIEWS = "rules/recognise/views.py"
+MATMUL_NBITS = "rules/_matmul_nbits.py"
+PACKING = "rewriter/layout/packing.py"
+
+UNSTACK, MATMUL, GEMM = "unstack", "matmul-to-matmul-nbits", "gemm-to-matmul-nbits"
+LAYOUT = "matmul-nbits-layout"
+
+plain = {"placements": ["main"], "max_size": 4, "typed": True}
+
+
+def _selected(**narrowed):
+    return lambda: unrolled_experts(**{"obstacles": [], **plain, **narrowed})
+
+
+def _multiplied(**narrowed):
+    return lambda: projections(**{**plain, "max_size": 40, **narrowed})
+
+
+_gemms = partial(_multiplied, consumers=["gemm", "gemm-bias", "gemm-scaled", "gemm-transA"])
+_asymmetric = ruled(MATMUL, symmetric=False, block_size=16)
+_raw = quantized_texts(
+    ruled(MATMUL, block_size=64),
+    ("(float[t, 128] x) => (float[t, n] y) { y = MatMul(x, w) }", {"w": normal(128, 64)}),
+    ("(float[t, 64] x) => (float[t, n] y) { y = MatMul(x, w) }", {"w": normal(64, 64)}),
+)
+
+_two = texts(
+    (
+        "(float[t, 40] x) => (float[t, n] y) { a = MatMul(x, v) b = MatMul(x, w) y = Sub(a, b) }",
+        {"v": normal(40, 24), "w": normal(40, 24, seed=1)},
+    )
+)
+_with_bias = texts(
+    ("(float[t, 40] x) => (float[t, n] y) { y = Gemm(x, w, b) }", {"w": normal(40, 24), "b": normal(24)}),
+)
+_batched = texts(("(float[3, t, 32] x) => (float[3, t, 16] y) { y = MatMul(x, w) }", {"w": normal(3, 32, 16)}))
+_long = texts(("(float[t, 40] x) => (float[t, n] y) { y = MatMul(x, w) }", {"w": normal(40, 24)}))
+
+LINEARS = (
+    Mistake(
+        UNSTACK,
+        "slices of a stack that is still read whole",
+        "rules/unstack.py",
+        [("if readers.whole is not None:", "if False:"), ("if stored is not None and readers", "if False and readers")],
+        _selected(obstacles=["stack-read-whole", "stack-is-output"], max_experts=2, selections=["gather"]),
+    ),
+    Mistake(
+        UNSTACK,
+        "off-by-one expert",
+        VIEWS,
+        [("return view.index(axis, where[0])", "return view.index(axis, (where[0] + 1) % extent)")],
+        _selected(),
+    ),
+    Mistake(
+        UNSTACK,
+        "transposed square weight",
+        VIEWS,
+        [("range(view.rank)[::-1]))", "range(view.rank)))")],
+        _selected(),
+    ),
+    Mistake(
+        UNSTACK,
+        "wrong Gather axis",
+        VIEWS,
+        [
+            (
+                'axis = integer_attribute(node, "axis", 0) % view.rank\n        indices = facts',
+                "axis = 0\n        indices = facts",
+            )
+        ],
+        _selected(),
+    ),
+    Mistake(
+        UNSTACK,
+        "a Split's parts counted from one",
+        VIEWS,
+        [
+            (
+                "for out, s, n in zip(node.outputs, _starts(lengths), lengths, strict=True)}",
+                "for out, s, n in zip(node.outputs, (*_starts(lengths)[1:], 0), lengths, strict=True)}",
+            )
+        ],
+        _selected(selections=["split"]),
+    ),
+    Mistake(
+        MATMUL,
+        "transposed square weight",
+        MATMUL_NBITS,
+        [("matrix if transposed else matrix.T, reader", "matrix, reader")],
+        lambda: MODELS[MATMUL],
+    ),
+    Mistake(
+        MATMUL,
+        "absolute scales",
+        MATMUL_NBITS,
+        [("found = (arrays.b, arrays.scales,", "found = (arrays.b, abs(arrays.scales),")],
+        lambda: MODELS[MATMUL],
+    ),
+    Mistake(
+        MATMUL,
+        "absolute scales out of the quantizer",
+        "rewriter/quantize/rows.py",
+        [("scales[rows] = exact", "scales[rows] = np.abs(exact)")],
+        lambda: MODELS[MATMUL],
+    ),
+    Mistake(
+        MATMUL,
+        "a wrong zero point",
+        "rewriter/quantize/rows.py",
+        [("None if spec.symmetric else zeros, spec.bits", "None if spec.symmetric else zeros ^ 1, spec.bits")],
+        lambda: MODELS[MATMUL],
+        _asymmetric,
+    ),
+    Mistake(
+        MATMUL,
+        "zero points not passed on",
+        MATMUL_NBITS,
+        [("[x, *weight]", "[x, *weight[:2]]")],
+        lambda: MODELS[MATMUL],
+        _asymmetric,
+    ),
+    Mistake(
+        MATMUL,
+        "signed zero point by default",
+        "rewriter/layout/matmul_nbits.py",
+        [
+            (
+                "return QuantizedWeight(codes, scales, zero_points, bits, block)",
+                "return QuantizedWeight(codes ^ 8, scales, zero_points, bits, block)",
+            )
+        ],
+        lambda: MODELS[MATMUL],
+    ),
+    Mistake(
+        MATMUL,
+        "low and high nibble swapped",
+        PACKING,
+        [
+            (
+                "out[start : start + step] = word.astype(np.uint8)",
+                "out[start : start + step] = word.astype(np.uint8) << 4 | word.astype(np.uint8) >> 4",
+            ),
+            ('width].astype(_WORD[bits], order="C")', 'width].astype(_WORD[bits], order="C") * 257 >> 4 & 255'),
+        ],
+        lambda: MODELS[MATMUL],
+    ),
+    Mistake(
+        MATMUL,
+        "zero points packed high bits first",
+        "rewriter/layout/matmul_nbits.py",
+        [
+            (
+                "pack_codes(zero_points, q.bits, pad=default_zero_point(q.bits))",
+                "pack_codes(zero_points[:, ::-1], q.bits, pad=default_zero_point(q.bits))",
+            ),
+            ("unpack_codes(packed, bits, b_shape[1])", "unpack_codes(packed, bits, b_shape[1])[:, ::-1]"),
+        ],
+        _long,
+        _asymmetric,
+    ),
+    Mistake(
+        MATMUL,
+        "block size left at its default",
+        MATMUL_NBITS,
+        [("block_size=spec.block_size,", "block_size=32,")],
+        lambda: MODELS[MATMUL],
+        _asymmetric,
+    ),
+    Mistake(
+        MATMUL,
+        "K padded in front",
+        "rewriter/layout/matmul_nbits.py",
+        [("((0, 0), (0, padding))", "((0, 0), (padding, 0))")],
+        lambda: MODELS[MATMUL],
+    ),
+    Mistake(
+        MATMUL,
+        "K rounded up to whole blocks",
+        MATMUL_NBITS,
+        [("K=k,", "K=-(-k // spec.block_size) * spec.block_size,")],
+        lambda: MODELS[MATMUL],
+    ),
+    Mistake(
+        MATMUL,
+        "float32 scales under float16",
+        MATMUL_NBITS,
+        [
+            ("reader, rule, matrix.dtype.numpy())", "reader, rule, ir.DataType.FLOAT.numpy())"),
+            ("types = (ir.DataType.UINT8, dtype,", "types = (ir.DataType.UINT8, ir.DataType.FLOAT,"),
+        ],
+        _multiplied(dtypes=["float16"]),
+    ),
+    Mistake(
+        MATMUL,
+        "rank of the product lost",
+        MATMUL_NBITS,
+        [("if view.rank > 2 and (x.shape is None or x.shape.rank() < view.rank):", "if False:")],
+        _multiplied(consumers=["matmul"]),
+    ),
+    Mistake(
+        MATMUL,
+        "stale shared tensor",
+        "rewriter/quantize/job.py",
+        [("return (self.weight, self.context.spec,", "return (self.shape, self.context.spec,")],
+        _two,
+    ),
+    Mistake(
+        GEMM,
+        "bias lost",
+        "rules/gemm_to_matmul_nbits.py",
+        [("return emit(op, linear, bias=c,", "return emit(op, linear,")],
+        _with_bias,
+    ),
+    Mistake(
+        GEMM,
+        "transB taken as set",
+        "rules/gemm_to_matmul_nbits.py",
+        [('integer_attribute(node, "transB", 0)', 'integer_attribute(node, "transB", 1)')],
+        _gemms(),
+    ),
+    Mistake(
+        GEMM,
+        "a bias of another shape given to the operator",
+        MATMUL_NBITS,
+        [("c.shape.dims == (n,)", "True")],
+        _gemms(consumers=["gemm-bias"]),
+    ),
+    Mistake(
+        "unbatch",
+        "the first expert for all",
+        "rules/unbatch.py",
+        [("[stack.index(0, e) for e in", "[stack.index(0, 0) for e in")],
+        _batched,
+    ),
+    Mistake(
+        "unbatch",
+        "the first expert's rows for all",
+        "rules/unbatch.py",
+        [('_integers(op, [e], "expert")', '_integers(op, [0], "expert")')],
+        _batched,
+    ),
+    Mistake(
+        LAYOUT,
+        "codes not taken out of the raw layout",
+        "rules/matmul_nbits_layout.py",
+        [
+            (
+                "codes = matmul_nbits.unpack_b(stored, n, k, bits, block, prepacked=before)",
+                "codes = stored.reshape(n, -1)",
+            )
+        ],
+        _raw,
+        ruled({LAYOUT: {"layout": "cutlass-sm80"}}, target="cuda:sm80"),
+    ),
+    Mistake(
+        LAYOUT,
+        "laid out for another architecture",
+        "rules/matmul_nbits_layout.py",
+        [("cutlass.pack(codes, bits, wanted)", "cutlass.pack(codes, bits, 80)")],
+        _raw,
+        ruled({LAYOUT: {"layout": "cutlass-sm90"}}, target="cuda:sm90"),
+    ),
+    Mistake(
+        LAYOUT,
+        "the new layout not named",
+        "rules/matmul_nbits_layout.py",
+        [("        if wanted is not None:\n", "        if wanted is before:\n")],
+        _raw,
+        ruled({LAYOUT: {"layout": "cutlass-sm80"}}, target="cuda:sm80"),
+    ),
+)
