@@ -228,14 +228,18 @@ def _own_copy(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.
     """Returns a model that may be edited: graphs are copied, weights are shared.
 
     Types are inferred where those that a proof has to know are missing; not else, since it takes a copy of the graph.
+    What the model declares of its inputs and outputs stays as it is.
     """
     ours = _copied(model)
+    declared = [(v, v.type, v.shape and v.shape.copy()) for v in (*ours.graph.inputs, *ours.graph.outputs)]
     if any(_lacks_type(node.inputs[0]) for node in ours.graph if node.op_type in ("MatMul", "Gemm")):
         with _quiet("onnx_ir.passes.common.shape_inference"):
             order = list(ours.graph.initializers.values())
             ShapeInferencePass()(ours)
             ours.graph.initializers.clear()  # the pass puts large ones last
             ours.graph.initializers.update((value.name or "", value) for value in order)
+        for value, dtype, shape in declared:
+            value.type, value.shape = dtype, shape
     return ours
 
 

@@ -44,20 +44,23 @@ class Committer:
         for container in {id(c): c for c in (root, self._model.graph)}.values():
             for domain, version in rewrite.opsets.items():
                 container.opset_imports.setdefault(domain, version)
+        shared, constants = self._place_constants(rewrite, root)
         nodes = list(rewrite.nodes)
-        shared = self._place_constants(rewrite, root, nodes)
         outputs: dict[ir.Value, ir.Value] = {}
         for old, new in rewrite.outputs.items():
             outputs[old] = self._own_output(old, shared.get(new, new), nodes, rewrite.graph, set(outputs.values()))
         self._name(rewrite, nodes, outputs)
-        self._annotate(rewrite, nodes)
+        self._annotate(rewrite, [*constants, *nodes])
         unordered = may_be_out_of_order(rewrite)  # asked while the matched nodes still have their inputs
         rewrite.graph.insert_before(rewrite.root, nodes)
+        if constants:
+            body = self._body(root)
+            body.insert_before(body[0], constants)  # in sight of all that may share them later
         for old, new in outputs.items():
             new.type = new.type or old.type
             new.shape = new.shape or old.shape
             old.replace_all_uses_with(new, replace_graph_outputs=True)
-        change = Change(self._remove_dead(rewrite.matched), nodes, list(outputs.values()))
+        change = Change(self._remove_dead(rewrite.matched), [*constants, *nodes], list(outputs.values()))
         if unordered:
             rewrite.graph.sort()
         return change
@@ -67,7 +70,7 @@ class Committer:
         return self._roots[graph].opset_imports
 
     def _survey(self, root: Container) -> None:
-        for graph in (root.graph if isinstance(root, ir.Function) else root, *root.subgraphs()):
+        for graph in (self._body(root), *root.subgraphs()):
             self._roots[graph] = root
             self._values.update(v.name for v in graph.inputs if v.name)
             self._values.update(graph.initializers)
@@ -102,31 +105,43 @@ class Committer:
     def _fault(rewrite: Rewrite, message: str) -> RuleError:
         return RuleError(rewrite.rule, rewrite.where, message)
 
-    def _place_constants(self, rewrite: Rewrite, root: Container, nodes: list[ir.Node]) -> Mapping[ir.Value, ir.Value]:
-        """Registers the new constants, each equal one once; a function body holds them as Constant nodes."""
+    @staticmethod
+    def _body(root: Container) -> ir.Graph:
+        return root.graph if isinstance(root, ir.Function) else root
+
+    def _place_constants(
+        self, rewrite: Rewrite, root: Container
+    ) -> tuple[Mapping[ir.Value, ir.Value], Sequence[ir.Node]]:
+        """Registers the new constants, each equal one once; returns those that another takes the place of.
+
+        A function body has no initializers: for it the second result holds Constant nodes.
+        """
         shared: dict[ir.Value, ir.Value] = {}
+        nodes: list[ir.Node] = []
         for value in rewrite.initializers:
             tensor = value.const_value
             assert tensor is not None
             key = (root, _key(tensor))
             home = self._constants.get(key)
-            if home is None or not home.is_initializer():
+            if home is None or not _is_present(home):
                 home = value
                 if id(tensor) in self._stored:  # a tensor has one name, and the given model knows this one by its own
                     home.const_value = tensor = ViewTensor(View.whole(tensor, value.name or ""))
+                name = tensor.name = self._unique(self._values, value.name or "constant")
                 if isinstance(root, ir.Graph):
-                    home.name = tensor.name = self._unique(self._values, value.name or "constant")
+                    home.name = name
                     root.register_initializer(home)
-                    self._constants[key] = home
                 else:
-                    node = ir.node("Constant", [], {"value": tensor}, num_outputs=1)
+                    label = self._unique(self._node_names, name)
+                    node = ir.node("Constant", [], {"value": tensor}, num_outputs=1, name=label)
                     home = node.outputs[0]
-                    home.name, home.type, home.shape = value.name, value.type, value.shape
-                    nodes.insert(0, node)
+                    home.name, home.type, home.shape = name, value.type, value.shape
+                    nodes.append(node)
+                self._constants[key] = home
             if home is not value:
                 value.replace_all_uses_with(home)
                 shared[value] = home
-        return shared
+        return shared, nodes
 
     def _own_output(
         self, old: ir.Value, new: ir.Value, nodes: list[ir.Node], graph: ir.Graph, taken: set[ir.Value]
@@ -215,6 +230,12 @@ def _heir(rewrite: Rewrite, nodes: Sequence[ir.Node]) -> ir.Node | None:
     same = [node for node in nodes if (node.domain, node.op_type) == (root.domain, root.op_type)]
     leaves = all(out in rewrite.outputs or not out.uses() for out in root.outputs)
     return same[0] if len(same) == 1 and leaves else None
+
+
+def _is_present(constant: ir.Value) -> bool:
+    """Whether an initializer or the output of a Constant node is still part of the model."""
+    producer = constant.producer()
+    return constant.is_initializer() if producer is None else producer.graph is not None
 
 
 def _key(tensor: ir.TensorProtocol) -> object:

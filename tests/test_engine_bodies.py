@@ -75,6 +75,33 @@ def test_a_functions_new_constants_are_nodes():
     np.testing.assert_array_equal(run(result.model, {"x": X})["y"], -np.maximum(X, 0))
 
 
+TAKEN = """
+<domain: "local", opset_import: ["" : 21]>
+F (x, yes) => (y) {
+   a = If (yes) <then_branch = g1 () => (b) { c = Abs (x) b = Identity (c) },
+                 else_branch = g2 () => (d) { c = Abs (x) e = Neg (c) f = Abs (e) d = Identity (f) }>
+   y = Abs (a)
+}
+"""
+
+
+def test_a_functions_constants_are_shared_by_its_subgraphs():
+    """One Constant at the top of the body, whose name no subgraph has; a subgraph's output is computed in it."""
+
+    class Two(RewriteRuleClassBase):
+        def pattern(self, op, x):
+            return op.Abs(x)
+
+        def rewrite(self, op, x):
+            return op.initializer(ir.tensor(np.full((2, 3), 2, np.float32), name="c"))
+
+    text = "g (float[2,3] x, bool yes) => (float[2,3] y) { y = local.F (x, yes) }"
+    model = parse(text, functions=TAKEN, domains=', "local" : 1')
+    result = rewriter.apply(model, [Two], overrides=NO_PROOF)
+    assert result.report.applied == {"two": 4} and histogram(result.model)["Constant"] == 1
+    np.testing.assert_array_equal(run(result.model, {"x": X, "yes": np.array(False)})["y"], np.full((2, 3), 2))
+
+
 @pytest.mark.parametrize("where", ["graph", "function"])
 def test_opset_imports_are_merged_where_the_node_goes(where):
     model = (

@@ -97,7 +97,7 @@ class LocalProver:
         del model  # it holds the dequantized weights: not twice the memory for the other side
         if runtime is not self._reference:
             because = ""  # what is inexact, but the same on both sides, agrees all the same
-        actual = runtime.run(after.model({}, feeds), after.own(feeds))
+        actual = _run_replacement(rewrite, runtime, after, feeds)
         worst = tolerance = 0.0
         for old, new in rewrite.outputs.items():
             tolerance = max(tolerance, TOLERANCE.get(expected[names[old]].dtype, 1e-5))
@@ -114,13 +114,18 @@ class LocalProver:
 
     def _smoke(self, rewrite: Rewrite, after: Subgraph, feeds: Feeds) -> str:
         """Runs a replacement whose numbers prove nothing; it must run all the same."""
-        try:
-            outputs = self._runtime.run(after.model({}, feeds), after.own(feeds))
-        except TargetError as error:
-            raise ParityError(f"rule {rewrite.rule} at node {rewrite.where}: {error}; nothing was written") from error
+        outputs = _run_replacement(rewrite, self._runtime, after, feeds)
         if not all(np.isfinite(out.astype(np.float32)).all() for out in outputs.values()):
             raise ParityError(f"rule {rewrite.rule} at node {rewrite.where}: {self._runtime.name} computes no number")
         return f"; {self._runtime.name} runs it"
+
+
+def _run_replacement(rewrite: Rewrite, runtime: Runtime, after: Subgraph, feeds: Feeds) -> Mapping[str, Array]:
+    """Runs a replacement where what it replaces runs; one that the runtime refuses is wrong."""
+    try:
+        return runtime.run(after.model({}, feeds), after.own(feeds))
+    except TargetError as error:
+        raise ParityError(f"rule {rewrite.rule} at node {rewrite.where}: {error}; nothing was written") from error
 
 
 def _first_to_run(

@@ -29,9 +29,9 @@ FEW = settings(
     suppress_health_check=list(HealthCheck),
 )
 CAUGHT = {
+    r"failed its parity: .*; nothing was written$": "local proof: the result does not run",
     r"failed its parity": "local proof: outputs differ",
     r"raised RewriterError: .* is not among the constants": "local proof: a weight that it did not match",
-    r"raised TargetError": "local proof: the result does not run",
     r"raised QuantizationError: .* do not read back": "layout: bytes do not come back",
     r"raised QuantizationError": "layout: the weight does not fit",
     r"would be nearer": "codes: not the nearest to the weight",
