@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from generator import forms, printed, rules, sets, targets
+from generator import forms, harness, printed, rules, sets, targets
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -19,11 +19,14 @@ _PART = re.compile(r"(<!-- generated: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTAL
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "attributes": targets.attributes,
+    "facts": harness.facts,
     "forms": forms.forms,
     "kernels": targets.kernels,
     "linears": targets.linears,
     "lookups": targets.lookups,
     "picture": printed.picture,
+    "profiles": harness.profiles,
+    "promises": harness.promised,
     "quick-start": printed.quick_start,
     "readme-sets": sets.readme_sets,
     "roles": sets.roles,
@@ -33,6 +36,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "selections": forms.selections,
     "sets": sets.sets_catalogue,
     "sets-index": sets.sets_index,
+    "strategies": harness.strategies,
 }
 
 

@@ -84,8 +84,11 @@ def replacement(rule: RewriteRule, match: MatchResult) -> ReplacementSubgraph | 
 def replaced_outputs(built: ReplacementSubgraph) -> Mapping[ir.Value, ir.Value]:
     """Returns old value -> new value; a rule returns that mapping itself where its root has any number of outputs."""
     new: Sequence[Any] = built.new_outputs
-    if len(new) == 1 and isinstance(new[0], Mapping):
-        return dict(new[0])
-    if len(new) != len(built.match.outputs):
+    mapped = len(new) == 1 and isinstance(new[0], Mapping)
+    if not mapped and len(new) != len(built.match.outputs):
         raise ValueError(f"the replacement has {len(new)} outputs where the pattern has {len(built.match.outputs)}")
-    return dict(zip(built.match.outputs, new, strict=True))
+    outputs = dict(new[0]) if mapped else dict(zip(built.match.outputs, new, strict=True))
+    for value in outputs.values():
+        if not isinstance(value, ir.Value):
+            raise TypeError(f"rewrite returned a {type(value).__name__} where it must return a value that op made")
+    return outputs

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from rewriter import io
-from rewriter.engine import Engine, Prover, Watch
+from rewriter.engine import Engine, Prover, Watch, without_cycle_collection
 from rewriter.errors import RuleSetError, UsageError
 from rewriter.inspection.left import left_in_float
 from rewriter.inspection.weights import bytes_by_family, sizes
@@ -66,7 +66,7 @@ class Result(Generic[M]):
             ModelError: it is to be a ModelProto and exceeds 2 GB; ``save`` has no such limit.
         """
         as_proto = isinstance(self._original, onnx.ModelProto)
-        return io.to_proto(self.ir_model) if as_proto else self.ir_model  # type: ignore[return-value]
+        return io.to_proto(self.ir_model) if as_proto else self.ir_model  # type: ignore[return-value]  # M is what was given
 
     @property
     def _from_folder(self) -> bool:
@@ -126,7 +126,6 @@ class Result(Generic[M]):
             name=name,
             overwrite=overwrite,
             memory=memory,
-            max_workers=os.cpu_count(),
             max_shard_size=max_shard_size,
             progress=progress,
             copy_others_from=source if self._from_folder else None,
@@ -153,6 +152,7 @@ class Result(Generic[M]):
         return self._parity
 
 
+@without_cycle_collection()
 def apply(
     model: str | os.PathLike[str] | ir.Model | onnx.ModelProto,
     rules: RuleSetLike = DEFAULT_RULES,
@@ -181,25 +181,23 @@ def apply(
     Raises:
         RuleSetError: the rule set is wrong, or a name in it matches nothing in the model.
         ModelError: the model is unreadable or invalid.
+        UsageError: an argument is none of those above.
         RewriterError: see ``rewriter.errors`` for the others.
     """
     rule_set = load(rules, overrides=overrides)
-    runtime = Target.parse(target or rule_set.target)
+    runtime = Target.parse(rule_set.target if target is None else target)
+    importance = Importance.given(imatrix)
+    quantizers = {CUSTOM: _missing, **ALGORITHMS} if quantizer is None else _every(quantizer)
     ours = _own_copy(model)
     name = ours.graph.name or ""
     seen = _names(ours)
     quantized = Counter(node.op_type for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS)
-    quantizers = {CUSTOM: _missing, **ALGORITHMS}
-    if quantizer is not None:
-        quantizers = dict.fromkeys(quantizers, quantizer)
-    importance = Importance(imatrix) if isinstance(imatrix, Mapping) else imatrix and Importance.read(imatrix)
-    run = ModelRun(ours, rule_set.plan, runtime, quantizers, importance or None)
+    run = ModelRun(ours, rule_set.plan, runtime, quantizers, importance)
     before = bytes_by_family(ours, run.role)
     prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
     outcome = Engine(run, prove, progress, watch).apply(rule_set)
     _require_names(rule_set, [*seen, *run.readers], {*ROLES, *run.roles})
-    if importance:
-        importance.require_used(weight for _, weight in run.readers)
+    importance.require_used(weight for _, weight in run.readers)
     validate(ours)
 
     def report() -> Report:
@@ -232,7 +230,7 @@ def _own_copy(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.
     """
     ours = _copied(model)
     declared = [(v, v.type, v.shape and v.shape.copy()) for v in (*ours.graph.inputs, *ours.graph.outputs)]
-    if any(_lacks_type(node.inputs[0]) for node in ours.graph if node.op_type in ("MatMul", "Gemm")):
+    if any(_lacks_type(node.inputs[0]) for node in ours.graph if node.op_type in _TYPED):
         with _quiet("onnx_ir.passes.common.shape_inference"):
             order = list(ours.graph.initializers.values())
             ShapeInferencePass()(ours)
@@ -241,6 +239,9 @@ def _own_copy(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.
         for value, dtype, shape in declared:
             value.type, value.shape = dtype, shape
     return ours
+
+
+_TYPED = ("MatMul", "Gemm", "Einsum")
 
 
 def _lacks_type(value: ir.Value | None) -> bool:
@@ -278,6 +279,13 @@ def _require_names(rule_set: RuleSet, seen: Sequence[tuple[str, str]], roles: Co
     unmatched = rule_set.plan.unmatched(seen, roles)
     if unmatched:
         raise RuleSetError(str(unmatched[0]))
+
+
+def _every(quantizer: Quantizer) -> dict[str, Quantizer]:
+    if not callable(quantizer):
+        what = type(quantizer).__name__
+        raise UsageError(f"a quantizer is a function of weight and context, as rewriter.Quantizer says, not {what}")
+    return dict.fromkeys((CUSTOM, *ALGORITHMS), quantizer)
 
 
 def _missing(*_: Any) -> Any:

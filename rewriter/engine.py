@@ -16,12 +16,14 @@ from rewriter._onnxscript import MatchFailureError, OpKey, compiled, replaced_ou
 from rewriter.commit import Committer
 from rewriter.errors import NonConvergenceError, RewriterError, RuleError
 from rewriter.facts import DeclineTracer, Facts, Recogniser
+from rewriter.parity.weights import jobs_of
+from rewriter.quantize.job import quantized_once
 from rewriter.report import Application, Decline, Proof
 from rewriter.rewrite import Rewrite
 from rewriter.rule import Replacement, Rule
 from rewriter.ruleset import Phase, RuleSet
 from rewriter.run import ModelRun
-from rewriter.stored import name_of
+from rewriter.stored import all_nodes, bodies, name_of
 
 Prover = Callable[[Rewrite, ModelRun], Proof | None]
 """Proves a rewrite before it is committed; raises ParityError where it is wrong."""
@@ -89,7 +91,7 @@ class Engine:
             RuleError: a rule broke its contract.
             ParityError: a rewrite is wrong.
         """
-        with _without_cycle_collection():
+        with without_cycle_collection():
             for phase in rule_set.phases:
                 self._phase(phase)
                 self._committer.drop_dead_constants()
@@ -99,8 +101,8 @@ class Engine:
     def _phase(self, phase: Phase) -> None:
         table, everywhere, recognisers = self._bind(phase)
         self._run.facts = Facts(self._run.model, recognisers)
-        for root in self._roots():
-            self._run.facts.compute(root)
+        for body in bodies(self._run.model):
+            self._run.facts.compute(body)
         fired: list[tuple[str, str]] = []
         for sweep in range(1, phase.max_sweeps + 1):
             self.outcome.sweeps[phase.name] = sweep
@@ -134,17 +136,13 @@ class Engine:
                 (everywhere if key is None else table.setdefault(key, [])).append(candidate)
         return table, everywhere, recognisers
 
-    def _roots(self) -> tuple[ir.Graph, ...]:
-        model = self._run.model
-        return (model.graph, *(function.graph for function in model.functions.values()))
-
     def _sweep(
         self, phase: Phase, sweep: int, table: dict[OpKey, list[_Candidate]], everywhere: Sequence[_Candidate]
     ) -> tuple[list[tuple[str, str]], list[Decline]]:
         fired: list[tuple[str, str]] = []
         declines: list[Decline] = []
         tracer = DeclineTracer()
-        nodes = [n for root in self._roots() for n in _all_nodes(root) if everywhere or (n.domain, n.op_type) in table]
+        nodes = [n for n in all_nodes(self._run.model) if everywhere or (n.domain, n.op_type) in table]
         for node in nodes:
             if node.graph is None:
                 continue
@@ -201,7 +199,8 @@ class Engine:
         """Proves and commits; False where it cannot be proved either way, the tracer then says why."""
         where = rewrite.where
         try:
-            proof = self._prove(rewrite, self._run)
+            with quantized_once(jobs_of(rewrite)):
+                proof = self._prove(rewrite, self._run)
             replaced = tuple(n.op_type for n in rewrite.matched)
             change = self._committer.commit(rewrite)
         except MatchFailureError as declined:
@@ -225,7 +224,7 @@ class Engine:
 
 
 @contextlib.contextmanager
-def _without_cycle_collection() -> Iterator[None]:
+def without_cycle_collection() -> Iterator[None]:
     """Pauses Python's cycle collector, which scans the whole graph again and again: half of a large run's time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -234,24 +233,6 @@ def _without_cycle_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
-    for node in graph:
-        yield node
-        if node.attributes:
-            for nested in _subgraphs(node):
-                yield from _all_nodes(nested)
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _decline(rule: str, phase: str, node: ir.Node, tracer: DeclineTracer) -> Decline:

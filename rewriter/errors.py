@@ -9,6 +9,11 @@ from collections.abc import Iterable
 class RewriterError(Exception):
     """Base of every error this package raises on purpose."""
 
+    def __init__(self, message: str) -> None:
+        """Keeps the message to one line that a terminal can show: names in a model may hold anything."""
+        line = " ".join(message.split())
+        super().__init__("".join(character if character.isprintable() else "?" for character in line))
+
 
 class UsageError(RewriterError):
     """What was asked for cannot be done as asked: an existing output, an unknown option, a missing runtime."""

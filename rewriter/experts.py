@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from rewriter.stored import integer
+
 OPERATORS = ("MoE", "QMoE")
 PROJECTIONS = ("fc1", "fc2", "fc3")
 
@@ -91,18 +93,23 @@ class ExpertForm:
         return found
 
 
+def is_experts(node: ir.Node) -> bool:
+    """Whether the node is com.microsoft::MoE or QMoE."""
+    return node.domain == "com.microsoft" and node.op_type in OPERATORS
+
+
 def form_of(node: ir.Node) -> ExpertForm:
     """Reads a node of either operator; absent attributes have the schema's defaults."""
     known = _SHARED | (_QUANTIZED if node.op_type == "QMoE" else set())
     return ExpertForm(
-        k=_integer(node, "k", 1),
+        k=integer(node, "k", 1),
         activation=_text(node, "activation_type", "relu"),
         alpha=_number(node, "activation_alpha", 1.0),
         beta=_number(node, "activation_beta", 0.0),
         limit=_number(node, "swiglu_limit", math.inf),
-        fusion=_integer(node, "swiglu_fusion", 0),
-        normalize=bool(_integer(node, "normalize_routing_weights", 0)),
-        sparse_mixer=bool(_integer(node, "use_sparse_mixer", 0)),
+        fusion=integer(node, "swiglu_fusion", 0),
+        normalize=bool(integer(node, "normalize_routing_weights", 0)),
+        sparse_mixer=bool(integer(node, "use_sparse_mixer", 0)),
         gated=input_at(node, SLOTS[node.op_type]["weight"][2]) is not None,
         unknown=tuple(sorted(n for n, a in node.attributes.items() if n not in known or a.is_ref())),
     )
@@ -139,22 +146,17 @@ class Quantized:
 
 def quantized_of(node: ir.Node) -> Quantized:
     """Reads how a QMoE node holds its weights."""
-    common = _integer(node, "expert_weight_bits", 4)
-    bits = [_integer(node, f"{name}_expert_weight_bits", common) for name in PROJECTIONS]
+    common = integer(node, "expert_weight_bits", 4)
+    bits = [integer(node, f"{name}_expert_weight_bits", common) for name in PROJECTIONS]
     zeros = [input_at(node, slot) is not None for slot in SLOTS["QMoE"]["zero_points"]]
     return Quantized(
         bits=(bits[0], bits[1], bits[2]),
-        block=max(_integer(node, "block_size", 0), 0),
+        block=max(integer(node, "block_size", 0), 0),
         zero_points=(zeros[0], zeros[1], zeros[2]),
-        prepacked=_integer(node, "weights_prepacked", -1),
-        accuracy_level=_integer(node, "accuracy_level", 0),
+        prepacked=integer(node, "weights_prepacked", -1),
+        accuracy_level=integer(node, "accuracy_level", 0),
         quant_type=_text(node, "quant_type", "int"),
     )
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_int()
 
 
 def _number(node: ir.Node, name: str, default: float) -> float:

@@ -22,6 +22,8 @@ class Declined(MatchFailureError):  # noqa: N818 -- no error: a decline is data
     """The rule is about this, and must not touch it: the reason and the node or value at fault reach the report."""
 
     def __init__(self, reason: str, culprit: ir.Node | ir.Value | None = None) -> None:
+        if not reason:
+            raise ValueError("Declined needs a reason; raise NotApplicable where there is none to report")
         super().__init__(reason, *(() if culprit is None else (culprit,)))
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.error import relative_rms
 from rewriter.quantize.importance import Importance
 from rewriter.quantize.job import QuantizationJob
-from rewriter.quantize.plan import QuantizationPlan
+from rewriter.quantize.plan import CUSTOM, QuantizationPlan
 from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext
 from rewriter.report import Weight
 from rewriter.rewrite import Change
@@ -74,9 +75,14 @@ class ModelRun:
         role = role or found.name
         node = reader.name or ""
         self.readers += [(node, name), (node, weight.name)]
-        spec = self._plan.resolve(
-            node=node, weight=name, role=role, layer=found.layer, stack=weight.name, count=self._layers
+        spec, *others = dict.fromkeys(
+            self._plan.resolve(
+                node=node, weight=name, role=role, layer=found.layer, also=(weight.name, stored), count=self._layers
+            )
+            for stored in weight.stored
         )
+        if others:
+            raise Declined("the plan gives the weights that are joined here different forms", reader)
         if isinstance(spec, str):
             raise Declined(spec, reader)
         context = WeightContext(
@@ -141,7 +147,7 @@ def weight_record(job: QuantizationJob, nbytes: int, error: float) -> Weight:
         layer=context.layer,
         expert=context.expert,
         shape=job.shape,
-        algorithm=spec.algorithm,
+        algorithm=spec.algorithm if job.quantizer is ALGORITHMS.get(spec.algorithm) else CUSTOM,
         bits=spec.bits,
         block_size=spec.block_size,
         symmetric=spec.symmetric,

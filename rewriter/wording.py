@@ -31,7 +31,7 @@ def shrink(before: int, after: int) -> str:
     return text if times == "1.0" else f"{text} ({times}x {'smaller' if smaller else 'larger'})"
 
 
-def names(items: Sequence[str]) -> str:
+def names(items: Sequence[str], word: str = "and") -> str:
     """Returns ``a, b and c``."""
     *most, last = items
-    return f"{', '.join(most)} and {last}" if most else last
+    return f"{', '.join(most)} {word} {last}" if most else last

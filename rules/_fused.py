@@ -17,7 +17,7 @@ from rules._guards import cast_type
 from rules.recognise.axes import Atom, Dim, Size, only, total
 from rules.recognise.contents import Router
 from rules.recognise.movement import token_rows
-from rules.recognise.sizes import shape_of
+from rules.recognise.sizes import fed_shape, shape_of
 
 
 def form_of(block: Block, routing: Routing) -> ExpertForm:
@@ -129,7 +129,8 @@ def placed(op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Va
     if scale != 1 and dtype != ir.DataType.FLOAT:
         raise Declined(f"the weights are scaled by {scale:g}, which rounds in {dtype.name}", node)
     shape: list[int] = []
-    if lead != own or rows.rank not in (2, 3):
+    units = lead[len(own) :]
+    if lead[: len(own)] != own or any(units) or rows.rank not in (2, 3):
         shape = [_extent(dim) for dim in lead]
         if shape.count(-1) > 1:
             raise Declined("the rows of the sum lie otherwise than those of the experts' input", node)
@@ -137,6 +138,7 @@ def placed(op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Va
         shape = [] if shape == [-1] else [*shape, hidden]
     else:
         out = emit(block.x)
+        shape = [*(0 for _ in own), *(1 for _ in units), hidden] if units else []
     if scale != 1:
         out = op.Mul(out, op.initializer(ir.tensor(np.array(scale, np.float32), name="scale")))
     if behind:
@@ -193,13 +195,8 @@ def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
         sizes = (*dims[:-1], Size(width))
         fed[value] = Fed(
             value.dtype or dtype,
-            tuple((s.factor, _names(s)) for s in sizes),
+            fed_shape(sizes),
             chosen=block.mixing.router.k if value is routing.logits else 0,
             positive=value in (routing.weights, routing.given),
         )
     return fed
-
-
-def _names(size: Size) -> tuple[str, ...]:
-    """The unknowns of a size, as the model, or the proof, calls them."""
-    return tuple(s if isinstance(s, str) else f"{s[0].name}:{s[1]}" for s in size.symbols)

@@ -46,7 +46,7 @@ def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, 
         transposed: whether ``w`` is stored [N, K].
     """
     matrix = read_weight(run, x, w)
-    _require_float_copy_disappears(w)
+    _require_float_copy_disappears(run, w, reader)
     job = run.quantize(matrix if transposed else matrix.T, reader, rule, matrix.dtype.numpy())
     require_kernel(run, job, w)
     return Linear(x, job, matrix.dtype)
@@ -149,7 +149,7 @@ def write(
     )
 
 
-def _require_float_copy_disappears(w: ir.Value) -> None:
+def _require_float_copy_disappears(run: Run, w: ir.Value, reader: ir.Node) -> None:
     """Declines where quantizing would leave the float weight in the model beside the quantized one."""
     producer = w.producer()
     if producer is not None and producer.op_type != "Constant":
@@ -157,8 +157,23 @@ def _require_float_copy_disappears(w: ir.Value) -> None:
     for use in w.uses():
         if use.node.op_type not in ("MatMul", "Gemm") or use.idx != 1:
             raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
+        if use.node is not reader:
+            _require_linear(run, use.node, w)
     if w.is_graph_output():
         raise Declined("the float weight would stay in the model: it is a graph output", w)
+
+
+def _require_linear(run: Run, node: ir.Node, w: ir.Value) -> None:
+    """Declines where another reader of ``w`` cannot become a MatMulNBits as well."""
+    x = node.inputs[0]
+    try:
+        if x is not None:
+            read_weight(run, x, w)
+        if node.op_type == "Gemm":
+            addend(node)
+    except Declined as other:
+        reason = f"the float weight would stay in the model: {node.op_type} also reads it, and {other.reason}"
+        raise Declined(reason, node) from other
 
 
 def pack(quantized: QuantizedWeight) -> Arrays:

@@ -49,6 +49,13 @@ def readers(facts: Facts, value: ir.Value) -> Iterator[Use]:
                 yield Use(*use)
 
 
+def require_one_reader(facts: Facts, weight: ir.Value, node: ir.Node) -> None:
+    """Declines where the weight would stay in the model beside what replaces it."""
+    for use in readers(facts, weight):
+        if use.node is not node:
+            raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
+
+
 def reads_rows(use: Use) -> bool:
     """True where the node looks up rows by an index: a Gather along the first axis, or a GatherND."""
     if use.idx != 0 or use.node.domain not in ("", "ai.onnx"):

@@ -10,10 +10,12 @@ from rewriter.experts import OPERATORS
 from rewriter.facts import Facts
 from rewriter.rule import Declined, NotApplicable, Run
 from rules.recognise.axes import Located
+from rules.recognise.contents import Output
 from rules.recognise.mixing import Chosen, Complete, Mixed
 from rules.recognise.sizes import Integers
 
 _FAR = 4096
+_NEAR = 64
 
 
 def decline_unfused(run: Run, values: ir.Value, indices: ir.Value) -> None:
@@ -54,8 +56,48 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value) -> None:
     raise Declined(reason, unknown)
 
 
+def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value) -> None:
+    """Declines, once for a block, where a router chooses by ArgMax.
+
+    Raises:
+        Declined: experts follow the choice.
+        NotApplicable: none do, or the scores are no router's own, as those of a second choice.
+    """
+    node = indices.producer()
+    if not _is_first_choice(run, scores):
+        raise NotApplicable
+    pending, seen = deque([indices]), {indices}
+    while pending and len(seen) < _FAR:
+        for use in pending.popleft().uses():
+            if run.role(use.node).name.startswith("expert.") or _meets_expert(run, use.node):
+                raise Declined("the experts of this router stay apart: it chooses by ArgMax, and not by TopK", node)
+            fresh = [out for out in use.node.outputs if out not in seen]
+            seen.update(fresh)
+            pending.extend(fresh)
+    raise NotApplicable
+
+
+def _is_first_choice(run: Run, scores: ir.Value) -> bool:
+    """Whether scores are computed from a router's logits, and from no other choice."""
+    pending, seen = deque([scores]), {scores}
+    found = False
+    while pending and len(seen) < _NEAR:
+        node = pending.popleft().producer()
+        if node is None or run.role(node).name == "router":
+            found = found or node is not None
+            continue
+        if node.op_type in ("ArgMax", "TopK"):
+            return False
+        fresh = [value for value in node.inputs if value is not None and value not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+    return found
+
+
 def _meets_expert(run: Run, node: ir.Node) -> bool:
-    """Whether an expert's last linear, or its bias, is what ``node`` has on its other side."""
+    """Whether ``node`` has the output of experts on its other side, or an expert's last linear, or its bias."""
+    if any(_is_output(run.facts, value) for value in node.inputs):
+        return True
     last = {p for v in node.inputs if v is not None and (p := v.producer()) is not None}
     before = {p for n in last if n.op_type == "Add" for v in n.inputs if v is not None and (p := v.producer())}
     return any(run.role(n).name.startswith("expert.") for n in (*last, *before))
@@ -64,6 +106,11 @@ def _meets_expert(run: Run, node: ir.Node) -> bool:
 def _is_choice(facts: Facts, value: ir.Value) -> bool:
     located = facts.get(value, Located)
     return located is not None and isinstance(located.content, Chosen)
+
+
+def _is_output(facts: Facts, value: ir.Value | None) -> bool:
+    located = facts.get(value, Located)
+    return located is not None and isinstance(located.content, Output)
 
 
 def _speaks(facts: Facts, value: ir.Value, indices: ir.Value) -> bool:

@@ -3,8 +3,8 @@
 Equal only but for ties: among equal logits TopK takes the first and ONNX Runtime's kernels the last, and the softmax of
 log-sigmoids that a normalised sigmoid becomes tells apart what a saturated sigmoid does not.
 
-Matched:      the Add or ReduceSum, or the Cast that ends it where halves are summed in float32, that completes
-              sum_e share_e(logits) * (down_e @ act(gate_e @ x) * (up_e @ x)), in any operators the recognisers know
+Matched:      the Add, ReduceSum, MatMul or Einsum, or the Cast that ends it where halves are summed in float32, that
+              completes sum_e share_e(logits) * (down_e @ act(gate_e @ x) * (up_e @ x)), however it is written
 Replacement:  MoE(x, logits [T, E], fc1, fc1_bias?, fc2, fc2_bias?), its weights lazy stacks; gate and up rows in turn;
               a factor for each expert goes into its fc2, one for all into a Mul behind. Weights that are no function
               of the logits, as DeepSeek-V3 selects by biased scores and mixes by others: their logarithms, scattered
@@ -13,9 +13,10 @@ Declines when:
               an expert is missing, is there twice, reads another x or has another activation
               the activation or the routing is none that MoE has
               the target's MoE does not run it, or not in this dtype
-              something else reads a value inside of the block, or its weights
+              something else reads a value inside of the block, or its weights; two of gate, up and down are one
               an operator between a router's choice and the sum is none that the recognisers know
               weights of float16 or bfloat16 would have to be scaled
+              two of gate, up and down are one weight
 Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onnx, as the recognisers list them
 """
 
@@ -38,9 +39,11 @@ from rules._fused import facts_dtype, form_of, logits_of, logits_of_given, place
 from rules._guards import FLOATS
 from rules._moe import DOMAIN, Experts, Projection
 from rules._qmoe import plan_experts
-from rules._unfused import decline_unfused
+from rules._unfused import decline_argmax, decline_unfused
 from rules.recognise import experts
 from rules.recognise.contents import Dense, Linear, Packed
+
+_COMPLETING = ("Add", "ReduceSum", "Cast", "MatMul", "Einsum")
 
 
 class FuseExperts(Rule):
@@ -140,6 +143,21 @@ class Unfused(Rule):
         decline_unfused(self.run, values, indices)
 
 
+class UnfusedArgMax(Rule):
+    """Says the same where a router chooses otherwise, as Switch, NLLB and Phi-3.5 do."""
+
+    recognisers: ClassVar[Sequence[Recogniser]] = experts.RECOGNISERS
+
+    def __init__(self) -> None:
+        super().__init__(name="fuse-experts")
+
+    def pattern(self, op: Any, scores: Any) -> Any:
+        return op.ArgMax(scores, _outputs=["indices"])
+
+    def rewrite(self, op: Any, *, scores: ir.Value, indices: ir.Value) -> Any:
+        decline_argmax(self.run, scores, indices)
+
+
 def _require_logarithms(block: Block, given: ir.Value) -> None:
     """Declines where logarithms of the weights that are given would round."""
     dtype = facts_dtype(block)
@@ -168,6 +186,10 @@ def _weights(block: Block, node: ir.Node) -> Weights:
         up, up_bias = _projection([e.up for e in block.experts if e.up is not None], "up", node)
         if up.shape != gate.shape or up.dtype != gate.dtype:
             raise Declined(f"up is {list(up.shape)} and gate {list(gate.shape)}", node)
+        if len({_elements(view) for view in (gate, up, fc2)}) < 3:
+            raise Declined("two of gate, up and down are one weight, which fc1 would hold once more", node)
+        if len({gate, up, fc2}) < 3:
+            raise Declined("two of gate, up and down are one weight, which fc1 would hold once more", node)
         fc1 = interleaved(gate, up)
         if gate_bias is not None or up_bias is not None:
             fc1_bias = interleaved(gate_bias or _zeros(gate), up_bias or _zeros(up))
@@ -183,6 +205,11 @@ def _weights(block: Block, node: ir.Node) -> Weights:
         factors = [float(f) for f in np.asarray(table.numpy())]
         fc2, fc2_bias = scaled(fc2, factors), None if fc2_bias is None else scaled(fc2_bias, factors)
     return fc1, fc1_bias, fc2, fc2_bias
+
+
+def _elements(view: View) -> tuple[object, ...]:
+    """Equal for views of the same elements, in whatever order."""
+    return view.source, view.offset, tuple(sorted(zip(view.strides, view.shape, strict=True)))
 
 
 def _projection(linears: Sequence[Linear], what: str, node: ir.Node) -> tuple[View, View | None]:
@@ -209,4 +236,4 @@ def rule(*, into: Literal["MoE", "QMoE"] = "MoE") -> list[Rule]:
     Args:
         into: QMoE fuses only what rule moe-to-qmoe will quantize, so that a rule set can quantize the rest unfused.
     """
-    return [*(FuseExperts(op_type, into) for op_type in ("Add", "ReduceSum", "Cast")), Unfused()]
+    return [*(FuseExperts(op_type, into) for op_type in _COMPLETING), Unfused(), UnfusedArgMax()]

@@ -1,12 +1,11 @@
 """Gather of a float table, or of an expert's weight by a run-time index -> GatherBlockQuantized.
 
 Matched:      Gather(w, ids), axis 0, or GatherND(w, ids [.., 1]); w constant, ids not:
-              an embedding [V, K], or a stack of experts [E, N, K] or [E, K, N]
+              an embedding [V, K], by its role, or a stack of experts [E, N, K] or [E, K, N]
 Replacement:  GatherBlockQuantized(data, ids, scales[, zero_points]); a stack whose reader contracts the second axis
               is stored transposed, so that blocks lie along the input features, and a Transpose follows the gather
 Declines when:
-              w is of integers, of rank 1 or above 3, or gathered along another axis or by tuples
-              w has rank 2 and is no embedding: positions, angles and biases lose too much
+              w has rank above 3, or is gathered along another axis or by tuples
               w takes fewer bytes than min_bytes
               the float weight would stay in the model beside the quantized one
               the plan keeps w in float, gives experts of one stack different specs, or the operator has no such form
@@ -85,15 +84,15 @@ def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_byt
     view = run.facts.get(w, View)
     if view is None or run.facts.get(ids, View) is not None:
         raise NotApplicable
+    known = view.rank > 2 or (view.rank == 2 and run.role(node).name == "embedding")
+    if not known or not view.dtype.is_floating_point():
+        raise NotApplicable  # angles, masks, factors and biases lose too much; nothing says that it is a weight
     if view.dtype not in FLOATS:
         raise Declined(f"the table is {view.dtype.name}; only floats are quantized", w)
-    if view.rank not in (2, 3):
+    if view.rank > 3:
         raise Declined(f"the table has rank {view.rank}; rows of rank 2 and matrices of rank 3 are quantized", w)
     if node.op_type == "Gather" and integer_attribute(node, "axis", 0) % view.rank:
         raise Declined("it gathers along another axis than the first", node)
-    role = run.role(node).name
-    if view.rank == 2 and role != "embedding":
-        raise Declined(f"it is no embedding ({f'role {role}' if role else 'no role'})", node)
     if view.nbytes < min_bytes:
         raise Declined(f"the table takes {view.nbytes} bytes, fewer than min_bytes = {min_bytes}", w)
     for use in readers(run.facts, w):

@@ -3,7 +3,7 @@
 Matched:      MoE(x, router_probs, fc1, fc1_bias, fc2, fc2_bias[, fc3, fc3_bias]), a bias a constant of zeros
 Replacement:  the same MoE, that bias left out
 Declines when:
-              never: a bias that depends on an input, or is not zero, stays
+              never: a bias that depends on an input, or is not zero, stays; so does an MoE that the target cannot run
 Source:       the model builder of onnxruntime-genai writes zeros for models without biases (LFM2, Qwen3.5)
 """
 
@@ -40,12 +40,14 @@ class MoEDropZeroBiases(Rule):
         assert node is not None
         biases = [slot for slot in SLOTS["MoE"]["bias"] if slot < len(node.inputs)]
         zeros = {slot for slot in biases if _is_zero(self.run.facts, node.inputs[slot])}
-        if not zeros or form_of(node).unknown:
+        form, kernel = form_of(node), self.run.target.kernel("MoE")
+        unknown = form.unknown or (kernel is not None and form.activation not in kernel.activations)
+        if not zeros or unknown:  # of an activation that nothing runs, nothing could be proved
             raise NotApplicable
         inputs = [None if slot in zeros else value for slot, value in enumerate(node.inputs)]
         while inputs[-1] is None:
             inputs.pop()
-        return op.MoE(*inputs, _domain=DOMAIN, **form_of(node).attributes())
+        return op.MoE(*inputs, _domain=DOMAIN, **form.attributes())
 
 
 def _is_zero(facts: Facts, bias: ir.Value | None) -> bool:

@@ -4,6 +4,7 @@ Matched:      QMoE(x, router_probs, fc1 codes, scales, bias, .., zero points, ro
 Replacement:  MoE(x, router_probs, fc1, fc1_bias, fc2, fc2_bias[, fc3, fc3_bias]); weights computed when they are read
 Declines when:
               router_weights are anything but Softmax(router_probs): MoE mixes by its own logits
+              there are none, normalize_routing_weights is 0, and the target's MoE does not heed it
               quant_type is not int
               nothing tells in which layout the weights are
 Source:       com.microsoft::QMoE and MoE
@@ -17,7 +18,7 @@ import onnx_ir as ir
 
 from rewriter.layout import qmoe
 from rewriter.layout.qmoe import LAYOUT_KEY
-from rewriter.rule import Declined, Rule
+from rewriter.rule import Declined, Rule, Run
 from rules._guards import FLOATS, integer_attribute, require_dtype
 from rules._moe import DOMAIN, flat_router
 from rules._stored_qmoe import ExpertRows, LayoutName, StoredExperts, StoredProjection, read_qmoe
@@ -37,6 +38,7 @@ class QMoEToMoE(Rule):
         dtype = require_dtype(x, FLOATS, "the input")
         stored = read_qmoe(self.run, y, self._unmarked)
         _require_own_weights(stored, router)
+        _require_heeded(self.run, stored, dtype)
         if stored.prepacked is not None:  # the proof reads the matched node by the layout that its metadata names
             stored.node.metadata_props[LAYOUT_KEY] = qmoe.layout_name(stored.prepacked)
         inputs: list[ir.Value | None] = [x, flat_router(op, router, stored.projections[0].codes.shape[0])]
@@ -57,6 +59,16 @@ def _require_own_weights(stored: StoredExperts, router: ir.Value) -> None:
     rank = None if router.shape is None else router.shape.rank()
     if integer_attribute(producer, "axis", -1) not in (-1, rank and rank - 1):
         raise Declined("router_weights are a Softmax over another axis than the experts", producer)
+
+
+def _require_heeded(run: Run, stored: StoredExperts, dtype: ir.DataType) -> None:
+    """Declines where the weights of the chosen add up to less than one and the target's MoE does not keep them so."""
+    form, kernel = stored.form, run.target.kernel("MoE")
+    if kernel is None or form.normalize or form.sparse_mixer or stored.router_weights is not None:
+        return
+    if dtype.name not in kernel.unnormalized:
+        reason = f"normalize_routing_weights=0 is not heeded in {dtype.name.lower()}"
+        raise Declined(f"MoE on target {run.target}: {reason}", stored.node)
 
 
 def _dequantized(projection: StoredProjection, prepacked: int | None, dtype: ir.DataType) -> ExpertRows:

@@ -15,7 +15,7 @@ Source:       com.microsoft::GatherBlockQuantized, MatMulNBits; the builder, mob
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +28,7 @@ from rewriter.layout import gather_block_quantized as rows_layout
 from rewriter.layout.gather_block_quantized import GatherArrays
 from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, lazy_parts, packed_arrays
 from rewriter.quantize.types import QuantizedWeight
-from rewriter.rule import Declined, Rule, Run
+from rewriter.rule import Declined, Replacement, Rule, Run
 from rules._gather_block_quantized import gather
 from rules._matmul_nbits import (
     AccuracyLevel,
@@ -90,7 +90,7 @@ class TieQuantizedEmbedding(Rule):
     def pattern(self, op: Any, w: Any, ids: Any) -> Any:
         return op.Gather(w, ids, _outputs=["y"])
 
-    def rewrite(self, op: Any, *, w: ir.Value, ids: ir.Value, y: ir.Value) -> Mapping[ir.Value, ir.Value]:
+    def rewrite(self, op: Any, *, w: ir.Value, ids: ir.Value, y: ir.Value) -> Replacement:
         node = y.producer()
         assert node is not None
         tied = read(self.run, str(self.name), node, self._min_bytes)
@@ -99,12 +99,14 @@ class TieQuantizedEmbedding(Rule):
         weight = made[: 2 if tied.job.context.spec.symmetric else 3]
         rows = _blocks if form == "blocks" else _flat
         new = {reader.outputs[0]: rows(op, tied, made, reader) for reader in tied.table.gathers}
+        roles = {}
         for (head, _), c in zip(tied.table.heads, tied.addends, strict=True):
             bias = c if c is not None and takes_bias(self.run, tied.job.shape[0], c) else None
             x, _ = inputs_of(head)
             product = write(op, new.get(x, x), weight, tied.job, bias=bias, accuracy_level=self._accuracy_level)
+            roles[product] = self.run.role(head).name
             new[head.outputs[0]] = product if c is bias else op.Add(product, c)
-        return new
+        return Replacement(new, [], roles=roles)
 
 
 def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:

@@ -6,7 +6,6 @@ Declines when:
               the plan keeps the matrices in float: there is no other reason to take them apart
               the rank of x is unknown or above 3, or its first extent is not known to be E or 1
               something else reads the stack, which would stay beside its slices
-              it is written as an Einsum
 Source:       experts that are all computed, as Llama 4 and gpt-oss do outside of training: torch.bmm
 """
 
@@ -19,13 +18,14 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
-from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
 from rewriter.tensors import View, ViewTensor
-from rules._guards import FLOATS, text_attribute
+from rules._guards import FLOATS
 from rules._matmul_nbits import require_kernel
-from rules._readers import readers
+from rules._readers import require_one_reader
 from rules.recognise import computed, views
-from rules.recognise.sizes import shape_of
+from rules.recognise.axes import Size
+from rules.recognise.sizes import Dims, fed_shape, shape_of
 
 
 class Unbatch(Rule):
@@ -39,48 +39,28 @@ class Unbatch(Rule):
     def pattern(self, op: Any, x: Any, w: Any) -> Any:
         return op.MatMul(x, w, _outputs=["y"])
 
-    def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
+    def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Replacement:
         node = y.producer()
         assert node is not None
         stack = require_stack(self.run.facts, w)
-        extents = _extents(self.run.facts, x)
-        if extents[0] not in (1, stack.shape[0]):
-            raise Declined(f"the first extent of its input is {extents[0] or 'unknown'}, not {stack.shape[0]}", x)
+        sizes = _sizes(self.run.facts, x, stack.shape[1])
+        batch = 1 if len(sizes) == 2 else sizes[0].constant
+        if batch not in (1, stack.shape[0]):
+            raise Declined(f"the first extent of its input is {batch or 'unknown'}, not {stack.shape[0]}", x)
         require_one_reader(self.run.facts, w, node)
         matrices = [stack.index(0, e) for e in range(stack.shape[0])]
         for matrix in matrices:
             job = self.run.quantize(matrix.T, node, str(self.name), stack.dtype.numpy())
             require_kernel(self.run, job, w)
-        if len(extents) == 2:
-            x = op.Reshape(x, _integers(op, [1, -1, stack.shape[1]], "one_batch"))
+        rows = x
+        if len(sizes) == 2:
+            rows = op.Reshape(x, _integers(op, [1, -1, stack.shape[1]], "one_batch"))
         parts = []
         for e, matrix in enumerate(matrices):
-            own = x if extents[0] == 1 else op.Gather(x, _integers(op, [e], "expert"), axis=0)
+            own = rows if batch == 1 else op.Gather(rows, _integers(op, [e], "expert"), axis=0)
             own.dtype, own.shape = stack.dtype, ir.Shape([1, None, stack.shape[1]])
             parts.append(op.MatMul(own, op.initializer(ViewTensor(matrix))))
-        return op.Concat(*parts, axis=0)
-
-
-class UnbatchEinsum(Rule):
-    """Says why an Einsum with a stack of matrices stays."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
-
-    def __init__(self) -> None:
-        super().__init__(name="unbatch")
-
-    def pattern(self, op: Any, a: Any, b: Any) -> Any:
-        return op.Einsum(a, b, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, a: ir.Value, b: ir.Value, y: ir.Value) -> Any:
-        node = y.producer()
-        assert node is not None
-        for value in (a, b):
-            view = self.run.facts.get(value, View)
-            if view is not None and view.rank >= 2 and view.dtype in FLOATS:
-                equation = text_attribute(node, "equation", "")
-                raise Declined(f"no quantized operator computes Einsum '{equation}' with a weight", value)
-        raise NotApplicable
+        return Replacement({y: op.Concat(*parts, axis=0)}, [node], {x: Fed(stack.dtype, fed_shape(sizes))})
 
 
 def require_stack(facts: Facts, w: ir.Value) -> View:
@@ -91,20 +71,12 @@ def require_stack(facts: Facts, w: ir.Value) -> View:
     return view
 
 
-def require_one_reader(facts: Facts, w: ir.Value, node: ir.Node) -> None:
-    """Declines where the stack would stay in the model beside its slices."""
-    for use in readers(facts, w):
-        if use.node is not node:
-            raise Declined(f"the stack would stay in the model: {use.node.op_type} also reads it", use.node)
-
-
-def _extents(facts: Facts, x: ir.Value) -> list[int | None]:
-    """The extents of ``x``, of which there are two or three; the first is 1 where there are two."""
+def _sizes(facts: Facts, x: ir.Value, k: int) -> Dims:
+    """The extents of ``x`` [.., K], of which there are two or three."""
     dims = shape_of(facts, x)
     if dims is None or len(dims) not in (2, 3):
         raise Declined(f"the rank of its input is {'unknown' if dims is None else len(dims)}, not 2 or 3", x)
-    found = [size.constant for size in dims]
-    return [1, *found[1:]] if len(found) == 2 else found
+    return (*dims[:-1], Size(k))
 
 
 def _integers(op: Any, numbers: Sequence[int], name: str) -> ir.Value:
@@ -112,6 +84,6 @@ def _integers(op: Any, numbers: Sequence[int], name: str) -> ir.Value:
     return value
 
 
-def rule() -> list[Rule]:
-    """Builds the rule, at each operator that multiplies."""
-    return [Unbatch(), UnbatchEinsum()]
+def rule() -> Rule:
+    """Builds the rule."""
+    return Unbatch()

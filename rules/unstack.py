@@ -68,8 +68,15 @@ def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
     if _refusal(facts, stack, facts.derived(stack, Readers, lambda: _readers(facts, stack))) is not None:
         refusal = _refusal(facts, stack, _readers(facts, stack))  # its readers may have gone since
         if refusal is not None:
-            raise refusal
+            turned = all(view.nbytes == _nbytes(facts, stack) for view in ends.values())
+            raise NotApplicable if turned else refusal
     return ends
+
+
+def _nbytes(facts: Facts, stack: ir.Value) -> int:
+    """Bytes of a constant; a view of as many is no slice of it: the constant turned, as a tied table is."""
+    view = facts.get(stack, View)
+    return 0 if view is None else view.nbytes
 
 
 def _refusal(facts: Facts, stack: ir.Value, readers: Readers) -> Declined | None:
@@ -88,9 +95,14 @@ def _ends_at(facts: Facts, value: ir.Value) -> bool:
     A graph output that is a constant stays an Identity of it: nothing simpler keeps its name.
     """
     producer = value.producer()
-    if value.is_graph_output() and producer is not None and producer.op_type == "Identity":
+    if producer is not None and _names_output(producer):
         return False
-    return value.is_graph_output() or any(not _is_view(facts, use.node) for use in value.uses())
+    uses = (use.node for use in value.uses())
+    return value.is_graph_output() or any(_names_output(node) or not _is_view(facts, node) for node in uses)
+
+
+def _names_output(node: ir.Node) -> bool:
+    return node.op_type == "Identity" and node.outputs[0].is_graph_output()
 
 
 def _is_view(facts: Facts, node: ir.Node) -> bool:

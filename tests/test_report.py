@@ -91,7 +91,7 @@ def test_the_rule_set_is_there_with_what_was_changed_in_it():
     used = rewriter.apply(GRANITE, rules="experts-int4", overrides=changed).report.rules
     assert [(phase.name, [rule.name for rule in phase.rules]) for phase in used.phases] == [
         ("unstack", ["unstack"]),
-        ("unbatch", ["unbatch"]),
+        ("unbatch", ["einsum-to-matmul", "unbatch"]),
         ("quantize", ["matmul-to-matmul-nbits", "gemm-to-matmul-nbits"]),
     ]
     assert [(line.kind, line.selects) for line in used.plan] == [

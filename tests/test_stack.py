@@ -80,6 +80,22 @@ def test_gate_and_up_of_their_own_in_turn():
     np.testing.assert_array_equal(fc1.index(0, 2).numpy(), expected[2])
 
 
+def test_transposed_matrices_are_written_row_by_row():
+    gates, ups = ([array(130, 6, seed=2 * e + i) for e in range(2)] for i in range(2))
+    fc1 = interleaved(*(stacked([view(a).T for a in side]) for side in (gates, ups)))
+    expected = np.stack([np.stack([g.T, u.T], 1).reshape(12, 130) for g, u in zip(gates, ups, strict=True)])
+    np.testing.assert_array_equal(fc1.numpy(), expected)
+    np.testing.assert_array_equal(written(fc1), expected)
+
+
+def test_every_stored_name_that_is_shown():
+    gates, ups = (stacked([view(array(3, 4), f"{side}.{e}") for e in range(4)]) for side in ("gate", "up"))
+    fc1 = interleaved(gates, ups)
+    assert fc1.index(0, 2).stored == ("gate.2", "up.2")
+    assert gates.index(0, 1).T.stored == ("gate.1",) and gates.stored == tuple(f"gate.{e}" for e in range(4))
+    assert view(array(3, 4)).stored == ("w",)
+
+
 def test_factors():
     stack = view(array(3, 4, 2))
     assert scaled(stack, [1.0, 1.0, 1.0]) is stack

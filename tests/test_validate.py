@@ -124,6 +124,13 @@ def test_functions_are_checked_and_replace_operators() -> None:
     validate(model([make_node("MoE", ["x"], ["y"], domain="com.microsoft")], functions=[mine]))
 
 
+def test_attributes_have_their_types() -> None:
+    gemm = make_node("Gemm", ["x", "w"], ["y"], transB="a")
+    refused(model([gemm], {"w": np.ones((2, 2), np.float32)}), "transB is of type STRING", "takes INT")
+    own = make_node("Mine", ["x"], ["y"], axis="a")
+    validate(model([own]))
+
+
 def test_arity() -> None:
     refused(model([make_node("MatMul", ["x"], ["y"], name="n")]), "required input 1 (B) is missing")
     refused(model([make_node("Clip", ["", "x"], ["y"])]), "required input 0 (input)")

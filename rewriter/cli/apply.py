@@ -134,8 +134,8 @@ def apply(
     with byte_bar(f"writing {out}", quiet=quiet) as told:
         saved = result.save(out, overwrite=overwrite, memory=memory, max_shard_size=max_shard_size, progress=told)
     with working("comparing with the original", quiet=quiet):
-        outcome = whole.compare(result, model, check)
-    done = dataclasses.replace(result.report, parity=outcome.comparison)
+        found = whole.compare(result, model, check)
+    done = dataclasses.replace(result.report, parity=found)
 
     screen = console(quiet=quiet)
     more = "; --report FILE.json lists all" if report is None else f"; see {report}"
@@ -143,14 +143,14 @@ def apply(
     if not done.applications:
         screen.print("Nothing fired: the output is the model as it was.\n")
     show(screen, sheets.fired(done), sheets.declined(done.refusals, more), sheets.weights(done.by_role, measured=True))
-    if outcome.parity is not None:
-        title = f"Against the original ({outcome.parity.runtime}, random inputs, seed {outcome.parity.seed})"
-        show(screen, sheets.metrics(title, outcome.parity.outputs))
-    else:
-        screen.print(f"Not compared with the original: {outcome.skipped}.\n")
+    if found.runtime:
+        title = f"Against the original ({found.runtime}, random inputs, seed {found.seed})"
+        show(screen, sheets.metrics(title, found.outputs))
+    elif found.skipped:
+        screen.print(f"Not compared with the original: {found.skipped}.\n")
     if done.already_quantized:
-        found = ", ".join(f"{count:,} {operator}" for operator, count in done.already_quantized.items())
-        screen.print(f"Quantized already, left as they were: {found}\n")
+        kept = ", ".join(f"{count:,} {operator}" for operator, count in done.already_quantized.items())
+        screen.print(f"Quantized already, left as they were: {kept}\n")
     screen.print(labelled("Size", shrink(done.bytes_before, done.bytes_after)))
     screen.print(labelled("Output", saved), soft_wrap=True)
     if report is not None:
@@ -160,7 +160,7 @@ def apply(
         reports.write_page(html, done)
         screen.print(labelled("Page", html), soft_wrap=True)
 
-    failures = [*outcome.failures, *_never_fired(require, done)]
+    failures = [*found.failures, *_never_fired(require, done)]
     for failure in failures:
         shout(f"{failure}; the output is kept")
     if failures:

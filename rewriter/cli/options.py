@@ -84,6 +84,7 @@ Level = Literal["class", "all", "none"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
 
 DEFAULT_RULES = "moe-int4"
+"""As ``rewriter.api`` has it, whose import would take --help a second; a test holds the two together."""
 
 
 def rule_set(rules: str, settings: Sequence[str], parity: Level | None = None) -> RuleSet:

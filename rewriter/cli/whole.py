@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from rewriter.errors import ParityError, RewriterError, TargetError, UsageError
 from rewriter.io.reading import model_file
 from rewriter.parity.inputs import random_inputs
 from rewriter.parity.limits import exceeded, limited
-from rewriter.parity.model import ModelParity
 from rewriter.parity.runtime import OrtRuntime, available
 from rewriter.report import Comparison
 from rewriter.target import Target
@@ -24,28 +22,7 @@ MOST_NODES = 20_000
 """Bytes of weights, and nodes, above which nobody is kept waiting without having asked."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of comparing the two models.
-
-    Attributes:
-        parity: how they compare, or None.
-        skipped: why they were not compared; empty where they were, or where comparing failed.
-        failures: limits that do not hold, or why a comparison that was asked for could not be made.
-    """
-
-    parity: ModelParity | None = None
-    skipped: str = ""
-    failures: tuple[str, ...] = ()
-
-    @property
-    def comparison(self) -> Comparison:
-        """What the report keeps of it."""
-        found = Comparison() if self.parity is None else self.parity.comparison
-        return dataclasses.replace(found, skipped=self.skipped, failures=self.failures)
-
-
-def compare(result: Result[Any], original: Path, asked: bool | None) -> Outcome:
+def compare(result: Result[Any], original: Path, asked: bool | None) -> Comparison:
     """Compares a saved result with the original model.
 
     Args:
@@ -57,11 +34,11 @@ def compare(result: Result[Any], original: Path, asked: bool | None) -> Outcome:
     limits = result.rule_set.parity
     wanted = asked or (asked is None and limited(limits))
     if asked is False:
-        return Outcome(skipped="--no-check")
+        return Comparison(skipped="--no-check")
     size, nodes = result.report.bytes_before, sum(len(graph) for graph in result.ir_model.graphs())
     if not wanted and (size > LARGEST or nodes > MOST_NODES):
         large = f"{nbytes(size)} of weights" if size > LARGEST else f"{nodes:,} nodes"
-        return Outcome(skipped=f"the model has {large} (--check compares all the same)")
+        return Comparison(skipped=f"the model has {large} (--check compares all the same)")
     provider = Target.parse(result.report.target).provider
     if provider not in available():
         return _impossible(f"there is no {provider} runtime on this machine", wanted)
@@ -71,16 +48,16 @@ def compare(result: Result[Any], original: Path, asked: bool | None) -> Outcome:
     except (TargetError, UsageError) as error:
         if reason := _cannot_run(runtime, original, limits.seed):
             return _impossible(reason, wanted)
-        return Outcome(failures=(f"the rewritten model does not run where the original does: {error}",))
+        return Comparison(failures=(f"the rewritten model does not run where the original does: {error}",))
     except ParityError as error:
-        return Outcome(failures=(str(error),))
-    return Outcome(parity, failures=exceeded(parity, limits))
+        return Comparison(failures=(str(error),))
+    return dataclasses.replace(parity.comparison, failures=exceeded(parity, limits))
 
 
-def _impossible(reason: str, wanted: bool) -> Outcome:
+def _impossible(reason: str, wanted: bool) -> Comparison:
     if not wanted:
-        return Outcome(skipped=reason)
-    return Outcome(skipped=reason, failures=(f"the comparison that was asked for cannot be made: {reason}",))
+        return Comparison(skipped=reason)
+    return Comparison(skipped=reason, failures=(f"the comparison that was asked for cannot be made: {reason}",))
 
 
 def _cannot_run(runtime: OrtRuntime, original: Path, seed: int) -> str:

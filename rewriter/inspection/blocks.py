@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from rewriter.experts import OPERATORS, form_of, input_at
+from rewriter.experts import form_of, input_at, is_experts
 from rewriter.inspection.weights import MOVES
 from rewriter.roles import Role
 from rewriter.roles.operators import GATHER, LINEAR, TOP_K
@@ -68,7 +68,7 @@ def find_blocks(model: ir.Model, roles: Mapping[ir.Node, Role]) -> tuple[Block, 
     found: list[tuple[int, Block]] = []
     for place, node in enumerate(all_nodes(model)):
         role = roles.get(node, Role())
-        if node.op_type in OPERATORS and node.domain == "com.microsoft":
+        if is_experts(node):
             found.append((place, _operator(node, role)))
         elif role.name.partition(".")[0] == "expert":
             if role.layer not in written:

@@ -7,7 +7,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from rewriter.experts import SLOTS, quantized_of
-from rewriter.stored import Slot
+from rewriter.stored import Slot, integer
 
 Kind = Literal["float", "quantized", "bias"]
 
@@ -23,9 +23,9 @@ def quantization(slot: Slot) -> tuple[int, str, bool]:
         node, idx = use.node, use.idx
         match node.op_type:
             case "MatMulNBits" if 1 <= idx <= 3:
-                return _integer(node, "bits", 4), node.op_type, idx == 1
+                return integer(node, "bits", 4), node.op_type, idx == 1
             case "GatherBlockQuantized" if idx in (0, 2, 3):
-                return _integer(node, "bits", 4), node.op_type, idx == 0
+                return integer(node, "bits", 4), node.op_type, idx == 0
             case "DequantizeLinear" if slot.tensor.dtype.is_floating_point() == (idx == 1):
                 codes = node.inputs[0]
                 width = codes.dtype.bitwidth if codes is not None and codes.dtype is not None else 8
@@ -42,8 +42,3 @@ def is_bias(slot: Slot) -> bool:
     """Whether a tensor is what an operator adds to its product."""
     uses = slot.owner.uses() if isinstance(slot.owner, ir.Value) else ()
     return any(use.idx in _BIASES.get(use.node.op_type, ()) for use in uses)
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_int()

@@ -36,6 +36,18 @@ def map_external_data(model: ir.Model, base_dir: Path) -> None:
             slot.put(MappedTensor(tensor, base_dir, file))
 
 
+def require_external_data(model: ir.Model) -> None:
+    """Checks that the data files of a model made elsewhere are there, since they are read long after.
+
+    Raises:
+        ModelError: one is missing.
+    """
+    for slot in stored_tensors(model):
+        tensor = slot.tensor
+        if isinstance(tensor, ir.ExternalTensor) and tensor.raw is None and not Path(tensor.path).is_file():
+            raise ModelError(f"{slot.label}: there is no external data file '{tensor.path}'; put it back")
+
+
 def _open(label: str, location: str, base_dir: Path) -> tuple[MappedFile, int]:
     """Checks one data file; returns it with its size in bytes."""
     path = base_dir / location

@@ -11,8 +11,9 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.errors import ModelError
-from rewriter.io.external import map_external_data
-from rewriter.io.reading import from_proto, model_file, read_proto
+from rewriter.io.external import map_external_data, require_external_data
+from rewriter.io.messages import from_proto, name_standard_domain
+from rewriter.io.reading import model_file, read_proto
 from rewriter.io.validate import unsorted, validate
 
 _SOURCE = "rewriter.source"
@@ -44,10 +45,16 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
 def parsed(proto: onnx.ModelProto) -> ir.Model:
     """Returns the model of a message, its nodes in topological order.
 
+    A message does not say where it was read from: external data is looked for in the working directory.
+
     Raises:
-        ModelError: an invalid graph.
+        ModelError: an invalid graph, or external data that is not there.
     """
     model = from_proto(proto)
+    try:
+        map_external_data(model, Path.cwd())
+    except ModelError as error:
+        raise ModelError(f"{error}; or give the path of the model, which says where its data are") from error
     validate(model)
     _sort(model)
     return model
@@ -57,12 +64,15 @@ def copied(model: ir.Model) -> ir.Model:
     """Returns a model with graphs of its own and the same tensors.
 
     Raises:
-        ModelError: an invalid graph, or one whose nodes are not in topological order.
+        ModelError: an invalid graph, one whose nodes are not in topological order, or external data that is not there.
     """
+    require_external_data(model)
     validate(model)
     if any(unsorted(model)):
         raise ModelError("the model's nodes are in no topological order; call model.graph.sort()")
-    return model.clone()
+    copy = model.clone()
+    name_standard_domain(copy)
+    return copy
 
 
 def source_path(model: ir.Model) -> Path | None:
@@ -73,12 +83,11 @@ def source_path(model: ir.Model) -> Path | None:
 
 @contextlib.contextmanager
 def _located(file: Path) -> Iterator[None]:
-    """Puts the model's path before what is wrong with it; a damaged file's names may hold anything."""
+    """Puts the model's path before what is wrong with it."""
     try:
         yield
     except ModelError as error:
-        text = "".join(c if c.isprintable() else "?" for c in str(error))
-        raise ModelError(f"'{file}': {text}") from error
+        raise ModelError(f"'{file}': {error}") from error
 
 
 def _sort(model: ir.Model) -> None:

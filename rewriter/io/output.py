@@ -48,8 +48,8 @@ def complete_directory(
     Raises:
         UsageError: an existing target, a target that holds an input, no permission, no space.
     """
-    target = Path(os.path.realpath(target))
     refuse(target, overwrite=overwrite, keep=keep)
+    target = Path(os.path.realpath(target))
     made = [p for p in (target.parent, *target.parent.parents) if not p.exists()]
     partial: Path | None = None
     try:
@@ -74,7 +74,7 @@ def complete_directory(
             with contextlib.suppress(OSError):
                 directory.rmdir()
         if isinstance(error, OSError) and error.errno in _REFUSED:
-            raise UsageError(f"cannot write '{target}': {_REFUSED[error.errno]}; choose another place") from error
+            raise _refused(target, error) from error
         raise
 
 
@@ -84,7 +84,18 @@ def refuse(target: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> None:
     Raises:
         UsageError: as ``complete_directory``, but for permissions and space.
     """
-    target = Path(os.path.realpath(target))
+    try:
+        _refuse(Path(os.path.realpath(target)), overwrite=overwrite, keep=keep)
+    except OSError as error:
+        raise _refused(target, error) from error
+
+
+def _refused(target: Path, error: OSError) -> UsageError:
+    why = _REFUSED.get(error.errno or 0, error.strerror)
+    return UsageError(f"cannot write '{target}': {why}; choose another place")
+
+
+def _refuse(target: Path, *, overwrite: bool, keep: Iterable[Path]) -> None:
     for path in keep:
         if Path(os.path.realpath(path)).is_relative_to(target):
             raise UsageError(f"the output '{target}' holds the input '{path}', which is never written; choose another")

@@ -69,8 +69,8 @@ def save(
     workers = max_workers if max_workers is not None else _processors()
     budget = memory if memory is not None else DEFAULT_MEMORY
     for value, what in ((workers, "max_workers"), (budget, "memory"), (max_shard_size, "max_shard_size")):
-        if value is not None and value < 1:
-            raise UsageError(f"{what} must be positive, not {value}")
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UsageError(f"{what} must be a positive integer, not {value!r}")
     if Path(name).name != name or name in ("", ".", ".."):
         raise UsageError(f"the model's file name '{name}' must be a plain name, as model.onnx")
     target, total = Path(directory), total_bytes(model)

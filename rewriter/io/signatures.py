@@ -1,14 +1,16 @@
-"""What operators require of their inputs: arity from schemas, rank, shape and dtype of constant operands."""
+"""What operators require: arity and attribute types from schemas, rank, shape and dtype of constant operands."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 import onnx_ir as ir
+
+from rewriter.experts import PROJECTIONS, SLOTS
 
 Shape = tuple[int, ...]
 
@@ -19,17 +21,19 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs of an operator.
+    """Inputs and attributes of an operator.
 
     Attributes:
         names: of the declared inputs.
         required: indexes that may not be left out.
         most: largest number of inputs.
+        attributes: type of each; empty where they are not known.
     """
 
     names: tuple[str, ...]
     required: frozenset[int]
     most: int
+    attributes: Mapping[str, ir.AttributeType] = field(default_factory=dict)
 
 
 def _contrib(text: str, most: int) -> Signature:
@@ -59,7 +63,7 @@ _CONTRIB = {
 
 @functools.cache
 def signature(domain: str, op_type: str, version: int | None) -> Signature | None:
-    """Returns the inputs of a standard operator, or of a contrib operator known here; None for any other.
+    """Returns the signature of a standard operator, or of a contrib operator known here; None for any other.
 
     Args:
         domain: empty for the standard operators.
@@ -79,7 +83,13 @@ def signature(domain: str, op_type: str, version: int | None) -> Signature | Non
         tuple(p.name for p in schema.inputs),
         frozenset(i for i, p in enumerate(schema.inputs) if p.option == single),
         schema.max_input,
+        {name: _attribute_type(attribute.type) for name, attribute in schema.attributes.items()},
     )
+
+
+def _attribute_type(declared: onnx.defs.OpSchema.AttrType) -> ir.AttributeType:
+    """Onnx's enumeration as onnx-ir's, by its name, which is all that its type stubs show."""
+    return ir.AttributeType[str(declared).rpartition(".")[2]]
 
 
 def check_operands(node: ir.Node) -> str | None:
@@ -87,8 +97,7 @@ def check_operands(node: ir.Node) -> str | None:
 
     Shapes declared for intermediate values are often stale, and runtimes ignore them: only initializers are judged.
     """
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    check = _CHECKS.get((domain, node.op_type))
+    check = _CHECKS.get((node.domain, node.op_type))
     return check(node) if check else None
 
 
@@ -136,12 +145,17 @@ def _experts(node: ir.Node, weights: dict[int, str]) -> str | None:
     return None
 
 
-_MOE_WEIGHTS = {2: "fc1_experts_weights", 4: "fc2_experts_weights", 6: "fc3_experts_weights"}
-_MOE_BIASES = {3: "fc1_experts_bias", 5: "fc2_experts_bias", 7: "fc3_experts_bias"}
-_QMOE_WEIGHTS = {2: "fc1_experts_weights", 5: "fc2_experts_weights", 8: "fc3_experts_weights"}
-_QMOE_SCALES = {3: "fc1_scales", 6: "fc2_scales", 9: "fc3_scales"}
-_QMOE_ZERO_POINTS = {11: "fc1_zero_points", 12: "fc2_zero_points", 13: "fc3_zero_points"}
-_QMOE_BIASES = {4: "fc1_experts_bias", 7: "fc2_experts_bias", 10: "fc3_experts_bias"}
+def _named(operator: str, part: str, suffix: str) -> dict[int, str]:
+    """The input slots of a part of fc1, fc2 and fc3, each with the name that the schema gives it."""
+    return {slot: f"{name}_{suffix}" for name, slot in zip(PROJECTIONS, SLOTS[operator][part], strict=True)}
+
+
+_MOE_WEIGHTS = _named("MoE", "weight", "experts_weights")
+_MOE_BIASES = _named("MoE", "bias", "experts_bias")
+_QMOE_WEIGHTS = _named("QMoE", "weight", "experts_weights")
+_QMOE_SCALES = _named("QMoE", "scales", "scales")
+_QMOE_ZERO_POINTS = _named("QMoE", "zero_points", "zero_points")
+_QMOE_BIASES = _named("QMoE", "bias", "experts_bias")
 
 
 def _limit(node: ir.Node) -> str | None:

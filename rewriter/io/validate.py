@@ -12,9 +12,7 @@ import onnx_ir as ir
 
 from rewriter.errors import ModelError
 from rewriter.io.signatures import Signature, check_operands, signature
-from rewriter.stored import name_of, subgraphs
-
-Body = ir.Graph | ir.Function
+from rewriter.stored import Body, bodies, name_of, subgraphs
 
 _AGAIN = "export the model again"
 
@@ -23,15 +21,15 @@ def validate(model: ir.Model) -> None:
     """Holds a model to what every runtime needs; changes nothing and reads no weight.
 
     Values are defined once, before their use (in some order of the nodes) and in a scope that reaches it; graph outputs
-    exist; required inputs are there; constant operands have a rank, shape and dtype that their operator can take.
+    exist; required inputs are there; attributes have their types; constant operands have a rank, shape and dtype that
+    their operator can take.
 
     Raises:
         ModelError: names the node or value and what is wrong with it.
     """
-    bodies: list[tuple[Body, str]] = [(model.graph, "the graph")]
-    bodies += [(f, f"function {f.domain}::{f.name}") for f in model.functions.values()]
     functions = {(domain, name) for domain, name, _ in model.functions}
-    for body, label in bodies:
+    for body in bodies(model):
+        label = f"function {body.domain}::{body.name}" if isinstance(body, ir.Function) else "the graph"
         _check_scope(body, label, set())
         for node in ir.traversal.RecursiveGraphIterator(body):
             if (node.domain, node.op_type) not in functions:
@@ -40,8 +38,7 @@ def validate(model: ir.Model) -> None:
 
 def unsorted(model: ir.Model) -> Iterator[Body]:
     """Yields the bodies (main graph, functions) in which, or in a subgraph of which, a node comes before its inputs."""
-    bodies: list[Body] = [model.graph, *model.functions.values()]
-    for body in bodies:
+    for body in bodies(model):
         nested = [g for node in ir.traversal.RecursiveGraphIterator(body) for g in subgraphs(node)]
         if not all(map(is_sorted, [body, *nested])):
             yield body
@@ -55,7 +52,7 @@ def is_sorted(body: Body) -> bool:
 
 def describe(node: ir.Node) -> str:
     """Returns how messages name a node: by its name, or its first output's, and its operator."""
-    domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}::"
+    domain = f"{node.domain}::" if node.domain else ""
     return f"node '{name_of(node)}' ({domain}{node.op_type})"
 
 
@@ -136,12 +133,11 @@ def _producers(node: ir.Node) -> list[ir.Node]:
 
 
 def _check_node(node: ir.Node, imports: dict[str, int]) -> None:
-    domain = "" if node.domain == "ai.onnx" else node.domain
     problem = check_operands(node)
-    known = signature(domain, node.op_type, imports.get(domain))
-    missing = _arity(node, known) if known is not None else None
-    if missing or problem:
-        raise ModelError(f"{describe(node)}: {'; '.join(filter(None, (missing, problem)))}; {_AGAIN}")
+    known = signature(node.domain, node.op_type, imports.get(node.domain))
+    problems = [_arity(node, known), _attributes(node, known)] if known is not None else []
+    if found := "; ".join(filter(None, (*problems, problem))):
+        raise ModelError(f"{describe(node)}: {found}; {_AGAIN}")
 
 
 def _arity(node: ir.Node, known: Signature) -> str | None:
@@ -153,4 +149,12 @@ def _arity(node: ir.Node, known: Signature) -> str | None:
     for index in sorted(known.required):
         if index >= given or node.inputs[index] is None:
             return f"required input {index} ({known.names[index]}) is missing"
+    return None
+
+
+def _attributes(node: ir.Node, known: Signature) -> str | None:
+    for name, attribute in node.attributes.items():
+        wanted = known.attributes.get(name)
+        if wanted is not None and attribute.type != wanted and not attribute.is_ref():
+            return f"attribute {name} is of type {attribute.type.name}, and its operator takes {wanted.name}"
     return None

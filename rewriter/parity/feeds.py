@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.experts import OPERATORS, ROUTER_WEIGHTS, form_of
+from rewriter.experts import ROUTER_WEIGHTS, form_of, is_experts
 from rewriter.rewrite import Rewrite
 from rewriter.rule import Declined, Fed
+from rewriter.stored import integer
 
 Feeds = dict[str, npt.NDArray[Any]]
 Shape = tuple[int, ...]
@@ -128,7 +129,7 @@ def _chosen(value: ir.Value, rewrite: Rewrite) -> int:
 
 def _routed(value: ir.Value, rewrite: Rewrite) -> ir.Node | None:
     """The matched MoE or QMoE that ``value`` is the logits of."""
-    nodes = (n for n in rewrite.matched if n.op_type in OPERATORS and n.domain == "com.microsoft")
+    nodes = (n for n in rewrite.matched if is_experts(n))
     return next((node for node in nodes if len(node.inputs) > 2 and node.inputs[1] is value), None)
 
 
@@ -145,8 +146,7 @@ def _rows(value: ir.Value, rewrite: Rewrite) -> int:
                 continue
             table = use.node.inputs[0]
             if use.node.op_type in ("Gather", "GatherND") and use.idx == 1 and table is not None and table.shape:
-                axis = use.node.attributes.get("axis")
-                extent = table.shape[0 if axis is None else axis.as_int()]
+                extent = table.shape[integer(use.node, "axis", 0)]
                 return extent if isinstance(extent, int) else 2
             if use.node.op_type in ("Unsqueeze", "Squeeze", "Reshape", "Cast"):
                 pending.extend(use.node.outputs)
@@ -189,7 +189,7 @@ def _multiplied_shape(value: ir.Value, shape: Shape | None, rewrite: Rewrite) ->
     for node in rewrite.matched:
         if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is value and node.inputs[1] is not None:
             weight = node.inputs[1].shape
-            transposed = "transB" in node.attributes and node.attributes["transB"].as_int()
+            transposed = integer(node, "transB", 0)
             if weight is not None and isinstance(depth := weight[-1 if transposed else -2], int):
                 return (*(shape or (3, 0))[:-1], depth)
     return shape
@@ -207,7 +207,7 @@ def _routed_shape(
 ) -> Shape | None:
     """The shape of what feeds an MoE or QMoE: x [.., H], and one row of logits [E] for each token of x."""
     for node in rewrite.matched:
-        if node.op_type not in OPERATORS or node.domain != "com.microsoft" or value not in node.inputs:
+        if not is_experts(node) or value not in node.inputs:
             continue
         x, router, fc1, fc2 = (node.inputs[i] for i in (0, 1, 2, 4 if node.op_type == "MoE" else 6))
         if x is None or fc1 is None or fc2 is None or fc1.shape is None or fc2.shape is None:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from rewriter.experts import OPERATORS, ROUTER_WEIGHTS, form_of, input_at, quantized_of
+from rewriter.experts import ROUTER_WEIGHTS, form_of, input_at, is_experts, quantized_of
 from rewriter.layout.qmoe import LAYOUT_KEY, layout_name
+from rewriter.stored import integer
 from rewriter.target import Target
 
 _INT8_ACTIVATIONS = "rounds activations to 8 bits"
@@ -35,7 +36,7 @@ def _cannot_run(node: ir.Node, target: Target) -> str:
     if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
         reason = _linear(node, target) if node.op_type == "MatMulNBits" else _lookup(node, target)
         return f"{node.op_type} on {target}: {reason}" if reason else ""
-    if node.op_type not in OPERATORS:
+    if not is_experts(node):
         return ""
     dtype = _dtype(node, 0)
     kernel = target.kernel(node.op_type)
@@ -57,24 +58,19 @@ def _cannot_run(node: ir.Node, target: Target) -> str:
 
 
 def _linear(node: ir.Node, target: Target) -> str | None:
-    if _integer(node, "weight_prepacked", 0):
+    if integer(node, "weight_prepacked", 0):
         return "it does not read a prepacked B"
-    return target.linear.refusal(_name(_dtype(node, 0)), _integer(node, "bits", 4))
+    return target.linear.refusal(_name(_dtype(node, 0)), integer(node, "bits", 4))
 
 
 def _lookup(node: ir.Node, target: Target) -> str | None:
     data = node.inputs[0]
     if data is None or data.dtype != ir.DataType.UINT8 or data.shape is None or not isinstance(data.shape[-1], int):
         return None
-    bits, block = _integer(node, "bits", 4), _integer(node, "block_size", 128)
+    bits, block = integer(node, "bits", 4), integer(node, "block_size", 128)
     symmetric = len(node.inputs) < 4 or node.inputs[3] is None
     k = data.shape[-1] * 8 // bits
     return target.lookup.refusal(_name(_dtype(node, 2)), k, bits, block, symmetric=symmetric)
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
 
 
 def _dtype(node: ir.Node, index: int) -> ir.DataType | None:
@@ -90,8 +86,7 @@ def _inexact(node: ir.Node, target: Target) -> str:
     if node.domain != "com.microsoft":
         return ""
     if node.op_type == "MatMulNBits":
-        level = node.attributes.get("accuracy_level")
-        return f"accuracy_level 4 {_INT8_ACTIVATIONS}" if level is not None and level.as_int() == 4 else ""
+        return f"accuracy_level 4 {_INT8_ACTIVATIONS}" if integer(node, "accuracy_level", 0) == 4 else ""
     if node.op_type != "QMoE":
         return ""
     held = quantized_of(node)

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from rewriter import io
 from rewriter.errors import ParityError, UsageError
-from rewriter.io.reading import from_proto, model_file
+from rewriter.io.messages import from_proto
+from rewriter.io.reading import model_file
 from rewriter.parity.inputs import random_inputs
 from rewriter.parity.metrics import compare
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime, Runtime
@@ -173,6 +174,8 @@ def _described(values: Collection[ir.Value] | Iterator[ir.Value]) -> dict[str, s
 
 
 def _check_feeds(model: ir.Model, feeds: Feeds) -> None:
+    if not isinstance(feeds, Mapping):
+        raise UsageError(f"feeds are arrays by input name, not {type(feeds).__name__}")
     wanted = _inputs(model).keys()
     missing, unknown = sorted(wanted - feeds.keys()), sorted(feeds.keys() - {v.name for v in model.graph.inputs})
     if missing or unknown:

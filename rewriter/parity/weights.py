@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.errors import RewriterError
-from rewriter.experts import OPERATORS, SLOTS, form_of
+from rewriter.experts import SLOTS, form_of, is_experts
 from rewriter.quantize.job import PartTensor, QuantizationJob
 from rewriter.quantize.stack import StackTensor
 from rewriter.rewrite import Rewrite
@@ -52,7 +52,7 @@ def experts_to_run(sides: Iterable[Constants], size: int) -> int | None:
     least = 1
     for side in sides:
         for node in side.nodes:
-            if node.op_type not in OPERATORS or node.domain != "com.microsoft":
+            if not is_experts(node):
                 if node.op_type != "Softmax":
                     return None
                 continue
@@ -70,7 +70,7 @@ def experts_to_run(sides: Iterable[Constants], size: int) -> int | None:
 
 def stacks_of(side: Constants) -> set[ir.Value]:
     """Returns the constants whose first axis is the expert."""
-    nodes = (node for node in side.nodes if node.op_type in OPERATORS and node.domain == "com.microsoft")
+    nodes = (node for node in side.nodes if is_experts(node))
     return {value for node in nodes for value in _expert_inputs(node)}
 
 

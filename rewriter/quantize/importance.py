@@ -25,13 +25,28 @@ class Importance:
             UsageError: an array is of another rank, or holds something else.
         """
         for name, array in arrays.items():
-            if array.ndim not in (1, 2) or array.dtype.kind != "f":
-                what = f"{array.dtype}{list(array.shape)}"
+            if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind != "f":
+                what = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise UsageError(f"importance of '{name}' is {what}; give floats, [K] or [E, K]")
             if not np.isfinite(array).all() or (array < 0).any():
                 raise UsageError(f"importance of '{name}' holds a negative value or one that is not finite")
         self._arrays = arrays
         self._used: set[str] = set()
+
+    @classmethod
+    def given(cls, imatrix: str | os.PathLike[str] | Mapping[str, FloatArray] | None) -> Importance:
+        """Returns what a user gives: arrays, a file of them, or nothing.
+
+        Raises:
+            UsageError: it is something else, or holds wrong values.
+        """
+        if imatrix is None:
+            return cls({})
+        if isinstance(imatrix, str | os.PathLike):
+            return cls.read(imatrix)
+        if isinstance(imatrix, Mapping) and all(isinstance(name, str) for name in imatrix):
+            return cls(imatrix)
+        raise UsageError(f"importance is a .npz file, or arrays by weight name, not {type(imatrix).__name__}")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Importance:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,6 +34,7 @@ class QuantizationJob:
     context: WeightContext
     quantizer: Quantizer
     written: Callable[[QuantizationJob, QuantizedWeight, int], None] = field(repr=False)
+    _kept: list[QuantizedWeight | None] = field(default_factory=list, init=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,9 +53,26 @@ class QuantizationJob:
         Raises:
             QuantizationError: the weight is not finite, or the quantizer broke its promise.
         """
+        if self._kept and self._kept[0] is not None:
+            return self._kept[0]
         result = self.quantizer(self.weight.numpy(), self.context)
         check_promise(result, self.shape, self.context)
+        if self._kept:
+            self._kept[0] = result
         return result
+
+
+@contextlib.contextmanager
+def quantized_once(jobs: Iterable[QuantizationJob]) -> Iterator[None]:
+    """Keeps what each job computes until the block ends: both sides of a proof, and every part, ask for it."""
+    jobs = tuple(jobs)
+    for job in jobs:
+        job._kept[:] = [None]
+    try:
+        yield
+    finally:
+        for job in jobs:
+            job._kept.clear()
 
 
 class PartTensor(ir.LazyTensor):

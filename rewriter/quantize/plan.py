@@ -94,11 +94,13 @@ class Selector:
     layers: tuple[Layers, ...] = ()
     where: str = field(default="", compare=False)
 
-    def matches(self, *, node: str, weight: str, role: str, layer: int | None, stack: str = "", count: int = 0) -> bool:
-        """Says whether the weight is picked; one expert of a stack also goes by the name of the stack."""
+    def matches(
+        self, *, node: str, weight: str, role: str, layer: int | None, also: Collection[str] = (), count: int = 0
+    ) -> bool:
+        """Says whether the weight is picked, by its own name or by one that it also goes by."""
         return (
             _any_glob(self.nodes, node)
-            and (_any_glob(self.weights, weight) or (stack != "" and _any_glob(self.weights, stack)))
+            and any(_any_glob(self.weights, name) for name in (weight, *also))
             and _any_glob(self.role, role)
             and (not self.layers or (layer is not None and any(_holds(part, layer, count) for part in self.layers)))
         )
@@ -162,7 +164,7 @@ class QuantizationPlan:
         _check({entry.name: getattr(self.default, entry.name) for entry in fields(self.default)})
 
     def resolve(
-        self, *, node: str, weight: str, role: str, layer: int | None, stack: str = "", count: int = 0
+        self, *, node: str, weight: str, role: str, layer: int | None, also: Collection[str] = (), count: int = 0
     ) -> WeightSpec | str:
         """Returns the weight's spec, or the reason why it stays float.
 
@@ -172,11 +174,11 @@ class QuantizationPlan:
             role: what it is for.
             layer: index of its layer, or None.
             count: number of layers of the model.
-            stack: name of the stack of which it is one expert; empty where it is none.
+            also: names that it goes by too: of the stack of which it is one expert, of what it is stored as.
         """
 
         def picks(selector: Selector) -> bool:
-            return selector.matches(node=node, weight=weight, role=role, layer=layer, stack=stack, count=count)
+            return selector.matches(node=node, weight=weight, role=role, layer=layer, also=also, count=count)
 
         if self.include and not any(map(picks, self.include)):
             return f"not included by the plan ({f'role {role}' if role else 'no role'})"

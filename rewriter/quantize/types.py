@@ -114,6 +114,9 @@ def check_promise(result: QuantizedWeight, shape: tuple[int, int], context: Weig
 
     if not isinstance(result, QuantizedWeight):
         raise broken(f"it returned a {type(result).__name__}, not a QuantizedWeight")
+    for name in ("codes", "scales", *(["zero_points"] if result.zero_points is not None else [])):
+        if not isinstance(getattr(result, name), np.ndarray):
+            raise broken(f"{name} are a {type(getattr(result, name)).__name__}, not an array")
     if (result.bits, result.block_size) != (spec.bits, spec.block_size):
         raise broken(
             f"bits and block size are {result.bits}, {result.block_size}; asked {spec.bits}, {spec.block_size}"

@@ -26,7 +26,8 @@ from rewriter.roles.facts import (
     feed_forward_layer,
     source_of,
 )
-from rewriter.roles.walk import bodies_of, visits
+from rewriter.roles.walk import visits
+from rewriter.stored import subgraphs
 
 Facts = dict[ir.Value, Fact]
 Outputs = Fact | list[Fact]  # one fact for every output alike, or one each
@@ -53,8 +54,19 @@ class Flow:
             if isinstance(fact, Linear | Table) and (output.dtype is None or output.dtype.is_floating_point()):
                 fact.source.uses.add("out")
                 last = output.shape[-1] if output.shape else None
-                if isinstance(fact, Linear) and isinstance(last, int):
-                    fact.source.size = last
+                if isinstance(fact, Linear):
+                    fact.source.size = last if isinstance(last, int) else self._width(fact.source.node)
+
+    def _width(self, node: ir.Node | None) -> int | None:
+        """Output features of a linear, read off its weight: a model may declare a name for them."""
+        if node is None or node.op_type not in ("MatMul", "Gemm", "MatMulNBits"):
+            return None
+        if node.op_type == "MatMulNBits":
+            return views.attribute_int(node, "N", 0) or None
+        weight = self.facts.get(node.inputs[1]) if node.inputs[1] is not None else None
+        if not isinstance(weight, View) or weight.shape is None or len(weight.shape) < 2:
+            return None
+        return weight.shape[-2 if views.attribute_int(node, "transB", 0) else -1]
 
     def read(self, value: ir.Value | None) -> Fact:
         """The fact of an input; a router's output is routing as soon as its TopK has been seen."""
@@ -104,7 +116,7 @@ class Flow:
         if node.op_type == "If":
             return
         scanned = views.attribute_int(node, "num_scan_inputs", 0)
-        for body in bodies_of(node):
+        for body in subgraphs(node):
             for index, (inner, outer) in enumerate(zip(body.inputs, node.inputs, strict=False)):
                 fact = self.read(outer)
                 if isinstance(fact, View):  # what is carried may change; what is scanned comes row by row
@@ -113,7 +125,7 @@ class Flow:
                 self.facts[inner] = fact
 
     def _leave(self, node: ir.Node) -> None:
-        bodies = bodies_of(node)
+        bodies = subgraphs(node)
         if node.op_type not in operators.CONTROL:
             for body in bodies:
                 self._end(body)

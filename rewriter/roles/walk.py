@@ -6,16 +6,7 @@ from collections.abc import Container, Iterator
 
 import onnx_ir as ir
 
-
-def bodies_of(node: ir.Node) -> list[ir.Graph]:
-    """The graphs among a node's attributes."""
-    bodies: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH and attribute.value is not None:
-            bodies.append(attribute.value)
-        elif attribute.type == ir.AttributeType.GRAPHS and attribute.value is not None:
-            bodies.extend(attribute.value)
-    return bodies
+from rewriter.stored import subgraphs
 
 
 def visits(graph: ir.Graph | ir.Function, bodiless: Container[str]) -> Iterator[tuple[ir.Node, bool]]:
@@ -29,7 +20,7 @@ def visits(graph: ir.Graph | ir.Function, bodiless: Container[str]) -> Iterator[
     while stack:
         for node, done in stack[-1]:
             yield node, done
-            bodies = bodies_of(node) if not done and node.op_type not in bodiless else []
+            bodies = subgraphs(node) if not done and node.op_type not in bodiless else []
             if bodies:
                 stack.append(iter([(node, True)]))
                 stack.extend(((inner, False) for inner in body) for body in reversed(bodies))

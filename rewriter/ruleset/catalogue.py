@@ -14,7 +14,8 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter
 
 from rewriter.errors import RuleSetError, nearest
 from rewriter.ruleset.discover import RuleOffer, import_or_raise, reason, rule_offers
-from rewriter.ruleset.document import exact, translated
+from rewriter.ruleset.faults import translated
+from rewriter.ruleset.fields import exact
 from rewriter.ruleset.model import BoundRule, Rule
 from rewriter.ruleset.source import Location, Source
 

@@ -89,8 +89,8 @@ def import_or_raise(module: str, what: str) -> ModuleType:
 
 
 def reason(error: Exception) -> str:
-    """Returns an exception's kind and message in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """Returns an exception's kind and message."""
+    return f"{type(error).__name__}: {error}"
 
 
 def _packages() -> Iterator[ModuleType]:

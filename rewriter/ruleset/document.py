@@ -1,113 +1,19 @@
-"""The YAML format as pydantic models, strict; a fault becomes one RuleSetError that points at its place."""
+"""The YAML format as pydantic models, strict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from rewriter.errors import nearest
 from rewriter.quantize import plan
 from rewriter.quantize.types import WeightSpec
+from rewriter.ruleset.faults import fault, show, translated
+from rewriter.ruleset.fields import Algorithm, Layers, Names, Ratio, RuleField, exact
 from rewriter.ruleset.model import LocalParity, ParitySettings, Phase, RuleSet
-from rewriter.ruleset.source import Location, Source
-
-T = TypeVar("T")
-
-RULE_ID = r"^[a-z0-9]+(-[a-z0-9]+)*$"
-RULE_ENTRY_SCHEMA: dict[str, Any] = {
-    "description": "A rule's id, alone or with its options.",
-    "anyOf": [
-        {"type": "string", "pattern": RULE_ID},
-        {
-            "type": "object",
-            "minProperties": 1,
-            "maxProperties": 1,
-            "propertyNames": {"pattern": RULE_ID},
-            "additionalProperties": {"type": ["object", "null"]},
-        },
-    ],
-}
-
-
-@dataclass(frozen=True)
-class RuleEntry:
-    """A rule as a phase lists it: its id and the options given."""
-
-    name: str
-    options: Mapping[str, object]
-
-
-def _fault(message: str) -> PydanticCustomError:
-    return PydanticCustomError("fault", "{message}", {"message": message})
-
-
-def exact(literal: Any) -> BeforeValidator:
-    """Returns a validator that keeps ``False`` and ``0.0`` from passing for a ``Literal``'s ``0``."""
-    values = get_args(literal)
-    types = {type(value) for value in values}
-
-    def check(value: object) -> object:
-        if type(value) not in types:
-            raise _fault(f"Input should be {expected(values)}, not {_show(value)}")
-        return value
-
-    return BeforeValidator(check)
-
-
-def expected(values: Iterable[object]) -> str:
-    """Returns ``'a', 'b' or 'c'``."""
-    *most, last = map(repr, values)
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def _rule_entry(value: object) -> RuleEntry:
-    if isinstance(value, str):
-        return RuleEntry(value, {})
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, options),) = value.items()
-        if isinstance(name, str) and (options is None or isinstance(options, dict)):
-            return RuleEntry(name, options or {})
-    raise _fault(f"a rule is its id, or 'id: {{option: value}}', not {_show(value)}")
-
-
-def _layers(value: object) -> tuple[plan.Layers, ...]:
-    try:
-        return plan.parse_layers(value)
-    except ValueError as error:
-        raise _fault(f"Input {error}") from error
-
-
-def _algorithm(value: str) -> str:
-    known = plan.algorithms()
-    if value not in known:
-        raise _fault(f"unknown algorithm '{value}'{nearest(value, known)}")
-    return value
-
-
-Names = Annotated[
-    list[Annotated[str, Field(min_length=1)]],
-    Field(min_length=1),
-    BeforeValidator(_listed, json_schema_input_type=str | list[str]),
-]
-Layers = Annotated[tuple[plan.Layers, ...], PlainValidator(_layers, json_schema_input_type=int | str | list[int | str])]
-Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from rewriter.ruleset.source import Source
 
 
 class _Strict(BaseModel):
@@ -132,9 +38,7 @@ class PhaseDocument(_Strict):
 
     name: Annotated[str, Field(min_length=1)]
     """Replaces the phase of the same name in what this rule set extends."""
-    rules: Annotated[
-        list[Annotated[RuleEntry, PlainValidator(_rule_entry), WithJsonSchema(RULE_ENTRY_SCHEMA)]], Field(min_length=1)
-    ]
+    rules: Annotated[list[RuleField], Field(min_length=1)]
     """In the order in which they are tried at a node."""
     max_sweeps: Annotated[int, Field(ge=1)] = Phase.max_sweeps
     """A phase that still fires after so many sweeps is an error."""
@@ -143,15 +47,11 @@ class PhaseDocument(_Strict):
 class SpecDocument(_Strict):
     """How weights are quantized."""
 
-    algorithm: Annotated[
-        str,
-        PlainValidator(lambda value: _algorithm(value if isinstance(value, str) else repr(value))),
-        Field(json_schema_extra=lambda schema: schema.update(type="string", enum=list(plan.algorithms()))),
-    ] = WeightSpec.algorithm
+    algorithm: Algorithm = WeightSpec.algorithm
     """Built-in algorithm, or `custom` for a function given in Python."""
     bits: Annotated[plan.Bits, exact(plan.Bits)] = WeightSpec.bits  # type: ignore[assignment]  # held by exact()
     """Bits per weight."""
-    block_size: Annotated[plan.BlockSize, exact(plan.BlockSize)] = WeightSpec.block_size  # type: ignore[assignment]
+    block_size: Annotated[plan.BlockSize, exact(plan.BlockSize)] = WeightSpec.block_size  # type: ignore[assignment]  # likewise
     """Input features that share a scale; 0 is one scale per output channel."""
     symmetric: bool = WeightSpec.symmetric
     """True for no zero points."""
@@ -172,7 +72,7 @@ class SelectorDocument(_Strict):
     @model_validator(mode="after")
     def _selects(self) -> SelectorDocument:
         if not self.model_fields_set & SelectorDocument.model_fields.keys():
-            raise _fault(f"selects nothing: give one of {', '.join(SelectorDocument.model_fields)}")
+            raise fault(f"selects nothing: give one of {', '.join(SelectorDocument.model_fields)}")
         return self
 
     def selector(self, where: str) -> plan.Selector:
@@ -192,7 +92,7 @@ class OverrideDocument(SelectorDocument, SpecDocument):
     @model_validator(mode="after")
     def _changes(self) -> OverrideDocument:
         if not self.changes():
-            raise _fault(f"changes nothing: give one of {', '.join(SpecDocument.model_fields)}")
+            raise fault(f"changes nothing: give one of {', '.join(SpecDocument.model_fields)}")
         return self
 
     def changes(self) -> dict[str, Any]:
@@ -253,49 +153,5 @@ def read(source: Source) -> RuleSetDocument:
         RuleSetError: the first fault, at its place.
     """
     if not isinstance(source.data, dict):
-        raise source.error((), f"a rule set is a mapping, not {_show(source.data)}")
+        raise source.error((), f"a rule set is a mapping, not {show(source.data)}")
     return translated(source, (), lambda: RuleSetDocument.model_validate(source.data))
-
-
-def translated(source: Source, base: Location, validate: Callable[[], T]) -> T:
-    """Runs a validation of the part of the source at ``base``.
-
-    Raises:
-        RuleSetError: in the place of pydantic's error, for its first fault.
-    """
-    try:
-        return validate()
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-    location = (*base, *fault["loc"])
-    if fault["type"] == "unknown_key":
-        location = (*location, fault["ctx"]["key"])
-        raise source.error(location, fault["msg"], key=True)
-    if fault["type"] == "missing":
-        raise source.error(location[:-1], f"'{location[-1]}' is missing")
-    raise source.error(location, _message(fault, location))
-
-
-def _message(fault: ErrorDetails, location: Location) -> str:
-    message = fault["msg"]
-    name = next((part for part in reversed(location) if isinstance(part, str)), "rule set")
-    if fault["type"] == "fault":
-        return message.replace("Input", f"'{name}'", 1) if message.startswith("Input ") else message
-    # Said in YAML's terms.
-    if fault["type"] in ("model_type", "dict_type"):
-        message = "Input should be a mapping"
-    if fault["type"] == "tuple_type":
-        message = "Input should be a valid list"
-    if fault["type"] == "too_short":
-        return f"'{name}' is empty"
-    if message.startswith("Input "):
-        hint = ""
-        if fault["type"] == "literal_error" and isinstance(fault["input"], str):
-            hint = nearest(fault["input"], fault["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", "))
-        return f"'{name}'{message.removeprefix('Input')}, not {_show(fault['input'])}{hint}"
-    return f"'{name}': {message}"
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -131,6 +131,8 @@ def _plain(value: object) -> object:
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise RuleSetError('overrides are values by dotted key, as {"quantization.default.bits": 8}')
     root: dict[str, Any] = {}
     for key, value in overrides.items():
         *parents, last = key.split(".")

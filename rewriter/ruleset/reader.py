@@ -40,7 +40,7 @@ class Reader:
         is_path = not isinstance(name, str) or len(Path(name).parts) > 1 or name.endswith((".yaml", ".yml"))
         if not is_path and name in self.sets:
             return shipped(self.sets[name])
-        if folder is None or not (is_path or (folder / name).is_file()):
+        if folder is None or not (is_path or _is_file(folder / name)):
             raise fail(f"unknown rule set '{name}'{nearest(str(name), self.sets) or self._nothing_installed()}")
         path = folder / name
         try:
@@ -130,6 +130,13 @@ class Reader:
 
     def _nothing_installed(self) -> str:
         return "" if self.rules else f" (no installed package offers rules: entry-point group {GROUP})"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, or a directory that may not be looked into
+        return False
 
 
 def shipped(offer: SetOffer) -> Source:

@@ -52,7 +52,7 @@ class Source:
 
     def error(self, location: Location, message: str, *, key: bool = False) -> RuleSetError:
         """Returns the one-line error to raise for this part."""
-        return RuleSetError(f"{self.where(location, key=key)}: {_one_line(message)}")
+        return RuleSetError(f"{self.where(location, key=key)}: {message}")
 
 
 class Loader(yaml.SafeLoader):
@@ -84,9 +84,9 @@ def parse_yaml(text: str, label: str, folder: Path | None = None) -> Source:
         mark = error.problem_mark or error.context_mark
         place = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
         hint = " (quote a pattern that begins with '*')" if "alias" in f"{error.context} {error.problem}" else ""
-        raise RuleSetError(_one_line(f"{place}: not valid YAML: {error.problem or error.context}{hint}")) from error
+        raise RuleSetError(f"{place}: not valid YAML: {error.problem or error.context}{hint}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise RuleSetError(_one_line(f"{label}: not valid YAML: {error}")) from error
+        raise RuleSetError(f"{label}: not valid YAML: {error}") from error
     except RecursionError as error:
         raise RuleSetError(f"{label}: not valid YAML: nested too deeply") from error
 
@@ -123,7 +123,3 @@ def _step(node: yaml.Node, part: str | int) -> tuple[yaml.Node, yaml.Node] | Non
 
 def _dotted(location: Location) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())

@@ -58,6 +58,8 @@ class Target:
         Raises:
             TargetError: the text names no known target.
         """
+        if not isinstance(text, str):
+            raise TargetError(f"a target is text, as cpu or cuda:sm90, not {type(text).__name__}")
         installed = _installed()
         if text == "auto":
             return cls(version=installed or cls.version, installed=installed is not None)

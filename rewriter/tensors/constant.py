@@ -18,7 +18,7 @@ def constant(value: ir.Value) -> View | None:
     tensor = value.const_value
     if tensor is None:
         producer = value.producer()
-        if producer is None or producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
+        if producer is None or (producer.domain, producer.op_type) != ("", "Constant"):
             return None
         tensor = _held(producer)
     elif not (value.is_initializer() or value.producer() is not None):

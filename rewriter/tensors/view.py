@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.tensors.strides import contiguous, reshaped
+from rewriter.tensors.strides import contiguous, reshaped, row_major
 
 Array = npt.NDArray[Any]
 
@@ -143,7 +143,7 @@ class View:
             return np.asarray(source.numpy()).reshape(-1), self.offset
         first, count = self.source_rows
         part = source.rows(first, count)
-        return part.reshape(-1), self.offset - first * (part.size // count)
+        return row_major(part).reshape(-1), self.offset - first * (part.size // count)
 
     @property
     def source_rows(self) -> tuple[int, int]:
@@ -157,6 +157,14 @@ class View:
         """First and last position of the flattened source that the view shows."""
         reach = [(d - 1) * s for d, s in zip(self.shape, self.strides, strict=True)]
         return self.offset + sum(r for r in reach if r < 0), self.offset + sum(r for r in reach if r > 0)
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Names of the constants that it shows a part of: several where it stacks, joins or interleaves them."""
+        if not (isinstance(self.source, RowsTensor) and self.size):
+            return (self.name,)
+        shown = self.source.shown(*self.source_rows)
+        return tuple(dict.fromkeys(name for view in shown for name in view.stored)) or (self.name,)
 
     @property
     def label(self) -> str:
@@ -189,7 +197,7 @@ class ViewTensor(ir.LazyTensor):
 
     def __init__(self, view: View) -> None:
         super().__init__(
-            lambda: ir.Tensor(np.asarray(view.numpy(), order="C"), dtype=view.dtype),
+            lambda: ir.Tensor(row_major(view.numpy()), dtype=view.dtype),
             dtype=view.dtype,
             shape=ir.Shape(view.shape),
             name=view.label,
@@ -207,7 +215,7 @@ class ViewTensor(ir.LazyTensor):
             super().tofile(file)
             return
         for row in range(self.view.shape[0]):
-            ir.Tensor(np.asarray(self.view.slice(0, row, 1).numpy(), order="C"), dtype=self.dtype).tofile(file)
+            ir.Tensor(row_major(self.view.slice(0, row, 1).numpy()), dtype=self.dtype).tofile(file)
 
 
 class RowsTensor(ir.LazyTensor):
@@ -227,7 +235,7 @@ class RowsTensor(ir.LazyTensor):
         sources: Sequence[View] = (),
     ) -> None:
         super().__init__(
-            lambda: ir.Tensor(np.asarray(rows(0, shape[0]), order="C"), dtype=dtype),
+            lambda: ir.Tensor(row_major(rows(0, shape[0])), dtype=dtype),
             dtype=dtype,
             shape=ir.Shape(shape),
             name=name,
@@ -242,7 +250,7 @@ class RowsTensor(ir.LazyTensor):
     def tofile(self, file: Any) -> None:
         """Writes one row at a time, so that a stack of experts is never in memory whole."""
         for row in range(int(self.shape.numpy()[0])):
-            ir.Tensor(np.asarray(self.rows(row, 1), order="C"), dtype=self.dtype).tofile(file)
+            ir.Tensor(row_major(self.rows(row, 1)), dtype=self.dtype).tofile(file)
 
 
 class ContiguousCopy(RowsTensor):
@@ -250,7 +258,7 @@ class ContiguousCopy(RowsTensor):
 
     def __init__(self, view: View) -> None:
         super().__init__(
-            lambda first, count: np.asarray(view.slice(0, first, count).numpy(), order="C"),
+            lambda first, count: row_major(view.slice(0, first, count).numpy()),
             view.dtype,
             view.shape,
             view.name,

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import re
-from collections import Counter
 from collections.abc import Mapping
 
 import onnx
 import onnx_ir as ir
-from hypothesis import HealthCheck, event, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis.strategies import SearchStrategy
-from onnxscript.rewriter import RewriteRule, RewriteRuleClassBase
 
 from rewriter.api import Result, apply
-from rewriter.errors import ParityError, RewriterError
+from rewriter.errors import ParityError, RewriterError, RuleError
 from rewriter.report import Report
-from rewriter.ruleset import RuleLike, RuleSetLike
+from rewriter.testing.drawing import Seen, terse
 from rewriter.testing.promises.agreement import check_outputs
 from rewriter.testing.promises.runs import check_runs
 from rewriter.testing.promises.sizes import check_sizes
 from rewriter.testing.strategies import any_models
+from rewriter.testing.usage import RuleUnderTest, as_model, as_rules, name_of, require_models, require_rule
 
-RuleUnderTest = RuleLike | RuleSetLike
-"""A rule (an id, a class or an instance), or a rule set in any form but its name."""
+_MORE = 5
+"""How many times as many models are drawn until a rule fires, where it fired on none of the first."""
 
 
 def check_rule(
@@ -41,18 +39,30 @@ def check_rule(
     Raises:
         AssertionError: a promise is broken, or the rule fired on none of the models; the message holds the smallest
             such model as ONNX text, ready for :func:`check_model` in a regression test.
+        UsageError: ``models`` is no strategy, or draws no models.
+        RuleSetError: there is no such rule.
     """
-    fired: Counter[str] = Counter()
+    __tracebackhide__ = True
+    require_rule(rule)
+    require_models(models)
+    profile = settings or hypothesis_settings()
+    seen = Seen(name_of(rule))
 
-    @given(any_models() if models is None else models)
     def holds(model: ir.Model) -> None:
-        report = check_model(rule, model)
-        fired.update(report.applied)
-        count(report)
+        __tracebackhide__ = True
+        seen.add(check_drawn(rule, model))
 
-    holds.__name__ = f"check_rule_{name_of(rule)}"  # Hypothesis keeps failing examples by name
-    one_failure(settings)(holds)()
-    require_fired(rule, fired)
+    def seeks(model: ir.Model) -> None:
+        __tracebackhide__ = True
+        if not seen.fired:
+            holds(model)
+
+    for test, examples in ((holds, profile.max_examples), (seeks, _MORE * profile.max_examples)):
+        drawn = given(any_models() if models is None else models)(test)
+        drawn.__name__ = f"check_rule_{name_of(rule)}"  # Hypothesis keeps failing examples by name
+        if not seen.fired:
+            terse(hypothesis_settings(profile, max_examples=examples))(drawn)()
+    seen.require_fired()
 
 
 def check_model(rule: RuleUnderTest, model: ir.Model | str) -> Report:
@@ -71,13 +81,23 @@ def check_model(rule: RuleUnderTest, model: ir.Model | str) -> Report:
 
     Raises:
         AssertionError: a promise is broken; the message holds the model as ONNX text.
+        UsageError: ``model`` is neither a model nor its text.
+        RuleSetError: there is no such rule.
     """
-    given_model = ir.from_onnx_text(model) if isinstance(model, str) else model
+    __tracebackhide__ = True
+    require_rule(rule)
+    return check_drawn(rule, model)
+
+
+def check_drawn(rule: RuleUnderTest, model: ir.Model | str) -> Report:
+    """Does as :func:`check_model` with a rule that is known to be one."""
+    __tracebackhide__ = True
+    given_model = as_model(model)
     before = _bytes(given_model)
     try:
         return _check(rule, given_model, before)
     except AssertionError as broken:
-        raise AssertionError(f"{name_of(rule)}: {broken}\n\n{describe(given_model)}") from broken
+        raise AssertionError(f"{name_of(rule)}: {broken}\n\n{describe(given_model)}") from broken.__cause__
 
 
 def describe(model: ir.Model) -> str:
@@ -91,47 +111,20 @@ def run(rule: RuleUnderTest, model: ir.Model, what: str = "it") -> Result[ir.Mod
     Raises:
         AssertionError: it fails or raises; the message says so of ``what``.
     """
-    rules = [rule] if isinstance(rule, str | RewriteRule | RewriteRuleClassBase | type) else rule
     try:
-        return apply(model, rules, overrides={"parity.local": "all"})
+        return apply(model, as_rules(rule), overrides={"parity.local": "all"})
     except ParityError as error:
-        raise AssertionError(f"{what} failed its parity: {error}") from error
+        raise AssertionError(f"{what} failed its parity: {error}") from None
+    except RuleError as error:
+        raise AssertionError(f"{what} raised RuleError: {error}") from error.__cause__
     except RewriterError as error:
-        raise AssertionError(f"{what} raised {type(error).__name__}: {error}") from error
+        raise AssertionError(f"{what} raised {type(error).__name__}: {error}") from None
     except Exception as error:
-        raise AssertionError(f"{what} raised {type(error).__name__}, which is no error of its own: {error}") from error
-
-
-def one_failure(settings: hypothesis_settings | None, *unhurried: HealthCheck) -> hypothesis_settings:
-    """Returns the settings, or those of the present profile, such that one AssertionError is raised and no group."""
-    profile = settings or hypothesis_settings()
-    suppressed = [*profile.suppress_health_check, *unhurried]
-    return hypothesis_settings(profile, report_multiple_bugs=False, suppress_health_check=suppressed)
-
-
-def require_fired(rule: RuleUnderTest, fired: Mapping[str, int]) -> None:
-    """Raises AssertionError where the rule fired on none of the drawn models."""
-    if not fired:
-        raise AssertionError(f"{name_of(rule)} fired on none of the drawn models, so nothing was shown of it")
-
-
-def count(report: Report, where: str = "") -> None:
-    """Counts what happened in Hypothesis' statistics."""
-    for name in report.applied:
-        event(f"{where}{name} fired")
-    for name, reason in report.declined:
-        event(f"{where}{name} declined: {_general(reason)}")
-
-
-def name_of(rule: object) -> str:
-    """Returns the name of a rule, as messages show it."""
-    if isinstance(rule, str):
-        return rule
-    name = getattr(rule, "name", None)
-    return str(name or (rule.__name__ if isinstance(rule, type) else type(rule).__name__))
+        raise AssertionError(f"{what} raised {type(error).__name__}, which is no RewriterError: {error}") from error
 
 
 def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
+    __tracebackhide__ = True
     result = run(rule, model)
     assert _bytes(model) == before, "the given model has changed"
     report = result.report
@@ -150,7 +143,7 @@ def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
         check_runs(model, result.model, report.target)
         check_outputs(model, result.model)
     except AssertionError as wrong:
-        raise AssertionError(f"{wrong}\n\nafter:\n{describe(result.model)}\nbefore:") from wrong
+        raise AssertionError(f"{wrong}\n\nafter:\n{describe(result.model)}\nbefore:") from None
     again = run(rule, result.model, "a run on the result").report.applied
     assert not again, f"on its own result it fires again: {again}"
     return result.report
@@ -209,8 +202,3 @@ def _graph(model: bytes) -> onnx.ModelProto:
 def _difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
     lines = difflib.unified_diff(str(before).splitlines(), str(after).splitlines(), "before", "after", n=2, lineterm="")
     return "\n".join(itertools.islice(lines, 30))
-
-
-def _general(reason: str) -> str:
-    """The reason without its names and numbers, so that equal causes count together."""
-    return re.sub(r"'[^']*'|\[[^\]]*\]|\d+", "_", reason)

@@ -11,9 +11,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
-from rewriter.testing.change.mutations import copied, places, settled
-from rewriter.testing.check import RuleUnderTest, check_model, count, describe, name_of, one_failure, require_fired, run
+from rewriter.testing.change.apart import APART
+from rewriter.testing.change.mutations import copied, places
+from rewriter.testing.check import check_drawn, describe, run
+from rewriter.testing.drawing import Seen, count, terse
 from rewriter.testing.strategies import any_models
+from rewriter.testing.usage import RuleUnderTest, as_model, name_of, require_models, require_rule
 
 _TRIES = 5
 """Changes that are drawn until one gives a model that runs."""
@@ -38,37 +41,45 @@ def near_misses(
     Raises:
         AssertionError: a promise is broken, or the rule fired on none of the models; the message holds the changed
             fact, then what :func:`check_rule` would say of the changed model.
+        UsageError: ``models`` is no strategy, or draws no models.
+        RuleSetError: there is no such rule.
     """
-    fired: Counter[str] = Counter()
+    __tracebackhide__ = True
+    require_rule(rule)
+    require_models(models)
+    seen = Seen(name_of(rule))
     held: Counter[str] = Counter()
 
-    @given(any_models() if models is None else models, st.data())
     def holds(model: ir.Model, data: st.DataObject) -> None:
-        applied = _applied(rule, model)
-        fired.update(applied)
-        near, kind, what = _near(model, data) if applied else (None, "", "")
+        __tracebackhide__ = True
+        model = as_model(model)
+        near, kind, what = _near(model, data) if _fires(rule, model, seen) else (None, "", "")
         if near is None:
             reject()
         held[kind] += 1
         try:
-            report = check_model(rule, near)
+            report = check_drawn(rule, near)
         except AssertionError as broken:
-            raise AssertionError(f"near miss: {what}\n{broken}") from broken
+            raise AssertionError(f"near miss: {what}\n{broken}") from broken.__cause__
         count(report, f"{kind}: ")
 
-    holds.__name__ = f"near_misses_{name_of(rule)}"  # Hypothesis keeps failing examples by name
+    drawn = given(any_models() if models is None else models, st.data())(holds)
+    drawn.__name__ = f"near_misses_{name_of(rule)}"  # Hypothesis keeps failing examples by name
     with contextlib.suppress(Unsatisfiable):
-        one_failure(settings, HealthCheck.filter_too_much)(holds)()
-    require_fired(rule, fired)
+        terse(settings or hypothesis_settings(), HealthCheck.filter_too_much)(drawn)()
+    seen.require_fired()
     if not held:
         raise AssertionError(f"{name_of(rule)}: the runtime refuses every model that is near one on which it fires")
 
 
-def _applied(rule: RuleUnderTest, model: ir.Model) -> dict[str, int]:
+def _fires(rule: RuleUnderTest, model: ir.Model, seen: Seen) -> bool:
+    __tracebackhide__ = True
     try:
-        return run(rule, model).report.applied
+        report = run(rule, model).report
     except AssertionError as broken:
-        raise AssertionError(f"{name_of(rule)}: {broken}\n\n{describe(model)}") from broken
+        raise AssertionError(f"{name_of(rule)}: {broken}\n\n{describe(model)}") from broken.__cause__
+    seen.add(report)
+    return bool(report.applied)
 
 
 def _near(model: ir.Model, data: st.DataObject) -> tuple[ir.Model | None, str, str]:
@@ -79,7 +90,7 @@ def _near(model: ir.Model, data: st.DataObject) -> tuple[ir.Model | None, str, s
         kind = data.draw(st.sampled_from(list(there)), "mutation")
         place = data.draw(st.sampled_from(there[kind]), "place")
         place.change()
-        near = settled(changed, model)
+        near = APART.settled(changed, model)
         if near is not None:
             return near, kind, place.what
     return None, "", ""

@@ -16,9 +16,27 @@ from rewriter.ruleset.catalogue import SECTIONS, bind, describe
 from rewriter.ruleset.discover import GROUP, RuleOffer, rule_offers, set_offers
 from rewriter.ruleset.source import Source
 from rewriter.testing.check import check_rule
+from rewriter.testing.drawing import NeverFiredError
 from rewriter.testing.near_misses import near_misses
+from rewriter.testing.usage import require_models
 
 Models = Mapping[str, SearchStrategy[ir.Model]]
+
+_WRITE = """\
+Write a strategy that draws models on which it fires, and name it in the line that tests the package:
+
+import onnx_ir as ir
+from hypothesis import strategies as st
+
+@st.composite
+def models(draw):
+    number = draw(st.sampled_from(["1", "8"]))
+    return ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 21]>'
+        f"g (float[T, 2] x) => (float[T, 2] y) <float c = {{{{{{number}}}}}}> {{{{ y = Div(x, c) }}}}"
+    )
+
+test_rules = package_tests("{}", models={{"{}": models()}})"""
 
 
 def package_tests(
@@ -49,11 +67,13 @@ def package_tests(
     for name in models or {}:
         if name not in rules:
             raise UsageError(f"models of '{name}', which is no rule of package '{package}'{nearest(name, rules)}")
+        require_models((models or {})[name], f"models['{name}']")
     promises = [case for offer in rules.values() for case in _of_rule(offer, (models or {}).get(offer.name), settings)]
     promises += [(f"{name}-loads", functools.partial(load, name)) for name in shipped]
 
     @pytest.mark.parametrize("promise", [pytest.param(holds, id=name) for name, holds in promises])
     def test(promise: Callable[[], object]) -> None:
+        __tracebackhide__ = True
         promise()
 
     return test
@@ -64,8 +84,21 @@ def _of_rule(
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield f"{offer.name}-page", functools.partial(_check_page, offer)
     yield f"{offer.name}-options", functools.partial(_check_options, offer)
-    yield f"{offer.name}-check_rule", functools.partial(check_rule, offer.name, models, settings=settings)
-    yield f"{offer.name}-near_misses", functools.partial(near_misses, offer.name, models, settings=settings)
+    for holds in (check_rule, near_misses):
+        yield f"{offer.name}-{holds.__name__}", functools.partial(_hold, holds, offer, models, settings)
+
+
+def _hold(
+    holds: Callable[..., None],
+    offer: RuleOffer,
+    models: SearchStrategy[ir.Model] | None,
+    settings: hypothesis_settings | None,
+) -> None:
+    __tracebackhide__ = True
+    try:
+        holds(offer.name, models, settings=settings)
+    except NeverFiredError as never:
+        raise NeverFiredError(f"{never}\n\n{_WRITE.format(offer.package, offer.name)}") from None
 
 
 def _check_page(offer: RuleOffer) -> None:
@@ -79,4 +112,5 @@ def _check_options(offer: RuleOffer) -> None:
     for option in info.options:
         assert option.description, f"option '{option.name}' of rule {offer.name} has no line in the Args of 'rule'"
     defaults = {option.name: option.default for option in info.options}
-    bind(info, defaults, Source(f"the defaults of rule {offer.name}", None, None), ())
+    for made in bind(info, defaults, Source(f"the defaults of rule {offer.name}", None, None), ()).rules:
+        assert made.name == offer.name, f"rule {offer.name} calls itself '{made.name}': one name in YAML and in reports"

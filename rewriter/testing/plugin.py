@@ -10,7 +10,11 @@ from hypothesis import HealthCheck, settings
 
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
-settings.register_profile("dev", max_examples=20, deadline=None, suppress_health_check=_SLOW)
-settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=_SLOW)
-settings.register_profile("deep", max_examples=2000, deadline=None, suppress_health_check=_SLOW)
+PROFILES = {"dev": (20, False), "ci": (60, True), "deep": (2000, False)}
+"""Name -> how many models each test draws, and whether they are the same each time."""
+
+for _name, (_examples, _same) in PROFILES.items():
+    settings.register_profile(
+        _name, max_examples=_examples, derandomize=_same, deadline=None, suppress_health_check=_SLOW
+    )
 settings.load_profile("dev")

@@ -7,6 +7,7 @@ from rules.recognise import (
     activations,
     combines,
     computed,
+    contractions,
     elementwise,
     gathers,
     grouped,
@@ -31,6 +32,7 @@ RECOGNISERS: tuple[Recogniser, ...] = (
     *linears.RECOGNISERS,
     *activations.RECOGNISERS,
     *combines.RECOGNISERS,
+    *contractions.RECOGNISERS,
     *grouped.RECOGNISERS,
     *elementwise.RECOGNISERS,
 )

@@ -18,8 +18,8 @@ from rewriter.rule import Declined
 from rewriter.tensors import View
 from rules._guards import cast_type, float_attribute, integer_attribute, text_attribute
 from rules.recognise.activations import number_of
-from rules.recognise.axes import Atom, Axes, Content, Dim, Located, Size, Uniform, only, total, unify
-from rules.recognise.contents import Router
+from rules.recognise.axes import Atom, Axes, Content, Dim, Located, Size, Uniform, only, put, total, unify
+from rules.recognise.contents import Output, Router
 from rules.recognise.joined import joined, router_of
 from rules.recognise.mixing import Chosen
 from rules.recognise.rows import (
@@ -248,15 +248,17 @@ class ScatterND(Recogniser):
 
 
 class Concat(Recogniser):
-    """Every expert's rows, one expert after the other."""
+    """Every expert's rows, or every expert's output along a dimension of its own, one expert after the other."""
 
     def pattern(self, op: Any, first: Any) -> Any:
         return op.Concat(first, _allow_other_inputs=True, _outputs=["out"])
 
     def recognise(self, facts: Facts, *, first: ir.Value, out: ir.Value) -> Located | None:
         node, leading = out.producer(), facts.get(first, Located)
-        if node is None or leading is None or not leading.rank or not only(leading.axes[0], "group"):
+        if node is None or leading is None or not leading.rank:
             return None
+        if not only(leading.axes[0], "group"):
+            return _outputs(facts, node, leading) if isinstance(leading.content, Output) else None
         if integer_attribute(node, "axis", 0) % leading.rank:
             return None
         parts = [facts.get(value, Located) for value in node.inputs if value is not None]
@@ -274,6 +276,18 @@ class Concat(Recogniser):
         pairs = facts.get(router.node.outputs[1], Located)
         flat = () if pairs is None else tuple(atom for dim in pairs.axes for atom in dim)
         return Located(together, ((row(router, flat),), *leading.axes[1:]))
+
+
+def _outputs(facts: Facts, node: ir.Node, leading: Located) -> Located | None:
+    """The outputs of all experts along a new dimension, as torch.stack writes them."""
+    parts = [facts.get(value, Located) for value in node.inputs]
+    held = [part.content for part in parts if part is not None and part.axes == leading.axes]
+    axis = integer_attribute(node, "axis", 0) % leading.rank
+    if leading.axes[axis] or len(held) != len(parts):
+        return None
+    together = joined(held, "all")
+    atom = Atom("expert", Size(len(held)))
+    return None if together is None else Located(together, put(leading.axes, axis, (atom,)))
 
 
 RECOGNISERS: tuple[Recogniser, ...] = (

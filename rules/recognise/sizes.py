@@ -146,6 +146,8 @@ def _origin(facts: Facts, value: ir.Value) -> tuple[ir.Value | None, Callable[[D
         return _binary(facts, node)
     if op_type == "Where":
         return _where(facts, node)
+    if op_type == "Slice":
+        return first, functools.partial(_sliced, facts, value, node)
     if op_type == "Reshape":
         target = integers_of(facts, node.inputs[1])
         if target is not None:
@@ -161,7 +163,33 @@ def _binary(facts: Facts, node: ir.Node) -> tuple[ir.Value | None, Callable[[Dim
         if value is not None and view is not None:
             return value, functools.partial(_with_constant, view.shape)
     out = node.outputs[0]
-    return None, lambda _: _declared(out)
+    return node.inputs[0], lambda dims: _at_least(dims, _declared(out))
+
+
+def _at_least(dims: Dims | None, declared: Dims | None) -> Dims | None:
+    """The extents of an elementwise result: those that are declared, and those of an operand that nothing enlarges."""
+    if dims is None or declared is None or len(dims) != len(declared):
+        return declared
+    known = zip(dims, declared, strict=True)
+    return tuple(a if b.constant is None and a.constant not in (None, 1) else b for a, b in known)
+
+
+def _sliced(facts: Facts, value: ir.Value, node: ir.Node, dims: Dims | None) -> Dims | None:
+    """The extents of a Slice: those along other axes stay."""
+    declared, starts, ends = _declared(value), static(facts, node, 1, "starts"), static(facts, node, 2, "ends")
+    axes = static(facts, node, 3, "axes", range(len(starts or ())))
+    if dims is None or not axes:
+        return declared
+    own = list(declared or (Size(1, ((value, i),)) for i in range(len(dims))))
+    cut = {axis % len(dims): i for i, axis in enumerate(axes)}
+    steps = static(facts, node, 4, "", [1] * len(axes))
+    for axis, dim in enumerate(dims):
+        if axis not in cut:
+            own[axis] = dim
+        elif starts and ends and steps and dim.constant is not None:
+            start, end, step = (numbers[cut[axis]] for numbers in (starts, ends, steps))
+            own[axis] = Size(len(range(*slice(start, end, step).indices(dim.constant)))) if step > 0 else own[axis]
+    return tuple(own)
 
 
 def _where(facts: Facts, node: ir.Node) -> tuple[ir.Value | None, Callable[[Dims | None], Dims | None]]:
@@ -242,6 +270,13 @@ class Concat(Recogniser):
             return None
         parts = [part.sizes for value in node.inputs if (part := integers_of(facts, value)) is not None]
         return Integers(tuple(size for part in parts for size in part)) if len(parts) == len(node.inputs) else None
+
+
+def fed_shape(dims: Dims) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """Returns a shape with its unknowns as the model, or the proof, calls them; see ``rewriter.rule.Fed``."""
+    return tuple(
+        (size.factor, tuple(s if isinstance(s, str) else f"{s[0].name}:{s[1]}" for s in size.symbols)) for size in dims
+    )
 
 
 def arithmetic(op_type: str, a: Integers | None, b: Integers | None) -> Integers | None:

@@ -186,6 +186,7 @@ def test_the_cpu_providers_qmoe_normalizes_whatever_the_attribute_says():
     ("attributes", "form", "error", "reason"),
     [
         ({"activation_type": "geglu"}, {}, TargetError, "activation_type 'geglu'"),
+        ({"activation_type": "geglu"}, {"gated": True}, TargetError, "activation_type 'geglu'"),
         ({"activation_type": "relu"}, {"fc3": True}, TargetError, "fc3 with activation_type 'relu'"),
         ({"activation_type": "silu", "activation_alpha": 2.0}, {"fc3": True}, TargetError, "silu with fc3 and"),
         ({"activation_type": "swiglu"}, {}, ModelError, "needs fc3"),

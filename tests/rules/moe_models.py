@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper
 
 import rewriter
@@ -20,6 +21,7 @@ ELEMENT = {
 }
 NORMALISE = ["moe-drop-zero-biases", "swiglu-interleave", "moe-fuse-fc3"]
 SWIGLU = {"activation_type": "swiglu", "activation_alpha": 1.702, "activation_beta": 1.0, "swiglu_limit": 1.5}
+INTERLEAVED = SWIGLU | {"swiglu_fusion": 1, "k": 2, "normalize_routing_weights": 1}
 
 
 def moe_model(
@@ -101,6 +103,9 @@ def rule_set(*phases, **default):
     }
 
 
+MOE = rule_set(["moe-to-qmoe"], bits=4)
+
+
 def rewrite(model, rules, target="auto", **options):
     return rewriter.apply(model, rules=rules, target=target, **options)
 
@@ -179,3 +184,14 @@ def reference(model, inputs):
 
 def ort(model, inputs):
     return OrtRuntime().run(model, inputs)["y"]
+
+
+def assert_declines(model, rules, reason, target="cpu@1.31"):
+    result = rewrite(model, rules, target)
+    reasons = [d.reason for d in result.report.declines]
+    assert any(reason in r for r in reasons), reasons
+    assert result.model.graph.SerializeToString(deterministic=True) == untouched(model)
+
+
+def untouched(model):
+    return ir.to_proto(ir.from_proto(model)).graph.SerializeToString(deterministic=True)

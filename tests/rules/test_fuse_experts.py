@@ -208,8 +208,11 @@ def test_further_near_misses_decline():
     assert_declines(Spelling(broken="missing-slot", combine="terms-per-slot"), "expert 1 is mixed in for 1 of 2 slots")
     assert_declines(Spelling(broken="crossed-slots", combine="slots"), "choice of another slot or router")
     assert_declines(Spelling(broken="other-topk", combine="chosen"), "not the output of an expert of that router")
-    reasons = ("how Mod uses its choice is not understood", "the index depends on an input")
+    reasons = ("how Mul uses its choice is not understood", "how Mod uses its choice is not understood")
     assert_declines(Spelling(broken="other-choice", combine="chosen-einsum"), *reasons)
+    for combine, operator in (("joined-matmul", "MatMul"), ("joined-einsum", "Einsum"), ("joined-sum", "Mul")):
+        features = Spelling(combine=combine, broken="features", experts=8)
+        assert_declines(features, f"how {operator} uses its choice is not understood")
     assert_declines(Spelling(router="table", dtype="float16"), "would round its FLOAT16 weights")
     assert_declines(Spelling(router="scaled", dtype="float16"), "which rounds in FLOAT16")
 
@@ -226,6 +229,14 @@ def test_weights_that_would_stay_decline():
     model.graph.output.append(onnx.helper.make_tensor_value_info("largest", 1, None))
     ((_, reason),) = fuse(model).report.declined
     assert reason == "the weight 'down_2' would stay in the model: ReduceMax also reads it"
+
+
+def test_one_weight_for_gate_and_up_declines():
+    model = block_model(Spelling(weights="own", halves="apart"))
+    for node in model.graph.node:
+        node.input[:] = [name.replace("up_", "gate_") for name in node.input]
+    ((_, reason),) = fuse(model).report.declined
+    assert reason == "two of gate, up and down are one weight, which fc1 would hold once more"
 
 
 def test_a_caller_may_override_a_weight():

@@ -93,6 +93,41 @@ def test_a_choice_that_is_used_in_another_way_says_how(combine, old, new, bias):
     assert not report.applied and operators(model) == before
 
 
+EXPERT = (
+    "m{0} = Equal(i, e{0}) c{0} = Cast<to=1>(m{0}) h{0} = MatMul(x, u{0}) a{0} = Relu(h{0}) o{0} = MatMul(a{0}, d{0})"
+)
+SWITCH = f"""
+    l = MatMul(x, r) p = Softmax<axis=-1>(l) i = ArgMax<axis=-1, keepdims=1>(p)
+    {EXPERT.format(0)} {EXPERT.format(1)} s0 = Mul(c0, o0) s1 = Mul(c1, o1) s = Add(s0, s1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "reasons"),
+    [
+        ("w = ReduceMax(p, axis) y = Mul(s, w)", ["it chooses by ArgMax, and not by TopK"]),
+        (  # a second choice among what the first has left, as NLLB's and Phi-3.5's, is of the same router
+            "w = ReduceMax(p, axis) n = ScatterElements<axis=-1>(p, i, w) j = ArgMax<axis=-1, keepdims=1>(n)"
+            " k = Cast<to=1>(j) t = Mul(o0, k) y = Add(s, t)",
+            ["it chooses by ArgMax, and not by TopK"],
+        ),
+        ("k = Cast<to=1>(i) y = Mul(x, k)", []),
+    ],
+)
+def test_a_router_that_chooses_by_argmax_says_so_once(rest, reasons):
+    if not reasons:  # the choice without its experts
+        rest = SWITCH[: SWITCH.index("m0 =")] + rest
+    sizes = {"r": (8, 2), "u0": (8, 4), "u1": (8, 4), "d0": (4, 8), "d1": (4, 8)}
+    rng = np.random.default_rng(0)
+    held = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in sizes.items()}
+    held |= {"e0": np.array(0), "e1": np.array(1), "axis": np.array([-1])}
+    text = f"g (float[T,8] x) => (float[T,8] y) {{ {rest if not reasons else SWITCH + rest} }}"
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text}')
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in held.items())
+    found = [reason for _, reason in fuse(model).report.declined]
+    assert found == [f"the experts of this router stay apart: {reason}" for reason in reasons]
+
+
 def test_experts_that_a_trace_found_hit_say_so():
     model = onnx.load(MODELS / "hf_blocks/qwen3_moe__eager__ts17.onnx")
     reason = "the trace fixed how many experts a token can reach: NonZero lists those that were hit"

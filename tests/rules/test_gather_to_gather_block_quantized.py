@@ -148,15 +148,11 @@ def _bfloat16(model):
 @pytest.mark.parametrize(
     ("reason", "text", "weight", "plan"),
     [
-        ("only floats", "(int64[t] i) => (int64[t, 64] y) { y = Gather(w, i) }", np.ones((40, 64), np.int64), {}),
-        ("rank 1", "(int64[t] i) => (float[t] y) { y = Gather(w, i) }", normal(5000), {}),
         ("rank 4", "(int64[t] i) => (float[t, 2, 8, 64] y) { y = Gather(w, i) }", normal(3, 2, 8, 64), {}),
         ("another axis", "(int64[t] i) => (float[40, t] y) { y = Gather<axis = 1>(w, i) }", normal(40, 64), {}),
         ("in batches", "(int64[3, 1] i) => (float[3, 64] y) { y = GatherND<batch_dims = 1>(w, i) }",
          normal(3, 32, 64), {}),
         ("one axis", "(int64[t, 2] i) => (float[t, 64] y) { y = GatherND(w, i) }", normal(3, 32, 64), {}),
-        ("no embedding", "(int64[t] i, float[t, 64] x) => (float[t, 64] y) { g = Gather(w, i) y = Mul(x, g) }",
-         normal(40, 64), {}),
         ("fewer than min_bytes", "(int64[t] i) => (float[t, 64] y) { y = Gather(w, i) }", normal(15, 64), {}),
         ("graph output", "(int64[t] i) => (float[t, 64] y, float[40, 64] w) { y = Gather(w, i) }", normal(40, 64), {}),
         ("Add also reads it", "(int64[t] i) => (float[t, 64] y, float[40, 64] z) { y = Gather(w, i) z = Add(w, w) }",
@@ -175,6 +171,20 @@ def test_declines_and_leaves_the_graph(reason, text, weight, plan):
     assert not result.report.applied
     assert reason in " ".join(decline.reason for decline in result.report.declines)
     assert nodes(result.model) == nodes(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "weight"),
+    [
+        ("(int64[t] i) => (int64[t, 64] y) { y = Gather(w, i) }", np.ones((40, 64), np.int64)),
+        ("(int64[t] i) => (float[t] y) { y = Gather(w, i) }", normal(5000)),
+        ("(int64[t] i, float[t, 64] x) => (float[t, 64] y) { g = Gather(w, i) y = Mul(x, g) }", normal(40, 64)),
+    ],
+)
+def test_tables_that_are_no_weights_are_not_its_business(text, weight):
+    model = graph_of(f"agraph {text}", {"w": weight})
+    result = rewriter.apply(model, rule_set(NAME))
+    assert not result.report.applied and not result.report.declines and nodes(result.model) == nodes(model)
 
 
 def test_bfloat16_declines_where_there_is_no_kernel_and_fires_where_there_is():

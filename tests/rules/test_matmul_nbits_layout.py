@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from moe_models import attributes_of, initializers_of, make_model, nodes_of, ort, rewrite, rule_set
+from moe_models import attributes_of, initializers_of, make_model, nodes_of, ort, rewrite, rule_set, untouched
 from onnx import helper
-from test_moe_to_qmoe import untouched
 
 
 def layout(name="auto"):

@@ -35,3 +35,9 @@ def test_a_bias_that_a_caller_may_set_stays():
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, 1, [8, n]))
     report = rewrite(model, RULES).report
     assert not report.applied and not report.declines
+
+
+def test_an_activation_that_nothing_runs_is_not_its_business():
+    """As the model builder of onnxruntime-genai writes Gemma 4: rule moe-to-qmoe says that it has no kernel."""
+    report = rewrite(moe_model(INTERLEAVED | {"activation_type": "geglu"}, bias="zero"), RULES).report
+    assert not report.applied and not report.declines

@@ -10,6 +10,7 @@ import pytest
 from moe_models import (
     NORMALISE,
     SWIGLU,
+    assert_declines,
     attributes_of,
     feeds,
     halves_apart,
@@ -22,7 +23,6 @@ from moe_models import (
     rewrite,
     rule_set,
 )
-from test_moe_to_qmoe import assert_declines
 
 from rewriter.parity.runtime import OrtRuntime
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_models import (
-    SWIGLU,
+    INTERLEAVED,
     attributes_of,
     feeds,
     initializers_of,
@@ -17,12 +17,10 @@ from moe_models import (
     relative,
     rewrite,
     rule_set,
+    untouched,
 )
-from test_moe_to_qmoe import untouched
 
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, available
-
-INTERLEAVED = SWIGLU | {"swiglu_fusion": 1, "k": 2, "normalize_routing_weights": 1}
 
 
 def layout(name="auto", unmarked=None):

@@ -20,8 +20,8 @@ from moe_models import (
     relative,
     rewrite,
     rule_set,
+    untouched,
 )
-from test_moe_to_qmoe import untouched
 
 MODELS = Path(__file__).parents[1] / "models"
 INTERLEAVED = SWIGLU | {"swiglu_fusion": 1, "k": 2}
@@ -92,3 +92,20 @@ def test_declines(change, reason):
     result = rewrite(quantized, BACK)
     assert [reason in d.reason for d in result.report.declines] == [True]
     assert result.model.graph.SerializeToString(deterministic=True) == untouched(quantized)
+
+
+@pytest.mark.parametrize(
+    ("normalize", "target", "reason"),
+    [
+        (0, "cpu@1.31", "MoE on target cpu@1.31: normalize_routing_weights=0 is not heeded in float"),
+        (1, "cpu@1.31", ""),
+        (0, "cuda@1.31", ""),
+    ],
+)
+def test_weights_that_the_target_would_not_take_as_they_are(normalize, target, reason):
+    model = moe_model(INTERLEAVED | {"normalize_routing_weights": normalize}, bias="none")
+    quantized = rewrite(model, rule_set(["moe-to-qmoe"], bits=4), "cpu@1.31").model
+    del nodes_of(quantized, "QMoE")[0].input[7:]  # as exporters write it, without router_weights
+    result = rewrite(quantized, BACK, target)
+    assert result.report.applied == ({} if reason else {"qmoe-to-moe": 1})
+    assert [d.reason for d in result.report.declines] == ([reason] if reason else [])

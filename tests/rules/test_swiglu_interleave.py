@@ -7,6 +7,7 @@ import onnx
 import pytest
 from moe_models import (
     SWIGLU,
+    assert_declines,
     attributes_of,
     feeds,
     halves_apart,
@@ -19,7 +20,6 @@ from moe_models import (
     rewrite,
     rule_set,
 )
-from test_moe_to_qmoe import assert_declines
 
 RULES = rule_set(["swiglu-interleave"])
 CONCATENATED = SWIGLU | {"swiglu_fusion": 2, "k": 2, "normalize_routing_weights": 1}

@@ -28,6 +28,7 @@ import rewriter
 from rewriter.errors import ParityError
 from rewriter.stored import total_bytes
 from rules import tie_quantized_embedding as rule_module
+from rules.tie_quantized_embedding import TieQuantizedEmbedding
 
 NAME = "tie-quantized-embedding"
 GATHER = "gather-to-gather-block-quantized"
@@ -76,6 +77,14 @@ def test_exported_models_keep_one_table(name, bits, symmetric, form):
     tolerance = 2e-3 if "fp16" in name else 1e-5
     assert_close(run(got, feeds), run(dequantized(model, *TIED[name], **spec), feeds), tolerance)
     assert not rewriter.apply(got, rule_set(tie(form), **spec)).report.applied
+
+
+def test_the_new_head_is_still_the_head(monkeypatch):
+    made, rewrite = [], TieQuantizedEmbedding.rewrite
+    monkeypatch.setattr(TieQuantizedEmbedding, "rewrite", lambda *a, **k: made.append(rewrite(*a, **k)) or made[-1])
+    rewriter.apply(exported(next(iter(TIED))), rule_set(tie("blocks"), bits=4, block_size=32))
+    roles = {value.producer().op_type: role for value, role in made[0].roles.items()}
+    assert roles == {"MatMulNBits": "lm_head"}  # the lookup has the role of the one that it replaces
 
 
 @pytest.mark.parametrize("name", TIED)

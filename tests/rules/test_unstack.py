@@ -111,6 +111,13 @@ def test_declines(case):
     assert snapshot(result.model) == before
 
 
+def test_a_constant_that_is_read_turned_and_as_it_is_is_no_stack():
+    """As an embedding that an output projection reads transposed."""
+    whole = "m = ReduceMax <keepdims = 0> (W) n = ReduceMax <keepdims = 0> (v) a = Add (x, m) y = Add (a, n)"
+    report = rewriter.apply(unrolled(f"v = Transpose (W) {whole}"), ["unstack"]).report
+    assert not report.applications and not report.declines
+
+
 def test_what_a_caller_may_override_is_left_alone():
     model = unrolled("w = Gather (W, one) y = MatMul (x, w)", inputs="float[3,2] x, float[2,2,2] W")
     assert not rewriter.apply(model, ["unstack"]).report.applications
@@ -189,3 +196,20 @@ def test_a_whole_unroll_leaves_no_selection(model):
 
 def test_holds_on_whatever_is_drawn():
     check_rule("unstack", unrolled_experts(max_size=12))
+
+
+def test_a_slice_that_an_identity_names_for_the_caller_is_not_stored_beside_its_stack():
+    report = check_model(
+        "unstack",
+        """
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[T,2] x) => (float[T,2] y, float[2,2] seen) <float[2,2,2] W = {1,2,3,4,5,6,7,8}, int64 e = {0}> {
+           m = Gather (W, e)
+           seen = Identity (m)
+           n = Gather (W, e)
+           a = MatMul (x, seen)
+           b = MatMul (x, n)
+           y = Add (a, b)
+        }""",
+    )
+    assert report.applied == {"unstack": 2}

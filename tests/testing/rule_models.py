@@ -25,6 +25,7 @@ def _alone(name: str, *, target: str = "auto", **options: Any) -> dict[str, Any]
 
 
 MODELS: dict[str, SearchStrategy[ir.Model]] = {
+    "einsum-to-matmul": projections(consumers=("einsum",)),
     "fuse-experts": moe_models(max_experts=3),
     "fuse-quantized-experts": quantized_experts(max_experts=3),
     "gather-to-gather-block-quantized": tied_embeddings(tyings=("untied", "transposed-head")),

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import settings
+from hypothesis import strategies as st
 from onnxscript.rewriter import RewriteRuleClassBase
 from support import Swap
 
@@ -84,8 +85,15 @@ def _drops_a_name(op, x, y):
     return op.Max(x, op.initializer(ir.tensor(np.float32(0), name="zero")))
 
 
+def _says_nothing(op, x, y):
+    raise Declined("", y)
+
+
 WRONG = {
     "it raised RuleError: rule relu at node relu: ZeroDivisionError": _fails,
+    "it raised RuleError: rule relu at node relu: TypeError: rewrite returned a str": lambda op, x, y: "y",
+    "it raised RuleError: rule relu at node relu: TypeError: rewrite returned a Node": lambda op, x, y: y.producer(),
+    "it raised RuleError: rule relu at node relu: ValueError: Declined needs a reason": _says_nothing,
     "it failed its parity": lambda op, x, y: op.Abs(x),
     "a second run gives another model": lambda op, x, y: op.Max(
         x, op.initializer(ir.tensor(np.float32(0), name=f"zero_{next(_numbers)}"))
@@ -133,7 +141,42 @@ def test_a_rule_must_not_fire_on_its_own_result():
 
 def test_a_rule_that_never_fires_is_not_shown_to_be_right():
     with pytest.raises(AssertionError, match="fired on none of the drawn models"):
-        check_rule(Swap("Tanh", "Tanh"), projections(max_size=2), settings=FEW)
+        check_rule(Swap("Tanh", "Tanh"), projections(max_size=2), settings=settings(FEW, max_examples=5))
+
+
+def test_a_rule_that_never_fires_says_why():
+    def declines(op, x, y):
+        raise Declined("it is never right", y)
+
+    models = st.builds(lambda: ir.from_onnx_text(MODEL))
+    with pytest.raises(AssertionError, match=r"fired on none .*; it declined: it is never right \(\d+ models\); where"):
+        check_rule(Relu(declines), models, settings=FEW)
+    with pytest.raises(AssertionError, match=r"nothing was shown of it; where it did not decline, .* returned None"):
+        check_rule(Relu(lambda op, x, y: None), models, settings=FEW)
+
+
+def test_a_rule_that_fires_on_few_models_is_given_more():
+    drawn = itertools.count()
+
+    def seldom(op, x, y):
+        if next(drawn) < 20:
+            raise Declined("not yet", y)
+        return op.Max(x, op.initializer(ir.tensor(np.float32(0), name="zero")))
+
+    few = settings(max_examples=5, database=None)
+    check_rule(Relu(seldom), st.integers(0, 999).map(lambda _: ir.from_onnx_text(MODEL)), settings=few)
+
+
+def test_the_cause_of_a_rule_error_is_the_rules_own():
+    with pytest.raises(AssertionError) as caught:
+        check_model(Relu(_fails), MODEL)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_hypothesis_adds_nothing_to_the_message():
+    with pytest.raises(AssertionError) as caught:
+        check_rule(Relu(lambda op, x, y: op.Abs(x)), st.builds(lambda: ir.from_onnx_text(MODEL)), settings=FEW)
+    assert not getattr(caught.value, "__notes__", [])
 
 
 def test_a_right_rule_passes_and_its_report_is_returned():

@@ -139,3 +139,35 @@ SHIPPED = {
 @pytest.mark.parametrize("rule", SHIPPED)
 def test_the_shipped_rules_pass(rule):
     near_misses(rule, SHIPPED[rule], settings=SHORT)
+
+
+SHARED_STACK = """
+<ir_version: 10, opset_import: ["" : 21]>
+moe (float[T,1] x) => (float[T,1] y) <
+  float[1,2] router = {0.25, 0.5}, float[2,1,1] gate = {-0.75, -1.5}, float[2,1,1] down = {2, -2},
+  int64[1] k = {1}, int64[1] last = {-1}, int64 e0 = {0}, int64 e1 = {1}, int64[1] i0 = {0}, int64[1] i1 = {1}
+> {
+  logits = MatMul (x, router)
+  scores = Softmax <axis = -1> (logits)
+  weights, chosen = TopK (scores, k)
+  g0 = Gather (gate, e0)  a0 = MatMul (x, g0)  s0 = Sigmoid (a0)  b0 = Mul (a0, s0)  u0 = Gather (up, e0)
+  t0 = MatMul (x, u0)  c0 = Mul (b0, t0)
+  d0 = Gather (down, e0)  o0 = MatMul (c0, d0)
+  is0 = Equal (chosen, i0)  f0 = Cast <to = 1> (is0)  w0 = Mul (weights, f0)  m0 = ReduceSum <keepdims = 1> (w0, last)
+  y0 = Mul (o0, m0)
+  g1 = Gather (gate, e1)  a1 = MatMul (x, g1)  s1 = Sigmoid (a1)  b1 = Mul (a1, s1)  u1 = Gather (up, e1)
+  t1 = MatMul (x, u1)  c1 = Mul (b1, t1)
+  d1 = Gather (down, e1)  o1 = MatMul (c1, d1)
+  is1 = Equal (chosen, i1)  f1 = Cast <to = 1> (is1)  w1 = Mul (weights, f1)  m1 = ReduceSum <keepdims = 1> (w1, last)
+  y1 = Mul (o1, m1)
+  y = Add (y0, y1)
+}
+"""
+"""What near_misses found: moe_models with one stack in another's place."""
+
+
+@pytest.mark.parametrize("shared", ["gate", "down"])
+def test_experts_that_share_a_stack_stay(shared):
+    text = SHARED_STACK.replace("up,", f"{shared},")
+    (decline,) = check_model("fuse-experts", text).declines
+    assert decline.reason == "two of gate, up and down are one weight, which fc1 would hold once more"

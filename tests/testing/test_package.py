@@ -69,6 +69,11 @@ def test_each_rule_and_set_of_the_package_is_tested(example):
     ("package", "models", "message"),
     [
         ("exampel_rules", {}, r"names a package 'exampel_rules' \(did you mean 'example_rules'\?\)"),
+        (
+            "example_rules",
+            {"div-to-mul": divisions},
+            r"models\['div-to-mul'\] must be a strategy, and 'divisions' is a function: write divisions\(\)",
+        ),
         ("example_rules", {"div_to_mul": None}, r"no rule of package 'example_rules' \(did you mean 'div-to-mul'\?\)"),
     ],
 )
@@ -109,6 +114,27 @@ def test_a_rule_that_its_defaults_do_not_build_is_named(install, tmp_path):
     found = promises(package_tests(install(tmp_path, "refusing_rules")))
     with pytest.raises(Exception, match=r"the defaults of rule refuses .*refuses its options: ValueError: 0"):
         found["refuses-options"]()
+
+
+def test_a_rule_that_calls_itself_otherwise_is_named(install, tmp_path):
+    rule = (EXAMPLE / "example_rules" / "div_to_mul.py").read_text()
+    (tmp_path / "naming_rules").mkdir()
+    (tmp_path / "naming_rules" / "__init__.py").write_text("")
+    (tmp_path / "naming_rules" / "div_to_mul.py").write_text(rule.replace('name="div-to-mul"', 'name="divide"'))
+    found = promises(package_tests(install(tmp_path, "naming_rules")))
+    with pytest.raises(AssertionError, match="rule div-to-mul calls itself 'divide'"):
+        found["div-to-mul-options"]()
+
+
+def test_what_to_write_for_a_rule_that_never_fires_is_what_works(example):
+    text = '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) { y = Relu (x) }'
+    never = promises(package_tests(example, {"div-to-mul": st.just(ir.from_onnx_text(text))}, settings=FEW))
+    with pytest.raises(AssertionError, match="fired on none of the drawn models") as caught:
+        never["div-to-mul-check_rule"]()
+    _, _, code = str(caught.value).partition("tests the package:\n\n")
+    names = {"package_tests": package_tests}
+    exec(code, names)
+    promises(names["test_rules"])["div-to-mul-check_rule"]()
 
 
 # The plugin

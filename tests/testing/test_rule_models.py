@@ -28,7 +28,7 @@ def test_it_fires_and_keeps_its_promises(name):
 
 def test_a_quantized_node_that_cannot_be_judged_is_left_as_it_was():
     strategy = moe_nodes(activations=["relu-fc3"], layouts=["raw"], **ONE_QMOE)
-    report = check_model("qmoe-to-moe", drawn(strategy, lambda model: True))
+    report = check_model(rule_of("qmoe-to-moe"), drawn(strategy, lambda model: True))
     assert "nothing can be proved" in report.declines[0].reason
 
 

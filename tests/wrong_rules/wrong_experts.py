@@ -65,6 +65,13 @@ EXPERTS = (
     ),
     Mistake(
         FUSE,
+        "outputs side by side taken in another order",
+        "rules/recognise/grouped.py",
+        [('joined(held, "all")', 'joined(held[::-1], "all")')],
+        blocks(combine=["joined-sum", "joined-matmul", "joined-einsum"]),
+    ),
+    Mistake(
+        FUSE,
         "another expert's input",
         BLOCK,
         [("if output.gate.x is not experts[0].gate.x:", "if False:")],

@@ -16,7 +16,7 @@ MATMUL_NBITS = "rules/_matmul_nbits.py"
 PACKING = "rewriter/layout/packing.py"
 
 UNSTACK, MATMUL, GEMM = "unstack", "matmul-to-matmul-nbits", "gemm-to-matmul-nbits"
-LAYOUT = "matmul-nbits-layout"
+LAYOUT, EINSUM = "matmul-nbits-layout", "einsum-to-matmul"
 
 plain = {"placements": ["main"], "max_size": 4, "typed": True}
 
@@ -48,6 +48,11 @@ _with_bias = texts(
 )
 _batched = texts(("(float[3, t, 32] x) => (float[3, t, 16] y) { y = MatMul(x, w) }", {"w": normal(3, 32, 16)}))
 _long = texts(("(float[t, 40] x) => (float[t, n] y) { y = MatMul(x, w) }", {"w": normal(40, 24)}))
+
+
+def _einsum(equation, x, y, *w):
+    return texts((f'(float[{x}] x) => (float[{y}] y) {{ y = Einsum<equation="{equation}">(x, w) }}', {"w": normal(*w)}))
+
 
 LINEARS = (
     Mistake(
@@ -251,6 +256,39 @@ LINEARS = (
         "rules/unbatch.py",
         [('_integers(op, [e], "expert")', '_integers(op, [0], "expert")')],
         _batched,
+    ),
+    Mistake(
+        EINSUM,
+        "transposed square weight",
+        "rules/einsum_to_matmul.py",
+        [
+            (
+                "[product.w.index(letter) for letter in product.batch + product.inner + product.columns]",
+                "range(view.rank)",
+            )
+        ],
+        _einsum("th,ih->ti", "t, 32", "t, 32", 32, 32),
+    ),
+    Mistake(
+        EINSUM,
+        "the result left in the order of the product",
+        "rules/einsum_to_matmul.py",
+        [("_arranged(op, out, lead + product.columns, product.out)", "out")],
+        _einsum("th,hnd->ntd", "t, 32", "4, t, 4", 32, 4, 4),
+    ),
+    Mistake(
+        EINSUM,
+        "heads summed in the order of the weight",
+        "rules/einsum_to_matmul.py",
+        [("_arranged(op, x, product.x, lead + product.inner)", "x")],
+        _einsum("dtn,ndh->th", "4, t, 4", "t, 24", 4, 4, 24),
+    ),
+    Mistake(
+        EINSUM,
+        "an input that is repeated along what is summed",
+        "rules/einsum_to_matmul.py",
+        [("size.constant != sizes[letter]", "False")],
+        _einsum("th,hi->ti", "t, 1", "t, 24", 32, 24),
     ),
     Mistake(
         LAYOUT,

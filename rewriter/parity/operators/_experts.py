@@ -93,11 +93,22 @@ def mix(
     return y
 
 
+def require_activation(operator: str, attributes: Attributes) -> None:
+    """Asked before any shape, of which an activation that nobody defines may have its own.
+
+    Raises:
+        TargetError: ONNX Runtime does not define the activation.
+    """
+    activation = attributes.activation_type
+    if activation != "swiglu" and activation not in _ACTIVATIONS:
+        raise unsupported(operator, f"activation_type '{activation}'")
+
+
 def feed_forward(operator: str, attributes: Attributes, fc1: Linear, fc2: Linear, fc3: Linear | None) -> Linear:
     """Returns one expert: ``(expert, x [T', H]) -> [T', H]``.
 
     Raises:
-        TargetError: an activation, or a combination with fc3, that ONNX Runtime does not define.
+        TargetError: a combination with fc3 that ONNX Runtime does not define.
         ModelError: unfused SwiGLU without fc3.
     """
     activation = attributes.activation_type
@@ -110,8 +121,6 @@ def feed_forward(operator: str, attributes: Attributes, fc1: Linear, fc2: Linear
             raise unsupported(operator, f"fc3 beside swiglu_fusion={attributes.swiglu_fusion}, which holds it in fc1")
         if not attributes.swiglu_fusion and fc3 is None:
             raise malformed(operator, "swiglu_fusion=0 needs fc3")
-    elif activation not in _ACTIVATIONS:
-        raise unsupported(operator, f"activation_type '{activation}'")
     elif fc3 is not None and activation != "silu":
         raise unsupported(operator, f"fc3 with activation_type '{activation}': only silu and swiglu are gated")
     elif fc3 is not None and not _is_plain(attributes):

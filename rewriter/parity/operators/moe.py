@@ -7,7 +7,15 @@ from typing import Any
 from onnx.reference.op_run import OpRun
 
 from rewriter.parity.operators._common import DOMAIN, Array, Float32, as_float32, malformed, reshaped, slots
-from rewriter.parity.operators._experts import Attributes, Linear, feed_forward, flatten_tokens, mix, route
+from rewriter.parity.operators._experts import (
+    Attributes,
+    Linear,
+    feed_forward,
+    flatten_tokens,
+    mix,
+    require_activation,
+    route,
+)
 
 OPERATOR = "MoE"
 
@@ -45,12 +53,15 @@ def shared_attributes(operator: str, attributes: dict[str, Any]) -> Attributes:
     """Returns the attributes that MoE and QMoE share.
 
     Raises:
+        TargetError: an activation that ONNX Runtime does not define.
         ModelError: an attribute that the operator does not have.
     """
     unknown = sorted(set(attributes) - set(Attributes.__dataclass_fields__))
     if unknown:
         raise malformed(operator, f"unknown attributes {unknown}")
-    return Attributes(**attributes)
+    shared = Attributes(**attributes)
+    require_activation(operator, shared)
+    return shared
 
 
 def _sizes(w1: Array, w2: Array) -> tuple[int, int, int]:

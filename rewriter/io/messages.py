@@ -1,0 +1,135 @@
+"""From a message to a model: what onnx-ir would drop, or read as something else, is refused."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+
+import onnx
+import onnx_ir as ir
+
+from rewriter.errors import ModelError
+from rewriter.io.reading import is_whole
+
+
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """Returns the model of a message; unlike onnx-ir, refuses what it would drop or read as something else.
+
+    Raises:
+        ModelError: no whole model, or one that is too new; names defined twice, tensors whose data do not fit their
+            shape, sparse initializers, training information.
+    """
+    if not is_whole(proto):
+        raise ModelError("the message is no whole model: it has no graph, no IR version or no opset; load it again")
+    if proto.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"the model has IR version {proto.ir_version}, and the installed onnx reads up to {onnx.IR_VERSION};"
+            " pip install -U onnx"
+        )
+    if proto.training_info:
+        raise ModelError("training information is not supported; export the model for inference")
+    # What onnx-ir logs about an invalid model, validate() says in one line.
+    log = logging.getLogger("onnx_ir.serde")
+    quiet = log.disabled
+    log.disabled = True
+    try:
+        _check_graph(proto.graph)
+        for function in proto.functions:
+            _check_function(function)
+        model: ir.Model = ir.from_proto(proto)
+    except ModelError:
+        raise
+    except Exception as error:
+        reason: BaseException = error
+        while deeper := reason.__cause__ or reason.__context__:
+            reason = deeper
+        raise ModelError(f"the model is invalid: {reason}") from error
+    finally:
+        log.disabled = quiet
+    name_standard_domain(model)
+    return model
+
+
+def name_standard_domain(model: ir.Model) -> None:
+    """Imports the standard operators under the name that onnx-ir gives them on nodes, where ``ai.onnx`` is empty."""
+    for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+        if "ai.onnx" in imports:
+            imports.setdefault("", imports.pop("ai.onnx"))
+
+
+def _check_graph(graph: onnx.GraphProto) -> None:
+    if graph.sparse_initializer:
+        raise ModelError("sparse initializers are not supported; export the model with dense ones")
+    names: set[str] = set()
+    for tensor in graph.initializer:
+        if tensor.name in names:
+            raise ModelError(f"two initializers are named '{tensor.name}'; export the model again")
+        names.add(tensor.name)
+        _check_data(tensor)
+    _check_attributes(graph.node)
+
+
+def _check_function(function: onnx.FunctionProto) -> None:
+    defined = {*function.input, *(name for node in function.node for name in node.output)}
+    for name in function.output:
+        if name not in defined:
+            raise ModelError(
+                f"output '{name}' of function {function.domain}::{function.name} is defined by no node;"
+                " export the model again"
+            )
+    _check_attributes(function.node)
+
+
+def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        if not isinstance(node.op_type, str):  # protobuf gives bytes that are not UTF-8 as they are
+            raise ModelError(
+                f"node '{node.name}' has an operator type that is not text; download or export the model again"
+            )
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                continue
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _check_data(attribute.t)
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                _check_graph(attribute.g)
+            for graph in attribute.graphs:
+                _check_graph(graph)
+
+
+def _check_data(tensor: onnx.TensorProto) -> None:
+    """Refuses data of another length than the shape's, and a place in a file that is no place."""
+    dtype = ir.DataType(tensor.data_type)
+    if dtype == ir.DataType.UNDEFINED:
+        raise ModelError(f"tensor '{tensor.name}' has no element type; export the model again")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        for entry in tensor.external_data:
+            if entry.key in ("offset", "length") and not entry.value.isdecimal():
+                raise ModelError(
+                    f"tensor '{tensor.name}': the {entry.key} '{entry.value}' of its external data is not a count of"
+                    " bytes; export the model again"
+                )
+        return
+    size = math.prod(tensor.dims)
+    if tensor.HasField("raw_data"):
+        needed, given, what = -(-size * dtype.bitwidth // 8), len(tensor.raw_data), "bytes"
+    else:
+        needed, given, what = _entries(size, dtype), sum(len(getattr(tensor, field)) for field in _TYPED), "entries"
+    if needed != given:
+        raise ModelError(
+            f"tensor '{tensor.name}' of shape {list(tensor.dims)} takes {needed:,} {what} and has {given:,};"
+            " export the model again"
+        )
+
+
+_TYPED = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+"""Fields of a tensor that hold its elements where ``raw_data`` does not."""
+
+
+def _entries(size: int, dtype: ir.DataType) -> int:
+    """Entries of a typed field that ``size`` elements take: 2 and 4 bits lie packed in bytes, complex ones in two."""
+    if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        return 2 * size
+    packed = dtype != ir.DataType.STRING and dtype.bitwidth in (2, 4)
+    return -(-size * dtype.bitwidth // 8) if packed else size

@@ -1,0 +1,111 @@
+"""Output appears complete or not at all, and never over something else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from io_models import external, files, linear
+
+import rewriter
+from rewriter import io
+from rewriter.errors import ModelError, UsageError
+
+
+def test_an_existing_output_is_refused_or_swapped(tmp_path: Path) -> None:
+    model, out = ir.from_proto(linear()), tmp_path / "out"
+    out.mkdir()
+    io.save(model, out)
+    with pytest.raises(UsageError, match="--overwrite"):
+        io.save(model, out)
+    io.save(model, out, name="other.onnx", overwrite=True)
+    assert list(files(out)) == ["other.onnx"]
+    (out / "other.onnx").rename(out / "notes.txt")
+    with pytest.raises(UsageError, match=r"holds no \.onnx file"):
+        io.save(model, out, overwrite=True)
+    with pytest.raises(UsageError, match="is a file"):
+        io.save(model, out / "notes.txt", overwrite=True)
+    with pytest.raises(UsageError, match="part of the path is a file"):
+        io.save(model, out / "notes.txt" / "below")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_input_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = external(tmp_path / "a" / "in")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    before = files(path.parent)
+    model = io.load(path)
+    for out in (path.parent, tmp_path / "a", tmp_path / "link", tmp_path / "link" / "in"):
+        with pytest.raises(UsageError, match="holds the input"):
+            io.save(model, out, overwrite=True)
+    io.save(model, path.parent / "below")
+    shutil.rmtree(path.parent / "below")
+    assert files(path.parent) == before
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="working directory"):
+        io.save(ir.from_proto(linear()), tmp_path, overwrite=True)
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ir.from_proto(linear())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="free some space"):
+        io.save(model, tmp_path / "out")
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="the name is too long"):
+        io.save(model, tmp_path / ("a" * 300))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UsageError, match="permission denied"):
+        io.save(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import sys, time
+import numpy as np, onnx_ir as ir
+from rewriter import io
+model = io.load(sys.argv[1])
+def wait():
+    print("writing", flush=True)
+    time.sleep(60)
+tensor = ir.LazyTensor(wait, ir.DataType.FLOAT, ir.Shape([64, 64]), name="slow")
+model.graph.register_initializer(ir.Value(name="slow", const_value=tensor))
+io.save(model, sys.argv[2], max_shard_size=1 << 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="leftovers are kept where there are no locks")
+def test_a_killed_run_leaves_no_output_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    path, out = external(tmp_path / "in"), tmp_path / "out"
+    environment = os.environ | {"PYTHONPATH": str(Path(rewriter.__file__).parents[1])}
+    command = [sys.executable, "-c", KILLED, str(path), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as run:
+        assert run.stdout is not None and run.stdout.readline() == b"writing\n"
+        partial = [p.name for p in tmp_path.iterdir() if p.name != "in"]
+        assert partial == [f".out.partial-{run.pid}"]
+        io.save(ir.from_proto(linear()), out)  # a run that goes on is left alone
+        assert (tmp_path / partial[0]).exists()
+        shutil.rmtree(out)
+        run.send_signal(signal.SIGKILL)
+    assert not out.exists() and (tmp_path / partial[0]).exists()
+    io.save(ir.from_proto(linear()), out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_an_output_moved_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
+    io.save(ir.from_proto(linear()), tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.old-1")
+    with pytest.raises(ModelError):
+        io.load(tmp_path / "out")
+    io.save(ir.from_proto(linear()), tmp_path / "out", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,91 @@
+"""How a block of experts may be written, and the graph that it is written into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+ELEMENT = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
+
+ROUTERS = (
+    "softmax-topk-normalised", "softmax-topk", "topk-softmax", "sigmoid-normalised", "scaled", "table", "epsilon",
+)  # fmt: skip
+GIVEN = ("biased", "biased-raw", "biased-epsilon", "biased-clipped", "biased-table", "masked")
+ACTIVATIONS = ("swiglu", "clamped", "clamped-min-max", "gate-times-up-first", "silu", "relu", "gelu", "quick", "plain")
+WEIGHTS = ("gather", "gather-transposed", "gather-rank1", "slice", "split", "own", "own-transposed")
+COMBINES = (
+    "mask-sum", "mask-first", "where", "slots", "terms-per-slot", "onehot", "equal-range", "scatter", "chosen",
+    "chosen-left", "chosen-einsum", "dense", "dense-expand", "joined-sum", "joined-matmul", "joined-einsum",
+)  # fmt: skip
+STACKED = ("chosen", "chosen-left", "chosen-einsum", "dense", "dense-expand")
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a block is written, and what is wrong with it (``broken``: nothing where it is empty)."""
+
+    router: str = "softmax-topk-normalised"
+    activation: str = "swiglu"
+    weights: str = "gather"
+    combine: str = "mask-sum"
+    halves: str = "split"
+    bias: bool = False
+    seed: str = ""
+    rank: int = 2
+    experts: int = 4
+    k: int = 2
+    hidden: int = 8
+    inter: int = 6
+    dtype: str = "float32"
+    shared: bool = False
+    alias: bool = False
+    broken: str = ""
+    random: int = 0
+
+
+@dataclass
+class Graph:
+    """A graph that is being written."""
+
+    dtype: np.dtype[Any]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    def op(self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
+        names = [f"v{len(self.nodes)}_{i}" for i in range(outputs)]
+        node = helper.make_node(op_type, inputs, names, name=f"n{len(self.nodes)}", domain=domain, **attributes)
+        self.nodes.append(node)
+        return names[0] if outputs == 1 else names
+
+    def const(self, array: Any, dtype: Any = np.int64) -> str:
+        array = np.asarray(array, dtype)
+        for name, known in self.initializers.items():
+            if known.dtype == array.dtype and known.shape == array.shape and np.array_equal(known, array):
+                return name
+        return self.weight(f"c{len(self.initializers)}", array)
+
+    def number(self, value: float) -> str:
+        return self.const(value, self.dtype)
+
+    def weight(self, name: str, array: Any) -> str:
+        self.initializers[name] = np.asarray(array)
+        return name
+
+
+class Part:
+    """Writes a part of a block."""
+
+    def __init__(self, g: Graph, how: Spelling, arrays: dict[str, Any], gated: bool) -> None:
+        self.g, self.how, self.arrays, self.gated = g, how, arrays, gated
+        self.inner = ""
+        self.halves: dict[int, list[str]] = {}
+
+    def _scattered(self, weights: str, chosen: str) -> str:
+        g = self.g
+        shape = g.op("Concat", g.op("Shape", chosen, end=-1), g.const([self.how.experts]), axis=0)
+        zeros = g.op("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, g.dtype)))
+        return str(g.op("ScatterElements", zeros, chosen, weights, axis=-1))
