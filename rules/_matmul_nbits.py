@@ -66,7 +66,8 @@ def read_weight(run: Run, x: ir.Value, w: ir.Value) -> View:
         raise Declined(f"the weight {list(view.shape)} holds {view.size} elements in more than one matrix", w)
     if view.rank > 2 and (x.shape is None or x.shape.rank() < view.rank):
         raise Declined(f"the weight has rank {view.rank} and the rank of its input is lower or unknown", x)
-    dtype = require_dtype(x, FLOATS, "the input")
+    known = x.dtype is not None or view.dtype not in FLOATS  # else it is the weight's: a product's operands have one
+    dtype = require_dtype(x, FLOATS, "the input") if known else view.dtype
     if dtype != view.dtype:
         raise Declined(f"the weight is {view.dtype.name} and its input {dtype.name}", w)
     if 0 in view.shape:

@@ -5,7 +5,7 @@ Replacement:  the same QMoE with the codes laid out anew; scales, zero points an
 Declines when:
               nothing tells in which layout the weights are
               the target does not read the wanted layout, or N and K do not allow it
-Source:       com.microsoft::QMoE; CUDA exports hold prepacked weights, which every other provider reads as garbage
+Source:       com.microsoft::QMoE; CUDA exports hold prepacked weights, which other providers refuse or read as garbage
 """
 
 from __future__ import annotations

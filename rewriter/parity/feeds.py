@@ -57,7 +57,7 @@ def random_feeds(
             feeds[name] = _as_told(rewrite.fed[value], sizes, generator)
             continue
         shape = _routed_shape(value, _multiplied_shape(value, _shape(value, sizes), rewrite), rewrite, sizes, experts)
-        dtype = value.dtype or _routed_dtype(value, rewrite)
+        dtype = value.dtype or _routed_dtype(value, rewrite) or _multiplied_dtype(value, rewrite)
         if dtype is None or shape is None:
             reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
             raise Declined(reason, value)
@@ -193,6 +193,13 @@ def _multiplied_shape(value: ir.Value, shape: Shape | None, rewrite: Rewrite) ->
             if weight is not None and isinstance(depth := weight[-1 if transposed else -2], int):
                 return (*(shape or (3, 0))[:-1], depth)
     return shape
+
+
+def _multiplied_dtype(value: ir.Value, rewrite: Rewrite) -> ir.DataType | None:
+    """The dtype of a weight that multiplies the value, which is the value's own."""
+    readers = (n for n in rewrite.matched if n.op_type in ("MatMul", "Gemm") and n.inputs[0] is value)
+    weights = (node.inputs[1] for node in readers)
+    return next((weight.dtype for weight in weights if weight is not None and weight.dtype is not None), None)
 
 
 def _routed_dtype(value: ir.Value, rewrite: Rewrite) -> ir.DataType | None:

@@ -90,8 +90,9 @@ _ALL_BLOCKS = (0, 16, 32, 64, 128, 256)
 _GPU_BLOCKS = (0, 32, 64, 128)
 _GPT_OSS = (1.702, 1.0, 7.0)
 
-# It may write over x, which it has not read yet when it clears what normalize_routing_weights=0 adds to.
+# Before 1.32 it may write over x, not yet read when it clears what normalize_routing_weights=0 adds to.
 _CPU_MOE = Kernel((1, 23), unnormalized=())
+_CPU_MOE_1_32 = replace(_CPU_MOE, since=(1, 32), unnormalized=_CPU_MOE.dtypes)
 _CPU_1_23 = Kernel(
     (1, 23),
     activations=("swiglu",),
@@ -137,7 +138,7 @@ _WEBGPU_MOE = Kernel((1, 24), activations=("swiglu",), unnormalized=())
 _WEBGPU_QMOE = replace(_WEBGPU_MOE, blocks=dict.fromkeys((4, 8), _GPU_BLOCKS[1:]), single_block="alike")
 
 KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
-    ("cpu", "MoE"): (_CPU_MOE,),
+    ("cpu", "MoE"): (_CPU_MOE, _CPU_MOE_1_32),
     ("cpu", "QMoE"): (_CPU_1_23, _CPU_1_24, _CPU_1_25, _CPU_1_27, _CPU_1_31),
     ("cuda", "MoE"): (_CUDA_MOE, replace(_CUDA_MOE, since=(1, 28), fusions=(1, 2), constants=None)),
     ("cuda", "QMoE"): (_CUDA_1_23, _CUDA_1_24, _CUDA_1_28, _CUDA_1_31),

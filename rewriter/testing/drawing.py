@@ -55,7 +55,8 @@ class Seen:
 def terse(profile: settings, *unhurried: HealthCheck) -> settings:
     """Returns a profile that fails with one AssertionError, and prints nothing beside its message.
 
-    The message holds the model as text; Hypothesis would add its ``repr``, and seek lines of code to blame.
+    The message holds the model as text; Hypothesis would add its ``repr`` (and, where the variable CI is set, a
+    decorator that reproduces it), and seek lines of code to blame.
     """
     quiet = Verbosity.quiet if profile.verbosity is Verbosity.normal else profile.verbosity
     return settings(
@@ -64,6 +65,7 @@ def terse(profile: settings, *unhurried: HealthCheck) -> settings:
         suppress_health_check=[*profile.suppress_health_check, *unhurried],
         phases=[phase for phase in profile.phases if phase is not Phase.explain],
         verbosity=quiet,
+        print_blob=False,
     )
 
 

@@ -221,3 +221,16 @@ def test_holds_after_unstack():
 
 def test_loads_where_the_input_does():
     assert run(quantized(one(), RULE).model, {"x": X})["y"].shape == (3, 12)
+
+
+@pytest.mark.parametrize(("dtype", "fires"), [("float", True), ("double", False)])
+def test_an_input_of_no_known_type_has_the_weights(dtype, fires):
+    held = weights(40, 12).astype(np.float32 if dtype == "float" else np.float64)
+    model = linear_model("h = Relu (x) y = MatMul (h, w)", {"w": held}, dtype=dtype)
+    model.graph[0].op_type, model.graph[0].domain = "Unheard", "of.nobody"
+    model.graph[0].outputs[0].type = None
+    model.opset_imports["of.nobody"] = 1
+    result = quantized(model, RULE)
+    assert result.report.applied == ({"matmul-to-matmul-nbits": 1} if fires else {})
+    reasons = [decline.reason for decline in result.report.declines]
+    assert reasons == ([] if fires else ["the element type of the input is unknown"])

@@ -72,7 +72,6 @@ def test_a_prepacked_model_runs_on_the_cpu_once_it_is_raw():
     raw = raw_model(inter=128)
     packed = rewrite(raw, layout("cutlass-sm80"), "cuda:sm80").model
     inputs = feeds()
-    assert relative(ort(packed, inputs), ort(raw, inputs)) > 0.1  # read as raw: garbage
     np.testing.assert_array_equal(ort(rewrite(packed, layout(), "cpu").model, inputs), ort(raw, inputs))
 
 

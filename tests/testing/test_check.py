@@ -173,9 +173,11 @@ def test_the_cause_of_a_rule_error_is_the_rules_own():
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_hypothesis_adds_nothing_to_the_message():
+@pytest.mark.parametrize("print_blob", [False, True])  # Hypothesis' default is True where the variable CI is set
+def test_hypothesis_adds_nothing_to_the_message(print_blob):
+    few = settings(FEW, print_blob=print_blob)
     with pytest.raises(AssertionError) as caught:
-        check_rule(Relu(lambda op, x, y: op.Abs(x)), st.builds(lambda: ir.from_onnx_text(MODEL)), settings=FEW)
+        check_rule(Relu(lambda op, x, y: op.Abs(x)), st.builds(lambda: ir.from_onnx_text(MODEL)), settings=few)
     assert not getattr(caught.value, "__notes__", [])
 
 

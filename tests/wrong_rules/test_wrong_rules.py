@@ -37,7 +37,7 @@ CAUGHT = {
     r"would be nearer": "codes: not the nearest to the weight",
     r"is part of a constant whose parts": "sizes: a constant is copied and stays",
     r"output '.*' (is|differs|has shape)": "whole model: outputs differ",
-    r"runs the model and not the result": "target: runs the result as something else",
+    r"runs the model's operators and not the result's": "target: runs the result as something else",
     r"the model runs and the result does not": "whole model: the result does not run",
     r"the checker accepts the model": "checker: the result is invalid",
     r"fires again": "second run: not idempotent",
