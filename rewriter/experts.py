@@ -11,6 +11,8 @@ import onnx_ir as ir
 from rewriter.stored import integer
 
 OPERATORS = ("MoE", "QMoE")
+GLU = ("swiglu", "geglu")
+"""Activations of one linear that multiply another: both are rows of fc1, or the other is fc3."""
 PROJECTIONS = ("fc1", "fc2", "fc3")
 
 SLOTS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
@@ -50,11 +52,11 @@ class ExpertForm:
 
     Attributes:
         k: experts per token.
-        activation: relu, gelu, silu, identity, swiglu, or what an exporter calls it.
+        activation: relu, relu2, gelu (tanh), silu, identity, swiglu, geglu, or what an exporter calls it.
         alpha: of SwiGLU, in ``G * sigmoid(alpha * G) * (L + beta)``.
         beta: of SwiGLU.
         limit: of SwiGLU; infinite where there is none.
-        fusion: of SwiGLU: 0 gate and linear apart in fc1 and fc3, 1 rows interleaved in fc1, 2 concatenated.
+        fusion: of ``GLU``: 0 gate and linear apart in fc1 and fc3, 1 rows interleaved in fc1, 2 concatenated.
         normalize: whether the weights of the k experts add up to one.
         sparse_mixer: whether Phi-MoE's router is used.
         gated: whether there is an fc3.
@@ -74,8 +76,8 @@ class ExpertForm:
 
     @property
     def fused(self) -> int:
-        """How many halves fc1 holds: 2 for fused SwiGLU, else 1."""
-        return 2 if self.activation == "swiglu" and self.fusion else 1
+        """How many halves fc1 holds: 2 for a fused gate, else 1."""
+        return 2 if self.activation in GLU and self.fusion else 1
 
     def attributes(self) -> dict[str, int | float | str]:
         """Returns the attributes of a node of this form; those of SwiGLU only where it is one, and no infinity."""
@@ -86,8 +88,10 @@ class ExpertForm:
         }
         if self.sparse_mixer:
             found["use_sparse_mixer"] = 1
+        if self.activation in GLU:
+            found["swiglu_fusion"] = self.fusion
         if self.activation == "swiglu":
-            found |= {"swiglu_fusion": self.fusion, "activation_alpha": self.alpha, "activation_beta": self.beta}
+            found |= {"activation_alpha": self.alpha, "activation_beta": self.beta}
             if math.isfinite(self.limit):
                 found["swiglu_limit"] = self.limit
         return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.experts import ExpertForm
+from rewriter.experts import GLU, ExpertForm
 from rewriter.facts import Facts
 from rewriter.rule import Declined, Fed
 from rules._block import Block, Routing
@@ -29,7 +29,7 @@ def form_of(block: Block, routing: Routing) -> ExpertForm:
         alpha=activation.alpha,
         beta=activation.beta,
         limit=math.inf if activation.limit is None else activation.limit,
-        fusion=1 if activation.kind == "swiglu" else 0,
+        fusion=1 if activation.kind in GLU else 0,
         normalize=routing.normalize,
     )
 

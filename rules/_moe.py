@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.experts import PROJECTIONS, SLOTS, ExpertForm, form_of, input_at
+from rewriter.experts import GLU, PROJECTIONS, SLOTS, ExpertForm, form_of, input_at
 from rewriter.rule import Declined, Run
 from rewriter.tensors import StackedCopy, View, ViewTensor
 from rules._guards import FLOATS, require_constant, require_dtype
@@ -155,9 +155,9 @@ def _require_shapes(experts: Experts) -> None:
         raise Declined(f"fc2 has shape {list(fc2.shape)}; expected [E, H, I]", experts.node)
     e, h, i = fc2.shape
     form = experts.form
-    if form.activation == "swiglu" and not form.fusion and not form.gated:
+    if form.activation in GLU and not form.fusion and not form.gated:
         raise Declined("swiglu_fusion=0 needs the linear half in fc3", experts.node)
-    if form.activation == "swiglu" and form.fusion and form.gated:
+    if form.activation in GLU and form.fusion and form.gated:
         raise Declined(f"fc3 beside swiglu_fusion={form.fusion}, which holds it in fc1", experts.node)
     expected = {"fc1": (e, form.fused * i, h), "fc2": (e, h, i), "fc3": (e, i, h)}
     for projection in experts.projections:

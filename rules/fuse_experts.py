@@ -15,8 +15,7 @@ Declines when:
               the target's MoE does not run it, or not in this dtype
               something else reads a value inside of the block, or its weights; two of gate, up and down are one
               an operator between a router's choice and the sum is none that the recognisers know
-              weights of float16 or bfloat16 would have to be scaled
-              two of gate, up and down are one weight
+              biases of float16 or bfloat16 would have to be scaled, or weights that are not quantized next
 Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onnx, as the recognisers list them
 """
 
@@ -73,10 +72,10 @@ class FuseExperts(Rule):
         if routing.given is not None:
             _require_logarithms(block, routing.given)
             block = replace(block, mixing=replace(block.mixing, table=None))
-        weights = _weights(block, node)
-        form, routing = self._form(block, routing, weights[0].dtype, node)
+        form, routing = self._form(block, routing, facts_dtype(block), node)
         if routing.total is not None:
             block = replace(block, mixing=replace(block.mixing, scale=1.0))
+        weights, block = _weights(block, node, rounds=self._into == "QMoE")
         nodes = covered(facts, block, routing)
         if self._into == "QMoE":
             self._require_quantizable(block, form, weights, nodes)
@@ -170,8 +169,14 @@ Weights = tuple[View, View | None, View, View | None]
 """fc1, fc1_bias, fc2 and fc2_bias."""
 
 
-def _weights(block: Block, node: ir.Node) -> Weights:
-    """fc1, fc1_bias, fc2 and fc2_bias of the whole block."""
+def _weights(block: Block, node: ir.Node, *, rounds: bool) -> tuple[Weights, Block]:
+    """fc1, fc1_bias, fc2 and fc2_bias of the whole block, and the block without the factors that went into them.
+
+    Args:
+        block: the block.
+        node: what completes it, for the reason.
+        rounds: whether factors may round the weights, since they are quantized next.
+    """
     gate, gate_bias = _projection([e.gate for e in block.experts], "gate", node)
     down = [_dense(e.down, "down", node) for e in block.experts]
     require_alike(down, "down", node)
@@ -188,8 +193,6 @@ def _weights(block: Block, node: ir.Node) -> Weights:
             raise Declined(f"up is {list(up.shape)} and gate {list(gate.shape)}", node)
         if len({_elements(view) for view in (gate, up, fc2)}) < 3:
             raise Declined("two of gate, up and down are one weight, which fc1 would hold once more", node)
-        if len({gate, up, fc2}) < 3:
-            raise Declined("two of gate, up and down are one weight, which fc1 would hold once more", node)
         fc1 = interleaved(gate, up)
         if gate_bias is not None or up_bias is not None:
             fc1_bias = interleaved(gate_bias or _zeros(gate), up_bias or _zeros(up))
@@ -198,13 +201,26 @@ def _weights(block: Block, node: ir.Node) -> Weights:
     dtypes = {w.dtype for w in (fc1, fc1_bias, fc2, fc2_bias) if w is not None} | {block.x.dtype or fc1.dtype}
     if len(dtypes) != 1 or not dtypes <= FLOATS:
         raise Declined(f"x and the weights are {', '.join(sorted(d.name for d in dtypes))}", node)
-    table = block.mixing.table
-    if table is not None:
-        if fc2.dtype != ir.DataType.FLOAT:
-            raise Declined(f"a factor for each expert would round its {fc2.dtype.name} weights", node)
-        factors = [float(f) for f in np.asarray(table.numpy())]
-        fc2, fc2_bias = scaled(fc2, factors), None if fc2_bias is None else scaled(fc2_bias, factors)
-    return fc1, fc1_bias, fc2, fc2_bias
+    fc2, fc2_bias, block = _with_factors(block, fc2, fc2_bias, node, rounds=rounds)
+    return (fc1, fc1_bias, fc2, fc2_bias), block
+
+
+def _with_factors(
+    block: Block, fc2: View, fc2_bias: View | None, node: ir.Node, *, rounds: bool
+) -> tuple[View, View | None, Block]:
+    """fc2 and its bias times what the router multiplies each expert with, and the block without that."""
+    mixing = block.mixing
+    half = fc2.dtype != ir.DataType.FLOAT
+    rounds = rounds and fc2_bias is None
+    if mixing.table is not None and half and not rounds:
+        what = "weights" if fc2_bias is None else "bias"
+        raise Declined(f"a factor for each expert would round its {fc2.dtype.name} {what}", node)
+    factors = np.ones(len(block.experts)) if mixing.table is None else np.asarray(mixing.table.numpy(), np.float64)
+    if half and rounds:
+        factors, mixing = factors * mixing.scale, replace(mixing, scale=1.0)
+    numbers = factors.tolist()
+    bias = None if fc2_bias is None else scaled(fc2_bias, numbers)
+    return scaled(fc2, numbers), bias, replace(block, mixing=mixing)
 
 
 def _elements(view: View) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from rewriter.experts import GLU
 from rewriter.facts import Recogniser
 from rewriter.rule import NotApplicable, Rule
 from rewriter.tensors import View, ViewTensor
@@ -39,7 +40,7 @@ class SwigluInterleave(Rule):
         if not needs_fusion(self.run, 1, instead_of=2):
             raise NotApplicable
         experts = read_moe(self.run, y)
-        if experts.form.activation != "swiglu":
+        if experts.form.activation not in GLU:
             raise NotApplicable
         require_weights_disappear(experts)
         fc1, fc2 = experts.projections

@@ -1,6 +1,7 @@
 """What each provider's MoE and QMoE run, by version.
 
-Source: the CPU rows were measured on each release's own wheel; CUDA's and WebGPU's are read off their kernels' checks.
+Source: the CPU rows were measured on each release's own wheel; CUDA's and WebGPU's are read off their kernels' checks,
+and CUDA's activations of 1.32 off the documentation in that release's schemas.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rewriter.experts import ExpertForm
+from rewriter.experts import GLU, ExpertForm
 from rewriter.target.version import Version
 
 
@@ -23,7 +24,7 @@ class Kernel:
         since: the first version.
         dtypes: of x.
         activations: values of ``activation_type``.
-        fusions: values of ``swiglu_fusion`` other than 0.
+        fusions: values of ``swiglu_fusion`` other than 0, of every gated activation.
         fc3: activations that may be gated by an fc3.
         sparse_mixer: whether ``use_sparse_mixer`` is heeded.
         unnormalized: dtypes in which ``normalize_routing_weights=0`` is heeded where no router_weights are given.
@@ -70,7 +71,7 @@ class Kernel:
             return f"{dtype.lower()} has no kernel (it runs {', '.join(self.dtypes).lower()})"
         if form.gated and form.activation not in self.fc3:
             return f"fc3 beside '{form.activation}' has no kernel"
-        if form.activation == "swiglu" and not form.gated and form.fusion not in self.fusions:
+        if form.activation in GLU and not form.gated and form.fusion not in self.fusions:
             return f"swiglu_fusion={form.fusion} has no kernel (it runs {', '.join(map(str, self.fusions))})"
         if form.sparse_mixer and not self.sparse_mixer:
             return "use_sparse_mixer has no kernel"
@@ -134,14 +135,22 @@ _CUDA_1_23 = Kernel(
 _CUDA_1_24 = replace(_CUDA_1_23, since=(1, 24), zero_point_blocks=_GPU_BLOCKS[1:])
 _CUDA_1_28 = replace(_CUDA_1_24, since=(1, 28), fusions=(1, 2), constants=None, layouts=(None, 80))
 _CUDA_1_31 = replace(_CUDA_1_28, since=(1, 31), single_block="any")
+_CUDA_ACTIVATIONS_1_32 = (*_CUDA_MOE.activations, "relu2", "geglu")
+_CUDA_MOE_1_28 = replace(_CUDA_MOE, since=(1, 28), fusions=(1, 2), constants=None)
 _WEBGPU_MOE = Kernel((1, 24), activations=("swiglu",), unnormalized=())
 _WEBGPU_QMOE = replace(_WEBGPU_MOE, blocks=dict.fromkeys((4, 8), _GPU_BLOCKS[1:]), single_block="alike")
 
 KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
     ("cpu", "MoE"): (_CPU_MOE, _CPU_MOE_1_32),
     ("cpu", "QMoE"): (_CPU_1_23, _CPU_1_24, _CPU_1_25, _CPU_1_27, _CPU_1_31),
-    ("cuda", "MoE"): (_CUDA_MOE, replace(_CUDA_MOE, since=(1, 28), fusions=(1, 2), constants=None)),
-    ("cuda", "QMoE"): (_CUDA_1_23, _CUDA_1_24, _CUDA_1_28, _CUDA_1_31),
+    ("cuda", "MoE"): (
+        *(_CUDA_MOE, _CUDA_MOE_1_28),
+        replace(_CUDA_MOE_1_28, since=(1, 32), activations=_CUDA_ACTIVATIONS_1_32),
+    ),
+    ("cuda", "QMoE"): (
+        *(_CUDA_1_23, _CUDA_1_24, _CUDA_1_28, _CUDA_1_31),
+        replace(_CUDA_1_31, since=(1, 32), activations=_CUDA_ACTIVATIONS_1_32),
+    ),
     ("webgpu", "MoE"): (_WEBGPU_MOE,),
     ("webgpu", "QMoE"): (_WEBGPU_QMOE, replace(_WEBGPU_QMOE, since=(1, 31), single_block="any")),
 }

@@ -61,9 +61,10 @@ class Scaled(RowsTensor):
     """A view with every position of its first axis times a number of its own."""
 
     def __init__(self, view: View, factors: Sequence[float]) -> None:
-        numbers = np.array(factors, view.dtype.numpy()).reshape(-1, *(1,) * (view.rank - 1))
+        dtype = view.dtype.numpy()
+        numbers = np.array(factors, np.float32).reshape(-1, *(1,) * (view.rank - 1))
         super().__init__(
-            lambda first, count: view.slice(0, first, count).numpy() * numbers[first : first + count],
+            lambda first, count: (view.slice(0, first, count).numpy() * numbers[first : first + count]).astype(dtype),
             view.dtype,
             view.shape,
             view.name,

@@ -139,7 +139,11 @@ _PLAIN: dict[tuple[Step, ...], Activation] = {
 }
 
 
-def classify(features: Features, node: ir.Node) -> tuple[Activation, Linear, Linear | None]:
+Found = tuple[Activation, Linear, Linear | None]
+"""An activation, the linear that is activated, and the one that multiplies it."""
+
+
+def classify(features: Features, node: ir.Node) -> Found:
     """Returns which activation a product of features is, the linear that is activated, and the one that multiplies it.
 
     Args:
@@ -152,8 +156,8 @@ def classify(features: Features, node: ir.Node) -> tuple[Activation, Linear, Lin
     factors = [_simple(factor) for factor in features.factors]
     gated = _swish(factors)
     if gated is None:
-        if len(factors) == 1 and factors[0].steps in _PLAIN:
-            return _PLAIN[factors[0].steps], factors[0].linear, None
+        if found := _plain(factors) or _geglu(factors):
+            return found
         raise Declined(f"MoE has no activation {describe(features)}", node)
     gate, alpha, others = gated
     limit = _limit(gate.steps)
@@ -165,6 +169,26 @@ def classify(features: Features, node: ir.Node) -> tuple[Activation, Linear, Lin
         if clipped:
             return Activation("swiglu", alpha, beta, None if math.isinf(limit) else limit), gate.linear, up.linear
     raise Declined(f"MoE has no activation {describe(features)}", node)
+
+
+def _plain(factors: Sequence[Factor]) -> Found | None:
+    """A function of one linear, or the square of relu."""
+    kind = _PLAIN.get(factors[0].steps)
+    if kind is not None and len(factors) == 1:
+        return kind, factors[0].linear, None
+    if kind == Activation("relu") and len(factors) == 2 and factors[0] == factors[1]:
+        return Activation("relu2"), factors[0].linear, None
+    return None
+
+
+def _geglu(factors: Sequence[Factor]) -> Found | None:
+    """The tanh form of gelu of one linear times another of the same tokens."""
+    if len(factors) != 2:
+        return None
+    for gate, up in (factors, factors[::-1]):
+        if gate.steps == (("gelu",),) and not up.steps and up.linear.x is gate.linear.x:
+            return Activation("geglu"), gate.linear, up.linear
+    return None
 
 
 def _simple(factor: Factor) -> Factor:

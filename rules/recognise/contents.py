@@ -212,13 +212,13 @@ class Activation:
     """The function between an expert's projections, as com.microsoft::MoE has it.
 
     Attributes:
-        kind: relu, gelu (tanh), silu, identity, or swiglu.
+        kind: relu, relu2 (its square), gelu (tanh), silu, identity, swiglu, or geglu (gelu of one times another).
         alpha: of swiglu: g * sigmoid(alpha * g) * (l + beta).
         beta: see alpha.
         limit: g is at most this and l at most this in magnitude; None for no limit.
     """
 
-    kind: Literal["relu", "gelu", "silu", "identity", "swiglu"]
+    kind: Literal["relu", "relu2", "gelu", "silu", "identity", "swiglu", "geglu"]
     alpha: float = 1.0
     beta: float = 0.0
     limit: float | None = None

@@ -145,4 +145,13 @@ class Max(_Elementwise):
         return bounded(a, number, node) or with_number("Max", a, number)
 
 
-RECOGNISERS: tuple[Recogniser, ...] = (Mul(), Add(), Div(), Sub(), Min(), Max())
+class Pow(_Elementwise):
+    """Squares."""
+
+    commutes = False
+
+    def number(self, a: Content, number: float, node: ir.Node) -> Content | None:
+        return product(a, a) if number == 2 else None
+
+
+RECOGNISERS: tuple[Recogniser, ...] = (Mul(), Add(), Div(), Sub(), Min(), Max(), Pow())

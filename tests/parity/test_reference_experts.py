@@ -47,6 +47,30 @@ def test_moe(activation, bias, dtype):
             assert_agree("MoE", moe, FEEDS, activation | {"k": k, "normalize_routing_weights": 0})
 
 
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+ON_CUDA = {
+    "relu2": ({"activation_type": "relu2"}, lambda h: np.maximum(h, 0) ** 2),
+    "geglu-1": ({"activation_type": "geglu", "swiglu_fusion": 1}, lambda h: gelu(h[0::2]) * h[1::2]),
+    "geglu-2": ({"activation_type": "geglu", "swiglu_fusion": 2}, lambda h: gelu(h[: h.size // 2]) * h[h.size // 2 :]),
+}
+
+
+@pytest.mark.parametrize("name", ON_CUDA)
+def test_activations_that_only_cuda_runs(name):
+    attributes, activate = ON_CUDA[name]
+    moe = random_moe(bias=False, gated="swiglu_fusion" in attributes)
+    ours = reference("MoE", moe, FEEDS, attributes | {"k": 1})
+    shares = np.exp(moe["router"]) / np.exp(moe["router"]).sum(axis=-1, keepdims=True)
+    expected = np.empty_like(ours)
+    for token, expert in enumerate(np.argmax(shares, axis=-1)):
+        h = moe["fc1"][expert].astype(np.float64) @ moe["x"][token]
+        expected[token] = shares[token, expert] * (moe["fc2"][expert] @ activate(h))
+    assert relative_error(ours, expected) < 1e-5
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS[:4], ids=ids)
 def test_alpha_beta_and_limit_belong_to_swiglu(activation):
     attributes = {"k": 2, "activation_alpha": 1.7, "activation_beta": 0.5, "swiglu_limit": 0.1}
@@ -185,8 +209,9 @@ def test_the_cpu_providers_qmoe_normalizes_whatever_the_attribute_says():
 @pytest.mark.parametrize(
     ("attributes", "form", "error", "reason"),
     [
-        ({"activation_type": "geglu"}, {}, TargetError, "activation_type 'geglu'"),
-        ({"activation_type": "geglu"}, {"gated": True}, TargetError, "activation_type 'geglu'"),
+        ({"activation_type": "reglu"}, {}, TargetError, "activation_type 'reglu'"),
+        ({"activation_type": "geglu"}, {"fc3": True}, TargetError, "geglu with swiglu_fusion=0"),
+        ({"activation_type": "geglu", "swiglu_fusion": 1}, {"fc3": True, "gated": True}, TargetError, "fc3 beside"),
         ({"activation_type": "relu"}, {"fc3": True}, TargetError, "fc3 with activation_type 'relu'"),
         ({"activation_type": "silu", "activation_alpha": 2.0}, {"fc3": True}, TargetError, "silu with fc3 and"),
         ({"activation_type": "swiglu"}, {}, ModelError, "needs fc3"),

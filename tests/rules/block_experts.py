@@ -90,8 +90,12 @@ class Experts(Part):
             gate, up = up, gate
         if how.broken == "erf-gelu":
             return str(g.op("Mul", g.op("Gelu", gate), up))
-        if how.broken == "geglu":
-            return str(g.op("Mul", g.op("Gelu", gate, approximate="tanh"), up))
+        if kind.startswith("geglu"):
+            gelu = g.op("Gelu", gate, approximate="tanh")
+            return str(g.op("Mul", *((up, gelu) if kind == "geglu-up-first" else (gelu, up))))
+        if kind in ("squared", "pow"):
+            relu = g.op("Relu", gate)
+            return str(g.op("Mul", relu, relu) if kind == "squared" else g.op("Pow", relu, g.number(2.0)))
         if how.broken == "tanh":
             return str(g.op("Mul", g.op("Tanh", gate), up))
         if kind == "swiglu":

@@ -7,12 +7,24 @@ from typing import Any
 import numpy as np
 import onnx
 from block_joined import Joined
-from block_parts import ACTIVATIONS, COMBINES, ELEMENT, GIVEN, ROUTERS, STACKED, WEIGHTS, Graph, Spelling
+from block_parts import (
+    ACTIVATIONS,
+    COMBINES,
+    ELEMENT,
+    GIVEN,
+    ON_CUDA,
+    ROUTERS,
+    STACKED,
+    UNGATED,
+    WEIGHTS,
+    Graph,
+    Spelling,
+)
 from block_routing import Routing
 from block_stacked import Stacked
 from onnx import helper, numpy_helper
 
-__all__ = ["ACTIVATIONS", "COMBINES", "GIVEN", "ROUTERS", "STACKED", "WEIGHTS", "Spelling", "block_model"]
+__all__ = ["ACTIVATIONS", "COMBINES", "GIVEN", "ON_CUDA", "ROUTERS", "STACKED", "WEIGHTS", "Spelling", "block_model"]
 
 
 class _Writer(Routing, Joined, Stacked):
@@ -29,7 +41,7 @@ def block_model(how: Spelling) -> onnx.ModelProto:
     def random(name: str, *shape: int) -> np.ndarray[Any, Any]:
         return (rng.standard_normal(shape) * (0.5 if "bias" in name else 0.3)).astype(dtype)
 
-    gated = how.activation not in ("silu", "relu", "gelu", "quick", "plain")
+    gated = how.activation not in UNGATED
     arrays = {
         "gate": random("gate", e, i, h),
         "up": random("up", e, i, h),

@@ -169,7 +169,7 @@ def test_declines():
     assert_declines(odd, "K = 24 of gate is not divisible by the block size 16")
 
 
-@pytest.mark.parametrize("broken", ["missing", "doubled", "other-input", "other-activation", "geglu", "inner-read"])
+@pytest.mark.parametrize("broken", ["missing", "doubled", "other-input", "other-activation", "tanh", "inner-read"])
 def test_what_is_no_whole_block_declines(broken):
     model = quantized(Spelling(**BLOCK, broken=broken))
     result = fuse(model)

@@ -83,6 +83,19 @@ def test_geglu_declines_naming_the_activation():
     assert "activation 'geglu' has no kernel" in reason and str(Target.parse("cpu")) in reason
 
 
+@pytest.mark.parametrize("fusion", [1, 2])
+def test_geglu_runs_on_cuda(fusion):
+    geglu = {"activation_type": "geglu", "swiglu_fusion": fusion, "k": 2, "normalize_routing_weights": 1}
+    model = moe_model(geglu, dtype=np.float16, hidden=64, inter=64)
+    result = rewrite(model, "moe-int4", "cuda:sm80@1.32")
+    (node,) = nodes_of(result.model, "QMoE")
+    assert {name: attributes_of(node)[name] for name in ("activation_type", "swiglu_fusion")} == {
+        "activation_type": b"geglu",
+        "swiglu_fusion": fusion,
+    }
+    assert {w.role for w in result.report.weights} <= {"expert.gate_up", "expert.down"}
+
+
 def test_malformed_moe_is_a_model_error():
     path = MODELS / "mobius/gemma4_fused_moe_pre324_malformed_f32.onnx"
     with pytest.raises(ModelError, match=r"node_93.*required input 4 \(fc2_experts_weights\) is missing"):

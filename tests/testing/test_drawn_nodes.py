@@ -49,7 +49,8 @@ def test_every_activation_is_drawn(activation):
     (node,) = nodes(model, "MoE")
     form = form_of(node)
     assert (form.activation, form.gated) == (activation.split("-")[0], activation.endswith("fc3"))
-    assert form.fusion == {"swiglu": 1, "swiglu-concatenated": 2}.get(activation, 0)
+    fused = {"swiglu": 1, "geglu": 1, "swiglu-concatenated": 2, "geglu-concatenated": 2}
+    assert form.fusion == fused.get(activation, 0)
     fc1, fc2 = (array(model, node.inputs[slot]).shape for slot in SLOTS["MoE"]["weight"][:2])
     assert fc1[1] == form.fused * fc2[2]
 

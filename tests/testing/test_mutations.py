@@ -145,7 +145,7 @@ def test_attributes_of_the_runtime_stay_legal(name):
     """What their specification excludes may end the process."""
     legal = {
         "swiglu_limit": lambda v: v >= 0,
-        "activation_type": lambda v: v in ("relu", "gelu", "silu", "identity", "swiglu"),
+        "activation_type": lambda v: v in ("relu", "relu2", "gelu", "silu", "identity", "swiglu", "geglu"),
         "k": lambda v: v >= 1,
         "bits": lambda v: v in (2, 4, 8),
         "block_size": lambda v: v >= 16 and not v & (v - 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mistakes import Mistake
 from rule_models import MODELS
-from shown import blocks, quantized_blocks
+from shown import blocks, quantized_blocks, ruled
 
 FUSE, QUANTIZED = "fuse-experts", "fuse-quantized-experts"
 RULE, BLOCK, FUSED = "rules/fuse_experts.py", "rules/_block.py", "rules/_fused.py"
@@ -105,6 +105,30 @@ EXPERTS = (
     ),
     Mistake(
         FUSE,
+        "geglu with gate and linear swapped",
+        ACTIVATIONS,
+        [('return Activation("geglu"), gate.linear, up.linear', 'return Activation("geglu"), up.linear, gate.linear')],
+        blocks(activation="geglu"),
+        ruled(FUSE, target="cuda@1.32"),
+    ),
+    Mistake(
+        FUSE,
+        "the square of relu taken for relu",
+        ACTIVATIONS,
+        [('return Activation("relu2"), factors[0].linear', 'return Activation("relu"), factors[0].linear')],
+        blocks(activation="squared"),
+        ruled(FUSE, target="cuda@1.32"),
+    ),
+    Mistake(
+        FUSE,
+        "a factor for all experts of halves lost",
+        RULE,
+        [("factors * mixing.scale, replace", "factors, replace")],
+        blocks(router="scaled", dtype="float16", hidden=32, inter=32),
+        ruled({FUSE: {"into": "QMoE"}}, "moe-to-qmoe"),
+    ),
+    Mistake(
+        FUSE,
         "another reader in the middle",
         "rules/_covers.py",
         [("if use.node not in nodes:", "if False:")],
@@ -114,14 +138,14 @@ EXPERTS = (
         FUSE,
         "a factor for each expert lost",
         RULE,
-        [("    if table is not None:\n        if fc2.dtype", "    if False:\n        if fc2.dtype")],
+        [("np.ones(len(block.experts)) if mixing.table is None else", "np.ones(len(block.experts)) if True else")],
         blocks(router="table"),
     ),
     Mistake(
         FUSE,
         "a factor for each expert not on the bias of down",
         RULE,
-        [("None if fc2_bias is None else scaled(fc2_bias, factors)", "fc2_bias")],
+        [("bias = None if fc2_bias is None else scaled(fc2_bias, numbers)", "bias = fc2_bias")],
         blocks(router="table", bias=True),
     ),
     Mistake(
@@ -142,7 +166,7 @@ EXPERTS = (
         FUSE,
         "bias of down lost",
         RULE,
-        [("return fc1, fc1_bias, fc2, fc2_bias", "return fc1, fc1_bias, fc2, None")],
+        [("return (fc1, fc1_bias, fc2, fc2_bias), block", "return (fc1, fc1_bias, fc2, None), block")],
         blocks(bias=True),
     ),
     Mistake(

@@ -202,6 +202,18 @@ OPERATORS = (
         moes(nodes=2),
     ),
     Mistake(
+        TO_QMOE,
+        "unnormalised weights left to a kernel that normalises",
+        "rules/moe_to_qmoe.py",
+        [
+            (
+                "if given is None and target.router_weights:\n            return True",
+                "if given is None:\n            return False",
+            )
+        ],
+        moes(UNNORMALISED),
+    ),
+    Mistake(
         TO_MOE,
         "transposed square weight",
         "rules/qmoe_to_moe.py",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rewriter.experts import GLU
 from rewriter.parity.operators._common import Array, Float32, malformed, unsupported
 
 SPARSE_MIXER_JITTER = np.float32(0.01)
@@ -36,8 +37,8 @@ class Attributes:
 
     @property
     def fused(self) -> int:
-        """How many gated halves fc1 holds: 2 for fused SwiGLU, else 1."""
-        return 2 if self.activation_type == "swiglu" and self.swiglu_fusion else 1
+        """How many halves fc1 holds: 2 for a fused gate, else 1."""
+        return 2 if self.activation_type in GLU and self.swiglu_fusion else 1
 
 
 def route(
@@ -100,7 +101,7 @@ def require_activation(operator: str, attributes: Attributes) -> None:
         TargetError: ONNX Runtime does not define the activation.
     """
     activation = attributes.activation_type
-    if activation != "swiglu" and activation not in _ACTIVATIONS:
+    if activation not in GLU and activation not in _ACTIVATIONS:
         raise unsupported(operator, f"activation_type '{activation}'")
 
 
@@ -109,16 +110,18 @@ def feed_forward(operator: str, attributes: Attributes, fc1: Linear, fc2: Linear
 
     Raises:
         TargetError: a combination with fc3 that ONNX Runtime does not define.
-        ModelError: unfused SwiGLU without fc3.
+        ModelError: an unfused gate without fc3.
     """
     activation = attributes.activation_type
     if attributes.swiglu_limit is not None and not attributes.swiglu_limit >= 0:
         raise malformed(operator, f"swiglu_limit={attributes.swiglu_limit}")
-    if activation == "swiglu":
+    if activation in GLU:
         if attributes.swiglu_fusion not in (0, 1, 2):
             raise unsupported(operator, f"swiglu_fusion={attributes.swiglu_fusion}")
         if attributes.swiglu_fusion and fc3 is not None:
             raise unsupported(operator, f"fc3 beside swiglu_fusion={attributes.swiglu_fusion}, which holds it in fc1")
+        if not attributes.swiglu_fusion and activation == "geglu":
+            raise unsupported(operator, "geglu with swiglu_fusion=0")
         if not attributes.swiglu_fusion and fc3 is None:
             raise malformed(operator, "swiglu_fusion=0 needs fc3")
     elif fc3 is not None and activation != "silu":
@@ -128,8 +131,9 @@ def feed_forward(operator: str, attributes: Attributes, fc1: Linear, fc2: Linear
 
     def run(expert: int, x: Float32) -> Float32:
         h = fc1(expert, x)
-        if activation == "swiglu":
-            h = _swiglu(attributes, *_halves(attributes, h, None if fc3 is None else fc3(expert, x)))
+        if activation in GLU:
+            gate, linear = _halves(attributes, h, None if fc3 is None else fc3(expert, x))
+            h = _gelu(gate) * linear if activation == "geglu" else _swiglu(attributes, gate, linear)
         else:
             h = _ACTIVATIONS[activation](h)
             if fc3 is not None:
@@ -210,6 +214,7 @@ def _is_plain(attributes: Attributes) -> bool:
 
 _ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
     "relu": lambda x: np.maximum(x, np.float32(0)),
+    "relu2": lambda x: np.square(np.maximum(x, np.float32(0))),
     "gelu": _gelu,
     "silu": lambda x: x * _sigmoid(x),
     "identity": lambda x: x,

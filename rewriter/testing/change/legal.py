@@ -19,7 +19,7 @@ _BITS = (2, 4, 8)
 _BLOCKS = (16, 32, 64, 128)
 _NAMED: Mapping[str, tuple[Plain, ...]] = {
     "accuracy_level": (0, 1, 4),
-    "activation_type": ("relu", "gelu", "silu", "identity", "swiglu"),
+    "activation_type": ("relu", "relu2", "gelu", "silu", "identity", "swiglu", "geglu"),
     "approximate": ("none", "tanh"),
     "bits": _BITS,
     "block_size": _BLOCKS,

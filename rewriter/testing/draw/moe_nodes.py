@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from rewriter.experts import OPERATORS, ExpertForm
+from rewriter.experts import GLU, OPERATORS, ExpertForm
 from rewriter.layout import qmoe
 from rewriter.layout.packing import codes_per_byte
 from rewriter.testing.draw.checked import checked
@@ -20,6 +20,7 @@ from rewriter.testing.draw.placements import PLACEMENTS
 
 ACTIVATIONS = (
     "relu",
+    "relu2",
     "gelu",
     "silu",
     "identity",
@@ -29,6 +30,7 @@ ACTIVATIONS = (
     "silu-fc3",
     "relu-fc3",
     "geglu",
+    "geglu-concatenated",
 )
 """Activation and how it is gated: not at all, by rows of fc1 in turn or after one another, or by fc3."""
 CONSTANTS = ((1.0, 0.0, math.inf), (1.702, 1.0, 7.0), (1.702, 1.0, math.inf))
@@ -77,8 +79,8 @@ def moe_nodes(
 ) -> ir.Model:
     """Draws one or more com.microsoft MoE or QMoE of ``x`` [T, H] or [B, T, H], each with its router before it.
 
-    ONNX Runtime's CPU provider does not run all: not an fc3, concatenated SwiGLU, the sparse mixer, geglu, router
-    logits of rank 3, or weights in the CUTLASS layout.
+    ONNX Runtime's CPU provider does not run all: not an fc3, concatenated halves, the sparse mixer, relu2, geglu,
+    router logits of rank 3, or weights in the CUTLASS layout.
 
     Args:
         draw: given by Hypothesis.
@@ -162,7 +164,7 @@ def _forms(draw: st.DrawFn, experts: int, activations: Sequence[str]) -> ExpertF
         alpha=alpha,
         beta=beta,
         limit=limit,
-        fusion={"concatenated": 2, "fc3": 0}.get(gate, int(swiglu)),
+        fusion={"concatenated": 2, "fc3": 0}.get(gate, int(activation in GLU)),
         normalize=draw(st.booleans()),
         sparse_mixer=sparse,
         gated=gate == "fc3",
