@@ -6,6 +6,7 @@ N output features, K input features, E experts, H hidden, I intermediate.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -192,19 +193,30 @@ class Factor:
 
 @dataclass(frozen=True)
 class Features(Content):
-    """A product of elementwise functions of linears of the same tokens; features lie along the feature index."""
+    """A product of elementwise functions of linears of the same tokens; features lie along the feature index.
+
+    Attributes:
+        factors: what is multiplied.
+        scale: a number that multiplies several; of one it is a step.
+    """
 
     factors: tuple[Factor, ...]
+    scale: float = 1.0
 
     def fix(self, atom: Atom, position: int) -> Content | None:
         if atom.kind != "expert" or any(f.linear.by != "all" for f in self.factors):
             return super().fix(atom, position)
-        return Features(tuple(dataclasses.replace(f, linear=f.linear.expert(position)) for f in self.factors))
+        return self.each(lambda linear: linear.expert(position))
 
     def part(self, atom: Atom, start: int, count: int, step: int) -> Content | None:
         if atom.kind != "feature":
             return super().part(atom, start, count, step)
-        return Features(tuple(dataclasses.replace(f, linear=f.linear.rows(start, count, step)) for f in self.factors))
+        return self.each(lambda linear: linear.rows(start, count, step))
+
+    def each(self, part: Callable[[Linear], Linear]) -> Features:
+        """Returns the same functions of other linears."""
+        factors = (dataclasses.replace(factor, linear=part(factor.linear)) for factor in self.factors)
+        return dataclasses.replace(self, factors=tuple(factors))
 
 
 @dataclass(frozen=True)

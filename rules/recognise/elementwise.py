@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
 from rewriter.tensors import View
-from rules.recognise.activations import as_features, number_of, product, with_number
+from rules.recognise.activations import as_features, number_of, power, product, summed, with_number
 from rules.recognise.axes import Content, Located, Uniform, unify
 from rules.recognise.biases import with_bias, with_chosen_bias
 from rules.recognise.combines import added, masked, masked_unknown, weighted
@@ -104,7 +104,7 @@ class Add(_Elementwise):
             return with_chosen_bias(a, b.content)
         if isinstance(a.content, Uniform):
             return b.content if seeded(a, b) is not None else None
-        return added(a.content, b.content)
+        return summed(a.content, b.content) or added(a.content, b.content)
 
     def constant(self, facts: Facts, a: Located, b: ir.Value, view: View, node: ir.Node) -> Content | None:
         return with_bias(a, view) or super().constant(facts, a, b, view, node)
@@ -146,12 +146,12 @@ class Max(_Elementwise):
 
 
 class Pow(_Elementwise):
-    """Squares."""
+    """Squares and cubes."""
 
     commutes = False
 
     def number(self, a: Content, number: float, node: ir.Node) -> Content | None:
-        return product(a, a) if number == 2 else None
+        return power(a, number)
 
 
 RECOGNISERS: tuple[Recogniser, ...] = (Mul(), Add(), Div(), Sub(), Min(), Max(), Pow())

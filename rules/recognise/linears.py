@@ -16,9 +16,10 @@ from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined
 from rewriter.tensors import View
 from rules._guards import float_attribute, integer_attribute, text_attribute
-from rules.recognise.activations import as_features, classify
+from rules.recognise.activations import as_features
 from rules.recognise.axes import Atom, Axes, Content, Located, Size, feature, only, put, unify
 from rules.recognise.biases import with_bias
+from rules.recognise.classify import classify
 from rules.recognise.contents import By, Dense, Factor, Features, Linear, Output, Packed, Tokens, Weight
 from rules.recognise.mixing import Stack
 from rules.recognise.movement import token_rows

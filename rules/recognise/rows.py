@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from rules.recognise.axes import Atom, Content, Dim, Located, only, total, unify
@@ -128,4 +127,4 @@ def _of_expert(held: Content, expert: int) -> Content:
         return held.expert(expert)
     if not isinstance(held, Features):
         return held
-    return Features(tuple(dataclasses.replace(f, linear=f.linear.expert(expert)) for f in held.factors))
+    return held.each(lambda linear: linear.expert(expert))

@@ -90,8 +90,10 @@ class Experts(Part):
             gate, up = up, gate
         if how.broken == "erf-gelu":
             return str(g.op("Mul", g.op("Gelu", gate), up))
+        if kind.startswith("gelu-"):
+            return self._gelu(gate, kind)
         if kind.startswith("geglu"):
-            gelu = g.op("Gelu", gate, approximate="tanh")
+            gelu = self._gelu(gate, kind) if kind == "geglu-tanh" else g.op("Gelu", gate, approximate="tanh")
             return str(g.op("Mul", *((up, gelu) if kind == "geglu-up-first" else (gelu, up))))
         if kind in ("squared", "pow"):
             relu = g.op("Relu", gate)
@@ -111,6 +113,17 @@ class Experts(Part):
         if kind == "gelu":
             return str(g.op("Gelu", gate, approximate="tanh"))
         return gate if kind == "plain" else str(g.op("Relu", gate))
+
+    def _gelu(self, x: str, kind: str) -> str:
+        """The tanh form in plain operators, as torch.onnx and transformers write it."""
+        g, cubic = self.g, 0.05 if self.how.broken == "other-cubic" else 0.044715
+        pow_first = kind == "gelu-pow"
+        cube = g.op("Pow", x, g.number(3.0)) if pow_first else g.op("Mul", x, g.op("Mul", x, x))
+        inner = g.op("Mul", g.number(np.sqrt(2 / np.pi)), g.op("Add", x, g.op("Mul", g.number(cubic), cube)))
+        outer = g.op("Add", g.op("Tanh", inner), g.number(1.0))
+        if pow_first:
+            return str(g.op("Mul", g.number(0.5), g.op("Mul", x, outer)))
+        return str(g.op("Mul", g.op("Mul", x, g.number(0.5)), outer))
 
     def _clamped(self, gate: str, up: str, *, as_clip: bool) -> str:
         g = self.g

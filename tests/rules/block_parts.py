@@ -15,10 +15,22 @@ ROUTERS = (
     "softmax-topk-normalised", "softmax-topk", "topk-softmax", "sigmoid-normalised", "scaled", "table", "epsilon",
 )  # fmt: skip
 GIVEN = ("biased", "biased-raw", "biased-epsilon", "biased-clipped", "biased-table", "masked")
-ACTIVATIONS = ("swiglu", "clamped", "clamped-min-max", "gate-times-up-first", "silu", "relu", "gelu", "quick", "plain")
-ON_CUDA = {"geglu": "geglu", "geglu-up-first": "geglu", "squared": "relu2", "pow": "relu2"}
+ACTIVATIONS = (
+    "swiglu",
+    "clamped",
+    "clamped-min-max",
+    "gate-times-up-first",
+    "silu",
+    "relu",
+    "gelu",
+    "gelu-pow",
+    "gelu-cubed",
+    "quick",
+    "plain",
+)
+ON_CUDA = {"geglu": "geglu", "geglu-up-first": "geglu", "geglu-tanh": "geglu", "squared": "relu2", "pow": "relu2"}
 """Activations that only CUDA's operator has, and what it calls them."""
-UNGATED = ("silu", "relu", "gelu", "quick", "plain", "squared", "pow")
+UNGATED = ("silu", "relu", "gelu", "gelu-pow", "gelu-cubed", "quick", "plain", "squared", "pow")
 WEIGHTS = ("gather", "gather-transposed", "gather-rank1", "slice", "split", "own", "own-transposed")
 COMBINES = (
     "mask-sum", "mask-first", "where", "slots", "terms-per-slot", "onehot", "equal-range", "scatter", "chosen",

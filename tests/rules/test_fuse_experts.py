@@ -141,7 +141,7 @@ def test_every_activation(activation, combine):
         constants = [own[name] for name in ("activation_alpha", "activation_beta", "swiglu_limit")]
         assert np.allclose(constants, [1.702, 1.0, 0.7])
     plain = {"silu": b"silu", "quick": b"silu", "relu": b"relu", "gelu": b"gelu", "plain": b"identity"}
-    assert own["activation_type"] == plain.get(activation, b"swiglu")
+    assert own["activation_type"] == plain.get(activation.partition("-")[0], b"swiglu")
 
 
 @pytest.mark.parametrize("activation", ON_CUDA)
@@ -251,6 +251,9 @@ def test_one_broken_thing_declines_and_says_what(broken):
 def test_further_near_misses_decline():
     for limit in ("uneven-limit", "negative-limit"):
         assert_declines(Spelling(broken=limit, activation="clamped"), "MoE has no activation")
+    assert_declines(
+        Spelling(broken="other-cubic", activation="gelu-pow"), "MoE has no activation 0.5 * linear * add(tanh("
+    )
     assert_declines(Spelling(broken="missing-slot", combine="slots"), "expert 1 is mixed in for 1 of 2 slots")
     assert_declines(Spelling(broken="missing-slot", combine="terms-per-slot"), "expert 1 is mixed in for 1 of 2 slots")
     assert_declines(Spelling(broken="crossed-slots", combine="slots"), "choice of another slot or router")

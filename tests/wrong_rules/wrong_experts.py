@@ -9,7 +9,7 @@ from shown import blocks, quantized_blocks, ruled
 FUSE, QUANTIZED = "fuse-experts", "fuse-quantized-experts"
 RULE, BLOCK, FUSED = "rules/fuse_experts.py", "rules/_block.py", "rules/_fused.py"
 QRULE = "rules/fuse_quantized_experts.py"
-ACTIVATIONS, ROUTERS = "rules/recognise/activations.py", "rules/recognise/routers.py"
+CLASSIFY, ROUTERS = "rules/recognise/classify.py", "rules/recognise/routers.py"
 
 
 def _layers():
@@ -106,7 +106,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "geglu with gate and linear swapped",
-        ACTIVATIONS,
+        CLASSIFY,
         [('return Activation("geglu"), gate.linear, up.linear', 'return Activation("geglu"), up.linear, gate.linear')],
         blocks(activation="geglu"),
         ruled(FUSE, target="cuda@1.32"),
@@ -114,7 +114,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "the square of relu taken for relu",
-        ACTIVATIONS,
+        CLASSIFY,
         [('return Activation("relu2"), factors[0].linear', 'return Activation("relu"), factors[0].linear')],
         blocks(activation="squared"),
         ruled(FUSE, target="cuda@1.32"),
@@ -186,7 +186,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "SwiGLU's uneven limit taken for an even one",
-        ACTIVATIONS,
+        CLASSIFY,
         [('steps[0] != ("clip", -limit, limit)', "steps[0][2] != limit")],
         blocks(activation="clamped", broken="uneven-limit"),
     ),
