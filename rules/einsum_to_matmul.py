@@ -22,11 +22,11 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.emit import require_matmul_nbits
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
 from rewriter.tensors import View, ViewTensor
 from rules._guards import FLOATS, text_attribute
-from rules._matmul_nbits import require_kernel
 from rules._readers import require_one_reader
 from rules.recognise import experts
 from rules.recognise.sizes import Dims, fed_shape, shape_of
@@ -85,7 +85,7 @@ class EinsumToMatMul(Rule):
             )
         weight = _weight(product, view, sizes)
         for matrix in [weight] if not product.batch else [weight.index(0, e) for e in range(weight.shape[0])]:
-            require_kernel(self.run, self.run.quantize(matrix.T, node, str(self.name), view.dtype.numpy()), w)
+            require_matmul_nbits(self.run, self.run.quantize(matrix.T, node, str(self.name), view.dtype.numpy()), w)
         lead = product.batch + product.rows
         x = _arranged(op, x, product.x, lead + product.inner)
         if len(product.inner) > 1:

@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from rewriter.emit import AccuracyLevel, matmul_nbits
 from rewriter.facts import Recogniser
 from rewriter.rule import Rule
 from rules._guards import integer_attribute
-from rules._matmul_nbits import AccuracyLevel, addend, emit, read_linear, takes_bias
+from rules._matmul_nbits import addend, read_linear, takes_bias
 from rules.recognise import computed, views
 
 
@@ -39,11 +40,11 @@ class GemmToMatMulNBits(Rule):
         node = y.producer()
         assert node is not None
         transposed = bool(integer_attribute(node, "transB", 0))
-        linear = read_linear(self.run, str(self.name), x, w, node, transposed=transposed)
+        job = read_linear(self.run, str(self.name), x, w, node, transposed=transposed)
         c = addend(node)
-        if c is None or takes_bias(self.run, linear.job.shape[0], c):
-            return emit(op, linear, bias=c, accuracy_level=self._accuracy_level)
-        return op.Add(emit(op, linear, accuracy_level=self._accuracy_level), c)
+        bias = c if c is not None and takes_bias(self.run, job.shape[0], c) else None
+        product = matmul_nbits(self.run, op, x, job, bias=bias, accuracy_level=self._accuracy_level)
+        return product if c is bias else op.Add(product, c)
 
 
 def rule(*, accuracy_level: AccuracyLevel = 0) -> Rule:

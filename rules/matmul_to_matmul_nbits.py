@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from rewriter.emit import AccuracyLevel, matmul_nbits
 from rewriter.facts import Recogniser
 from rewriter.rule import Rule
-from rules._matmul_nbits import AccuracyLevel, emit, read_linear
+from rules._matmul_nbits import read_linear
 from rules.recognise import computed, views
 
 
@@ -38,8 +39,8 @@ class MatMulToMatMulNBits(Rule):
     def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
         node = y.producer()
         assert node is not None
-        linear = read_linear(self.run, str(self.name), x, w, node, transposed=False)
-        return emit(op, linear, accuracy_level=self._accuracy_level)
+        job = read_linear(self.run, str(self.name), x, w, node, transposed=False)
+        return matmul_nbits(self.run, op, x, job, accuracy_level=self._accuracy_level)
 
 
 def rule(*, accuracy_level: AccuracyLevel = 0) -> Rule:

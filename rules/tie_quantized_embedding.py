@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.emit import AccuracyLevel, on_parts, pack, parts_of, require_matmul_nbits, unpack
 from rewriter.errors import QuantizationError
 from rewriter.facts import Recogniser
 from rewriter.layout import gather_block_quantized as rows_layout
@@ -30,17 +31,7 @@ from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, lazy_part
 from rewriter.quantize.types import QuantizedWeight
 from rewriter.rule import Declined, Replacement, Rule, Run
 from rules._gather_block_quantized import gather
-from rules._matmul_nbits import (
-    AccuracyLevel,
-    addend,
-    pack,
-    parts_of,
-    read_weight,
-    require_kernel,
-    takes_bias,
-    unpack,
-    write,
-)
+from rules._matmul_nbits import addend, read_weight, takes_bias
 from rules._tied import Table, inputs_of, read_table
 from rules.recognise import computed, views
 
@@ -103,7 +94,7 @@ class TieQuantizedEmbedding(Rule):
         for (head, _), c in zip(tied.table.heads, tied.addends, strict=True):
             bias = c if c is not None and takes_bias(self.run, tied.job.shape[0], c) else None
             x, _ = inputs_of(head)
-            product = write(op, new.get(x, x), weight, tied.job, bias=bias, accuracy_level=self._accuracy_level)
+            product = on_parts(op, new.get(x, x), weight, tied.job, bias=bias, accuracy_level=self._accuracy_level)
             roles[product] = self.run.role(head).name
             new[head.outputs[0]] = product if c is bias else op.Add(product, c)
         return Replacement(new, [], roles=roles)
@@ -125,7 +116,7 @@ def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
     if any(job.context.spec != spec for job in jobs):
         raise Declined("the plan gives the linears that read the table different specs", node)
     _, weight = inputs_of(table.heads[0][0])
-    require_kernel(run, jobs[0], weight)
+    require_matmul_nbits(run, jobs[0], weight)
     if reason := rows_layout.illegal(table.view.shape[1], spec.bits, spec.block_size, tied=True):
         raise Declined(reason, weight)
     equals = () if table.shared else (replace(jobs[0], weight=table.view),)
@@ -147,8 +138,7 @@ def _tensors(tied: Tied, form: Form) -> tuple[PartTensor, ...]:
     """Returns B, scales, zero points where asymmetric, and these one to a byte where a gather of blocks needs them."""
     job = tied.job
     spec = job.context.spec
-    dtype = tied.table.view.dtype
-    parts = parts_of(job, dtype)
+    parts = parts_of(job)
     if form == "flat" or not tied.one_zero_point_a_byte:
         return lazy_parts(
             ("matmul_nbits", *job.key),

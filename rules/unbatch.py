@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.emit import require_matmul_nbits
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
 from rewriter.tensors import View, ViewTensor
 from rules._guards import FLOATS
-from rules._matmul_nbits import require_kernel
 from rules._readers import require_one_reader
 from rules.recognise import computed, views
 from rules.recognise.axes import Size
@@ -51,7 +51,7 @@ class Unbatch(Rule):
         matrices = [stack.index(0, e) for e in range(stack.shape[0])]
         for matrix in matrices:
             job = self.run.quantize(matrix.T, node, str(self.name), stack.dtype.numpy())
-            require_kernel(self.run, job, w)
+            require_matmul_nbits(self.run, job, w)
         rows = x
         if len(sizes) == 2:
             rows = op.Reshape(x, _integers(op, [1, -1, stack.shape[1]], "one_batch"))

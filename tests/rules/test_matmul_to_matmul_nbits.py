@@ -196,17 +196,17 @@ WRONG_BYTES = {
 @pytest.mark.parametrize("fault", WRONG_BYTES)
 def test_a_layout_that_is_wrong_on_both_sides_fails_its_proof(fault, monkeypatch):
     """The readback of codes cannot see a layout that packs and unpacks wrongly alike; running it can."""
-    import rules._matmul_nbits as shared
+    from rewriter import emit
 
-    pack = shared.matmul_nbits.pack
+    pack = emit.layout.pack
 
     def wrong(quantized):
         arrays = pack(quantized)
         b, scales = WRONG_BYTES[fault](arrays.b, arrays.scales)
         return [b, scales]
 
-    monkeypatch.setattr(shared, "pack", wrong)
-    monkeypatch.setattr(shared, "unpack", lambda arrays, job: job.quantize())
+    monkeypatch.setattr(emit, "pack", wrong)
+    monkeypatch.setattr(emit, "unpack", lambda arrays, job: job.quantize())
     with pytest.raises(ParityError, match="matmul-to-matmul-nbits"):
         quantized(one(k=64), RULE)
 

@@ -12,7 +12,7 @@ from shown import quantized_texts, ruled, texts
 from rewriter.testing import projections, unrolled_experts
 
 VIEWS = "rules/recognise/views.py"
-MATMUL_NBITS = "rules/_matmul_nbits.py"
+MATMUL_NBITS, EMIT = "rules/_matmul_nbits.py", "rewriter/emit.py"
 PACKING = "rewriter/layout/packing.py"
 
 UNSTACK, MATMUL, GEMM = "unstack", "matmul-to-matmul-nbits", "gemm-to-matmul-nbits"
@@ -110,8 +110,8 @@ LINEARS = (
     Mistake(
         MATMUL,
         "absolute scales",
-        MATMUL_NBITS,
-        [("found = (arrays.b, arrays.scales,", "found = (arrays.b, abs(arrays.scales),")],
+        EMIT,
+        [("(arrays.b, arrays.scales, arrays", "(arrays.b, abs(arrays.scales), arrays")],
         lambda: MODELS[MATMUL],
     ),
     Mistake(
@@ -132,7 +132,7 @@ LINEARS = (
     Mistake(
         MATMUL,
         "zero points not passed on",
-        MATMUL_NBITS,
+        EMIT,
         [("[x, *weight]", "[x, *weight[:2]]")],
         lambda: MODELS[MATMUL],
         _asymmetric,
@@ -179,8 +179,8 @@ LINEARS = (
     Mistake(
         MATMUL,
         "block size left at its default",
-        MATMUL_NBITS,
-        [("block_size=spec.block_size,", "block_size=32,")],
+        EMIT,
+        [('"block_size": spec.block_size}', '"block_size": 32}')],
         lambda: MODELS[MATMUL],
         _asymmetric,
     ),
@@ -194,18 +194,15 @@ LINEARS = (
     Mistake(
         MATMUL,
         "K rounded up to whole blocks",
-        MATMUL_NBITS,
-        [("K=k,", "K=-(-k // spec.block_size) * spec.block_size,")],
+        EMIT,
+        [('{"K": k,', '{"K": -(-k // spec.block_size) * spec.block_size,')],
         lambda: MODELS[MATMUL],
     ),
     Mistake(
         MATMUL,
         "float32 scales under float16",
         MATMUL_NBITS,
-        [
-            ("reader, rule, matrix.dtype.numpy())", "reader, rule, ir.DataType.FLOAT.numpy())"),
-            ("types = (ir.DataType.UINT8, dtype,", "types = (ir.DataType.UINT8, ir.DataType.FLOAT,"),
-        ],
+        [("reader, rule, matrix.dtype.numpy())", "reader, rule, ir.DataType.FLOAT.numpy())")],
         _multiplied(dtypes=["float16"]),
     ),
     Mistake(
@@ -226,7 +223,7 @@ LINEARS = (
         GEMM,
         "bias lost",
         "rules/gemm_to_matmul_nbits.py",
-        [("return emit(op, linear, bias=c,", "return emit(op, linear,")],
+        [("job, bias=bias, accuracy_level", "job, accuracy_level")],
         _with_bias,
     ),
     Mistake(
