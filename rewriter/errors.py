@@ -53,9 +53,11 @@ class TargetError(RewriterError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns `` (did you mean 'x'?)`` for the closest valid name, or lists the valid ones when none is close."""
+    """Returns `` (did you mean 'x'?)`` for the closest valid names, or lists the valid ones when none is close."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
-        return f" (did you mean '{close[0]}'?)"
+        near = [difflib.SequenceMatcher(None, other, name).ratio() for other in close]
+        closest = sorted(other for other, ratio in zip(close, near, strict=True) if ratio == near[0])
+        return f" (did you mean {' or '.join(map(repr, closest))}?)"
     return f" (valid: {', '.join(names)})" if names else ""

@@ -59,8 +59,25 @@ def test_a_path_that_no_file_can_have():
 
 @pytest.mark.parametrize("made", [None, rewriter.QuantizedWeight([[1]], [[1]], None, 4, 32)])
 def test_a_quantizer_that_returns_something_else(made):
-    with pytest.raises(QuantizationError, match="broke its promise for weight 'w'"):
-        rewriter.apply(linear(), quantizer=lambda weight, context: made)
+    def gptq(weight, context):
+        return made
+
+    with pytest.raises(QuantizationError, match="the quantizer 'gptq' broke its promise for weight 'w'"):
+        rewriter.apply(linear(), quantizer=gptq)
+
+
+def test_a_quantizer_that_fails():
+    def gptq(weight, context):
+        raise KeyError("boom")
+
+    with pytest.raises(QuantizationError, match="the quantizer 'gptq' failed on weight 'w': KeyError: 'boom'") as caught:
+        rewriter.apply(linear(), quantizer=gptq)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_all_of_the_nearest_names_are_given():
+    with pytest.raises(RuleSetError, match="did you mean 'moe-int4' or 'moe-int8'"):
+        rewriter.apply(linear(), "moe-int3")
 
 
 def test_feeds_that_are_none():

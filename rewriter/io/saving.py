@@ -56,8 +56,8 @@ def save(
         max_workers: threads that compute and write; all processors by default.
         max_shard_size: bytes of each data file; one file by default.
         progress: called with bytes written and bytes in all, by one thread at a time.
-        copy_others_from: an input model file: what else lies in its directory (tokenizer, configuration) is copied;
-            other models only where a ``genai_config.json`` says that they belong together.
+        copy_others_from: an input model file: the other files in its directory (tokenizer, configuration) are copied,
+            folders are not; other models only where a ``genai_config.json`` says that they belong together.
 
     Returns:
         Path of the written ``.onnx`` file.
@@ -154,7 +154,11 @@ def _others(model_file: Path, name: str) -> list[Path]:
     folder = model_file.parent
     files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
     data = {f: _locations(f) for f in files if f.suffix == ".onnx"}
-    package = any(f.name == "genai_config.json" for f in files)
+    package = next((f for f in files if f.name == "genai_config.json"), None)
+    if package and name != model_file.name and f'"{model_file.name}"' in package.read_text(errors="replace"):
+        raise UsageError(
+            f"'{package}' names '{model_file.name}', so the output must too: give a directory without a name"
+        )
     left = {f for f in data if f.name == model_file.name or not package}
     unused = {d for f in left for d in data[f]} - {d for f in data if f not in left for d in data[f]}
     others = [f for f in files if f not in left and f.name not in unused]

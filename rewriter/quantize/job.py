@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.errors import QuantizationError
+from rewriter.errors import QuantizationError, RewriterError
 from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, check_promise
 from rewriter.tensors import View, drop_pages
 
@@ -51,12 +51,20 @@ class QuantizationJob:
         """Reads and quantizes the weight.
 
         Raises:
-            QuantizationError: the weight is not finite, or the quantizer broke its promise.
+            QuantizationError: the weight is not finite, or the quantizer broke its promise or failed.
         """
         if self._kept and self._kept[0] is not None:
             return self._kept[0]
-        result = self.quantizer(self.weight.numpy(), self.context)
-        check_promise(result, self.shape, self.context)
+        name = getattr(self.quantizer, "__name__", type(self.quantizer).__name__)
+        try:
+            result = self.quantizer(self.weight.numpy(), self.context)
+        except RewriterError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            message = f"the quantizer '{name}' failed on weight '{self.context.weight}': {what}"
+            raise QuantizationError(message) from error
+        check_promise(result, self.shape, self.context, name)
         if self._kept:
             self._kept[0] = result
         return result

@@ -97,8 +97,14 @@ Quantizer = Callable[[FloatArray, WeightContext], QuantizedWeight]
 """``(weight [N, K] in its stored dtype, read-only; context) -> QuantizedWeight``."""
 
 
-def check_promise(result: QuantizedWeight, shape: tuple[int, int], context: WeightContext) -> None:
+def check_promise(result: QuantizedWeight, shape: tuple[int, int], context: WeightContext, quantizer: str = "") -> None:
     """Holds a quantizer to what it promised: shapes, dtypes, ranges, finite scales.
+
+    Args:
+        result: what it returned.
+        shape: (N, K) of the weight.
+        context: what it was told.
+        quantizer: how messages name it; by default as the plan does.
 
     Raises:
         QuantizationError: names the weight and what is wrong.
@@ -109,7 +115,7 @@ def check_promise(result: QuantizedWeight, shape: tuple[int, int], context: Weig
 
     def broken(what: str) -> QuantizationError:
         return QuantizationError(
-            f"the quantizer {spec.algorithm!r} broke its promise for weight '{context.weight}': {what}"
+            f"the quantizer '{quantizer or spec.algorithm}' broke its promise for weight '{context.weight}': {what}"
         )
 
     if not isinstance(result, QuantizedWeight):

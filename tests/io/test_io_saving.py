@@ -132,6 +132,9 @@ def test_other_files_are_copied(tmp_path: Path) -> None:
     assert list(files(tmp_path / "package")) == ["genai_config.json", "model.onnx", "tokenizer.json", "vision.onnx"]
     with pytest.raises(UsageError, match="another name"):
         io.save(io.load(path), tmp_path / "clash", name="vision.onnx", copy_others_from=path)
+    (path.parent / "genai_config.json").write_text('{"decoder": {"filename": "model.onnx"}}')
+    with pytest.raises(UsageError, match=r"names 'model.onnx', so the output must too"):
+        io.save(io.load(path), tmp_path / "named", name="decoder.onnx", copy_others_from=path)
     (path.parent / "genai_config.json").unlink()
     io.save(io.load(path), tmp_path / "single", copy_others_from=path)
     assert list(files(tmp_path / "single")) == ["model.onnx", "tokenizer.json"]
