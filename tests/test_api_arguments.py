@@ -70,7 +70,8 @@ def test_a_quantizer_that_fails():
     def gptq(weight, context):
         raise KeyError("boom")
 
-    with pytest.raises(QuantizationError, match="the quantizer 'gptq' failed on weight 'w': KeyError: 'boom'") as caught:
+    message = "the quantizer 'gptq' failed on weight 'w': KeyError: 'boom'"
+    with pytest.raises(QuantizationError, match=message) as caught:
         rewriter.apply(linear(), quantizer=gptq)
     assert isinstance(caught.value.__cause__, KeyError)
 
