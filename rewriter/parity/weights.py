@@ -23,6 +23,11 @@ BUDGET = 1 << 28
 
 _EXPERTS = 8
 
+_LARGE = 1 << 20
+"""Bytes from which a weight is fed: a runtime copies, converts and packs an initializer, and folds what reads it."""
+
+_FED_TYPES = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
 
 class Constants(Protocol):
     """A side of a rewrite."""
@@ -72,6 +77,24 @@ def stacks_of(side: Constants) -> set[ir.Value]:
     """Returns the constants whose first axis is the expert."""
     nodes = (node for node in side.nodes if is_experts(node))
     return {value for node in nodes for value in _expert_inputs(node)}
+
+
+def fed_weights(side: Constants) -> set[ir.Value]:
+    """Returns the large float constants that, as they are or moved about, only operators read which take any input.
+
+    ONNX's own operators and MoE do; the kernels of others may ask for constants, or run another way without them.
+    """
+    static = set(side.constants)
+    for node in side.nodes:
+        if static.issuperset(value for value in node.inputs if value is not None):
+            static.update(node.outputs)
+    kept: set[ir.Value] = set()
+    for node in reversed(side.nodes):
+        any_input = not node.domain or (node.domain, node.op_type) == ("com.microsoft", "MoE")
+        if not any_input or not kept.isdisjoint(node.outputs):
+            kept |= static.intersection(value for value in node.inputs if value is not None)
+    large = {v for v, tensor in side.constants.items() if tensor.dtype in _FED_TYPES and tensor.nbytes >= _LARGE}
+    return large - kept
 
 
 def first_experts(tensor: ir.TensorProtocol, count: int) -> Array:
