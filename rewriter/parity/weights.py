@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from rewriter.errors import RewriterError
 from rewriter.experts import SLOTS, form_of, is_experts
 from rewriter.quantize.job import PartTensor, QuantizationJob
 from rewriter.quantize.stack import StackTensor
+from rewriter.quantize.types import QuantizedWeight
 from rewriter.rewrite import Rewrite
 from rewriter.tensors import RowsTensor, View, ViewTensor
 
@@ -25,6 +27,9 @@ _EXPERTS = 8
 
 _LARGE = 1 << 20
 """Bytes from which a weight is fed: a runtime copies, converts and packs an initializer, and folds what reads it."""
+
+_ROWS = 1024
+"""Rows that are dequantized at a time."""
 
 _FED_TYPES = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
@@ -127,8 +132,17 @@ def dequantized(before: Constants, jobs: Iterable[QuantizationJob], experts: int
         if value not in memory:
             memory[value] = _buffer(view)
             result[value] = _window(memory[value], view, first)
-        _window(memory[value], job.weight, first)[...] = job.quantize().dequantize()
+        _dequantize(job.quantize(), _window(memory[value], job.weight, first))
     return result
+
+
+def _dequantize(weight: QuantizedWeight, into: Array) -> None:
+    """A few rows at a time: the floats of a large weight are not in memory twice, and stay in a core's cache."""
+    for first in range(0, len(into), _ROWS):
+        rows = slice(first, first + _ROWS)
+        zeros = None if weight.zero_points is None else weight.zero_points[rows]
+        part = replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zero_points=zeros)
+        into[rows] = part.dequantize()
 
 
 def _expert_inputs(node: ir.Node) -> list[ir.Value]:

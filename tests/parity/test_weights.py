@@ -90,6 +90,11 @@ def test_what_a_quantized_operator_reads_by_way_of_others_is_an_initializer(monk
     assert fed_weights(side) == {w}
 
 
+def test_a_weight_of_many_rows_is_dequantized_whole():
+    seen = proved(linear(random(64, 2100)), ["matmul-to-matmul-nbits"])
+    assert len(seen.stored) == 2  # both sides ran, and agree
+
+
 @pytest.mark.parametrize(
     "path",
     [
