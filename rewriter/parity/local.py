@@ -20,6 +20,7 @@ from rewriter.parity.weights import (
     BUDGET,
     dequantized,
     experts_to_run,
+    fed_weights,
     first_experts,
     float_bytes,
     jobs_of,
@@ -92,9 +93,9 @@ class LocalProver:
         judges = [self._reference, runtime] if because else [runtime]
         if because and cannot_run((*rewrite.matched, *rewrite.nodes), runtime.name):
             judges.pop()  # what is inexact may judge where nothing else runs, but not what runs wrongly
-        model = before.model(dequantized(before, jobs, experts), feeds)
-        runtime, expected = _first_to_run(judges, model, before.own(feeds), rewrite.root)
-        del model  # it holds the dequantized weights: not twice the memory for the other side
+        model, own = before.model(dequantized(before, jobs, experts), feeds)
+        runtime, expected = _first_to_run(judges, model, own, rewrite.root)
+        del model, own  # they hold the dequantized weights: not twice the memory for the other side
         if runtime is not self._reference:
             because = ""  # what is inexact, but the same on both sides, agrees all the same
         actual = _run_replacement(rewrite, runtime, after, feeds)
@@ -123,7 +124,7 @@ class LocalProver:
 def _run_replacement(rewrite: Rewrite, runtime: Runtime, after: Subgraph, feeds: Feeds) -> Mapping[str, Array]:
     """Runs a replacement where what it replaces runs; one that the runtime refuses is wrong."""
     try:
-        return runtime.run(after.model({}, feeds), after.own(feeds))
+        return runtime.run(*after.model({}, feeds))
     except TargetError as error:
         raise ParityError(f"rule {rewrite.rule} at node {rewrite.where}: {error}; nothing was written") from error
 
@@ -191,33 +192,37 @@ class Subgraph:
             elif value not in self.fed:
                 self.fed.append(value)
 
-    def own(self, feeds: Feeds) -> Feeds:
-        """Returns what this side reads of the inputs that both sides share."""
-        return {self._names[value]: feeds[self._names[value]] for value in self.fed}
+    def model(self, replaced: Mapping[ir.Value, Array], feeds: Feeds) -> tuple[onnx.ModelProto, Feeds]:
+        """Returns the subgraph as a model, and what it is fed.
 
-    def model(self, replaced: Mapping[ir.Value, Array], feeds: Mapping[str, Array]) -> onnx.ModelProto:
-        """Returns the subgraph as a model; constants are initializers, ``replaced`` ones with other contents."""
+        Constants are initializers, but for large weights: a model holds a copy of each, a runtime makes more of them.
+
+        Args:
+            replaced: constants with other contents.
+            feeds: the inputs that both sides share.
+        """
         nodes = [self._node(node) for node in self.nodes]
-        initializers = [
-            onnx.numpy_helper.from_array(np.asarray(array, order="C"), self._names[value])
-            for value, array in self._arrays(replaced)
-        ]
+        by_reference = fed_weights(self)
+        own = {self._names[value]: feeds[self._names[value]] for value in self.fed}
+        initializers = []
+        for value, array in self._arrays(replaced):
+            if value in by_reference:
+                own[self._names[value]] = array
+            else:
+                initializers.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), self._names[value]))
         inputs = [
-            onnx.helper.make_tensor_value_info(
-                self._names[v],
-                onnx.helper.np_dtype_to_tensor_dtype(feeds[self._names[v]].dtype),
-                feeds[self._names[v]].shape,
-            )
-            for v in self.fed
+            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in own.items()
         ]
         outputs = [_output(self._names[v], v) for v in self._outputs]
         domains = {"": 21} | {node.domain: 1 for node in self.nodes if node.domain}
         domains |= {d: v for d, v in self._imports.items() if d in domains}
-        return onnx.helper.make_model(
+        model = onnx.helper.make_model(
             onnx.helper.make_graph(nodes, "local", inputs, outputs, initializers),
             opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in domains.items()],
             ir_version=10,
         )
+        return model, own
 
     def _arrays(self, replaced: Mapping[ir.Value, Array]) -> Iterator[tuple[ir.Value, Array]]:
         stacks = set() if self.experts is None else stacks_of(self)

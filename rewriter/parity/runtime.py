@@ -161,7 +161,8 @@ def _works(provider: str) -> bool:
 
 
 def _run(session: Any, names: list[str], feeds: Feeds) -> list[Array]:
-    return [np.asarray(value) for value in session.run(names, dict(feeds))]
+    """Returns copies: an output that lives keeps alive all the memory that the session ever took."""
+    return [np.array(value) for value in session.run(names, dict(feeds))]
 
 
 def _run_bfloat16(session: Any, names: list[str], feeds: Feeds) -> list[Array]:
@@ -178,7 +179,7 @@ def _run_bfloat16(session: Any, names: list[str], feeds: Feeds) -> list[Array]:
 
 def _bfloat16_numpy(value: Any) -> Array:
     if value.element_type() != TensorProto.BFLOAT16:
-        return np.asarray(value.numpy())
+        return np.array(value.numpy())
     shape = tuple(value.shape())
     count = int(np.prod(shape))
     raw = ctypes.string_at(value.data_ptr(), count * 2) if count else b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from rewriter.errors import RewriterError
 from rewriter.experts import SLOTS, form_of, is_experts
 from rewriter.quantize.job import PartTensor, QuantizationJob
 from rewriter.quantize.stack import StackTensor
+from rewriter.quantize.types import QuantizedWeight
 from rewriter.rewrite import Rewrite
 from rewriter.tensors import RowsTensor, View, ViewTensor
 
@@ -22,6 +24,14 @@ BUDGET = 1 << 28
 """Bytes of float weights above which a class is not run whole: the proof must not cost what streaming saves."""
 
 _EXPERTS = 8
+
+_LARGE = 1 << 20
+"""Bytes from which a weight is fed: a runtime copies, converts and packs an initializer, and folds what reads it."""
+
+_ROWS = 1024
+"""Rows that are dequantized at a time."""
+
+_FED_TYPES = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
 class Constants(Protocol):
@@ -74,6 +84,24 @@ def stacks_of(side: Constants) -> set[ir.Value]:
     return {value for node in nodes for value in _expert_inputs(node)}
 
 
+def fed_weights(side: Constants) -> set[ir.Value]:
+    """Returns the large float constants that, as they are or moved about, only operators read which take any input.
+
+    ONNX's own operators and MoE do; the kernels of others may ask for constants, or run another way without them.
+    """
+    static = set(side.constants)
+    for node in side.nodes:
+        if static.issuperset(value for value in node.inputs if value is not None):
+            static.update(node.outputs)
+    kept: set[ir.Value] = set()
+    for node in reversed(side.nodes):
+        any_input = not node.domain or (node.domain, node.op_type) == ("com.microsoft", "MoE")
+        if not any_input or not kept.isdisjoint(node.outputs):
+            kept |= static.intersection(value for value in node.inputs if value is not None)
+    large = {v for v, tensor in side.constants.items() if tensor.dtype in _FED_TYPES and tensor.nbytes >= _LARGE}
+    return large - kept
+
+
 def first_experts(tensor: ir.TensorProtocol, count: int) -> Array:
     """Returns the first experts of a stack; the others are neither read nor computed."""
     if isinstance(tensor, StackTensor):
@@ -104,8 +132,17 @@ def dequantized(before: Constants, jobs: Iterable[QuantizationJob], experts: int
         if value not in memory:
             memory[value] = _buffer(view)
             result[value] = _window(memory[value], view, first)
-        _window(memory[value], job.weight, first)[...] = job.quantize().dequantize()
+        _dequantize(job.quantize(), _window(memory[value], job.weight, first))
     return result
+
+
+def _dequantize(weight: QuantizedWeight, into: Array) -> None:
+    """A few rows at a time: the floats of a large weight are not in memory twice, and stay in a core's cache."""
+    for first in range(0, len(into), _ROWS):
+        rows = slice(first, first + _ROWS)
+        zeros = None if weight.zero_points is None else weight.zero_points[rows]
+        part = replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zero_points=zeros)
+        into[rows] = part.dequantize()
 
 
 def _expert_inputs(node: ir.Node) -> list[ir.Value]:

@@ -1,0 +1,113 @@
+"""The weights of a proof: large ones are fed as they lie in memory, and what is proved is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnxscript.rewriter import RewriteRuleClassBase
+
+import rewriter
+from rewriter.parity.local import LocalProver
+from rewriter.parity.runtime import OrtRuntime
+from rewriter.parity.weights import fed_weights
+
+MODELS = Path(__file__).parent.parent / "models"
+LARGE = "rewriter.parity.weights._LARGE"
+
+
+class Recorder:
+    """ONNX Runtime, and for each model that it ran the shapes of the initializers, and the feeds."""
+
+    name = "cpu"
+
+    def __init__(self):
+        self.stored = []
+        self.fed = []
+
+    def run(self, model, feeds):
+        self.stored.append({tuple(tensor.dims) for tensor in model.graph.initializer})
+        self.fed.append({array.shape: array for array in feeds.values()})
+        return OrtRuntime().run(model, feeds)
+
+
+class MatMulToGemm(RewriteRuleClassBase):
+    def pattern(self, op, x, w):
+        return op.MatMul(x, w)
+
+    def rewrite(self, op, x, w):
+        return op.Gemm(x, w)
+
+
+def linear(weight):
+    k, n = weight.shape
+    header = '<ir_version: 10, opset_import: ["" : 21]>'
+    graph = f"g (float[T,{k}] x) => (float[T,{n}] y) <float[{k},{n}] w> {{ y = MatMul(x, w) }}"
+    return ir.from_onnx_text(f"{header}\n{graph}", initializers=[ir.tensor(weight, name="w")])
+
+
+def proved(model, rules):
+    seen = Recorder()
+    rewriter.apply(model, rules, prover=LocalProver("all", 0, seen))
+    return seen
+
+
+def random(*shape):
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def test_a_large_weight_is_fed_and_not_copied():
+    weight = random(512, 1024)
+    seen = proved(linear(weight), [MatMulToGemm()])
+    assert seen.stored == [set(), set()]
+    assert all(np.shares_memory(fed[weight.shape], weight) for fed in seen.fed)
+
+
+def test_a_small_weight_is_an_initializer():
+    seen = proved(linear(random(32, 64)), [MatMulToGemm()])
+    assert seen.stored == [{(32, 64)}, {(32, 64)}]
+
+
+def test_what_a_quantized_operator_reads_is_an_initializer_however_large(monkeypatch):
+    monkeypatch.setattr(LARGE, 1)
+    seen = proved(linear(random(64, 32)), ["matmul-to-matmul-nbits"])
+    before, after = seen.fed
+    assert (64, 32) in before and (64, 32) not in seen.stored[0]
+    assert len(after) == 1 and len(seen.stored[1]) == 2  # x; codes and scales
+
+
+def test_what_a_quantized_operator_reads_by_way_of_others_is_an_initializer(monkeypatch):
+    monkeypatch.setattr(LARGE, 1)
+    scales, shape, x, w, b = (ir.val(name) for name in ("scales", "shape", "x", "w", "b"))
+    moved = ir.node("Reshape", [scales, shape])
+    multiplied = ir.node("MatMul", [x, w])
+    quantized = ir.node("MatMulNBits", [multiplied.outputs[0], b, moved.outputs[0]], domain="com.microsoft")
+    constants = {v: ir.tensor(random(8), name=v.name) for v in (scales, shape, w, b)}
+    side = SimpleNamespace(nodes=[moved, multiplied, quantized], constants=constants)
+    assert fed_weights(side) == {w}
+
+
+def test_a_weight_of_many_rows_is_dequantized_whole():
+    seen = proved(linear(random(64, 2100)), ["matmul-to-matmul-nbits"])
+    assert len(seen.stored) == 2  # both sides ran, and agree
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "mobius/granitemoehybrid_static_unroll_f32.onnx",
+        "torch_unroll/getitem_matmul_T__dynamo18_opt_f16.onnx",
+        "hf_exporter/gpt_oss__default.onnx",
+    ],
+)
+def test_fed_or_stored_a_proof_says_the_same(path, monkeypatch):
+    said = []
+    for least in (1, 1 << 40):
+        monkeypatch.setattr(LARGE, least)
+        report = rewriter.apply(MODELS / path, overrides={"parity.local": "all"}).report
+        assert all(proof.max_relative <= proof.tolerance for proof in report.proofs)
+        said.append([(p.rule, p.runtime, p.tolerance, p.node, p.skipped, p.because) for p in report.proofs])
+    assert said[0] == said[1]
