@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,26 +12,17 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.errors import ParityError, TargetError
-from rewriter.facts import Facts
 from rewriter.layout.qmoe import LAYOUT_KEY
 from rewriter.parity.feeds import Feeds, random_feeds, related_nodes
 from rewriter.parity.judge import cannot_judge, cannot_run
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, Runtime, available
-from rewriter.parity.weights import (
-    BUDGET,
-    dequantized,
-    experts_to_run,
-    fed_weights,
-    first_experts,
-    float_bytes,
-    jobs_of,
-    stacks_of,
-)
+from rewriter.parity.subgraph import Subgraph
+from rewriter.parity.weights import BUDGET, dequantized, experts_to_run, float_bytes, jobs_of
+from rewriter.parity.widened import HALVES, widened
 from rewriter.report import Proof
 from rewriter.rewrite import Rewrite
 from rewriter.rule import Declined
 from rewriter.run import ModelRun
-from rewriter.tensors import View, ViewTensor
 
 Array = npt.NDArray[Any]
 
@@ -98,20 +90,26 @@ class LocalProver:
         del model, own  # they hold the dequantized weights: not twice the memory for the other side
         if runtime is not self._reference:
             because = ""  # what is inexact, but the same on both sides, agrees all the same
-        actual = _run_replacement(rewrite, runtime, after, feeds)
-        worst = tolerance = 0.0
-        for old, new in rewrite.outputs.items():
-            tolerance = max(tolerance, TOLERANCE.get(expected[names[old]].dtype, 1e-5))
-            error, where = _relative(expected[names[old]], actual[names[new]])
-            if not error <= tolerance:
+        found = _differences(rewrite, names, expected, _run_replacement(rewrite, runtime, after, feeds))
+        rounded = next((d for d in found if not d.holds and d.dtype in HALVES), None)
+        if rounded is not None:
+            expected = runtime.run(*widened(*before.model(dequantized(before, jobs, experts), feeds)))
+            actual = _run_replacement(rewrite, runtime, after, feeds, wide=True)
+            wide = _differences(rewrite, names, expected, actual)
+            found = [replace(d, error=w.error, where=w.where) for d, w in zip(found, wide, strict=True)]
+        for difference in found:
+            if not difference.holds:
                 raise ParityError(
-                    f"rule {rewrite.rule} at node {node}: '{old.name}' differs by {error:.3g} of its largest value"
-                    f" at {where} (tolerance {tolerance:g}, {runtime.name}); the rewrite is wrong, nothing was written"
+                    f"rule {rewrite.rule} at node {node}: {difference} ({runtime.name}); the rewrite is wrong,"
+                    " nothing was written"
                 )
-            worst = max(worst, error)
         if because and not cannot_run(rewrite.nodes, self._runtime.name):
             because += self._smoke(rewrite, after, feeds)
-        return Proof(rewrite.rule, runtime.name, worst, tolerance, node, because=because, experts=experts)
+        if rounded is not None:
+            rounds = f"{rounded.dtype} rounds more than {rounded.tolerance:g} on the way: held to it in float32"
+            because = "; ".join(filter(None, (because, rounds)))
+        worst = max(found, key=lambda d: d.error)
+        return Proof(rewrite.rule, runtime.name, worst.error, worst.tolerance, node, because=because, experts=experts)
 
     def _smoke(self, rewrite: Rewrite, after: Subgraph, feeds: Feeds) -> str:
         """Runs a replacement whose numbers prove nothing; it must run all the same."""
@@ -121,10 +119,54 @@ class LocalProver:
         return f"; {self._runtime.name} runs it"
 
 
-def _run_replacement(rewrite: Rewrite, runtime: Runtime, after: Subgraph, feeds: Feeds) -> Mapping[str, Array]:
+@dataclass(frozen=True)
+class _Difference:
+    """How far the two sides of a rewrite are apart in one output.
+
+    Attributes:
+        value: name of the output.
+        error: largest difference over the largest expected magnitude.
+        tolerance: largest error allowed.
+        where: index of the largest difference.
+        dtype: of the output.
+    """
+
+    value: str
+    error: float
+    tolerance: float
+    where: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the sides agree; NaN does not."""
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        return (
+            f"'{self.value}' differs by {self.error:.3g} of its largest value at {self.where}, more than"
+            f" {self.tolerance:g}"
+        )
+
+
+def _differences(
+    rewrite: Rewrite, names: Mapping[ir.Value, str], expected: Mapping[str, Array], actual: Mapping[str, Array]
+) -> list[_Difference]:
+    found = []
+    for old, new in rewrite.outputs.items():
+        own = expected[names[old]]
+        error, where = _relative(own, actual[names[new]])
+        found.append(_Difference(old.name or "", error, TOLERANCE.get(own.dtype, 1e-5), where, own.dtype))
+    return found
+
+
+def _run_replacement(
+    rewrite: Rewrite, runtime: Runtime, after: Subgraph, feeds: Feeds, *, wide: bool = False
+) -> Mapping[str, Array]:
     """Runs a replacement where what it replaces runs; one that the runtime refuses is wrong."""
     try:
-        return runtime.run(*after.model({}, feeds))
+        model = after.model({}, feeds)
+        return runtime.run(*(widened(*model) if wide else model))
     except TargetError as error:
         raise ParityError(f"rule {rewrite.rule} at node {rewrite.where}: {error}; nothing was written") from error
 
@@ -142,125 +184,9 @@ def _first_to_run(
     raise Declined(f"what it replaces cannot be run, so nothing can be proved: {'; '.join(refusals)}", root)
 
 
-class Subgraph:
-    """The nodes that compute some values from constants and from values that can be fed.
-
-    Attributes:
-        nodes: in topological order.
-        constants: leaves that are constants.
-        fed: leaves that are not, in the order in which they are met.
-        experts: how many experts of a stack are run, or None for all.
-    """
-
-    def __init__(
-        self,
-        names: dict[ir.Value, str],
-        outputs: Sequence[ir.Value],
-        inside: set[ir.Node],
-        facts: Facts,
-        imports: Mapping[str, int],
-        instead: Mapping[ir.Value, ir.Value] | None = None,
-    ) -> None:
-        self._names = names
-        self._instead = instead or {}
-        self._imports = imports
-        self._outputs = outputs
-        self.nodes: list[ir.Node] = []
-        self.constants: dict[ir.Value, ir.TensorProtocol] = {}
-        self.fed: list[ir.Value] = []
-        self.experts: int | None = None
-        done: set[ir.Node] = set()
-        stack: list[tuple[ir.Value, bool]] = [(value, False) for value in reversed(outputs)]
-        while stack:
-            value, expanded = stack.pop()
-            value = self._instead.get(value, value)
-            names.setdefault(value, f"v{len(names)}")
-            producer = value.producer()
-            if producer is not None and producer.op_type == "Constant" and (view := facts.get(value, View)) is not None:
-                self.constants[value] = ViewTensor(view)
-            elif producer is not None and (producer in inside or _is_static(value, producer, facts)):
-                if producer in done:
-                    continue
-                if expanded or not producer.inputs:
-                    done.add(producer)
-                    self.nodes.append(producer)
-                    continue
-                stack.append((value, True))
-                stack.extend((v, False) for v in producer.inputs if v is not None)
-            elif value.const_value is not None and not value.is_graph_input():
-                self.constants[value] = value.const_value
-            elif value not in self.fed:
-                self.fed.append(value)
-
-    def model(self, replaced: Mapping[ir.Value, Array], feeds: Feeds) -> tuple[onnx.ModelProto, Feeds]:
-        """Returns the subgraph as a model, and what it is fed.
-
-        Constants are initializers, but for large weights: a model holds a copy of each, a runtime makes more of them.
-
-        Args:
-            replaced: constants with other contents.
-            feeds: the inputs that both sides share.
-        """
-        nodes = [self._node(node) for node in self.nodes]
-        by_reference = fed_weights(self)
-        own = {self._names[value]: feeds[self._names[value]] for value in self.fed}
-        initializers = []
-        for value, array in self._arrays(replaced):
-            if value in by_reference:
-                own[self._names[value]] = array
-            else:
-                initializers.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), self._names[value]))
-        inputs = [
-            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-            for name, array in own.items()
-        ]
-        outputs = [_output(self._names[v], v) for v in self._outputs]
-        domains = {"": 21} | {node.domain: 1 for node in self.nodes if node.domain}
-        domains |= {d: v for d, v in self._imports.items() if d in domains}
-        model = onnx.helper.make_model(
-            onnx.helper.make_graph(nodes, "local", inputs, outputs, initializers),
-            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in domains.items()],
-            ir_version=10,
-        )
-        return model, own
-
-    def _arrays(self, replaced: Mapping[ir.Value, Array]) -> Iterator[tuple[ir.Value, Array]]:
-        stacks = set() if self.experts is None else stacks_of(self)
-        for value, tensor in self.constants.items():
-            if value in replaced:
-                yield value, replaced[value]
-            elif self.experts is not None and value in stacks:
-                yield value, first_experts(tensor, self.experts)
-            else:
-                yield value, np.asarray(tensor.numpy())
-
-    def _node(self, node: ir.Node) -> onnx.NodeProto:
-        inputs = ["" if v is None else self._names[self._instead.get(v, v)] for v in node.inputs]
-        for out in node.outputs:
-            self._names.setdefault(out, f"v{len(self._names)}")
-        proto = onnx.helper.make_node(node.op_type, inputs, [self._names[v] for v in node.outputs], domain=node.domain)
-        proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
-        for key, text in node.metadata_props.items():
-            proto.metadata_props.add(key=key, value=text)
-        return proto
-
-
 def default_runtime() -> Runtime:
     """Returns ONNX Runtime's CPU provider where it is installed, else the reference operators."""
     return OrtRuntime() if "cpu" in available() else ReferenceRuntime()
-
-
-def _is_static(value: ir.Value, producer: ir.Node, facts: Facts) -> bool:
-    """Whether the value is a view of a constant, or a sequence of such views: what no feed may take the place of."""
-    if facts.get(value, View) is not None:
-        return True
-    return producer.op_type == "SplitToSequence" and facts.get(producer.inputs[0], View) is not None
-
-
-def _output(name: str, value: ir.Value) -> onnx.ValueInfoProto:
-    if value.dtype is None:
-        return onnx.ValueInfoProto(name=name)
-    return onnx.helper.make_tensor_value_info(name, value.dtype.value, None)
 
 
 def _relative(expected: Array, actual: Array) -> tuple[float, tuple[int, ...]]:

@@ -1,0 +1,134 @@
+"""A side of a rewrite as a model of its own: the matched subgraph, or its replacement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from rewriter.facts import Facts
+from rewriter.parity.feeds import Feeds
+from rewriter.parity.weights import fed_weights, first_experts, stacks_of
+from rewriter.tensors import View, ViewTensor
+
+Array = npt.NDArray[Any]
+
+
+class Subgraph:
+    """The nodes that compute some values from constants and from values that can be fed.
+
+    Attributes:
+        nodes: in topological order.
+        constants: leaves that are constants.
+        fed: leaves that are not, in the order in which they are met.
+        experts: how many experts of a stack are run, or None for all.
+    """
+
+    def __init__(
+        self,
+        names: dict[ir.Value, str],
+        outputs: Sequence[ir.Value],
+        inside: set[ir.Node],
+        facts: Facts,
+        imports: Mapping[str, int],
+        instead: Mapping[ir.Value, ir.Value] | None = None,
+    ) -> None:
+        self._names = names
+        self._instead = instead or {}
+        self._imports = imports
+        self._outputs = outputs
+        self.nodes: list[ir.Node] = []
+        self.constants: dict[ir.Value, ir.TensorProtocol] = {}
+        self.fed: list[ir.Value] = []
+        self.experts: int | None = None
+        done: set[ir.Node] = set()
+        stack: list[tuple[ir.Value, bool]] = [(value, False) for value in reversed(outputs)]
+        while stack:
+            value, expanded = stack.pop()
+            value = self._instead.get(value, value)
+            names.setdefault(value, f"v{len(names)}")
+            producer = value.producer()
+            if producer is not None and producer.op_type == "Constant" and (view := facts.get(value, View)) is not None:
+                self.constants[value] = ViewTensor(view)
+            elif producer is not None and (producer in inside or _is_static(value, producer, facts)):
+                if producer in done:
+                    continue
+                if expanded or not producer.inputs:
+                    done.add(producer)
+                    self.nodes.append(producer)
+                    continue
+                stack.append((value, True))
+                stack.extend((v, False) for v in producer.inputs if v is not None)
+            elif value.const_value is not None and not value.is_graph_input():
+                self.constants[value] = value.const_value
+            elif value not in self.fed:
+                self.fed.append(value)
+
+    def model(self, replaced: Mapping[ir.Value, Array], feeds: Feeds) -> tuple[onnx.ModelProto, Feeds]:
+        """Returns the subgraph as a model, and what it is fed.
+
+        Constants are initializers, but for large weights: a model holds a copy of each, a runtime makes more of them.
+
+        Args:
+            replaced: constants with other contents.
+            feeds: the inputs that both sides share.
+        """
+        nodes = [self._node(node) for node in self.nodes]
+        by_reference = fed_weights(self)
+        own = {self._names[value]: feeds[self._names[value]] for value in self.fed}
+        initializers = []
+        for value, array in self._arrays(replaced):
+            if value in by_reference:
+                own[self._names[value]] = array
+            else:
+                initializers.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), self._names[value]))
+        inputs = [
+            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in own.items()
+        ]
+        outputs = [_output(self._names[v], v) for v in self._outputs]
+        domains = {"": 21} | {node.domain: 1 for node in self.nodes if node.domain}
+        domains |= {d: v for d, v in self._imports.items() if d in domains}
+        model = onnx.helper.make_model(
+            onnx.helper.make_graph(nodes, "local", inputs, outputs, initializers),
+            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in domains.items()],
+            ir_version=10,
+        )
+        return model, own
+
+    def _arrays(self, replaced: Mapping[ir.Value, Array]) -> Iterator[tuple[ir.Value, Array]]:
+        stacks = set() if self.experts is None else stacks_of(self)
+        for value, tensor in self.constants.items():
+            if value in replaced:
+                yield value, replaced[value]
+            elif self.experts is not None and value in stacks:
+                yield value, first_experts(tensor, self.experts)
+            else:
+                yield value, np.asarray(tensor.numpy())
+
+    def _node(self, node: ir.Node) -> onnx.NodeProto:
+        inputs = ["" if v is None else self._names[self._instead.get(v, v)] for v in node.inputs]
+        for out in node.outputs:
+            self._names.setdefault(out, f"v{len(self._names)}")
+        proto = onnx.helper.make_node(node.op_type, inputs, [self._names[v] for v in node.outputs], domain=node.domain)
+        proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
+        for key, text in node.metadata_props.items():
+            proto.metadata_props.add(key=key, value=text)
+        return proto
+
+
+def _is_static(value: ir.Value, producer: ir.Node, facts: Facts) -> bool:
+    """Whether the value is a view of a constant, or a sequence of such views: what no feed may take the place of."""
+    if facts.get(value, View) is not None:
+        return True
+    return producer.op_type == "SplitToSequence" and facts.get(producer.inputs[0], View) is not None
+
+
+def _output(name: str, value: ir.Value) -> onnx.ValueInfoProto:
+    if value.dtype is None:
+        return onnx.ValueInfoProto(name=name)
+    return onnx.helper.make_tensor_value_info(name, value.dtype.value, None)
