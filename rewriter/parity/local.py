@@ -79,7 +79,7 @@ class LocalProver:
             return Proof(rewrite.rule, "none", 0.0, 0.0, node, skipped)
         before.experts = after.experts = experts
         runtime = self._runtime if rewrite.nodes else self._reference
-        because = "" if runtime is self._reference else cannot_judge((*rewrite.matched, *rewrite.nodes), runtime.name)
+        because = cannot_judge((*rewrite.matched, *rewrite.nodes), runtime.name)
         fed = {value: names[value] for value in (*before.fed, *after.fed)}
         feeds = random_feeds(fed, np.random.default_rng(self._seed), rewrite, experts)
         judges = [self._reference, runtime] if because else [runtime]
@@ -88,7 +88,7 @@ class LocalProver:
         model, own = before.model(dequantized(before, jobs, experts), feeds)
         runtime, expected = _first_to_run(judges, model, own, rewrite.root)
         del model, own  # they hold the dequantized weights: not twice the memory for the other side
-        if runtime is not self._reference:
+        if runtime != self._reference:
             because = ""  # what is inexact, but the same on both sides, agrees all the same
         found = _differences(rewrite, names, expected, _run_replacement(rewrite, runtime, after, feeds))
         rounded = next((d for d in found if not d.holds and d.dtype in HALVES), None)

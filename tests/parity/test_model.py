@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -193,3 +194,14 @@ def test_a_thread_of_one_gives_the_same_numbers_twice() -> None:
     assert all(np.array_equal(first[name], second[name]) for name in first)
     plain = OrtRuntime(optimize=False).run(CHAT, feeds)
     assert np.allclose(first["logits"], plain["logits"], atol=1e-4)
+
+
+def test_without_a_runtime_the_reference_proves() -> None:
+    path = MODELS / "mobius/granitemoehybrid_static_unroll_f32.onnx"
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None; import rewriter;"
+        f" report = rewriter.apply({str(path)!r}, 'moe-int4', target='cpu@1.32').report;"
+        " print(report.applied['moe-to-qmoe'], {proof.runtime for proof in report.proofs})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "2 {'reference'}\n", done.stderr
