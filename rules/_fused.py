@@ -54,12 +54,13 @@ def logits_of_given(op: Any, facts: Facts, given: ir.Value, router: Router) -> i
     rows = op.Gather(op.Shape(weights), _integers(op, [0], "rows"), axis=0)
     shape = op.Concat(rows, _integers(op, [router.experts], "experts"), axis=0)
     nothing = ir.tensor(np.array([_NOTHING], np.float32))
-    logits: ir.Value = op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, op.Log(weights), axis=1)
+    logs = op.Max(op.Log(weights), op.initializer(ir.tensor(np.float32(_NOTHING), name="no_weight")))
+    logits: ir.Value = op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, logs, axis=1)
     return logits
 
 
 _NOTHING = -1e30
-"""The logit of what was not chosen: finite, so that no kernel subtracts infinities."""
+"""The logit of what was not chosen, or has no weight: finite, since kernels subtract logits and never choose -inf."""
 
 
 def times_total(op: Any, facts: Facts, out: ir.Value, x: ir.Value, total: ir.Value, block: Block) -> ir.Value:
@@ -184,6 +185,8 @@ def facts_dtype(block: Block) -> ir.DataType:
 def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
     """Returns what the proof needs to know of the values that the block reads."""
     dtype = facts_dtype(block)
+    scores = block.mixing.router.scores
+    positive = {routing.weights, routing.given} | ({scores.logits} if scores.function == "positive" else set())
     fed = {}
     for value in dict.fromkeys((block.x, *routing.read)):
         dims = shape_of(facts, value)
@@ -197,6 +200,6 @@ def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
             value.dtype or dtype,
             fed_shape(sizes),
             chosen=block.mixing.router.k if value is routing.logits else 0,
-            positive=value in (routing.weights, routing.given),
+            positive=value in positive,
         )
     return fed

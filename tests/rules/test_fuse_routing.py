@@ -9,7 +9,7 @@ from block_models import COMBINES, GIVEN, STACKED, Spelling, block_model
 from onnx import helper, numpy_helper
 from test_fuse_experts import FUSE, MODELS, assert_declines, attributes, feeds, fuse, fused, operators, relative
 
-from rewriter.parity.runtime import OrtRuntime
+from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime
 from rewriter.target import Target
 
 
@@ -19,6 +19,26 @@ def test_weights_are_given_as_they_are(router, combine):
     model = fused(Spelling(router=router, combine=combine, rank=2 if combine in STACKED else 3, experts=5))
     assert attributes(model)["normalize_routing_weights"] == 1
     assert operators(model)["TopK"] == operators(model)["ScatterElements"] == operators(model)["Log"] == 1
+
+
+@pytest.mark.parametrize(("experts", "k"), [(2, 2), (4, 3), (4, 4)])
+@pytest.mark.parametrize("least", [0.05, 0.9])
+def test_a_chosen_expert_may_have_no_weight(experts, k, least):
+    """More are chosen than have weights, or none has: what has the logarithm of zero is subtracted from itself."""
+    how = Spelling(router="masked", experts=experts, k=k, hidden=4, inter=4)
+    model = block_model(how)
+    (bound,) = (i for i in model.graph.initializer if numpy_helper.to_array(i).size == 1 and 0.04 < _number(i) < 0.06)
+    bound.CopyFrom(numpy_helper.from_array(np.array(least, np.float32), bound.name))
+    result = fuse(model)
+    assert result.report.applied == {FUSE: 1}
+    expected = OrtRuntime().run(model, feeds(how))["y"]
+    assert (least < 0.5) or (expected == 0).all(axis=-1).any()
+    for runtime in (OrtRuntime(), ReferenceRuntime()):
+        assert relative(expected, runtime.run(result.model, feeds(how))["y"]) < 1e-5
+
+
+def _number(tensor):
+    return float(numpy_helper.to_array(tensor).reshape(-1)[0])
 
 
 def test_what_the_logarithm_does_not_tell_declines():
