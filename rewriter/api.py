@@ -191,7 +191,7 @@ def apply(
     ours = _own_copy(model)
     name = ours.graph.name or ""
     seen = _names(ours)
-    quantized = Counter(node.op_type for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS)
+    quantized = [node for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS]
     run = ModelRun(ours, rule_set.plan, runtime, quantizers, importance)
     before = bytes_by_family(ours, run.role)
     prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
@@ -199,6 +199,8 @@ def apply(
     _require_names(rule_set, [*seen, *run.readers], {*ROLES, *run.roles})
     importance.require_used(weight for _, weight in run.readers)
     validate(ours)
+    still = set(all_nodes(ours))
+    kept = Counter(node.op_type for node in quantized if node in still)
 
     def report() -> Report:
         after = bytes_by_family(ours, run.role)
@@ -216,7 +218,7 @@ def apply(
             model=os.fspath(model) if isinstance(model, str | os.PathLike) else name,
             rules=used(rule_set),
             sizes=sizes(before, after),
-            already_quantized=dict(sorted(quantized.items())),
+            already_quantized=dict(sorted(kept.items())),
         )
 
     return Result(ours, rule_set, report, model)

@@ -19,6 +19,7 @@ from rewriter.facts import DeclineTracer, Facts, Recogniser
 from rewriter.parity.weights import jobs_of
 from rewriter.quantize.job import quantized_once
 from rewriter.report import Application, Decline, Proof
+from rewriter.report.hints import is_shipped
 from rewriter.rewrite import Rewrite
 from rewriter.rule import Replacement, Rule
 from rewriter.ruleset import Phase, RuleSet
@@ -55,6 +56,7 @@ class Outcome:
 class _Candidate:
     name: str
     rule: RewriteRule
+    shipped: bool
 
 
 class Engine:
@@ -131,7 +133,7 @@ class Engine:
                 if isinstance(own, Rule):
                     own.run = self._run
                     recognisers |= dict.fromkeys(own.recognisers)
-                candidate = _Candidate(bound.name, compiled(own))
+                candidate = _Candidate(bound.name, compiled(own), is_shipped(rule))
                 key = root_operator(candidate.rule)
                 (everywhere if key is None else table.setdefault(key, [])).append(candidate)
         return table, everywhere, recognisers
@@ -152,14 +154,14 @@ class Engine:
                     fired.append((candidate.name, rewrite.where))
                     break
                 if tracer.reason:
-                    declines.append(_decline(candidate.name, phase.name, node, tracer))
+                    declines.append(tracer.record(candidate.name, phase.name, node))
                 if self._watch is not None:
                     self._watch.attempted(phase.name, candidate.name, node, tracer)
         return fired, declines
 
     def _match(self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer) -> Rewrite | None:
         """Matches and builds the replacement; the model is as it was whatever comes of it."""
-        tracer.clear()
+        tracer.clear(shipped=candidate.shipped)
         rule = candidate.rule
         graph = node.graph
         assert isinstance(graph, ir.Graph)
@@ -233,9 +235,3 @@ def without_cycle_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _decline(rule: str, phase: str, node: ir.Node, tracer: DeclineTracer) -> Decline:
-    culprit = tracer.culprits[0].name if tracer.culprits else ""
-    name = name_of(node)
-    return Decline(rule, phase, name, tracer.reason, "" if culprit in (None, name) else str(culprit))

@@ -12,10 +12,14 @@ from onnxscript.rewriter.pattern import Pattern, PatternBase
 
 from rewriter._onnxscript import Binder, MatchFailureError, OpKey, binder, root_operator
 from rewriter.errors import RuleError
+from rewriter.report import Decline
+from rewriter.report.hints import Reason, hint, is_shipped, remedy
 from rewriter.stored import name_of
 from rewriter.tensors import View, constant
 
 F = TypeVar("F")
+
+_NONE = Reason("")
 
 
 class Recogniser(PatternBase):
@@ -43,7 +47,7 @@ class Facts:
         self._model = model
         self._facts: dict[ir.Value, dict[type, object]] = {}
         self._derived: dict[ir.Value, dict[type, object]] = {}
-        self._reasons: dict[ir.Value, str] = {}
+        self._reasons: dict[ir.Value, Reason] = {}
         self._by_operator: dict[OpKey, list[tuple[Recogniser, Binder]]] = {}
         for recogniser in recognisers:
             pattern = Pattern(recogniser.pattern, name=recogniser.name)
@@ -88,9 +92,9 @@ class Facts:
         fact = self._derived.get(value, {}).get(kind)
         return fact if isinstance(fact, kind) else None
 
-    def why_not(self, value: ir.Value | None) -> str:
+    def why_not(self, value: ir.Value | None) -> Reason:
         """Returns why a recogniser that came near stated nothing about ``value``; empty where none came near."""
-        return "" if value is None else self._reasons.get(value, "")
+        return _NONE if value is None else self._reasons.get(value, _NONE)
 
     def compute(self, graph: ir.Graph | ir.Function) -> None:
         """States the facts of every node of ``graph`` and of the graphs nested in it, in topological order."""
@@ -129,7 +133,8 @@ class Facts:
             try:
                 stated = recogniser.recognise(self, **bindings)
             except MatchFailureError as near:
-                self._reasons[node.outputs[0]] = near.reason
+                helps = remedy("", near.reason, shipped=is_shipped(recogniser))
+                self._reasons[node.outputs[0]] = Reason(near.reason, helps)
                 continue
             except Exception as error:
                 who, where = f"{recogniser.name} (a recogniser)", name_of(node)
@@ -149,8 +154,9 @@ class DeclineTracer(MatchingTracer):
         super().__init__()
         self.clear()
 
-    def clear(self) -> None:
-        """Forgets the last attempt."""
+    def clear(self, *, shipped: bool = False) -> None:
+        """Forgets the last attempt; says whether the next is by a rule of this project."""
+        self.shipped = shipped
         self.mismatch = ""
         self.reason = ""
         self.culprits: list[ir.Node | ir.Value] = []
@@ -159,6 +165,20 @@ class DeclineTracer(MatchingTracer):
         """Keeps why and where."""
         self.reason = reason
         self.culprits = list(culprits)
+
+    def record(self, rule: str, phase: str, node: ir.Node) -> Decline:
+        """Returns what a report says of an attempt that ended with a reason."""
+        known = hint(rule, self.reason, shipped=self.shipped)
+        fault = self.culprits[0] if self.culprits else node
+        return Decline(
+            rule=rule,
+            phase=phase,
+            node=name_of(node),
+            reason=str(self.reason),
+            culprit=(name_of(fault) if isinstance(fault, ir.Node) else fault.name) or name_of(node),
+            remedy=remedy(rule, self.reason, shipped=self.shipped),
+            expected=known is not None and known.expected,
+        )
 
     def log(self, rule: Any, container: Any, node: ir.Node, match_result: Any, status: MatchStatus) -> None:
         """Overrides the hook through which onnxscript tells how a match went."""

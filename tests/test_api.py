@@ -109,7 +109,7 @@ def test_the_report_is_complete_once_the_model_is_saved(model, tmp_path):
     assert 0 < weight.relative_rms < 0.2
     assert report.bytes_after < report.bytes_before
     data = report.to_json()
-    assert data["schema_version"] == 1 and data["applied"] == {"matmul-to-matmul-nbits": 1}
+    assert data["schema_version"] == 2 and data["applied"] == {"matmul-to-matmul-nbits": 1}
     assert set(run(onnx.load(path), {"x": X})) == {"y"}
 
 

@@ -48,7 +48,7 @@ def full(name="name", count=1):
         rule_set=name,
         target=name,
         applications=(Application(name, name, 1, name, (name,), (name,), 0, (name,)),) * count,
-        declines=(Decline(name, name, name, name, name),) * count,
+        declines=(Decline(name, name, "n", name, name, remedy=name),) * count,
         proofs=(
             Proof(name, name, 1e-7, 1e-5, name, because=name, experts=8),
             Proof(name, "", 0, 0, name, skipped=name),
@@ -139,7 +139,7 @@ def test_a_page_has_one_head_and_a_fragment_has_none():
 def test_every_figure_is_there():
     text = Strict(page(full())).text
     for words in ("6.4x smaller", "8.2 kB → 1.3 kB", "1e-07 of 1e-05 allowed", "8 experts", "at fault: name", "8.00%",
-                  "20.0", "90.0%", "0.990000", "64 \u00d7 32", "name: name"):  # fmt: skip
+                  "20.0", "To change it: name", "90.0%", "0.990000", "64 \u00d7 32", "name: name"):  # fmt: skip
         assert words in text, words
 
 

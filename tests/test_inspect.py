@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from support import parse
 
+import rewriter
 from rewriter.cli import main
 from rewriter.inspection.model import inspect
 from rewriter.io import load
@@ -15,6 +17,7 @@ from rewriter.ruleset import rule_sets
 
 MODELS = Path(__file__).parent / "models"
 GRANITE = MODELS / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
+TIED = MODELS / "mobius" / "llama_tied_dense_f32.onnx"
 
 SLICES, MATRICES = "unrolled: slices of a stack", "unrolled: a matrix for each expert"
 BATCHED = "batched: weights gathered for each token"
@@ -102,6 +105,29 @@ def test_rule_sets_are_tried_on_demand(capsys, monkeypatch):
 
 
 def test_a_rule_set_that_cannot_run_says_why(capsys, monkeypatch):
-    monkeypatch.setattr("rewriter.cli.outlook.rule_sets", lambda: {"nowhere": None})
+    monkeypatch.setattr("rewriter.cli.outlook.rule_sets", lambda: {"nowhere": None, "unstack": None})
     assert main(["inspect", str(GRANITE)]) == 0
-    assert "nowhere" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(r"^nowhere +- +- +- +-$", out, re.MULTILINE)
+    assert re.search(r"^unstack +666\.9 kB +100\.0%", out, re.MULTILINE)
+    assert re.search(r"^nowhere cannot be used: unknown rule set 'nowhere'", out, re.MULTILINE)
+
+
+def test_sizes_that_nobody_wants_are_no_matter_of_nodes(capsys):
+    assert main(["inspect", str(GRANITE), "--no-sizes"]) == 0
+    assert "--sizes" not in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_is_told_what_it_does_not_show(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["inspect", str(GRANITE), "--no-sizes"]) == 0
+    out = capsys.readouterr().out
+    assert "rows of an expert" in out
+    assert "no room for: nodes" in out
+
+
+def test_what_reads_a_weight():
+    left = rewriter.apply(TIED, "experts-int4", prover=lambda rewrite, run: None).report.left
+    readers = {weight.name: weight.readers for weight in left}
+    assert readers["model.embed_tokens.weight"] == ("Gather", "Transpose", "MatMul")
+    assert readers["model.rotary_emb.cos_cache"] == ("Gather",)

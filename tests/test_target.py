@@ -21,6 +21,9 @@ def test_a_target_reads_as_it_is_written(text):
         ("cuda:sm70", "unknown architecture 'sm70'"),
         ("cdua", "did you mean 'cuda'"),
         ("cpu@1.22", "before 1.23"),
+        ("cpu@99", r"a version is MAJOR\.MINOR, as cpu@1\.32"),
+        ("CPU", "did you mean 'cpu'"),
+        ("CUDA:sm80@1.32", "did you mean 'cuda'"),
         ("cpu 1.28", r"is not PROVIDER\[:sm80\|sm90\]\[@VERSION\]"),
     ],
 )

@@ -108,6 +108,7 @@ def apply(
     from rewriter import api
     from rewriter.cli import reports, sheets, whole
     from rewriter.cli.console import byte_bar, console, labelled, shout, show, working
+    from rewriter.cli.unread import unread_experts
     from rewriter.errors import UsageError
     from rewriter.io.output import refuse
     from rewriter.wording import shrink
@@ -142,6 +143,8 @@ def apply(
     screen.print(Text.assemble((rule_set.name, "bold"), f" on {model}, for {done.target}\n"))
     if not done.applications:
         screen.print("Nothing fired: the output is the model as it was.\n")
+    if unread := unread_experts(rule_set, done):
+        screen.print(f"{unread}\n")
     show(screen, sheets.fired(done), sheets.declined(done.refusals, more), sheets.weights(done.by_role, measured=True))
     if found.runtime:
         title = f"Against the original ({found.runtime}, random inputs, seed {found.seed})"

@@ -66,7 +66,7 @@ def check(
 
     from rewriter.cli import sheets
     from rewriter.cli.console import console, print_json, shout, show, working
-    from rewriter.errors import UsageError, nearest
+    from rewriter.errors import ParityError, UsageError, nearest
     from rewriter.parity.limits import exceeded
     from rewriter.parity.model import compare_models
     from rewriter.parity.runtime import runtime as find_runtime
@@ -76,9 +76,12 @@ def check(
     feeds = None if inputs is None else _feeds(inputs)
     limits = ParitySettings(max_relative_l2=max_relative_l2, min_snr_db=min_snr_db, min_top1=min_top1)
     with working("running both models", quiet=quiet or as_json):
-        parity = compare_models(
-            before, after, feeds=feeds, seed=seed, runtime=find_runtime(runtime), logits=logits or None
-        )
+        try:
+            parity = compare_models(
+                before, after, feeds=feeds, seed=seed, runtime=find_runtime(runtime), logits=logits or None
+            )
+        except ParityError as error:  # no figure of a comparison, but two models that have none
+            raise UsageError(str(error)) from error
     for name in logits:
         if name not in parity.outputs:
             raise UsageError(f"--logits {name}: the models have no such output{nearest(name, parity.outputs)}")

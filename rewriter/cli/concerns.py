@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from rewriter.api import Result
 from rewriter.cli.forecast import planned
+from rewriter.cli.unread import EXPERTS, unread_here
 from rewriter.cli.watching import Nearest
 from rewriter.errors import UsageError
 from rewriter.inspection.weights import MOVES
@@ -41,6 +42,7 @@ class Concern:
         unknown: values behind it that a recogniser almost knew; with an empty rule.
         further: declines of rules that begin behind it, and whose block it may be part of.
         others: rules that were tried there and are about something else.
+        note: what no rule of the rule set reads; empty where that is not it.
     """
 
     name: str
@@ -51,11 +53,13 @@ class Concern:
     unknown: tuple[Decline, ...]
     further: tuple[Decline, ...]
     others: tuple[str, ...]
+    note: str
 
     @property
     def untouched(self) -> bool:
         """Whether nothing was done to it and nothing was tried."""
-        return not (self.applications or self.absorbed or self.declines or self.unknown or self.further or self.others)
+        found = self.applications or self.absorbed or self.declines or self.unknown or self.further or self.others
+        return not (found or self.note)
 
 
 class Focus:
@@ -106,6 +110,7 @@ class Focus:
         name, report = self.name, result.report
         first, what = self._describe(result)
         here = set(map(name_of, _behind(first)))
+        here |= {weight.node for weight in _of(name, planned(result.ir_model))}
         applications = tuple(a for a in report.applications if a.node in here)
         names = {node.name for node in first if node.name}
         absorbed = tuple(a for a in report.applications if a.node not in here and names & set(a.removed))
@@ -116,7 +121,16 @@ class Focus:
         further = sorted((d for d in report.declines if d.node in beyond), key=lambda d: beyond[d.node])
         done = bool(applications or absorbed)
         unknown = [u for u in self.watch.unknown if not any(u.reason in d.reason for d in declines)]
-        fired = {application.node for application in applications}
+        unknown = [u for u in unknown if not self._is_embedding(self._nodes.get(u.culprit))]
+        note = unread_here(
+            result.rule_set,
+            experts=any(node.op_type == EXPERTS[1] for node in first),
+            embedding=any(map(self._is_embedding, first)),
+        )
+        order = {phase: place for place, phase in enumerate(report.sweeps)}
+        fired = {application.node: order[application.phase] for application in applications}
+        last = set(report.declines)
+        stayed = [d for d in declines if d.node not in fired or (d in last and order[d.phase] >= fired[d.node])]
         stopped = {decline.rule for decline in declines}
         others = {rule for rule, node in self.watch.others if node in here and node not in fired} - stopped
         return Concern(
@@ -124,10 +138,11 @@ class Focus:
             what,
             applications,
             absorbed,
-            declines=tuple(d for d in declines if d.node not in fired),
+            declines=tuple(stayed),
             unknown=() if done else tuple(unknown),
             further=() if done or declines else tuple(further),
             others=() if done else tuple(sorted(others)),
+            note="" if done else note,
         )
 
     def _describe(self, result: Result[Any]) -> tuple[list[ir.Node], str]:
@@ -140,14 +155,14 @@ class Focus:
             tensor = self._tensors[name].const_value
             kind = "weight" if tensor is None else f"weight, {tensor.dtype.name}{list(tensor.shape.numpy())}"
             fate = _spec(weights[name]) if name in weights else _fate(name, result.ir_model)
-            slices = [weight for weight in weights.values() if weight.name.partition(_SLICE)[0] == name]
+            slices = _of(name, weights.values())
             if name not in weights and slices:
                 ((one, _),) = Counter(map(_spec, slices)).most_common(1)
                 fate = f"{fate}: {len(slices):,} slices {one}"
             return self._first, f"{kind}, {fate}"
         if name in weights:
             weight = weights[name]
-            readers = [self._nodes[weight.node]] if weight.node in self._nodes else []
+            readers = [self._nodes[weight.node]] if weight.node in self._nodes else self._first
             return readers, f"slice, {list(weight.shape)}, {_spec(weight)}"
         close = difflib.get_close_matches(name, [*self._nodes, *self._tensors, *weights], n=1, cutoff=0.5)
         hint = f" (did you mean '{close[0]}'?)" if close else "; without a name, explain shows the nodes of interest"
@@ -169,12 +184,22 @@ class Focus:
         shape = "" if value.shape is None else str(value.shape)
         return f"{value.dtype.name if value.dtype is not None else 'of unknown type'}{shape}, {kind}"
 
+    def _is_embedding(self, node: ir.Node | None) -> bool:
+        """Whether it looks up rows, so that its index is an input and nothing is amiss."""
+        role = None if node is None else self._roles.get(node)
+        return role is not None and role.name == "embedding"
+
     def _role(self, node: ir.Node) -> str:
         role = self._roles.get(node)
         if role is None:
             return ""
         places = (("layer", role.layer), ("expert", role.expert))
         return ", ".join(filter(None, (role.name, *(f"{what} {index}" for what, index in places if index is not None))))
+
+
+def _of(name: str, weights: Iterable[Weight]) -> list[Weight]:
+    """The weights of this name, and the slices of the stack of this name."""
+    return [weight for weight in weights if name in (weight.name, weight.name.partition(_SLICE)[0])]
 
 
 def _spec(weight: Weight) -> str:

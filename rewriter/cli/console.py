@@ -32,8 +32,8 @@ _READABLE = 16
 """Columns of the terminal that a text needs, so that it is worth wrapping."""
 
 _SPARE = (
-    "worst at", "read by", "rows of an expert", "max abs", "stored", "before", "KL", "cosine", "mean", "max error",
-    "numbers", "of now", "rewrites", "nodes", "options",
+    "worst at", "read by", "nodes", "max abs", "stored", "before", "KL", "cosine", "mean", "max error",
+    "numbers", "of now", "rewrites", "options", "rows of an expert",
 )  # fmt: skip
 """What a narrow terminal can do without, the least first."""
 
@@ -95,14 +95,14 @@ class Sheet:
         if left > 0:
             self.add(*[""] * (len(self) - 1), Text(f"and {left:,} more{where}", style="dim"))
 
-    def table(self, width: int) -> tuple[Table, int]:
+    def table(self, width: int) -> tuple[Table, int, str]:
         """Lays it out, without the columns that can be spared where there is no room; no number is cut.
 
         Args:
             width: columns of the terminal.
 
         Returns:
-            The table, and the columns of the terminal that it takes.
+            The table, the columns of the terminal that it takes, and what is said below it.
         """
         kept = list(range(len(self)))
         for name in _SPARE:
@@ -112,9 +112,6 @@ class Sheet:
             title=self._title,
             title_style="bold",
             title_justify="left",
-            caption=self.caption or None,
-            caption_justify="left",
-            caption_style="dim",
             box=box.SIMPLE_HEAD,
             show_edge=False,
             pad_edge=False,
@@ -126,7 +123,9 @@ class Sheet:
             made.add_column(self._heading(index), justify=justify, no_wrap=self._whole(index), overflow="fold")
         for row in self._rows:
             made.add_row(*(row[index] for index in kept))
-        return made, max(width, self._least(kept))
+        spared = [self._heading(index) for index in range(len(self)) if index not in kept]
+        below = [self.caption, f"no room for: {', '.join(spared)}" if spared else ""]
+        return made, max(width, self._least(kept)), "\n".join(filter(None, below))
 
     def _heading(self, index: int) -> str:
         return self._columns[index].lstrip(">|")
@@ -148,10 +147,12 @@ def show(out: Console, *sheets: Sheet | None) -> None:
     room = out.width
     for sheet in sheets:
         if sheet is not None:
-            made, out.width = sheet.table(room)
+            made, out.width, below = sheet.table(room)
             out.print(made)
-            out.print()
             out.width = room
+            if below:
+                out.print(Text(below, style="dim"))
+            out.print()
 
 
 def print_json(document: object, *, quiet: bool = False) -> None:

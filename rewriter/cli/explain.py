@@ -53,6 +53,7 @@ def explain(
     from rewriter.cli.concerns import Focus
     from rewriter.cli.console import console, print_json, working
     from rewriter.cli.forecast import planned
+    from rewriter.cli.unread import unread_experts
     from rewriter.io import load
     from rewriter.report import document
 
@@ -78,10 +79,10 @@ def explain(
     elif as_json:
         print_json(report.to_json())
     else:
-        _show_report(console(), report)
+        _show_report(console(), report, unread_experts(rule_set, report))
 
 
-def _show_report(screen: Console, report: Report) -> None:
+def _show_report(screen: Console, report: Report, unread: str) -> None:
     from rich.text import Text
 
     from rewriter.cli import sheets
@@ -92,6 +93,8 @@ def _show_report(screen: Console, report: Report) -> None:
     screen.print(Text.assemble((report.rule_set, "bold"), head))
     if not report.applications:
         screen.print("Nothing would fire.\n")
+    if unread:
+        screen.print(f"{unread}\n")
     show(
         screen,
         sheets.would_fire(report),
@@ -119,6 +122,8 @@ def _show_concern(screen: Console, found: Concern, focus: Focus, report: Report)
     _say(screen, "What stopped rules further on in the same block", found.further, focus)
     if found.others:
         screen.print(Text(f"Tried, and about something else: {', '.join(found.others)}."), soft_wrap=True)
+    if found.note:
+        screen.print(found.note)
     if found.untouched:
         screen.print(f"No rule of {report.rule_set} came near it.")
 
@@ -128,7 +133,6 @@ def _say(screen: Console, title: str, rows: Sequence[Decline], focus: Focus) -> 
     from rich.text import Text
 
     from rewriter.cli.console import labelled
-    from rewriter.report.hints import hint
 
     groups: dict[tuple[str, str], list[Decline]] = {}
     for row in rows:
@@ -139,13 +143,11 @@ def _say(screen: Console, title: str, rows: Sequence[Decline], focus: Focus) -> 
         first = group[0]
         more = f" and {len(group) - 1:,} more" if len(group) > 1 else ""
         screen.print(Text(f"{rule} at '{first.node}'{more}" if rule else f"'{first.node}'{more}"), soft_wrap=True)
-        fault = first.culprit or first.node
-        about = focus.about(fault)
-        known = hint(reason)
+        about = focus.about(first.culprit)
         for label, text in (
             ("stopped by", reason),
-            ("at fault", f"'{fault}'{f', {about}' if about else ''}"),
-            ("to change it", known.advice if known else ""),
+            ("at fault", f"'{first.culprit}'{f', {about}' if about else ''}"),
+            ("to change it", first.remedy),
         ):
             if text:
                 screen.print(labelled(f"  {label}", text, 16), soft_wrap=True)

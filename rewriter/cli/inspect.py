@@ -57,10 +57,10 @@ def inspect(
     if as_json:
         print_json({**document(info), "rule_sets": [dataclasses.asdict(outlook) for outlook in found]})
         return
-    _show(f"{model}", info, found, asked=asked)
+    _show(f"{model}", info, found, on_demand=sizes is None and not asked)
 
 
-def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, asked: bool) -> None:
+def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, on_demand: bool) -> None:
     from rich.text import Text
 
     from rewriter.cli.console import console, labelled, show
@@ -82,7 +82,7 @@ def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, asked: bool)
     show(screen, _blocks(info.blocks), _weights(info), _sizes(info, found))
     if not info.blocks:
         screen.print("No MoE block was recognised.")
-    if not asked:
+    if on_demand:
         screen.print(f"With {info.nodes:,} nodes, rule sets are tried on demand: --sizes", style="dim")
 
 
@@ -143,13 +143,13 @@ def _sizes(info: ModelInfo, found: Sequence[Outlook]) -> Sheet | None:
 
     if not found:
         return None
-    problems = ["problem"] if any(outlook.problem for outlook in found) else []
-    columns = ("|rule set", ">size", ">of now", ">rewrites", ">float experts", *problems)
+    columns = ("|rule set", ">size", ">of now", ">rewrites", ">float experts")
     made = Sheet("What each rule set would make of it", *columns)
+    made.caption = "\n".join(f"{o.rule_set} cannot be used: {o.problem}" for o in found if o.problem)
     for outlook in found:
         after = outlook.bytes_after
         if after is None:
-            made.add(outlook.rule_set, "-", "-", "-", "-", outlook.problem)
+            made.add(outlook.rule_set, "-", "-", "-", "-")
             continue
         share = f"{after / info.nbytes:.1%}" if info.nbytes else "-"
         left = nbytes(outlook.float_experts) if outlook.float_experts else "none"

@@ -129,7 +129,10 @@ def _show_set(entry: RuleSetInfo) -> None:
 
 
 def _json(known: dict[str, RuleInfo], sets: dict[str, RuleSetInfo], name: str | None) -> dict[str, Any]:
+    from rewriter.report import SCHEMA_VERSION
+
     return {
+        "schema_version": SCHEMA_VERSION,
         "rules": [
             {
                 "name": info.name,

@@ -78,6 +78,10 @@ def weights(summaries: Sequence[RoleSummary], *, measured: bool) -> Sheet | None
         row += [_percent(s.mean_relative_rms), _percent(s.worst.relative_rms)] if measured else []
         made.add(*row)
     made.caption = "stored: bits of each number, with its scales and zero points"
+    if any(s.bits_per_element < min(s.bits) for s in summaries):
+        made.caption += (
+            "\nfewer stored than its bits: a tied table counts for each of its two readers, and is stored once"
+        )
     if measured:
         worst = max((s.worst for s in summaries), key=lambda w: w.relative_rms)
         made.caption += "\nmean, worst: relative RMS error, |dequantized - weight| / |weight|"

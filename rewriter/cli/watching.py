@@ -37,8 +37,7 @@ class Nearest:
         self._attempts.pop(key, None)
         self._others.pop(key, None)
         if how.reason:
-            culprit = (how.culprits[0].name or "") if how.culprits else ""
-            self._attempts[key] = Decline(rule, phase, name, how.reason, "" if culprit == name else culprit)
+            self._attempts[key] = how.record(rule, phase, node)
         else:
             self._others[key] = None
 
@@ -48,7 +47,7 @@ class Nearest:
             for value in node.outputs:
                 name = value.name or ""
                 if name in self._values and (reason := run.facts.why_not(value)):
-                    self._unknown[name] = Decline("", phase, name, reason, node.name or "")
+                    self._unknown[name] = Decline("", phase, name, str(reason), name_of(node), reason.remedy)
 
     @property
     def attempts(self) -> tuple[Decline, ...]:

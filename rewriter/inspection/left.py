@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from rewriter.inspection.kinds import is_bias, quantization
-from rewriter.inspection.weights import RoleOf, readers, role_of_tensor
+from rewriter.inspection.weights import RoleOf, operators, readers, role_of_tensor
 from rewriter.quantize.job import PartTensor
 from rewriter.report import Decline, Left
 from rewriter.stored import name_of, stored_tensors
@@ -38,7 +38,7 @@ def left_in_float(model: ir.Model, declines: Iterable[Decline], role_of: RoleOf)
                 name=slot.key if isinstance(slot.owner, ir.Value) else name_of(slot.owner),
                 role=role_of_tensor(slot, role_of).name,
                 nbytes=tensor.nbytes,
-                readers=tuple(dict.fromkeys(node.op_type for node in nodes)),
+                readers=operators(slot),
                 rule=why.rule if why else "",
                 reason=why.reason if why else "",
             )

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from rewriter.report import Size
 from rewriter.roles import Role
 from rewriter.stored import Slot, stored_tensors
+from rewriter.tensors import constant
 
 MOVES = frozenset(
     {
@@ -72,6 +73,34 @@ def readers(slot: Slot) -> Iterator[ir.Node]:
                 return
             if use.node.op_type in MOVES and use.idx == 0:
                 pending.extend(use.node.outputs)
+
+
+def operators(slot: Slot) -> tuple[str, ...]:
+    """Returns the operators that read a tensor or what only constants make of it: none beyond a lookup by an input."""
+    found: dict[str, None] = {}
+    moved = {slot.owner.outputs[0] if isinstance(slot.owner, ir.Node) else slot.owner}
+    for node in readers(slot):
+        if moved.isdisjoint(node.inputs) and node is not slot.owner:
+            continue
+        found[node.op_type] = None
+        if node.op_type in MOVES and all(value in moved or _is_fixed(value) for value in node.inputs):
+            moved |= set(node.outputs)
+    return tuple(found)
+
+
+def _is_fixed(value: ir.Value | None) -> bool:
+    """Whether nothing but constants makes a value, as an index or a shape."""
+    pending = [value]
+    for _ in range(_ENOUGH):
+        if not pending:
+            return True
+        at = pending.pop()
+        producer = None if at is None else at.producer()
+        if producer is not None and producer.inputs:
+            pending.extend(producer.inputs)
+        elif at is not None and constant(at) is None:
+            return False
+    return False
 
 
 def role_of_tensor(slot: Slot, role_of: RoleOf) -> Role:

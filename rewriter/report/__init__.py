@@ -45,7 +45,7 @@ __all__ = [
     "summarize",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of every JSON document that the command line prints or writes."""
 
 
@@ -68,7 +68,7 @@ class Report:
         model: name of the model that was given; empty where it has none.
         rules: the rule set in full; None where it is not known.
         sizes: bytes by family of roles, the largest first; they add up to ``bytes_before`` and ``bytes_after``.
-        already_quantized: operator -> nodes of the given model that hold quantized weights; these are left alone.
+        already_quantized: operator -> nodes of the given model that hold quantized weights and were left as they are.
     """
 
     rule_set: str

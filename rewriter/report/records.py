@@ -40,7 +40,9 @@ class Decline:
         phase: the phase in which it was tried.
         node: name of the node at which the pattern matched.
         reason: why not.
-        culprit: name of the node or value at fault; empty where it is the node itself.
+        culprit: name of the node or value at fault.
+        remedy: what would have to change for the rule to fire; empty where nothing is known.
+        expected: whether the rule set means it so, or the rule is about other weights, so that nothing is amiss.
     """
 
     rule: str
@@ -48,6 +50,8 @@ class Decline:
     node: str
     reason: str
     culprit: str
+    remedy: str = ""
+    expected: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rewriter.report.hints import hint
 from rewriter.report.records import Decline, Left
 
 
@@ -28,8 +27,12 @@ class Refusal:
     @property
     def expected(self) -> bool:
         """Whether the rule set means it so, or the rule is about other weights."""
-        known = hint(self.reason)
-        return known is not None and known.expected
+        return self.declines[0].expected
+
+    @property
+    def remedy(self) -> str:
+        """What would have to change for the rule to fire; empty where nothing is known."""
+        return self.declines[0].remedy
 
 
 def refusals(declines: Iterable[Decline], left: Iterable[Left]) -> tuple[Refusal, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib.metadata
 import re
@@ -65,8 +66,7 @@ class Target:
             return cls(version=installed or cls.version, installed=installed is not None)
         found = re.fullmatch(r"([a-z]+)(?::([a-z0-9]+))?(?:@(\d+)\.(\d+)(?:\.\d+)?)?", text)
         if not found:
-            form = "PROVIDER[:sm80|sm90][@VERSION], as cpu, cuda:sm90 or webgpu@1.30"
-            raise TargetError(f"target '{text}' is not {form}")
+            raise TargetError(_fault(text))
         provider, architecture, major, minor = found.groups()
         if provider not in PROVIDERS:
             raise TargetError(f"unknown provider '{provider}' in target '{text}'{nearest(provider, PROVIDERS)}")
@@ -130,6 +130,17 @@ class Target:
         kernel = self.kernel("QMoE")
         rounding = kernel.int8_activations if kernel else ()
         return (accuracy_level == 4 and block > 0) or any(bits == b and block >= least for b, least in rounding)
+
+
+def _fault(text: str) -> str:
+    """Says what is wrong with a target that cannot be read."""
+    rest, at, version = text.partition("@")
+    provider = rest.partition(":")[0]
+    if close := difflib.get_close_matches(provider.lower(), PROVIDERS, n=1) if provider not in PROVIDERS else []:
+        return f"unknown provider '{provider}' in target '{text}' (did you mean '{close[0]}'?)"
+    if at and not re.fullmatch(r"\d+\.\d+(\.\d+)?", version):
+        return f"target '{text}': a version is MAJOR.MINOR, as {provider or 'cpu'}@1.32"
+    return f"target '{text}' is not PROVIDER[:sm80|sm90][@VERSION], as cpu, cuda:sm90 or webgpu@1.30"
 
 
 def _at(rows: Sequence[R], version: Version) -> R:

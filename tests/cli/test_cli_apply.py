@@ -51,6 +51,14 @@ def test_the_report_is_the_whole_truth(run, tmp_path):
     assert all(p["max_relative"] <= p["tolerance"] for p in report["proofs"])
 
 
+def test_what_was_quantized_anew_was_not_left_as_it_was(run):
+    model = GRANITE.parents[1] / "genai" / "gpt_oss_int4_cpu_b32.onnx"
+    Path("back.yaml").write_text("phases: [{name: a, rules: [qmoe-to-moe]}, {name: b, rules: [moe-to-qmoe]}]\n")
+    out = run("apply", model, "-o", "out", "-r", "back.yaml", "--no-check", "--parity", "none")[1]
+    assert re.search(r"qmoe-to-moe +2[\s\S]*moe-to-qmoe +2", out)
+    assert re.search(r"Quantized already, left as they were: 7 MatMulNBits\n", out)
+
+
 def test_unstacking_changes_no_output_and_the_report_says_so_in_json(run, tmp_path):
     code, out, _ = run("apply", GRANITE, "-o", "out", "-r", "unstack", "--report", "r.json")
     report = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)

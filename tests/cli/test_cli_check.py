@@ -43,9 +43,9 @@ def test_check_on_inputs_of_ones_own(run):
     assert "missing: x; unknown: z" in err
 
 
-def test_models_with_other_outputs_fail_the_comparison(run):
+def test_models_with_other_outputs_cannot_be_compared(run):
     code, out, err = run("check", GRANITE, linear())
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert re.fullmatch(r"error: the two models cannot be compared[^\n]+\n", err)
 
 

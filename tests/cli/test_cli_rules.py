@@ -6,6 +6,7 @@ import json
 import re
 
 from rewriter import ruleset
+from rewriter.report import SCHEMA_VERSION
 
 
 def test_rules_lists_everything_that_is_installed(run):
@@ -31,6 +32,7 @@ def test_rules_shows_one_in_full(run):
 
 def test_rules_speaks_json(run):
     data = json.loads(run("rules", "--json")[1])
+    assert data["schema_version"] == SCHEMA_VERSION
     assert [r["name"] for r in data["rules"]] == [r.name for r in ruleset.catalogue()]
     assert [r["name"] for r in data["rule_sets"]] == list(ruleset.rule_sets())
     one = json.loads(run("rules", "matmul-to-matmul-nbits", "--json")[1])
