@@ -72,7 +72,8 @@ def test_real_models(*, name, inputs, normal, bits, tmp_path):
     assert {w.expert for w in weights} == {0, 1, 2, 3} and {w.layer for w in weights} == {0, 1}
     recorded = np.load(MODELS / inputs)
     outputs = OrtRuntime().run(saved, {k[3:]: recorded[k] for k in recorded if k.startswith("in:")})
-    assert all(np.isfinite(out).all() for out in outputs.values())
+    # Those that are recorded: ONNX Runtime leaves a cache beyond the tokens that it holds as it found the memory.
+    assert all(np.isfinite(out).all() for name, out in outputs.items() if f"out:{name}" in recorded)
 
 
 def test_geglu_declines_naming_the_activation():
