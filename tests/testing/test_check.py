@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,12 +13,13 @@ import onnx_ir as ir
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.errors import DeadlineExceeded
 from onnxscript.rewriter import RewriteRuleClassBase
 from support import Swap
 
 from rewriter.rule import Declined, Rule
 from rewriter.tensors import ViewTensor
-from rewriter.testing import check_model, check_rule, describe, projections, unrolled_experts
+from rewriter.testing import check_model, check_rule, describe, near_misses, projections, unrolled_experts
 from rules import unstack
 from rules.recognise import computed, views
 from rules.unstack import Unstack, read
@@ -192,6 +195,34 @@ def test_what_is_printed_can_be_pasted():
     for model in drawn[:10]:
         text = describe(model)
         check_model("unstack", text)
+
+
+def test_a_constant_is_printed_once():
+    text = describe(ir.from_onnx_text(MODEL.replace("<float[2,3] a>", "<float[1] c = {2}, float[2,3] a>")))
+    assert "<float[1] c =  {2}, float[2,3] a>" in text
+
+
+def test_what_pytest_prints_can_be_pasted():
+    printed = "\n".join(f"E       {line}".rstrip() for line in describe(ir.from_onnx_text(MODEL)).splitlines())
+    right = Relu(lambda op, x, y: op.Max(x, op.initializer(ir.tensor(np.float32(0), name="zero"))))
+    assert check_model(right, f"\n{printed}\nE       \nE\n").applied == {"relu": 1}
+
+
+@pytest.mark.parametrize("holds", [check_rule, near_misses])
+@pytest.mark.parametrize("own", [None, 100])
+def test_a_slow_test_is_no_failure_unless_a_deadline_is_set(holds, own):
+    """Without the plugin a deadline of 200 ms holds, and a run of a model may take longer."""
+    fresh = settings.get_profile("default")
+    given = {} if own is None else {"deadline": own}
+
+    def slow(op, x, y):
+        time.sleep(0.25)
+        return op.Max(x, op.initializer(ir.tensor(np.float32(0), name="zero")))
+
+    models = st.builds(lambda: ir.from_onnx_text(MODEL))
+    few = settings(fresh, max_examples=2, database=None, **given)
+    with pytest.raises(DeadlineExceeded) if own else contextlib.nullcontext():
+        holds(Relu(slow), models, settings=few)
 
 
 def test_recognisers_are_those_of_the_rule():
