@@ -69,7 +69,11 @@ def test_each_rule_and_set_of_the_package_is_tested(example):
 @pytest.mark.parametrize(
     ("package", "models", "message"),
     [
-        ("exampel_rules", {}, r"names a package 'exampel_rules' \(did you mean 'example_rules'\?\)"),
+        (
+            "exampel_rules",
+            {},
+            r"names a package 'exampel_rules' \(did you mean 'example_rules'\?\); it wants the import name",
+        ),
         (
             "example_rules",
             {"div-to-mul": divisions},
@@ -82,6 +86,12 @@ def test_a_wrong_name_is_one_line(example, package, models, message):
     with pytest.raises(UsageError, match=message) as caught:
         package_tests(package, models)
     assert "\n" not in str(caught.value)
+
+
+def test_a_test_may_be_left_out(example):
+    assert "div-to-mul-near_misses" not in promises(package_tests(example, without=["div-to-mul-near_misses"]))
+    with pytest.raises(UsageError, match=r"no test 'div-to-mul' to leave out \(did you mean 'div-to-mul-page'\?\)"):
+        package_tests(example, without=["div-to-mul"])
 
 
 def test_what_a_package_lacks_is_named(install, tmp_path):
