@@ -17,6 +17,7 @@ from rewriter.errors import ParityError, RewriterError, RuleError
 from rewriter.report import Report
 from rewriter.testing.drawing import Seen, terse
 from rewriter.testing.promises.agreement import check_outputs
+from rewriter.testing.promises.leftovers import check_leftovers
 from rewriter.testing.promises.runs import check_runs
 from rewriter.testing.promises.sizes import check_sizes
 from rewriter.testing.promises.valid import check_valid
@@ -25,6 +26,9 @@ from rewriter.testing.usage import RuleUnderTest, as_model, as_rules, name_of, r
 
 _MORE = 5
 """How many times as many models are drawn until a rule fires, where it fired on none of the first."""
+
+_UNMATCHED = "is not among the constants of what its rule matched"
+"""How the local proof declines where a rule should have."""
 
 
 def check_rule(
@@ -137,6 +141,10 @@ def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
     report = result.report
     for decline in report.declines:
         assert decline.reason, f"rule {decline.rule} declined at {decline.node} without a reason"
+        assert _UNMATCHED not in decline.reason, (
+            f"rule {decline.rule} at {decline.node} quantizes what it did not match, and only the proof declines:"
+            f" {decline.reason}"
+        )
     after = _bytes(result.model)
     assert _bytes(run(rule, model, "a second run").model) == after, "a second run gives another model"
     if not report.applications:
@@ -147,6 +155,7 @@ def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
     check_valid(before, after)
     try:
         check_sizes(model, result.model)
+        check_leftovers(model, result.model)
         check_runs(model, result.model, report.target)
         check_outputs(model, result.model)
     except AssertionError as wrong:

@@ -17,10 +17,12 @@ from hypothesis.errors import DeadlineExceeded
 from onnxscript.rewriter import RewriteRuleClassBase
 from support import Swap
 
-from rewriter.rule import Declined, Rule
-from rewriter.tensors import ViewTensor
+from rewriter.api import apply
+from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.tensors import View, ViewTensor
 from rewriter.testing import check_model, check_rule, describe, near_misses, projections, unrolled_experts
 from rules import unstack
+from rules._matmul_nbits import Linear, emit
 from rules.recognise import computed, views
 from rules.unstack import Unstack, read
 
@@ -112,6 +114,68 @@ def test_every_broken_promise_is_named(message):
         check_model(Relu(WRONG[message]), MODEL)
     assert str(caught.value).startswith(f"relu: {message}")
     assert "[relu] a = Relu (x)" in str(caught.value)
+
+
+class Doubled(Rule):
+    """MatMul(x, w) -> MatMul(x / 2, 2w), the weight computed at once."""
+
+    def __init__(self, guarded):
+        super().__init__(name="doubled")
+        self._guarded = guarded
+
+    def pattern(self, op, x, w):
+        return op.MatMul(x, w, _outputs=["y"])
+
+    def rewrite(self, op, x, w, y):
+        if w.const_value is None or "doubled" in w.name:
+            raise NotApplicable
+        if self._guarded and len(w.uses()) > 1:
+            raise Declined("the weight would stay in the model", w)
+        weight = op.initializer(ir.tensor(w.const_value.numpy() * 2, name=f"{w.name}_doubled"))
+        return op.MatMul(op.Div(x, op.initializer(ir.tensor(np.float32(2), name="two"))), weight)
+
+
+def matmul(others=""):
+    weight = ir.tensor(np.ones((32, 32), np.float32), name="w")
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[32, 32] x, float[32, 32] w) => (float[32, 32] y)'
+        f" {{ a = MatMul (x, w) {others or 'b = Relu (x)'} y = Add (a, b) }}"
+    )
+    value = model.graph.inputs.pop()
+    value.const_value = weight
+    model.graph.register_initializer(value)
+    return model
+
+
+def test_a_computed_weight_replaces_the_old_one():
+    left = "initializer 'w' lost a reader and is left in the model, beside 4100 bytes of new constants"
+    assert check_model(Doubled(False), matmul()).applied == {"doubled": 1}
+    with pytest.raises(AssertionError, match=f"doubled: {left}"):
+        check_model(Doubled(False), matmul("b = Relu (w)"))
+    assert check_model(Doubled(True), matmul("b = Relu (w)")).declines
+
+
+class Misread(Rule):
+    """matmul-to-matmul-nbits of another weight than the one that it matches."""
+
+    def pattern(self, op, x, w):
+        return op.MatMul(x, w, _outputs=["y"])
+
+    def rewrite(self, op, x, w, y):
+        if w.const_value is None:
+            raise NotApplicable
+        other = View.whole(ir.tensor(np.zeros((32, 32), np.float32)), "other")
+        dtype = np.dtype(np.float32)
+        job = self.run.quantize(other, y.producer(), self.name, dtype)
+        return emit(op, Linear(x, job, ir.DataType.FLOAT))
+
+
+def test_a_weight_that_was_not_matched_is_no_reason_to_end_the_run():
+    reason = "weight 'other' is not among the constants of what its rule matched"
+    (decline,) = apply(matmul(), [Misread(name="misread")]).report.declines
+    assert (decline.rule, decline.reason) == ("misread", reason)
+    with pytest.raises(AssertionError, match=rf"^misread: rule misread at .* quantizes what it did not .*: {reason}"):
+        check_model(Misread(name="misread"), matmul())
 
 
 def test_the_given_model_may_not_change():

@@ -22,7 +22,7 @@ def check_sizes(before: ir.Model, after: ir.Model) -> None:
     for slot in stored_tensors(before):
         had[id(slot.tensor)] += slot.tensor.nbytes
     for view, slot in {View.whole(slot.tensor, ""): slot for slot in stored_tensors(after)}.items():
-        for source, taken in _parts(view, view.nbytes):
+        for source, taken in parts(view, view.nbytes):
             has[id(source)] += taken
             assert id(source) not in had or has[id(source)] <= had[id(source)], (
                 f"{slot.label} is part of a constant whose parts take {has[id(source)]} bytes now, and it took"
@@ -30,12 +30,12 @@ def check_sizes(before: ir.Model, after: ir.Model) -> None:
             )
 
 
-def _parts(view: View, taken: int) -> Iterator[tuple[ir.TensorProtocol, int]]:
-    """The tensors that a view, or a copy of some, shows, and how many of the bytes that are ``taken`` are of each."""
+def parts(view: View, taken: int) -> Iterator[tuple[ir.TensorProtocol, int]]:
+    """Yields the tensors that a view, or a copy of some, shows, with how many of the bytes ``taken`` are of each."""
     source = view.source
     if not isinstance(source, ContiguousCopy | StackedCopy):
         yield source, taken
         return
     shown = (source.view,) if isinstance(source, ContiguousCopy) else source.sources
     for part in shown:
-        yield from _parts(part, taken // len(shown))
+        yield from parts(part, taken // len(shown))
