@@ -215,3 +215,11 @@ def test_experts_that_share_a_stack_stay(shared):
     text = SHARED_STACK.replace("up,", f"{shared},")
     (decline,) = check_model("fuse-experts", text).declines
     assert decline.reason == "two of gate, up and down are one weight, which fc1 would hold once more"
+
+
+def test_a_cast_that_goes_with_a_constant_copies_nothing():
+    """What near_misses found: a stack in float16 behind a Cast, which the rule stores in float32."""
+    stacks = "float16[2,1,1] half = {15360, 16384}, float[2,1,1] up = {1, 2}"
+    text = SHARED_STACK.replace("float[2,1,1] gate = {-0.75, -1.5}", stacks)
+    text = text.replace("  logits =", "  gate = Cast <to = 1> (half)\n  logits =")
+    assert check_model("fuse-experts", text).applied == {"fuse-experts": 1}
