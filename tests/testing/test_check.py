@@ -136,7 +136,7 @@ class Doubled(Rule):
 
 
 def matmul(others=""):
-    weight = ir.tensor(np.ones((32, 32), np.float32), name="w")
+    weight = ir.tensor(np.linspace(-1, 1, 1024, dtype=np.float32).reshape(32, 32), name="w")
     model = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["" : 21]> g (float[32, 32] x, float[32, 32] w) => (float[32, 32] y)'
         f" {{ a = MatMul (x, w) {others or 'b = Relu (x)'} y = Add (a, b) }}"
@@ -153,6 +153,11 @@ def test_a_computed_weight_replaces_the_old_one():
     with pytest.raises(AssertionError, match=f"doubled: {left}"):
         check_model(Doubled(False), matmul("b = Relu (w)"))
     assert check_model(Doubled(True), matmul("b = Relu (w)")).declines
+
+
+def test_another_rule_may_quantize_for_the_other_reader():
+    assert check_model("matmul-to-matmul-nbits", matmul("b = Gemm (x, w)")).applied == {"matmul-to-matmul-nbits": 1}
+    assert not check_model("matmul-to-matmul-nbits", matmul("b = Relu (w)")).applied
 
 
 class Misread(Rule):
