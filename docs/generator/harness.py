@@ -18,7 +18,6 @@ from rewriter.testing.strategies import STRATEGIES
 
 _ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 _NAMED = re.compile(r",? of ``[A-Z_]+``")
-_INNER = ("draw",)
 
 
 def strategies() -> str:
@@ -46,13 +45,11 @@ def profiles() -> str:
 
 
 def _strategy(strategy: Callable[..., Any]) -> str:
-    text = inspect.getdoc(strategy) or ""
+    text = inspect.getdoc(inspect.unwrap(strategy)) or ""  # which names the choices that the table has as defaults
     drawn = prose(" ".join(text.partition("\nArgs:")[0].split()))
     meanings = {name: _NAMED.sub("", " ".join(meaning.split())) for name, meaning in _ARGUMENT.findall(text)}
     rows = []
     for name, parameter in inspect.signature(strategy).parameters.items():
-        if name in _INNER:
-            continue
         if name not in meanings:
             raise SystemExit(f"argument '{name}' of {strategy.__name__} has no line in its Args")
         rows.append([code(name), _default(parameter.default), prose(meanings[name])])

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.errors import RewriterError
 from rewriter.experts import SLOTS, form_of, is_experts
 from rewriter.quantize.job import PartTensor, QuantizationJob
 from rewriter.quantize.stack import StackTensor
 from rewriter.quantize.types import QuantizedWeight
 from rewriter.rewrite import Rewrite
+from rewriter.rule import Declined
 from rewriter.tensors import RowsTensor, View, ViewTensor
 
 Array = npt.NDArray[Any]
@@ -158,7 +158,7 @@ def _holder(before: Constants, job: QuantizationJob) -> tuple[ir.Value, View]:
         first, last = view.span
         if view.source == job.weight.source and first <= low and high <= last:
             return value, view
-    raise RewriterError(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
+    raise Declined(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
 
 
 def _buffer(view: View) -> Array:

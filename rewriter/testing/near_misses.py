@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 
 import onnx_ir as ir
-from hypothesis import HealthCheck, given, reject
+from hypothesis import given, reject
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from rewriter.testing.change.apart import APART
-from rewriter.testing.change.mutations import copied, places
+from rewriter.testing.change.mutations import RefusedError, copied, places
 from rewriter.testing.check import check_drawn, describe, run
-from rewriter.testing.drawing import Seen, count, terse
+from rewriter.testing.drawing import Seen, terse
 from rewriter.testing.strategies import any_models
 from rewriter.testing.usage import RuleUnderTest, as_model, name_of, require_models, require_rule
 
@@ -48,28 +47,37 @@ def near_misses(
     require_rule(rule)
     require_models(models)
     seen = Seen(name_of(rule))
-    held: Counter[str] = Counter()
+    refusals: list[str] = []
+    held = False
 
     def holds(model: ir.Model, data: st.DataObject) -> None:
         __tracebackhide__ = True
+        nonlocal held
         model = as_model(model)
-        near, kind, what = _near(model, data) if _fires(rule, model, seen) else (None, "", "")
-        if near is None:
+        if not _fires(rule, model, seen):
             reject()
-        held[kind] += 1
+        try:
+            near, kind, what = _near(model, data)
+        except RefusedError as refused:
+            refusals.append(str(refused))
+            reject()
+        held = True
         try:
             report = check_drawn(rule, near)
         except AssertionError as broken:
             raise AssertionError(f"near miss: {what}\n{broken}") from broken.__cause__
-        count(report, f"{kind}: ")
+        seen.note(report, f"{kind}: ")
 
     drawn = given(any_models() if models is None else models, st.data())(holds)
     drawn.__name__ = f"near_misses_{name_of(rule)}"  # Hypothesis keeps failing examples by name
     with contextlib.suppress(Unsatisfiable):
-        terse(settings or hypothesis_settings(), HealthCheck.filter_too_much)(drawn)()
+        terse(settings or hypothesis_settings())(drawn)()
     seen.require_fired()
     if not held:
-        raise AssertionError(f"{name_of(rule)}: the runtime refuses every model that is near one on which it fires")
+        raise AssertionError(
+            f"{name_of(rule)}: the runtime refuses every model that is near one on which it fires; the last,"
+            f" {refusals[-1]}"
+        )
 
 
 def _fires(rule: RuleUnderTest, model: ir.Model, seen: Seen) -> bool:
@@ -82,15 +90,21 @@ def _fires(rule: RuleUnderTest, model: ir.Model, seen: Seen) -> bool:
     return bool(report.applied)
 
 
-def _near(model: ir.Model, data: st.DataObject) -> tuple[ir.Model | None, str, str]:
-    """Returns a model with one fact changed, the mutation and the change; None where none that was drawn runs."""
+def _near(model: ir.Model, data: st.DataObject) -> tuple[ir.Model, str, str]:
+    """Returns a model with one fact changed, the mutation and the change.
+
+    Raises:
+        RefusedError: none that was drawn runs; of the last.
+    """
+    reason = ""
     for _ in range(_TRIES):
         changed = copied(model)
         there = places(changed)
         kind = data.draw(st.sampled_from(list(there)), "mutation")
         place = data.draw(st.sampled_from(there[kind]), "place")
         place.change()
-        near = APART.settled(changed, model)
-        if near is not None:
-            return near, kind, place.what
-    return None, "", ""
+        try:
+            return APART.settled(changed, model), kind, place.what
+        except RefusedError as refused:
+            reason = f"{place.what}: {' '.join(str(refused).split())}"
+    raise RefusedError(reason)

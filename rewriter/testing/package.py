@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -40,7 +40,11 @@ test_rules = package_tests("{}", models={{"{}": models()}})"""
 
 
 def package_tests(
-    package: str, models: Models | None = None, *, settings: hypothesis_settings | None = None
+    package: str,
+    models: Models | None = None,
+    *,
+    without: Collection[str] = (),
+    settings: hypothesis_settings | None = None,
 ) -> Callable[..., None]:
     """Returns a pytest test of everything that a package offers: assign it to a name that begins with ``test_``.
 
@@ -48,12 +52,14 @@ def package_tests(
     option is described; :func:`check_rule`; :func:`near_misses`. Of each shipped rule set: it loads.
 
     Args:
-        package: as the entry point group ``rewriter.rules`` names it.
+        package: its import name, as the entry point group ``rewriter.rules`` has it.
         models: rule -> what draws its models; for the others, :func:`any_models`.
+        without: tests to leave out, as pytest shows their ids: ``my-rule-near_misses``.
         settings: of Hypothesis; by default those of the present profile.
 
     Raises:
-        UsageError: no such package is installed, or a key of ``models`` is no rule of it.
+        UsageError: no such package is installed, a key of ``models`` is no rule of it, or there is no test that
+            is to be left out.
         RuleSetError: a package cannot be imported, or two offer the same id.
     """
     import pytest  # noqa: PLC0415 -- all else here runs without it
@@ -63,15 +69,22 @@ def package_tests(
     shipped = [name for name, offer in sets.items() if offer.package == package]
     if not rules and not shipped:
         others = {offer.package for offer in offers.values()} | {offer.package for offer in sets.values()}
-        raise UsageError(f"no entry point of group {GROUP} names a package '{package}'{nearest(package, others)}")
+        wanted = "it wants the import name of an installed package that has one"
+        raise UsageError(
+            f"no entry point of group {GROUP} names a package '{package}'{nearest(package, others)}; {wanted}"
+        )
     for name in models or {}:
         if name not in rules:
             raise UsageError(f"models of '{name}', which is no rule of package '{package}'{nearest(name, rules)}")
         require_models((models or {})[name], f"models['{name}']")
     promises = [case for offer in rules.values() for case in _of_rule(offer, (models or {}).get(offer.name), settings)]
     promises += [(f"{name}-loads", functools.partial(load, name)) for name in shipped]
+    for name in without:
+        if name not in dict(promises):
+            raise UsageError(f"there is no test '{name}' to leave out{nearest(name, dict(promises))}")
+    kept = [pytest.param(holds, id=name) for name, holds in promises if name not in without]
 
-    @pytest.mark.parametrize("promise", [pytest.param(holds, id=name) for name, holds in promises])
+    @pytest.mark.parametrize("promise", kept)
     def test(promise: Callable[[], object]) -> None:
         __tracebackhide__ = True
         promise()

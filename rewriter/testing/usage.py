@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 
 import onnx
@@ -14,6 +15,9 @@ from rewriter.errors import UsageError
 from rewriter.ruleset import load
 from rewriter.ruleset.discover import rule_offers, set_offers
 from rewriter.ruleset.load import RuleLike, RuleSetLike
+
+_GUTTER = re.compile(r"^[ \t]*E(?=$|[ \t]{2,}[^ \t=])", re.MULTILINE)
+"""What pytest prints before each line of a message."""
 
 RuleUnderTest = RuleLike | RuleSetLike
 """A rule (an id, a class or an instance), or a rule set in any form but its name."""
@@ -78,7 +82,7 @@ def as_model(model: object) -> ir.Model:
         return model
     if isinstance(model, str):
         try:
-            return ir.from_onnx_text(model)
+            return ir.from_onnx_text(_GUTTER.sub("", model))
         except onnx.parser.ParseError as error:
             reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else error
             raise UsageError(f"this is no model as ONNX text: {reason} (of a file: ir.load(path))") from None

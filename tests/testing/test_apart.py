@@ -7,7 +7,7 @@ import pytest
 
 from rewriter.testing.change import apart
 from rewriter.testing.change.apart import Apart
-from rewriter.testing.change.mutations import copied
+from rewriter.testing.change.mutations import RefusedError, copied
 
 MODEL = '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) { y = Neg (x) }'
 ABORTS = "import os, sys; sys.stdin.buffer.read(1); os.abort()"
@@ -25,7 +25,8 @@ def test_what_ends_the_process_does_not_run_and_the_next_does(process, monkeypat
     model = ir.from_onnx_text(MODEL)
     with monkeypatch.context() as patch:
         patch.setattr(apart, "_CODE", ABORTS)
-        assert process.settled(copied(model), model) is None
+        with pytest.raises(RefusedError, match="it ends the process that runs it"):
+            process.settled(copied(model), model)
     assert process.process is None
     near = process.settled(copied(model), model)
     assert [node.op_type for node in near.graph] == ["Neg"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,13 +13,16 @@ import onnx_ir as ir
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.errors import DeadlineExceeded
 from onnxscript.rewriter import RewriteRuleClassBase
 from support import Swap
 
-from rewriter.rule import Declined, Rule
-from rewriter.tensors import ViewTensor
-from rewriter.testing import check_model, check_rule, describe, projections, unrolled_experts
+from rewriter.api import apply
+from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.tensors import View, ViewTensor
+from rewriter.testing import check_model, check_rule, describe, near_misses, projections, unrolled_experts
 from rules import unstack
+from rules._matmul_nbits import Linear, emit
 from rules.recognise import computed, views
 from rules.unstack import Unstack, read
 
@@ -111,6 +116,73 @@ def test_every_broken_promise_is_named(message):
     assert "[relu] a = Relu (x)" in str(caught.value)
 
 
+class Doubled(Rule):
+    """MatMul(x, w) -> MatMul(x / 2, 2w), the weight computed at once."""
+
+    def __init__(self, guarded):
+        super().__init__(name="doubled")
+        self._guarded = guarded
+
+    def pattern(self, op, x, w):
+        return op.MatMul(x, w, _outputs=["y"])
+
+    def rewrite(self, op, x, w, y):
+        if w.const_value is None or "doubled" in w.name:
+            raise NotApplicable
+        if self._guarded and len(w.uses()) > 1:
+            raise Declined("the weight would stay in the model", w)
+        weight = op.initializer(ir.tensor(w.const_value.numpy() * 2, name=f"{w.name}_doubled"))
+        return op.MatMul(op.Div(x, op.initializer(ir.tensor(np.float32(2), name="two"))), weight)
+
+
+def matmul(others=""):
+    weight = ir.tensor(np.linspace(-1, 1, 1024, dtype=np.float32).reshape(32, 32), name="w")
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[32, 32] x, float[32, 32] w) => (float[32, 32] y)'
+        f" {{ a = MatMul (x, w) {others or 'b = Relu (x)'} y = Add (a, b) }}"
+    )
+    value = model.graph.inputs.pop()
+    value.const_value = weight
+    model.graph.register_initializer(value)
+    return model
+
+
+def test_a_computed_weight_replaces_the_old_one():
+    left = "initializer 'w' lost a reader and is left in the model, beside 4100 bytes of new constants"
+    assert check_model(Doubled(False), matmul()).applied == {"doubled": 1}
+    with pytest.raises(AssertionError, match=f"doubled: {left}"):
+        check_model(Doubled(False), matmul("b = Relu (w)"))
+    assert check_model(Doubled(True), matmul("b = Relu (w)")).declines
+
+
+def test_another_rule_may_quantize_for_the_other_reader():
+    assert check_model("matmul-to-matmul-nbits", matmul("b = Gemm (x, w)")).applied == {"matmul-to-matmul-nbits": 1}
+    assert not check_model("matmul-to-matmul-nbits", matmul("b = Relu (w)")).applied
+
+
+class Misread(Rule):
+    """matmul-to-matmul-nbits of another weight than the one that it matches."""
+
+    def pattern(self, op, x, w):
+        return op.MatMul(x, w, _outputs=["y"])
+
+    def rewrite(self, op, x, w, y):
+        if w.const_value is None:
+            raise NotApplicable
+        other = View.whole(ir.tensor(np.zeros((32, 32), np.float32)), "other")
+        dtype = np.dtype(np.float32)
+        job = self.run.quantize(other, y.producer(), self.name, dtype)
+        return emit(op, Linear(x, job, ir.DataType.FLOAT))
+
+
+def test_a_weight_that_was_not_matched_is_no_reason_to_end_the_run():
+    reason = "weight 'other' is not among the constants of what its rule matched"
+    (decline,) = apply(matmul(), [Misread(name="misread")]).report.declines
+    assert (decline.rule, decline.reason) == ("misread", reason)
+    with pytest.raises(AssertionError, match=rf"^misread: rule misread at .* quantizes what it did not .*: {reason}"):
+        check_model(Misread(name="misread"), matmul())
+
+
 def test_the_given_model_may_not_change():
     model = ir.from_onnx_text(MODEL)
 
@@ -192,6 +264,34 @@ def test_what_is_printed_can_be_pasted():
     for model in drawn[:10]:
         text = describe(model)
         check_model("unstack", text)
+
+
+def test_a_constant_is_printed_once():
+    text = describe(ir.from_onnx_text(MODEL.replace("<float[2,3] a>", "<float[1] c = {2}, float[2,3] a>")))
+    assert "<float[1] c =  {2}, float[2,3] a>" in text
+
+
+def test_what_pytest_prints_can_be_pasted():
+    printed = "\n".join(f"E       {line}".rstrip() for line in describe(ir.from_onnx_text(MODEL)).splitlines())
+    right = Relu(lambda op, x, y: op.Max(x, op.initializer(ir.tensor(np.float32(0), name="zero"))))
+    assert check_model(right, f"\n{printed}\nE       \nE\n").applied == {"relu": 1}
+
+
+@pytest.mark.parametrize("holds", [check_rule, near_misses])
+@pytest.mark.parametrize("own", [None, 100])
+def test_a_slow_test_is_no_failure_unless_a_deadline_is_set(holds, own):
+    """Without the plugin a deadline of 200 ms holds, and a run of a model may take longer."""
+    fresh = settings.get_profile("default")
+    given = {} if own is None else {"deadline": own}
+
+    def slow(op, x, y):
+        time.sleep(0.25)
+        return op.Max(x, op.initializer(ir.tensor(np.float32(0), name="zero")))
+
+    models = st.builds(lambda: ir.from_onnx_text(MODEL))
+    few = settings(fresh, max_examples=2, database=None, **given)
+    with pytest.raises(DeadlineExceeded) if own else contextlib.nullcontext():
+        holds(Relu(slow), models, settings=few)
 
 
 def test_recognisers_are_those_of_the_rule():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import settings
@@ -11,6 +12,8 @@ from support import Swap
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.tensors import View
 from rewriter.testing import check_model, check_rule, moe_models, near_misses, projections, unrolled_experts
+from rewriter.testing.change.apart import APART
+from rewriter.testing.change.mutations import RefusedError
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 SHORT = settings(max_examples=5, derandomize=True, database=None, deadline=None)
@@ -118,6 +121,47 @@ def test_a_rule_without_its_guard_is_caught(guard):
         check_model(wrong, "\n".join(text[text.index("<") :]))  # what is printed can be pasted
 
 
+class QuickGeluToMul(Rule):
+    """QuickGelu(x) -> x * Sigmoid(alpha * x)."""
+
+    guarded = True
+
+    def pattern(self, op, x):
+        return op.QuickGelu(x, _domain="com.microsoft", _outputs=["y"])
+
+    def rewrite(self, op, x, y):
+        alpha = y.producer().attributes.get_float("alpha", 1.702)
+        factor = op.initializer(ir.tensor(np.float32(alpha if self.guarded else 1.0), name="alpha"))
+        return op.Mul(x, op.Sigmoid(op.Mul(x, factor)))
+
+
+QUICK_GELU = st.builds(
+    lambda: ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
+        " g (float[3] x) => (float[3] y) { [q] y = com.microsoft.QuickGelu <alpha = 1.0> (x) }"
+    )
+)
+
+
+def test_an_operator_that_only_the_runtime_has():
+    near_misses(QuickGeluToMul(name="right"), QUICK_GELU, settings=FEW)
+    wrong = type("Wrong", (QuickGeluToMul,), {"guarded": False})(name="wrong")
+    with pytest.raises(AssertionError, match=r"^near miss: QuickGelu node 'q': alpha"):
+        near_misses(wrong, QUICK_GELU, settings=FEW)
+
+
+def test_where_nothing_near_runs_the_last_refusal_is_told(monkeypatch):
+    def refuses(changed, original):
+        raise RefusedError("it is not\nto be had")
+
+    monkeypatch.setattr(APART, "settled", refuses)
+    rule, text = RULES["axis"]
+    with pytest.raises(
+        AssertionError, match=r"guarded: the runtime refuses .* fires; the last, .*: it is not to be had$"
+    ):
+        near_misses(rule(name="guarded"), drawn(text), settings=SHORT)
+
+
 def test_a_rule_that_never_fires_is_not_shown_to_be_right():
     with pytest.raises(AssertionError, match="softmax fired on none of the drawn models"):
         near_misses(SoftmaxToExp(name="softmax"), drawn(RULES["overridable"][1]), settings=SHORT)
@@ -171,3 +215,11 @@ def test_experts_that_share_a_stack_stay(shared):
     text = SHARED_STACK.replace("up,", f"{shared},")
     (decline,) = check_model("fuse-experts", text).declines
     assert decline.reason == "two of gate, up and down are one weight, which fc1 would hold once more"
+
+
+def test_a_cast_that_goes_with_a_constant_copies_nothing():
+    """What near_misses found: a stack in float16 behind a Cast, which the rule stores in float32."""
+    stacks = "float16[2,1,1] half = {15360, 16384}, float[2,1,1] up = {1, 2}"
+    text = SHARED_STACK.replace("float[2,1,1] gate = {-0.75, -1.5}", stacks)
+    text = text.replace("  logits =", "  gate = Cast <to = 1> (half)\n  logits =")
+    assert check_model("fuse-experts", text).applied == {"fuse-experts": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -68,7 +69,11 @@ def test_each_rule_and_set_of_the_package_is_tested(example):
 @pytest.mark.parametrize(
     ("package", "models", "message"),
     [
-        ("exampel_rules", {}, r"names a package 'exampel_rules' \(did you mean 'example_rules'\?\)"),
+        (
+            "exampel_rules",
+            {},
+            r"names a package 'exampel_rules' \(did you mean 'example_rules'\?\); it wants the import name",
+        ),
         (
             "example_rules",
             {"div-to-mul": divisions},
@@ -81,6 +86,12 @@ def test_a_wrong_name_is_one_line(example, package, models, message):
     with pytest.raises(UsageError, match=message) as caught:
         package_tests(package, models)
     assert "\n" not in str(caught.value)
+
+
+def test_a_test_may_be_left_out(example):
+    assert "div-to-mul-near_misses" not in promises(package_tests(example, without=["div-to-mul-near_misses"]))
+    with pytest.raises(UsageError, match=r"no test 'div-to-mul' to leave out \(did you mean 'div-to-mul-page'\?\)"):
+        package_tests(example, without=["div-to-mul"])
 
 
 def test_what_a_package_lacks_is_named(install, tmp_path):
@@ -146,11 +157,32 @@ def test_the_plugin_has_three_profiles():
     assert sizes == {"dev": 20, "ci": 60, "deep": 2000}
 
 
-def test_the_command_line_chooses_the_profile(tmp_path):
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["rewriter.testing.plugin"]\n')
-    (tmp_path / "test_profile.py").write_text(
-        "from hypothesis import settings\n\n\ndef test_profile():\n    assert settings().max_examples == 2000\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=deep"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def run_pytest(folder, test, *arguments):
+    (folder / "conftest.py").write_text('pytest_plugins = ["rewriter.testing.plugin"]\n')
+    (folder / "test_it.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_command_line_chooses_the_profile(tmp_path):
+    test = "from hypothesis import settings\n\n\ndef test_profile():\n    assert settings().max_examples == 2000\n"
+    run_pytest(tmp_path, test, "--hypothesis-profile=deep")
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_statistics_tell_how_often_a_rule_fired_and_why_it_declined(tmp_path, workers):
+    test = """
+from hypothesis import settings
+from rewriter.testing import check_rule, projections
+
+def test_it():
+    models = projections(placements=["main"], consumers=["left", "matmul"], max_size=4)
+    check_rule("matmul-to-matmul-nbits", models, settings=settings(derandomize=True, database=None))
+"""
+    shown = run_pytest(tmp_path, test, "--hypothesis-show-statistics", "-n", workers)
+    _, _, shown = shown.partition("rules on the drawn models")
+    assert "test_it.py::test_it\nmatmul-to-matmul-nbits: 20 models drawn\n" in shown
+    assert re.search(r"\n +\d+  matmul-to-matmul-nbits fired\n", shown)
+    assert re.search(r"\n +\d+  matmul-to-matmul-nbits declined: the weight is on the left", shown)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import onnx
 import onnx_ir as ir
 import pytest
@@ -133,6 +136,7 @@ WRONG = {
     "unknown name 'gathr' in selections (did you mean 'gather'?)": lambda: moe_models(selections=["gathr"]),
     "unknown number 3 in bits (it may hold 4, 8, 2)": lambda: quantized_projections(bits=[3]),
     "block_sizes must be a collection of numbers, not 32": lambda: quantized_projections(block_sizes=32),
+    "projections has no argument 'dtype' (did you mean 'dtypes'?)": lambda: projections(dtype="float32"),
     "unknown name 'float64' in dtypes": lambda: moe_models(dtypes=["float64"]),
     "placements must be a collection of names, not 'main'": lambda: unrolled_experts(placements="main"),
     "consumers must be a collection of names, not []": lambda: projections(consumers=[]),
@@ -144,3 +148,11 @@ def test_arguments_are_checked_when_they_are_given(message):
     with pytest.raises(InvalidArgument) as caught:
         WRONG[message]()
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.__name__)
+def test_help_shows_what_an_argument_may_hold(strategy):
+    text = inspect.getdoc(strategy)
+    assert "draw:" not in text
+    assert not re.search(r"of ``[A-Z_]+``", text)
+    assert "where" in text and "'main', 'if', 'loop'" in text

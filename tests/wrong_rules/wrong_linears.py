@@ -220,6 +220,16 @@ LINEARS = (
         _two,
     ),
     Mistake(
+        MATMUL,
+        "a weight that something else reads too",
+        MATMUL_NBITS,
+        [
+            ('if use.node.op_type not in ("MatMul", "Gemm") or use.idx != 1:', "if False:"),
+            ("if use.node is not reader:", "if False:"),
+        ],
+        _multiplied(consumers=["matmul"], obstacles=["weight-also-read"]),
+    ),
+    Mistake(
         GEMM,
         "bias lost",
         "rules/gemm_to_matmul_nbits.py",

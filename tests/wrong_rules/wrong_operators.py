@@ -5,6 +5,8 @@ from __future__ import annotations
 from mistakes import Mistake
 from shown import FUSED, moes, qmoes, ruled
 
+from rewriter.testing import moe_nodes
+
 ZEROS, FC3, INTERLEAVE = "moe-drop-zero-biases", "moe-fuse-fc3", "swiglu-interleave"
 TO_QMOE, TO_MOE, LAYOUT = "moe-to-qmoe", "qmoe-to-moe", "qmoe-layout"
 MOE, QMOE, STORED = "rules/_moe.py", "rules/_qmoe.py", "rules/_stored_qmoe.py"
@@ -13,6 +15,7 @@ APART = {"activation_type": "silu", "k": 2, "normalize_routing_weights": 1}
 HALVES = FUSED | {"swiglu_fusion": 2}
 UNNORMALISED = FUSED | {"normalize_routing_weights": 0}
 asymmetric = {"symmetric": False, "block_size": 16}
+plain = {"placements": ["main"], "dtypes": ["float32"], "typed": True}
 relu = {"activation_type": "relu", "k": 1}
 
 OPERATORS = (
@@ -97,6 +100,13 @@ OPERATORS = (
         "rules/swiglu_interleave.py",
         [("op.initializer(halves_in_turn(bias)),", "fc1.bias,")],
         moes(HALVES),
+    ),
+    Mistake(
+        TO_QMOE,
+        "weights that something else reads too",
+        MOE,
+        [('if use.node.op_type != "MoE" or use.idx not in SLOTS["MoE"]["weight"]:', "if False:")],
+        lambda: moe_nodes(operators=["MoE"], activations=["relu"], obstacles=["weight-also-read"], **plain),
     ),
     Mistake(
         TO_QMOE,

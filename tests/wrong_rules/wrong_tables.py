@@ -24,6 +24,13 @@ _stack = texts(
         {"w": normal(3, 32, 32)},
     )
 )
+_stack_also_read = texts(
+    (
+        """(int64[t] ids, float[t, 1, 32] x) => (float[t, 1, 32] y)
+        { g = Gather(w, ids) m = MatMul(x, g) most = ReduceMax<keepdims = 0>(w) y = Mul(m, most) }""",
+        {"w": normal(3, 32, 32)},
+    )
+)
 _batches = texts(
     (
         "(int64[3, 1] i, float[3, 32, 1] x) => (float[3, n, 1] y) { g = GatherND<batch_dims = 1>(w, i) y = Add(g, x) }",
@@ -98,6 +105,13 @@ _packed = texts(_attended(_SPLIT), _attended(_BIAS_SPLIT))
 _biased_packed = texts(_attended(_BIAS_SPLIT))
 
 TABLES = (
+    Mistake(
+        GATHER,
+        "a stack that something else reads too",
+        "rules/gather_to_gather_block_quantized.py",
+        [("if not reads_rows(use):", "if False:")],
+        _stack_also_read,
+    ),
     Mistake(
         GATHER,
         "quantized along the wrong axis",

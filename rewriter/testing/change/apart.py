@@ -17,7 +17,7 @@ from typing import IO
 import onnx
 import onnx_ir as ir
 
-from rewriter.testing.change.mutations import settled
+from rewriter.testing.change.mutations import RefusedError, settled
 
 _CODE = "from rewriter.testing.change.apart import serve; serve()"
 
@@ -32,23 +32,26 @@ class Apart:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
-    def settled(self, changed: ir.Model, original: ir.Model) -> ir.Model | None:
-        """Does as :func:`rewriter.testing.change.mutations.settled`; None also where that ends its process.
+    def settled(self, changed: ir.Model, original: ir.Model) -> ir.Model:
+        """Does as :func:`rewriter.testing.change.mutations.settled`.
 
         Raises:
-            RuntimeError: it raised; the message holds the traceback.
+            RefusedError: it raised that, or its process ended.
+            RuntimeError: it raised anything else; the message holds the traceback.
         """
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
         try:
             _send(process.stdin, (_bytes(changed), _bytes(original)))
-            answer, fault = pickle.load(process.stdout)
+            answer, refused, fault = pickle.load(process.stdout)
         except (EOFError, OSError):
             self.stop()
-            return None
+            raise RefusedError("it ends the process that runs it") from None
         if fault:
             raise RuntimeError(fault)
-        return None if answer is None else _model(answer)
+        if refused:
+            raise RefusedError(refused)
+        return _model(answer)
 
     def stop(self) -> None:
         """Ends the other process."""
@@ -85,14 +88,15 @@ def serve() -> None:
         except EOFError:
             return
         try:
-            near = settled(*map(_model, models))
-            reply = (None if near is None else _bytes(near), "")
+            reply = (_bytes(settled(*map(_model, models))), "", "")
+        except RefusedError as refused:
+            reply = (b"", str(refused), "")
         except Exception:
-            reply = (None, traceback.format_exc())
+            reply = (b"", "", traceback.format_exc())
         _send(replies, reply)
 
 
-def _send(stream: IO[bytes], message: tuple[object, object]) -> None:
+def _send(stream: IO[bytes], message: tuple[object, ...]) -> None:
     pickle.dump(message, stream)
     stream.flush()
 

@@ -13,11 +13,13 @@ import onnx_ir as ir
 from rewriter.errors import RewriterError
 from rewriter.io.validate import validate
 from rewriter.parity.local import default_runtime
+from rewriter.parity.operators import REFERENCE_OPERATORS
 from rewriter.parity.runtime import ReferenceRuntime
 from rewriter.stored import all_nodes
 from rewriter.testing.change import constant_facts, node_facts, use_facts
 from rewriter.testing.change.bodies import Bodies, Place
 from rewriter.testing.promises.agreement import draw_feeds
+from rewriter.testing.promises.valid import fault
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -25,6 +27,13 @@ Mutation = Callable[[Bodies], Iterator[Place]]
 
 _NUDGES = {np.dtype(np.float16): 2.0**-10, np.dtype(np.float32): 2.0**-20, np.dtype(np.float64): 2.0**-20}
 _AMPLIFIED = 8
+_UNSAFE = frozenset(operator.__name__ for operator in REFERENCE_OPERATORS)
+"""Operators of com.microsoft whose kernels trust what they are given: the reference raises where they may crash."""
+
+
+class RefusedError(Exception):
+    """A changed model is none; the message says why."""
+
 
 MUTATIONS: tuple[Mutation, ...] = (
     node_facts.attribute_changed,
@@ -64,56 +73,68 @@ def copied(model: ir.Model) -> ir.Model:
     return copy
 
 
-def settled(changed: ir.Model, original: ir.Model) -> ir.Model | None:
-    """Returns a changed model with the types that its values have now, or None where it is none.
+def settled(changed: ir.Model, original: ir.Model) -> ir.Model:
+    """Returns a changed model with the types that its values have now.
 
-    It is none where it is malformed, where the checker or the runtime refuses it and accepts the original, and where
-    rounding alone may change what it computes by more than parity allows.
+    Raises:
+        RefusedError: it is malformed, the checker or the runtime refuses it and accepts the original, or rounding alone
+            may change what it computes by more than parity allows.
     """
     before, proto = ir.to_proto(original), ir.to_proto(changed)
     typed = bool(before.graph.value_info)
     _forget_types(proto)
     try:
         proto = onnx.shape_inference.infer_shapes(proto)
-    except onnx.shape_inference.InferenceError:
-        return None
+    except onnx.shape_inference.InferenceError as error:
+        raise RefusedError(str(error)) from None
     if not typed:
         _forget_inner_types(proto.graph)
-    if not _is_safe(proto, changed):
-        return None
-    outputs = _run(proto, changed)
-    if outputs is None and _run(before, original) is not None:
-        return None
-    _declare(proto.graph.output, outputs or {})
-    if not _is_valid(proto) and _is_valid(before):
-        return None
+    _require_safe(proto, changed)
+    try:
+        outputs = _run(proto, changed)
+    except RefusedError:
+        if _runs(before, original):
+            raise
+        outputs = {}
+    _declare(proto.graph.output, outputs)
+    refused = fault(proto)
+    if refused and not fault(before):
+        raise RefusedError(refused)
     model: ir.Model = ir.from_proto(proto)
     return model
 
 
-def _is_safe(proto: onnx.ModelProto, model: ir.Model) -> bool:
-    """Whether ONNX Runtime may be given the model: a malformed MoE or QMoE ends the process, and here it raises."""
+def _require_safe(proto: onnx.ModelProto, model: ir.Model) -> None:
+    """Refuses what may not be given to ONNX Runtime: a malformed MoE or QMoE ends the process, and here it raises."""
     try:
         validate(model)
-        if any(node.domain == "com.microsoft" for node in all_nodes(model)):
+        if any(node.domain == "com.microsoft" and node.op_type in _UNSAFE for node in all_nodes(model)):
             ReferenceRuntime().run(proto, draw_feeds(model, 0))
-    except RewriterError:
-        return False
-    return True
+    except RewriterError as error:
+        raise RefusedError(str(error)) from None
 
 
-def _run(proto: onnx.ModelProto, model: ir.Model) -> Outputs | None:
-    """What the model computes, or None where it does not run or says little: see ``settled``."""
-    try:
-        for seed in range(2):
+def _run(proto: onnx.ModelProto, model: ir.Model) -> Outputs:
+    """Returns what the model computes; refuses one that does not run, or says little: see ``settled``."""
+    for seed in range(2):
+        try:
             feeds = draw_feeds(model, seed)
             outputs = default_runtime().run(proto, feeds)
             moved = default_runtime().run(proto, {name: _nudged(array) for name, array in feeds.items()})
-            if any(_moves(outputs[name], moved[name]) for name in outputs):
-                return None
-    except RewriterError:
-        return None
+        except RewriterError as error:
+            raise RefusedError(str(error)) from None
+        for name in outputs:
+            if _moves(outputs[name], moved[name]):
+                raise RefusedError(f"rounding of its inputs alone changes output '{name}'")
     return outputs
+
+
+def _runs(proto: onnx.ModelProto, model: ir.Model) -> bool:
+    try:
+        _run(proto, model)
+    except RefusedError:
+        return False
+    return True
 
 
 def _nudged(array: Array) -> Array:
@@ -133,14 +154,6 @@ def _moves(before: Array, after: Array) -> bool:
     wide, other = before[finite].astype(np.float64), after[finite].astype(np.float64)
     most = np.abs(wide - other).max(initial=0.0)
     return bool(most > _AMPLIFIED * _NUDGES[before.dtype] * max(1.0, np.abs(wide).max(initial=0.0)))
-
-
-def _is_valid(proto: onnx.ModelProto) -> bool:
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
-        return False
-    return True
 
 
 def _declare(outputs: Iterable[onnx.ValueInfoProto], arrays: Outputs) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import ParamSpec
 
 import onnx_ir as ir
@@ -24,6 +26,7 @@ def checked(**choices: Collection[Choice]) -> Callable[[Models[P]], Models[P]]:
 
     A ``max_..`` is a positive integer. Each of ``choices`` is a collection of those names or numbers, and reaches the
     strategy in their order, so that examples shrink the same whatever order was given; only ``obstacles`` may be empty.
+    The docstring then shows them, and not what Hypothesis gives.
 
     Args:
         choices: argument -> what it may hold, the plainest first.
@@ -33,18 +36,32 @@ def checked(**choices: Collection[Choice]) -> Callable[[Models[P]], Models[P]]:
     """
 
     def decorate(strategy: Models[P]) -> Models[P]:
+        arguments = inspect.signature(strategy).parameters
+
         @functools.wraps(strategy)
         def call(*args: P.args, **kwargs: P.kwargs) -> SearchStrategy[ir.Model]:
             for name, given in kwargs.items():
+                if name not in arguments:
+                    raise InvalidArgument(f"{strategy.__name__} has no argument '{name}'{nearest(name, arguments)}")
                 if name in choices:
                     kwargs[name] = _known(name, given, choices[name])
                 elif name.startswith("max_"):
                     _require_positive(name, given)
             return strategy(*args, **kwargs)
 
+        call.__doc__ = _shown(strategy.__doc__ or "", choices)
         return call
 
     return decorate
+
+
+def _shown(text: str, choices: Mapping[str, Collection[Choice]]) -> str:
+    """The docstring with names in the place of those of the constants that hold them."""
+    text = re.sub(r"\n +draw: .*", "", text)
+    for name, known in choices.items():
+        values = ", ".join(map(repr, known))
+        text = re.sub(rf"(\n +{name}: [^`\n]*)``[A-Z_]+``", rf"\g<1>{values}", text)
+    return text
 
 
 def _known(what: str, given: object, known: Collection[Choice]) -> tuple[Choice, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from rewriter.parity.judge import cannot_judge, cannot_run
 from rewriter.parity.local import default_runtime
 from rewriter.parity.runtime import ReferenceRuntime, Runtime
 from rewriter.quantize.job import PartTensor, QuantizationJob
-from rewriter.stored import all_nodes, stored_tensors, swapped
+from rewriter.stored import Slot, all_nodes, stored_tensors, swapped
 from rewriter.tensors import ContiguousCopy, View
 from rewriter.testing.promises.codes import check_codes
 
@@ -36,10 +36,10 @@ def check_outputs(before: ir.Model, after: ir.Model) -> None:
     Raises:
         AssertionError: the original runs and the other does not, an output differs, or a code is not the nearest.
     """
-    jobs = list(_jobs(after))
+    jobs = list(jobs_of(after))
     for job in jobs:
         check_codes(job)
-    comparable = not jobs or (_held_by(before, jobs) and not _read_in_float(after, jobs))
+    comparable = not jobs or (_held_by(before, jobs) and not any(read_in_float(after, jobs)))
     reference = _with_tensors(before, _dequantized(jobs))
     rewritten = ir.to_proto(after)
     runtime = default_runtime()
@@ -111,8 +111,8 @@ def _compare(name: str, want: Array, got: Array, *, exact: bool) -> None:
     )
 
 
-def _jobs(model: ir.Model) -> Iterable[QuantizationJob]:
-    """The weights that the model's computed constants are made of, each once."""
+def jobs_of(model: ir.Model) -> Iterable[QuantizationJob]:
+    """Returns the weights that the model's computed constants are made of, each once."""
     tensors = [slot.tensor for slot in stored_tensors(model)]
     found = {job.key: job for t in tensors if isinstance(t, PartTensor) for job in t.jobs}
     return found.values()
@@ -122,38 +122,39 @@ def _dequantized(jobs: Iterable[QuantizationJob]) -> dict[int, Array]:
     """The constants of the original, by identity, with what quantization made of them."""
     replaced: dict[int, Array] = {}
     for job in jobs:
-        source, positions = _positions(job.weight)
+        source, places = positions(job.weight)
         if id(source) not in replaced:
             replaced[id(source)] = np.array(source.numpy())
         array = replaced[id(source)]
-        array.reshape(-1)[positions] = job.quantize().dequantize().astype(array.dtype)
+        array.reshape(-1)[places] = job.quantize().dequantize().astype(array.dtype)
     return replaced
 
 
 def _held_by(model: ir.Model, jobs: Iterable[QuantizationJob]) -> bool:
     held = {id(slot.tensor) for slot in stored_tensors(model)}
-    return all(id(_positions(job.weight)[0]) in held for job in jobs)
+    return all(id(positions(job.weight)[0]) in held for job in jobs)
 
 
-def _read_in_float(model: ir.Model, jobs: Iterable[QuantizationJob]) -> bool:
-    """Whether a float reader is left for a weight that another reads quantized: no one set of weights is right."""
-    quantized: dict[int, set[int]] = {}
+def read_in_float(model: ir.Model, jobs: Iterable[QuantizationJob]) -> Iterator[tuple[Slot, str]]:
+    """Yields what holds a weight in float that is quantized too, and the weight: no one set of values is right."""
+    quantized: dict[int, dict[int, str]] = {}
     for job in jobs:
-        source, positions = _positions(job.weight)
-        quantized.setdefault(id(source), set()).update(positions.reshape(-1).tolist())
+        source, places = positions(job.weight)
+        quantized.setdefault(id(source), {}).update(dict.fromkeys(places.reshape(-1).tolist(), job.context.weight))
     for slot in stored_tensors(model):
-        source, positions = _positions(View.whole(slot.tensor, ""))
-        if quantized.get(id(source), set()) & set(positions.reshape(-1).tolist()):
-            return True
-    return False
+        source, places = positions(View.whole(slot.tensor, ""))
+        known = quantized.get(id(source), {})
+        both = next((known[place] for place in places.reshape(-1).tolist() if place in known), None)
+        if both is not None:
+            yield slot, both
 
 
-def _positions(view: View) -> tuple[ir.TensorProtocol, npt.NDArray[np.int64]]:
-    """The tensor that holds the view's elements, and the place of each in it, flattened."""
+def positions(view: View) -> tuple[ir.TensorProtocol, npt.NDArray[np.int64]]:
+    """Returns the tensor that holds the view's elements, and the place of each in it, flattened."""
     source = view.source
     places = np.arange(int(np.prod(source.shape.numpy())), dtype=np.int64)
     if isinstance(source, ContiguousCopy):
-        source, inner = _positions(source.view)
+        source, inner = positions(source.view)
         places = inner.reshape(-1)
     window = np.lib.stride_tricks.as_strided(
         places[view.offset :], view.shape, tuple(s * places.itemsize for s in view.strides)

@@ -1,4 +1,4 @@
-"""Whether the constants that a rule only moves about take more bytes than they did."""
+"""Whether the constants that a rule only moves about are held more than once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from rewriter.tensors import ContiguousCopy, StackedCopy, View
 
 
 def check_sizes(before: ir.Model, after: ir.Model) -> None:
-    """Holds views to what they are of: all parts of a constant must not take more than the constant did.
+    """Holds views to what they are of: all parts of a constant must not hold more elements than the constant did.
+
+    Elements, and not bytes: an exact Cast that goes with the constant copies nothing.
 
     Raises:
         AssertionError: a constant is copied, in part or whole, and stays.
@@ -20,22 +22,22 @@ def check_sizes(before: ir.Model, after: ir.Model) -> None:
     had = Counter({id(slot.tensor): 0 for slot in stored_tensors(before)})
     has: Counter[int] = Counter()
     for slot in stored_tensors(before):
-        had[id(slot.tensor)] += slot.tensor.nbytes
+        had[id(slot.tensor)] += slot.tensor.size
     for view, slot in {View.whole(slot.tensor, ""): slot for slot in stored_tensors(after)}.items():
-        for source, taken in _parts(view, view.nbytes):
+        for source, taken in parts(view, view.size):
             has[id(source)] += taken
             assert id(source) not in had or has[id(source)] <= had[id(source)], (
-                f"{slot.label} is part of a constant whose parts take {has[id(source)]} bytes now, and it took"
+                f"{slot.label} is part of a constant whose parts hold {has[id(source)]} elements now, and it held"
                 f" {had[id(source)]}"
             )
 
 
-def _parts(view: View, taken: int) -> Iterator[tuple[ir.TensorProtocol, int]]:
-    """The tensors that a view, or a copy of some, shows, and how many of the bytes that are ``taken`` are of each."""
+def parts(view: View, taken: int) -> Iterator[tuple[ir.TensorProtocol, int]]:
+    """Yields the tensors that a view, or a copy of some, shows, with how many of the elements ``taken`` are of each."""
     source = view.source
     if not isinstance(source, ContiguousCopy | StackedCopy):
         yield source, taken
         return
     shown = (source.view,) if isinstance(source, ContiguousCopy) else source.sources
     for part in shown:
-        yield from _parts(part, taken // len(shown))
+        yield from parts(part, taken // len(shown))
