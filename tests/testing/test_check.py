@@ -18,11 +18,11 @@ from onnxscript.rewriter import RewriteRuleClassBase
 from support import Swap
 
 from rewriter.api import apply
+from rewriter.emit import matmul_nbits
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.tensors import View, ViewTensor
 from rewriter.testing import check_model, check_rule, describe, near_misses, projections, unrolled_experts
 from rules import unstack
-from rules._matmul_nbits import Linear, emit
 from rules.recognise import computed, views
 from rules.unstack import Unstack, read
 
@@ -172,7 +172,7 @@ class Misread(Rule):
         other = View.whole(ir.tensor(np.zeros((32, 32), np.float32)), "other")
         dtype = np.dtype(np.float32)
         job = self.run.quantize(other, y.producer(), self.name, dtype)
-        return emit(op, Linear(x, job, ir.DataType.FLOAT))
+        return matmul_nbits(self.run, op, x, job)
 
 
 def test_a_weight_that_was_not_matched_is_no_reason_to_end_the_run():

@@ -16,6 +16,7 @@ _SMALL = 1024
 """Bytes of a constant, and of those that a rule adds, that may be left: shapes, factors, biases."""
 _GROUPS = ({"MatMul", "Gemm"}, {"Gather", "GatherND"}, {"MoE"})
 """Operators that read a weight alike, so that rules quantize it for each of them."""
+_ALL = set().union(*_GROUPS)
 
 
 def check_leftovers(before: ir.Model, after: ir.Model) -> None:
@@ -32,14 +33,16 @@ def check_leftovers(before: ir.Model, after: ir.Model) -> None:
 def _check_quantized(before: ir.Model, after: ir.Model) -> None:
     had, has = _readers(before), _readers(after)
     for slot, weight in read_in_float(after, jobs_of(after)):
-        readers = has[id(slot.tensor)]
-        others = set(readers) - _alike(had.get(id(slot.tensor), Counter()) - readers)
+        readers, earlier = has[id(slot.tensor)], had.get(id(slot.tensor))
+        # What another rule of the same run made of a weight was read by nothing before.
+        lost = _ALL if earlier is None else set(earlier - readers)
+        others = set(readers) - _alike(lost)
         assert not others, f"{slot.label} is left in the model, and its float weight '{weight}' is quantized too"
 
 
-def _alike(lost: Counter[str]) -> set[str]:
+def _alike(lost: set[str]) -> set[str]:
     """Readers that a rule may leave to another one, or to another place of its own, where it has replaced these."""
-    return set().union(*(group for group in _GROUPS if group & lost.keys()))
+    return set().union(*(group for group in _GROUPS if group & lost))
 
 
 def _check_computed(before: ir.Model, after: ir.Model) -> None:
