@@ -1,6 +1,27 @@
-"""The profiles of rewriter.testing; a package of rules of its own is tested by test_docs, which installs it."""
+"""The profiles of rewriter.testing, and the list of wrong rules at the end of a run of them or of the gate.
+
+A package of rules of its own is tested by test_docs, which installs it.
+"""
 
 from __future__ import annotations
 
+import os
+
 pytest_plugins = ["rewriter.testing.plugin"]
 collect_ignore = ["example_package"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the wrong versions of the shipped rules and what caught each; here, since workers collect, not this."""
+    if "CI" not in os.environ and not any("wrong_rules" in str(a) for a in terminalreporter.config.args):
+        return
+    rows = [dict(r.user_properties) for r in terminalreporter.stats.get("passed", ())]
+    rows = [(row["rule"], row["wrong version"], row["caught by"]) for row in rows if "caught by" in row]
+    if not rows:
+        return
+    rows = [("rule", "wrong version", "caught by"), *sorted(rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    terminalreporter.section("wrong rules")
+    for rule, name, caught in rows:
+        terminalreporter.write_line(f"{rule:{widths[0]}}  {name:{widths[1]}}  {caught}")
+    terminalreporter.write_line(f"{len(rows) - 1} wrong versions, each caught")
