@@ -57,6 +57,20 @@ def test_a_wrong_one_still_fails(factor):
         rewriter.apply(parse(ROUNDS), [Shorter(factor)])
 
 
+class Overflows(Shorter):
+    """(x + large - large) * c -> x * 49152 * (c / 49152): exact in float32, infinite in halves."""
+
+    def rewrite(self, op, *, x, large, c):
+        numbers = [ir.tensor(np.float16(n), name=f"n{n}") for n in (49152, 3 / 49152)]
+        return op.Mul(op.Mul(x, op.initializer(numbers[0])), op.initializer(numbers[1]))
+
+
+@pytest.mark.usefixtures("rounding")
+def test_what_the_replacement_itself_loses_in_halves_is_its_fault():
+    with pytest.raises(ParityError, match="'y' differs by inf of its largest value"):
+        rewriter.apply(parse(ROUNDS), [Overflows()])
+
+
 @pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
 def test_every_half_becomes_float32(half):
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(half))
