@@ -23,7 +23,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 import rewriter
-from rewriter.stored import total_bytes
+from rewriter.graph.contents import total_bytes
 
 SAMPLES = Path(__file__).parents[1] / "tests" / "models" / "genai"
 BUILDER = (

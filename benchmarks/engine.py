@@ -18,9 +18,9 @@ import onnx_ir as ir
 from onnxscript.rewriter import RewriteRuleClassBase, RewriteRuleSet
 
 import rewriter
-from rewriter.engine import Engine
+from rewriter.engine.context import ModelRun
+from rewriter.engine.driver import Engine
 from rewriter.ruleset import load
-from rewriter.run import ModelRun
 from rewriter.target import Target
 
 

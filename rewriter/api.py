@@ -16,8 +16,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from rewriter import io
-from rewriter.engine import Engine, Prover, Watch, without_cycle_collection
+from rewriter.engine.context import ModelRun
+from rewriter.engine.driver import Engine, Prover, Watch, without_cycle_collection
 from rewriter.errors import RuleSetError, UsageError
+from rewriter.graph.contents import all_nodes
 from rewriter.inspection.left import left_in_float
 from rewriter.inspection.weights import bytes_by_family, sizes
 from rewriter.io.validate import validate
@@ -31,8 +33,6 @@ from rewriter.quantize.types import FloatArray, Quantizer
 from rewriter.report import Report
 from rewriter.roles import ROLES
 from rewriter.ruleset import RuleSet, RuleSetLike, load, used
-from rewriter.run import ModelRun
-from rewriter.stored import all_nodes
 from rewriter.target import Target
 
 DEFAULT_RULES = "moe-int4"

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from rewriter.layout import matmul_nbits as layout
-from rewriter.layout.matmul_nbits import MatMulNBitsArrays
+from rewriter.operators.layout import matmul_nbits as layout
+from rewriter.operators.layout.matmul_nbits import MatMulNBitsArrays
 from rewriter.quantize.job import Arrays, QuantizationJob, packed_parts
 from rewriter.quantize.types import QuantizedWeight
 from rewriter.rule import Declined, Run

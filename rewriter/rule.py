@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import RewriteRuleClassBase
 
-from rewriter._onnxscript import MatchFailureError
 from rewriter.facts import Facts, Recogniser
+from rewriter.graph._onnxscript import MatchFailureError
 from rewriter.quantize.job import QuantizationJob
 from rewriter.report.hints import Reason
 from rewriter.roles import Role

@@ -25,11 +25,11 @@ import onnx_ir as ir
 from rewriter.emit import require_matmul_nbits
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
+from rewriter.rules.blocks import experts
+from rewriter.rules.blocks.guards import FLOATS, text_attribute
+from rewriter.rules.blocks.readers import require_one_reader
+from rewriter.rules.blocks.sizes import Dims, fed_shape, shape_of
 from rewriter.tensors import View, ViewTensor
-from rules._guards import FLOATS, text_attribute
-from rules._readers import require_one_reader
-from rules.recognise import experts
-from rules.recognise.sizes import Dims, fed_shape, shape_of
 
 
 @dataclass(frozen=True)

@@ -28,19 +28,19 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.experts import PROJECTIONS, ExpertForm
 from rewriter.facts import Recogniser
+from rewriter.operators.form import PROJECTIONS, ExpertForm
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule
+from rewriter.rules.blocks import experts
+from rewriter.rules.blocks.block import Block, Routing, normalised, read_block, require_alike, resolve, resolve_given
+from rewriter.rules.blocks.contents import Dense, Linear, Packed
+from rewriter.rules.blocks.decline_reasons import decline_argmax, decline_unfused
+from rewriter.rules.blocks.emit import facts_dtype, form_of, logits_of, logits_of_given, placed, times_total, told
+from rewriter.rules.blocks.guards import FLOATS
+from rewriter.rules.blocks.matched_nodes import covered
+from rewriter.rules.blocks.moe import DOMAIN, Experts, Projection
+from rewriter.rules.blocks.qmoe import plan_experts
 from rewriter.tensors import View, ViewTensor, interleaved, scaled, stacked
-from rules._block import Block, Routing, normalised, read_block, require_alike, resolve, resolve_given
-from rules._covers import covered
-from rules._fused import facts_dtype, form_of, logits_of, logits_of_given, placed, times_total, told
-from rules._guards import FLOATS
-from rules._moe import DOMAIN, Experts, Projection
-from rules._qmoe import plan_experts
-from rules._unfused import decline_argmax, decline_unfused
-from rules.recognise import experts
-from rules.recognise.contents import Dense, Linear, Packed
 
 _COMPLETING = ("Add", "ReduceSum", "Cast", "MatMul", "Einsum")
 

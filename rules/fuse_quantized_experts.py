@@ -21,18 +21,18 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.experts import ExpertForm
 from rewriter.facts import Recogniser
-from rewriter.layout.qmoe import LAYOUT_KEY, layout_name
+from rewriter.operators.form import ExpertForm
+from rewriter.operators.layout.qmoe import LAYOUT_KEY, layout_name
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule
+from rewriter.rules.blocks import experts
+from rewriter.rules.blocks.block import Block, Routing, read_block, require_alike, resolve
+from rewriter.rules.blocks.contents import Packed, Weight
+from rewriter.rules.blocks.emit import form_of, logits_of, placed, told, weights_of
+from rewriter.rules.blocks.matched_nodes import covered
+from rewriter.rules.blocks.moe import DOMAIN
+from rewriter.rules.blocks.qmoe import Packing, refusal
 from rewriter.tensors import View, ViewTensor, interleaved, scaled, stacked
-from rules._block import Block, Routing, read_block, require_alike, resolve
-from rules._covers import covered
-from rules._fused import form_of, logits_of, placed, told, weights_of
-from rules._moe import DOMAIN
-from rules._qmoe import Packing, refusal
-from rules.recognise import experts
-from rules.recognise.contents import Packed, Weight
 
 
 @dataclass(frozen=True)

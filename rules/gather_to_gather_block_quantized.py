@@ -22,14 +22,14 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from rewriter.facts import Recogniser
-from rewriter.layout import gather_block_quantized as layout
+from rewriter.operators.layout import gather_block_quantized as layout
 from rewriter.quantize.job import QuantizationJob
 from rewriter.rule import Declined, NotApplicable, Rule, Run
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.gather_block_quantized import gather, quantized_rows
+from rewriter.rules.blocks.guards import FLOATS, integer_attribute, integers
+from rewriter.rules.blocks.readers import contracted_axis, readers, reads_rows
 from rewriter.tensors import View
-from rules._gather_block_quantized import gather, quantized_rows
-from rules._guards import FLOATS, integer_attribute, integers
-from rules._readers import contracted_axis, readers, reads_rows
-from rules.recognise import computed, views
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import onnx_ir as ir
 from rewriter.emit import AccuracyLevel, matmul_nbits
 from rewriter.facts import Recogniser
 from rewriter.rule import Rule
-from rules._guards import integer_attribute
-from rules._matmul_nbits import addend, read_linear, takes_bias
-from rules.recognise import computed, views
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.guards import integer_attribute
+from rewriter.rules.blocks.matmul_nbits import addend, read_linear, takes_bias
 
 
 class GemmToMatMulNBits(Rule):

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.errors import QuantizationError
-from rewriter.layout import cutlass, matmul_nbits, qmoe
-from rewriter.layout.packing import pack_codes
+from rewriter.operators.layout import cutlass, matmul_nbits, qmoe
+from rewriter.operators.layout.packing import pack_codes
 from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.rules.blocks.guards import integer_attribute, require_constant
+from rewriter.rules.blocks.stored_qmoe import LayoutName
 from rewriter.tensors import RowsTensor, View
-from rules._guards import integer_attribute, require_constant
-from rules._stored_qmoe import LayoutName
 
 _DOMAIN = "com.microsoft"
 _PREPACKED = (None, *cutlass.ARCHITECTURES)

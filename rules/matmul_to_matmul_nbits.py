@@ -20,8 +20,8 @@ import onnx_ir as ir
 from rewriter.emit import AccuracyLevel, matmul_nbits
 from rewriter.facts import Recogniser
 from rewriter.rule import Rule
-from rules._matmul_nbits import read_linear
-from rules.recognise import computed, views
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.matmul_nbits import read_linear
 
 
 class MatMulToMatMulNBits(Rule):

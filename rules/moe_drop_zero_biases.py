@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.experts import SLOTS, form_of
 from rewriter.facts import Facts, Recogniser
+from rewriter.operators.form import SLOTS, form_of
 from rewriter.rule import NotApplicable, Rule
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.moe import DOMAIN
 from rewriter.tensors import View
-from rules._moe import DOMAIN
-from rules.recognise import computed, views
 
 
 class MoEDropZeroBiases(Rule):

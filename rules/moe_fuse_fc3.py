@@ -20,12 +20,20 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.experts import SLOTS, input_at
 from rewriter.facts import Recogniser
+from rewriter.operators.form import SLOTS, input_at
 from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.moe import (
+    DOMAIN,
+    Experts,
+    constant_bias,
+    emit_moe,
+    interleaved,
+    read_moe,
+    require_weights_disappear,
+)
 from rewriter.tensors import View
-from rules._moe import DOMAIN, Experts, constant_bias, emit_moe, interleaved, read_moe, require_weights_disappear
-from rules.recognise import computed, views
 
 
 class MoEFuseFc3(Rule):

@@ -21,13 +21,13 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from rewriter.emit import AccuracyLevel
-from rewriter.experts import ROUTER_WEIGHTS, form_of
 from rewriter.facts import Recogniser
-from rewriter.layout.qmoe import LAYOUT_KEY
+from rewriter.operators.form import ROUTER_WEIGHTS, form_of
+from rewriter.operators.layout.qmoe import LAYOUT_KEY
 from rewriter.rule import Declined, NotApplicable, Rule
-from rules._moe import DOMAIN, element_type, read_moe, require_weights_disappear
-from rules._qmoe import Held, emit_qmoe, plan_experts
-from rules.recognise import computed, views
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.moe import DOMAIN, element_type, read_moe, require_weights_disappear
+from rewriter.rules.blocks.qmoe import Held, emit_qmoe, plan_experts
 
 
 class MoEToQMoE(Rule):

@@ -20,11 +20,11 @@ import onnx_ir as ir
 
 from rewriter.facts import Recogniser
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.guards import integer_attribute
+from rewriter.rules.blocks.qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
+from rewriter.rules.blocks.tied import weight_of
 from rewriter.tensors import View, ViewTensor, joined
-from rules._guards import integer_attribute
-from rules._qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
-from rules._tied import weight_of
-from rules.recognise import computed, views
 
 _SPLIT_TAKES_LENGTHS = 13
 

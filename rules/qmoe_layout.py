@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from rewriter.experts import SLOTS
-from rewriter.layout import qmoe
-from rewriter.layout.qmoe import LAYOUT_KEY
+from rewriter.operators.form import SLOTS
+from rewriter.operators.layout import qmoe
+from rewriter.operators.layout.qmoe import LAYOUT_KEY
 from rewriter.rule import Declined, NotApplicable, Rule
-from rules._moe import DOMAIN
-from rules._stored_qmoe import ExpertRows, LayoutName, StoredProjection, read_qmoe
+from rewriter.rules.blocks.moe import DOMAIN
+from rewriter.rules.blocks.stored_qmoe import ExpertRows, LayoutName, StoredProjection, read_qmoe
 
 
 class QMoELayout(Rule):

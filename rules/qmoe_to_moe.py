@@ -16,12 +16,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.layout import qmoe
-from rewriter.layout.qmoe import LAYOUT_KEY
+from rewriter.operators.layout import qmoe
+from rewriter.operators.layout.qmoe import LAYOUT_KEY
 from rewriter.rule import Declined, Rule, Run
-from rules._guards import FLOATS, integer_attribute, require_dtype
-from rules._moe import DOMAIN, flat_router
-from rules._stored_qmoe import ExpertRows, LayoutName, StoredExperts, StoredProjection, read_qmoe
+from rewriter.rules.blocks.guards import FLOATS, integer_attribute, require_dtype
+from rewriter.rules.blocks.moe import DOMAIN, flat_router
+from rewriter.rules.blocks.stored_qmoe import ExpertRows, LayoutName, StoredExperts, StoredProjection, read_qmoe
 
 
 class QMoEToMoE(Rule):

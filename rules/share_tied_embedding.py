@@ -18,11 +18,11 @@ import onnx_ir as ir
 
 from rewriter.facts import Recogniser
 from rewriter.rule import NotApplicable, Rule
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.guards import integer_attribute
+from rewriter.rules.blocks.readers import origin
+from rewriter.rules.blocks.tied import read_table
 from rewriter.tensors import View
-from rules._guards import integer_attribute
-from rules._readers import origin
-from rules._tied import read_table
-from rules.recognise import computed, views
 
 
 class ShareTiedEmbedding(Rule):

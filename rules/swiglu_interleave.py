@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from rewriter.experts import GLU
 from rewriter.facts import Recogniser
+from rewriter.operators.form import GLU
 from rewriter.rule import NotApplicable, Rule
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.moe import DOMAIN, constant_bias, emit_moe, needs_fusion, read_moe, require_weights_disappear
 from rewriter.tensors import View, ViewTensor
-from rules._moe import DOMAIN, constant_bias, emit_moe, needs_fusion, read_moe, require_weights_disappear
-from rules.recognise import computed, views
 
 
 class SwigluInterleave(Rule):

@@ -25,15 +25,15 @@ import onnx_ir as ir
 from rewriter.emit import AccuracyLevel, on_parts, pack, parts_of, require_matmul_nbits, unpack
 from rewriter.errors import QuantizationError
 from rewriter.facts import Recogniser
-from rewriter.layout import gather_block_quantized as rows_layout
-from rewriter.layout.gather_block_quantized import GatherArrays
+from rewriter.operators.layout import gather_block_quantized as rows_layout
+from rewriter.operators.layout.gather_block_quantized import GatherArrays
 from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, lazy_parts, packed_arrays
 from rewriter.quantize.types import QuantizedWeight
 from rewriter.rule import Declined, Replacement, Rule, Run
-from rules._gather_block_quantized import gather
-from rules._matmul_nbits import addend, read_weight, takes_bias
-from rules._tied import Table, inputs_of, read_table
-from rules.recognise import computed, views
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.gather_block_quantized import gather
+from rewriter.rules.blocks.matmul_nbits import addend, read_weight, takes_bias
+from rewriter.rules.blocks.tied import Table, inputs_of, read_table
 
 Form = Literal["blocks", "flat"]
 

@@ -20,12 +20,12 @@ import onnx_ir as ir
 from rewriter.emit import require_matmul_nbits
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.axes import Size
+from rewriter.rules.blocks.guards import FLOATS
+from rewriter.rules.blocks.readers import require_one_reader
+from rewriter.rules.blocks.sizes import Dims, fed_shape, shape_of
 from rewriter.tensors import View, ViewTensor
-from rules._guards import FLOATS
-from rules._readers import require_one_reader
-from rules.recognise import computed, views
-from rules.recognise.axes import Size
-from rules.recognise.sizes import Dims, fed_shape, shape_of
 
 
 class Unbatch(Rule):

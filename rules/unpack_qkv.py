@@ -22,12 +22,12 @@ import onnx_ir as ir
 
 from rewriter.facts import Recogniser
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.guards import integer_attribute, integers
+from rewriter.rules.blocks.qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
+from rewriter.rules.blocks.readers import readers
+from rewriter.rules.blocks.tied import inputs_of, weight_of
 from rewriter.tensors import ViewTensor
-from rules._guards import integer_attribute, integers
-from rules._qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
-from rules._readers import readers
-from rules._tied import inputs_of, weight_of
-from rules.recognise import computed, views
 
 When = Literal["mixed", "always"]
 

@@ -20,9 +20,9 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.blocks.guards import FLOATS
 from rewriter.tensors import View, ViewTensor
-from rules._guards import FLOATS
-from rules.recognise import computed, views
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from onnxscript.rewriter.pattern import Pattern
 
-from rewriter._onnxscript import binder
+from rewriter.graph._onnxscript import binder
 
 PATTERNS = {
     "two": lambda op, a, b: op.Add(a, b, _outputs=["out"]),

@@ -9,7 +9,7 @@ from onnxscript.rewriter import RULE_NAME_TAG, RewriteRuleClassBase
 from support import Constant, Drop, Swap, histogram, names, parse, run
 
 import rewriter
-from rewriter.commit import Committer
+from rewriter.engine.commit import Committer
 from rewriter.errors import RuleError
 from rewriter.rule import Rule
 from rewriter.tensors import constant

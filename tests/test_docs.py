@@ -25,7 +25,7 @@ import pytest
 import yaml
 
 from rewriter.cli import main
-from rewriter.parity.inputs import random_inputs
+from rewriter.parity.model_inputs import random_inputs
 from rewriter.ruleset import load
 from rewriter.ruleset.schema import json_schema
 
@@ -131,7 +131,7 @@ def section(page, title):
 
 def test_the_catalogue_names_every_rule_and_option():
     for module in sorted((ROOT / "rules").glob("[!_]*.py")):
-        spec = importlib.import_module(f"rules.{module.stem}")
+        spec = importlib.import_module(f"rewriter.rules.{module.stem}")
         text = section(DOCS / "rules.md", module.stem.replace("_", "-"))
         for heading in ("Matched", "Replacement", "Declines when", "Source"):
             assert f"{heading}:" in text, f"{module.stem}: {heading}"

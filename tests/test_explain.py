@@ -10,7 +10,7 @@ from support import parse
 
 import rewriter
 from rewriter.cli import main
-from rewriter.cli.concerns import Focus
+from rewriter.explain.focus import Focus
 from rewriter.io import load
 from rewriter.report.hints import HINTS, PLAN, remedy
 from rewriter.rule import Declined, Rule

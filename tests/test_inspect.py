@@ -97,7 +97,7 @@ def test_it_speaks_json(capsys):
 
 
 def test_rule_sets_are_tried_on_demand(capsys, monkeypatch):
-    monkeypatch.setattr("rewriter.cli.whole.MOST_NODES", 10)
+    monkeypatch.setattr("rewriter.cli.compare.MOST_NODES", 10)
     assert main(["inspect", str(GRANITE)]) == 0
     assert "--sizes" in capsys.readouterr().out
     assert main(["inspect", str(GRANITE), "--no-sizes", "--json"]) == 0
@@ -105,7 +105,7 @@ def test_rule_sets_are_tried_on_demand(capsys, monkeypatch):
 
 
 def test_a_rule_set_that_cannot_run_says_why(capsys, monkeypatch):
-    monkeypatch.setattr("rewriter.cli.outlook.rule_sets", lambda: {"nowhere": None, "unstack": None})
+    monkeypatch.setattr("rewriter.explain.sizes.rule_sets", lambda: {"nowhere": None, "unstack": None})
     assert main(["inspect", str(GRANITE)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^nowhere +- +- +- +-$", out, re.MULTILINE)

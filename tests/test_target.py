@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rewriter.errors import TargetError
-from rewriter.experts import ExpertForm
+from rewriter.operators.form import ExpertForm
 from rewriter.target import KERNELS, LINEARS, LOOKUPS, PROVIDERS, Target
 
 

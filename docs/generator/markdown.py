@@ -14,7 +14,7 @@ from rewriter.ruleset.catalogue import RuleInfo, catalogue
 from rewriter.ruleset.load import rule_sets
 from rewriter.ruleset.model import RuleSet
 
-OWN = "rules"
+OWN = "rewriter.rules"
 """The package whose rules and sets are documented; others that are installed are not."""
 
 

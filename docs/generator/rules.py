@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from generator.markdown import OWN, as_yaml, code, own_rules, own_sets, prose, table, written
+from generator.markdown import as_yaml, code, own_rules, own_sets, prose, table, written
 
 from rewriter.ruleset.catalogue import OptionInfo, RuleInfo
 
@@ -28,7 +28,7 @@ def rules_catalogue() -> str:
 
 def _rule(info: RuleInfo) -> str:
     module = f"{info.name.replace('-', '_')}.py"
-    parts = [f"## {info.name}\n", f"{prose(info.title)} ([source](../{OWN}/{module}))\n"]
+    parts = [f"## {info.name}\n", f"{prose(info.title)} ([source](../rules/{module}))\n"]
     for title, body in info.sections.items():
         if title == "Declines when":
             listed = "".join(f"- {prose(line)}\n" for line in _joined(body))

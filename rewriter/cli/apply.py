@@ -106,24 +106,24 @@ def apply(
     from rich.text import Text
 
     from rewriter import api
-    from rewriter.cli import reports, sheets, whole
+    from rewriter.cli import compare, report_files, tables
     from rewriter.cli.console import byte_bar, console, labelled, shout, show, working
-    from rewriter.cli.unread import unread_experts
     from rewriter.errors import UsageError
+    from rewriter.explain.coverage import unread_experts
     from rewriter.io.output import refuse
-    from rewriter.wording import shrink
+    from rewriter.text import shrink
 
     rule_set = options.rule_set(rules, settings, parity)
     _require_known(require, rule_set)
     directory = _directory(out)
     refuse(directory, overwrite=overwrite)
-    if html is not None and html.suffix not in reports.PAGES:
+    if html is not None and html.suffix not in report_files.PAGES:
         raise UsageError(f"--html {html}: a page is a file as report.html")
-    if report is not None and report.suffix in reports.PAGES:
+    if report is not None and report.suffix in report_files.PAGES:
         raise UsageError(f"--report {report}: the report is JSON; --html {report} writes a page")
     for file in (report, html):
         if file is not None:
-            reports.refuse(file, directory)
+            report_files.refuse(file, directory)
     with working(f"reading {model}", quiet=quiet) as tell:
         result: Result[Any] = api.apply(
             model,
@@ -135,7 +135,7 @@ def apply(
     with byte_bar(f"writing {out}", quiet=quiet) as told:
         saved = result.save(out, overwrite=overwrite, memory=memory, max_shard_size=max_shard_size, progress=told)
     with working("comparing with the original", quiet=quiet):
-        found = whole.compare(result, model, check)
+        found = compare.compare(result, model, check)
     done = dataclasses.replace(result.report, parity=found)
 
     screen = console(quiet=quiet)
@@ -145,10 +145,10 @@ def apply(
         screen.print("Nothing fired: the output is the model as it was.\n")
     if unread := unread_experts(rule_set, done):
         screen.print(f"{unread}\n")
-    show(screen, sheets.fired(done), sheets.declined(done.refusals, more), sheets.weights(done.by_role, measured=True))
+    show(screen, tables.fired(done), tables.declined(done.refusals, more), tables.weights(done.by_role, measured=True))
     if found.runtime:
         title = f"Against the original ({found.runtime}, random inputs, seed {found.seed})"
-        show(screen, sheets.metrics(title, found.outputs))
+        show(screen, tables.metrics(title, found.outputs))
     elif found.skipped:
         screen.print(f"Not compared with the original: {found.skipped}.\n")
     if done.already_quantized:
@@ -157,10 +157,10 @@ def apply(
     screen.print(labelled("Size", shrink(done.bytes_before, done.bytes_after)))
     screen.print(labelled("Output", saved), soft_wrap=True)
     if report is not None:
-        reports.write(report, done)
+        report_files.write(report, done)
         screen.print(labelled("Report", report), soft_wrap=True)
     if html is not None:
-        reports.write_page(html, done)
+        report_files.write_page(html, done)
         screen.print(labelled("Page", html), soft_wrap=True)
 
     failures = [*found.failures, *_never_fired(require, done)]

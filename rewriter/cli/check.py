@@ -64,7 +64,7 @@ def check(
 
     from rich.text import Text
 
-    from rewriter.cli import sheets
+    from rewriter.cli import tables
     from rewriter.cli.console import console, print_json, shout, show, working
     from rewriter.errors import ParityError, UsageError, nearest
     from rewriter.parity.limits import exceeded
@@ -93,7 +93,7 @@ def check(
         screen = console(quiet=quiet)
         names = ((f"{after}", "bold"), " against ", (f"{before}", "bold"))
         screen.print(Text.assemble(*names, f", run by {runtime} on {source}\n"), soft_wrap=True)
-        show(screen, sheets.metrics("How far the outputs are apart", parity.outputs, limit=None))
+        show(screen, tables.metrics("How far the outputs are apart", parity.outputs, limit=None))
     for failure in failures:
         shout(failure)
     if failures:

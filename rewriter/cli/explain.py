@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rewriter.api import Result
-    from rewriter.cli.concerns import Concern, Focus
+    from rewriter.explain.focus import Concern, Focus
     from rewriter.report import Decline, Report
 
 _LARGEST = 5
@@ -50,10 +50,10 @@ def explain(
         the same for a program: a report as apply --report writes it, without errors and proofs
     """
     from rewriter import api
-    from rewriter.cli.concerns import Focus
     from rewriter.cli.console import console, print_json, working
-    from rewriter.cli.forecast import planned
-    from rewriter.cli.unread import unread_experts
+    from rewriter.explain.coverage import unread_experts
+    from rewriter.explain.focus import Focus
+    from rewriter.explain.planned_weights import planned
     from rewriter.io import load
     from rewriter.report import document
 
@@ -85,9 +85,9 @@ def explain(
 def _show_report(screen: Console, report: Report, unread: str) -> None:
     from rich.text import Text
 
-    from rewriter.cli import sheets
+    from rewriter.cli import tables
     from rewriter.cli.console import labelled, show
-    from rewriter.wording import shrink
+    from rewriter.text import shrink
 
     head = f" on {report.model}, for {report.target}: a dry run, nothing is written\n"
     screen.print(Text.assemble((report.rule_set, "bold"), head))
@@ -97,10 +97,10 @@ def _show_report(screen: Console, report: Report, unread: str) -> None:
         screen.print(f"{unread}\n")
     show(
         screen,
-        sheets.would_fire(report),
-        sheets.declined(report.refusals, "; --json lists all"),
-        sheets.weights(report.by_role, measured=False),
-        sheets.left(report.left, _LARGEST),
+        tables.would_fire(report),
+        tables.declined(report.refusals, "; --json lists all"),
+        tables.weights(report.by_role, measured=False),
+        tables.left(report.left, _LARGEST),
     )
     screen.print(labelled("Size", shrink(report.bytes_before, report.bytes_after)))
 
@@ -108,12 +108,12 @@ def _show_report(screen: Console, report: Report, unread: str) -> None:
 def _show_concern(screen: Console, found: Concern, focus: Focus, report: Report) -> None:
     from rich.text import Text
 
-    from rewriter.cli import sheets
+    from rewriter.cli import tables
     from rewriter.cli.console import show
 
     screen.print(Text.assemble((found.name, "bold"), f"  {found.what}"), soft_wrap=True)
     screen.print()
-    show(screen, sheets.would_fire(replace(report, applications=found.applications)))
+    show(screen, tables.would_fire(replace(report, applications=found.applications)))
     for application in found.absorbed[:_LARGEST]:
         goes = f"Goes with the rewrite by {application.rule} at '{application.node}' (phase {application.phase})."
         screen.print(Text(goes), soft_wrap=True)

@@ -12,7 +12,7 @@ from rewriter.cli.options import AsJson, Model, TargetName
 
 if TYPE_CHECKING:
     from rewriter.cli.console import Sheet
-    from rewriter.cli.outlook import Outlook
+    from rewriter.explain.sizes import Outlook
     from rewriter.inspection.blocks import Block
     from rewriter.inspection.model import ModelInfo
 
@@ -39,9 +39,9 @@ def inspect(
     [bold]rewriter inspect model.onnx --json[/bold]
         the same for a program
     """
-    from rewriter.cli import whole
+    from rewriter.cli import compare
     from rewriter.cli.console import print_json, working
-    from rewriter.cli.outlook import outlooks
+    from rewriter.explain.sizes import outlooks
     from rewriter.inspection.model import inspect as look
     from rewriter.io import load
     from rewriter.report import document
@@ -52,7 +52,7 @@ def inspect(
     with working(f"reading {model}", quiet=as_json) as tell:
         original = load(model)
         info = look(original)
-        asked = info.nodes <= whole.MOST_NODES if sizes is None else sizes
+        asked = info.nodes <= compare.MOST_NODES if sizes is None else sizes
         found = tuple(outlooks(original, target, tell)) if asked else ()
     if as_json:
         print_json({**document(info), "rule_sets": [dataclasses.asdict(outlook) for outlook in found]})
@@ -64,7 +64,7 @@ def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, on_demand: b
     from rich.text import Text
 
     from rewriter.cli.console import console, labelled, show
-    from rewriter.wording import nbytes
+    from rewriter.text import nbytes
 
     screen = console()
     screen.print(Text.assemble((model, "bold"), f"  {nbytes(info.nbytes)} of tensors"), soft_wrap=True)
@@ -121,7 +121,7 @@ def _weights(info: ModelInfo) -> Sheet:
     from rich.text import Text
 
     from rewriter.cli.console import Sheet
-    from rewriter.wording import nbytes
+    from rewriter.text import nbytes
 
     made = Sheet("Weights", "|role", "stored as", ">count", ">numbers", ">size", ">share")
     small = info.nbytes / 1000
@@ -139,7 +139,7 @@ def _weights(info: ModelInfo) -> Sheet:
 
 def _sizes(info: ModelInfo, found: Sequence[Outlook]) -> Sheet | None:
     from rewriter.cli.console import Sheet
-    from rewriter.wording import nbytes
+    from rewriter.text import nbytes
 
     if not found:
         return None

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rewriter.html.figures import Figures
 from rewriter.report import Report
-from rewriter.wording import figure, nbytes
+from rewriter.text import figure, nbytes
 
 GENERATOR = "onnx-moe-rewriter"
 """What the page says wrote it."""

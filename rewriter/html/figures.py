@@ -9,7 +9,7 @@ from functools import cached_property
 
 from rewriter.html.heat import Grid, HeatMap, grid, heat_maps
 from rewriter.report import Left, Metrics, Proof, Refusal, Report, Size, Weight
-from rewriter.wording import names, shrink
+from rewriter.text import names, shrink
 
 EXAMPLES = 5
 """Places that are named where a rule declined."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from rewriter.experts import form_of, input_at, is_experts
+from rewriter.graph.contents import all_nodes
 from rewriter.inspection.weights import MOVES
+from rewriter.operators.form import form_of, input_at, is_experts
 from rewriter.roles import Role
 from rewriter.roles.operators import GATHER, LINEAR, TOP_K
-from rewriter.stored import all_nodes
 from rewriter.tensors import constant
 
 _REACH = 48

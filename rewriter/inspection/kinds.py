@@ -6,8 +6,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from rewriter.experts import SLOTS, quantized_of
-from rewriter.stored import Slot, integer
+from rewriter.graph.contents import Slot, integer
+from rewriter.operators.form import SLOTS, quantized_of
 
 Kind = Literal["float", "quantized", "bias"]
 

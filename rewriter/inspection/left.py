@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from rewriter.graph.contents import name_of, stored_tensors
 from rewriter.inspection.kinds import is_bias, quantization
 from rewriter.inspection.weights import RoleOf, operators, readers, role_of_tensor
 from rewriter.quantize.job import PartTensor
 from rewriter.report import Decline, Left
-from rewriter.stored import name_of, stored_tensors
 
 
 def left_in_float(model: ir.Model, declines: Iterable[Decline], role_of: RoleOf) -> tuple[Left, ...]:

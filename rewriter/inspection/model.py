@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from rewriter.graph.contents import all_nodes, stored_tensors
 from rewriter.inspection.blocks import Block, find_blocks
 from rewriter.inspection.kinds import Kind, is_bias, quantization
 from rewriter.inspection.weights import with_roles
 from rewriter.roles import Role, find_roles
-from rewriter.stored import all_nodes, stored_tensors
 
 _TOP = 12
 """Operators that are counted by name."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
 
+from rewriter.graph.contents import Slot, stored_tensors
 from rewriter.report import Size
 from rewriter.roles import Role
-from rewriter.stored import Slot, stored_tensors
 from rewriter.tensors import constant
 
 MOVES = frozenset(

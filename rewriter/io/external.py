@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from rewriter.errors import ModelError
-from rewriter.stored import stored_tensors
+from rewriter.graph.contents import stored_tensors
 from rewriter.tensors.mapped import MappedFile, MappedTensor
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rewriter.errors import UsageError
-from rewriter.wording import nbytes
+from rewriter.text import nbytes
 
 try:
     import fcntl

@@ -11,10 +11,10 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.errors import ModelError, UsageError
+from rewriter.graph.contents import Slot, stored_tensors, swapped, total_bytes
 from rewriter.io.loading import source_path
 from rewriter.io.output import complete_directory
 from rewriter.io.streaming import Meter, Progress, in_memory, on_disk
-from rewriter.stored import Slot, stored_tensors, swapped, total_bytes
 from rewriter.tensors import ViewTensor
 
 SINGLE_FILE_BYTES = 256 << 20

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import onnx
 import onnx_ir as ir
 
-from rewriter.experts import PROJECTIONS, SLOTS
+from rewriter.operators.form import PROJECTIONS, SLOTS
 
 Shape = tuple[int, ...]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.stored import Slot
+from rewriter.graph.contents import Slot
 from rewriter.tensors import drop_pages
 
 Progress = Callable[[int, int], None]

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from rewriter.errors import ModelError
+from rewriter.graph.contents import Body, bodies, name_of, subgraphs
 from rewriter.io.signatures import Signature, check_operands, signature
-from rewriter.stored import Body, bodies, name_of, subgraphs
 
 _AGAIN = "export the model again"
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from rewriter.experts import ROUTER_WEIGHTS, form_of, input_at, is_experts, quantized_of
-from rewriter.layout.qmoe import LAYOUT_KEY, layout_name
-from rewriter.stored import integer
+from rewriter.graph.contents import integer
+from rewriter.operators.form import ROUTER_WEIGHTS, form_of, input_at, is_experts, quantized_of
+from rewriter.operators.layout.qmoe import LAYOUT_KEY, layout_name
 from rewriter.target import Target
 
 _INT8_ACTIVATIONS = "rounds activations to 8 bits"

@@ -11,18 +11,18 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from rewriter.engine.context import ModelRun
+from rewriter.engine.proposal import Rewrite
 from rewriter.errors import ParityError, TargetError
-from rewriter.layout.qmoe import LAYOUT_KEY
-from rewriter.parity.feeds import Feeds, random_feeds, related_nodes
+from rewriter.operators.layout.qmoe import LAYOUT_KEY
+from rewriter.parity.float32 import HALVES, widened
 from rewriter.parity.judge import cannot_judge, cannot_run
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, Runtime, available
 from rewriter.parity.subgraph import Subgraph
-from rewriter.parity.weights import BUDGET, dequantized, experts_to_run, float_bytes, jobs_of
-from rewriter.parity.widened import HALVES, widened
+from rewriter.parity.subgraph_inputs import Feeds, random_feeds, related_nodes
+from rewriter.parity.weights import BUDGET, dequantized, experts_to_run, float_bytes
 from rewriter.report import Proof
-from rewriter.rewrite import Rewrite
 from rewriter.rule import Declined
-from rewriter.run import ModelRun
 
 Array = npt.NDArray[Any]
 
@@ -64,7 +64,7 @@ class LocalProver:
 
     def _prove(self, rewrite: Rewrite, run: ModelRun) -> Proof:
         node = rewrite.where
-        jobs = jobs_of(rewrite)
+        jobs = rewrite.jobs
         names: dict[ir.Value, str] = {}
         imports = {**rewrite.imports, **rewrite.opsets}
         related = related_nodes(rewrite)

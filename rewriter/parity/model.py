@@ -14,13 +14,13 @@ import onnx_ir as ir
 
 from rewriter import io
 from rewriter.errors import ParityError, UsageError
+from rewriter.graph.contents import total_bytes
 from rewriter.io.messages import from_proto
 from rewriter.io.reading import model_file
-from rewriter.parity.inputs import random_inputs
 from rewriter.parity.metrics import compare
+from rewriter.parity.model_inputs import random_inputs
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime, Runtime
 from rewriter.report import Comparison, Metrics
-from rewriter.stored import total_bytes
 
 Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
 

@@ -100,7 +100,7 @@ class OrtRuntime:
 
 @dataclass(frozen=True)
 class ReferenceRuntime:
-    """ONNX's ReferenceEvaluator with the definitions of :mod:`rewriter.parity.operators`: slow, and the judge."""
+    """ONNX's ReferenceEvaluator with the definitions of :mod:`rewriter.operators.reference`: slow, and the judge."""
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ class ReferenceRuntime:
         """Returns the model's outputs by name; see :class:`Runtime`."""
         from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 -- slow to import, and rarely needed
 
-        from rewriter.parity.operators import REFERENCE_OPERATORS  # noqa: PLC0415
+        from rewriter.operators.reference import REFERENCE_OPERATORS  # noqa: PLC0415
 
         source = model if isinstance(model, onnx.ModelProto) else os.fspath(Path(model))
         try:

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.facts import Facts
-from rewriter.parity.feeds import Feeds
+from rewriter.parity.subgraph_inputs import Feeds
 from rewriter.parity.weights import fed_weights, first_experts, stacks_of
 from rewriter.tensors import View, ViewTensor
 

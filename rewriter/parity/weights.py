@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.experts import SLOTS, form_of, is_experts
-from rewriter.quantize.job import PartTensor, QuantizationJob
+from rewriter.operators.form import SLOTS, form_of, is_experts
+from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.stack import StackTensor
 from rewriter.quantize.types import QuantizedWeight
-from rewriter.rewrite import Rewrite
 from rewriter.rule import Declined
 from rewriter.tensors import RowsTensor, View, ViewTensor
 
@@ -39,15 +38,6 @@ class Constants(Protocol):
 
     nodes: list[ir.Node]
     constants: dict[ir.Value, ir.TensorProtocol]
-
-
-def jobs_of(rewrite: Rewrite) -> list[QuantizationJob]:
-    """Returns the weights that the rewrite quantizes, each once."""
-    found: dict[object, QuantizationJob] = {}
-    for value in rewrite.initializers:
-        if isinstance(value.const_value, PartTensor):
-            found.update((job.key, job) for job in value.const_value.jobs)
-    return list(found.values())
 
 
 def float_bytes(sides: Iterable[Constants], jobs: Iterable[QuantizationJob]) -> int:

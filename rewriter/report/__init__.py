@@ -22,7 +22,7 @@ from rewriter.report.records import (
 )
 from rewriter.report.refusals import Refusal, refusals
 from rewriter.report.used import PlanLine, UsedPhase, UsedRule, UsedRuleSet
-from rewriter.wording import shrink
+from rewriter.text import shrink
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -25,7 +25,7 @@ class Reason(str):
 
 def is_shipped(part: object) -> bool:
     """Whether a rule or a recogniser is this project's own; others may mean other things by the same words."""
-    return type(part).__module__.partition(".")[0] == "rules"
+    return type(part).__module__.startswith("rewriter.rules.")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from rewriter.graph.contents import subgraphs
 from rewriter.roles import algebra, operators, views
 from rewriter.roles.facts import (
     DATA,
@@ -27,7 +28,6 @@ from rewriter.roles.facts import (
     source_of,
 )
 from rewriter.roles.walk import visits
-from rewriter.stored import subgraphs
 
 Facts = dict[ir.Value, Fact]
 Outputs = Fact | list[Fact]  # one fact for every output alike, or one each

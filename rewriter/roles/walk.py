@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator
 
 import onnx_ir as ir
 
-from rewriter.stored import subgraphs
+from rewriter.graph.contents import subgraphs
 
 
 def visits(graph: ir.Graph | ir.Function, bodiless: Container[str]) -> Iterator[tuple[ir.Node, bool]]:

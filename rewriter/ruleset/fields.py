@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 from rewriter.errors import nearest
 from rewriter.quantize import plan
 from rewriter.ruleset.faults import fault, show
-from rewriter.wording import names
+from rewriter.text import names
 
 _RULE_ID = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 _RULE_ENTRY: dict[str, Any] = {

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rewriter.experts import GLU, ExpertForm
+from rewriter.operators.form import GLU, ExpertForm
 from rewriter.target.version import Version
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rewriter.errors import TargetError, nearest
-from rewriter.experts import ROUTER_WEIGHTS
+from rewriter.operators.form import ROUTER_WEIGHTS
 from rewriter.target.experts import KERNELS, Kernel
 from rewriter.target.linears import LINEARS, LinearKernel
 from rewriter.target.lookups import LOOKUPS, LookupKernel

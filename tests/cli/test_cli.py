@@ -13,10 +13,10 @@ import pytest
 from cli_models import GRANITE, linear
 
 from rewriter import api
-from rewriter.cli import options, sheets
+from rewriter.cli import options, tables
 from rewriter.cli.console import console, show
 from rewriter.report import Decline, Report
-from rewriter.wording import nbytes, shrink
+from rewriter.text import nbytes, shrink
 
 
 def test_version_and_help(run):
@@ -76,7 +76,7 @@ def test_a_reader_that_leaves_early_is_no_failure():
 
 def test_long_tables_are_cut(capsys):
     declines = tuple(Decline("r", "p", "n", f"reason {i}", "") for i in range(44))
-    show(console(), sheets.declined(Report("s", "t", declines=declines).refusals, "; see r.json"))
+    show(console(), tables.declined(Report("s", "t", declines=declines).refusals, "; see r.json"))
     out = capsys.readouterr().out
     assert "and 34 more; see r.json" in out
     assert len(out.splitlines()) < 26

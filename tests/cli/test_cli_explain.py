@@ -8,7 +8,7 @@ import pytest
 from cli_models import GRANITE, MODELS, ROUTER, STACK, linear, tree, valid
 
 import rewriter
-from rewriter.cli.concerns import Concern
+from rewriter.explain.focus import Concern
 from rewriter.report import Report
 
 

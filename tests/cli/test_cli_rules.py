@@ -26,7 +26,7 @@ def test_rules_shows_one_in_full(run):
     assert re.search(r"^unstack +unstack", out, re.MULTILINE)
     assert "role expert.*" in out
     out = run("rules", "unstack")[1]
-    assert "rule, from package rules" in out
+    assert "rule, from package rewriter.rules" in out
     assert "rule set, from package rules" in out
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rewriter import io
 from rewriter.errors import ModelError
-from rewriter.stored import stored_tensors
+from rewriter.graph.contents import stored_tensors
 
 MODELS = Path(__file__).parents[1] / "models"
 

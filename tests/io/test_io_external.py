@@ -14,7 +14,7 @@ from io_models import MODELS, external, fails, linear
 from onnx import TensorProto, helper
 
 from rewriter import io
-from rewriter.stored import stored_tensors
+from rewriter.graph.contents import stored_tensors
 from rewriter.tensors import MappedTensor, View, ViewTensor, drop_pages
 
 

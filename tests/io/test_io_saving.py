@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 
 from rewriter import io
 from rewriter.errors import ModelError, QuantizationError, UsageError
-from rewriter.stored import stored_tensors, total_bytes
+from rewriter.graph.contents import stored_tensors, total_bytes
 from rewriter.tensors import MappedTensor
 
 

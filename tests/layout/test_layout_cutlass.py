@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewriter.errors import QuantizationError
-from rewriter.layout import cutlass
-from rewriter.layout.packing import unpack_codes
+from rewriter.operators.layout import cutlass
+from rewriter.operators.layout.packing import unpack_codes
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "qmoe_prepack_golden.npz")
 CASES = sorted(key.removesuffix("_raw") for key in GOLDEN if key.endswith("_raw"))

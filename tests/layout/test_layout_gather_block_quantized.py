@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from layout_strategies import BITS, BLOCKS, assert_same, random_weight, weights
 
 from rewriter.errors import QuantizationError
-from rewriter.layout import gather_block_quantized, matmul_nbits
+from rewriter.operators.layout import gather_block_quantized, matmul_nbits
 
 
 @given(weights(k=st.integers(1, 60).map(lambda quarter: 4 * quarter)))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from layout_strategies import assert_same, random_weight, weights
 
 from rewriter.errors import QuantizationError
-from rewriter.layout import matmul_nbits
+from rewriter.operators.layout import matmul_nbits
 from rewriter.quantize.types import QuantizedWeight
 
 

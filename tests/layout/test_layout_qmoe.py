@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from layout_strategies import assert_same, random_weight
 
 from rewriter.errors import QuantizationError
-from rewriter.layout import cutlass, qmoe
+from rewriter.operators.layout import cutlass, qmoe
 
 
 @given(

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewriter.errors import QuantizationError
-from rewriter.layout.packing import pack_codes, packed_width, unpack_codes
+from rewriter.operators.layout.packing import pack_codes, packed_width, unpack_codes
 
 SHAPES = st.lists(st.integers(0, 7), min_size=0, max_size=2).flatmap(
     lambda lead: st.integers(1, 70).map(lambda k: (*lead, k))

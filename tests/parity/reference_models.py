@@ -8,8 +8,8 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from rewriter.layout import qmoe
-from rewriter.parity.operators import REFERENCE_OPERATORS
+from rewriter.operators.layout import qmoe
+from rewriter.operators.reference import REFERENCE_OPERATORS
 from rewriter.quantize.types import QuantizedWeight
 
 TOLERANCE = {"float32": 1e-5, "float16": 1e-3}

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from rewriter.parity.feeds import random_feeds
-from rewriter.rewrite import Rewrite
+from rewriter.engine.proposal import Rewrite
+from rewriter.parity.subgraph_inputs import random_feeds
 from rewriter.rule import Fed
 
 

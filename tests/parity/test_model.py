@@ -15,8 +15,8 @@ from support import rounds_activations
 
 from rewriter import io
 from rewriter.errors import ParityError, TargetError, UsageError
-from rewriter.parity.inputs import random_inputs
 from rewriter.parity.model import compare_models
+from rewriter.parity.model_inputs import random_inputs
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, Runtime, available, runtime
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -7,7 +7,7 @@ import pytest
 from reference_models import assert_agree, random_projection, reference
 
 from rewriter.errors import ModelError, TargetError
-from rewriter.layout import gather_block_quantized, matmul_nbits
+from rewriter.operators.layout import gather_block_quantized, matmul_nbits
 
 DTYPES = [np.float32, np.float16]
 

@@ -12,8 +12,8 @@ from support import parse
 import rewriter
 from rewriter.errors import ParityError
 from rewriter.parity import local
+from rewriter.parity.float32 import widened
 from rewriter.parity.runtime import ReferenceRuntime
-from rewriter.parity.widened import widened
 from rewriter.rule import Rule
 
 ROUNDS = """g (float16[8] x) => (float16[8] y) <float16 large = {25600}, float16 c = {16896}> {

@@ -8,8 +8,8 @@ import onnx_ir as ir
 from support import run
 
 import rewriter
-from rewriter.layout import matmul_nbits
-from rewriter.layout.matmul_nbits import MatMulNBitsArrays
+from rewriter.operators.layout import matmul_nbits
+from rewriter.operators.layout.matmul_nbits import MatMulNBitsArrays
 
 
 def weights(*shape, dtype=np.float32, seed=0):

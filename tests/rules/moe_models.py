@@ -9,9 +9,9 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 import rewriter
-from rewriter.experts import GLU
-from rewriter.layout import qmoe
-from rewriter.layout.qmoe import LAYOUT_KEY, QMoEArrays
+from rewriter.operators.form import GLU
+from rewriter.operators.layout import qmoe
+from rewriter.operators.layout.qmoe import LAYOUT_KEY, QMoEArrays
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime
 
 T, E, H, I = 6, 8, 64, 64  # noqa: E741

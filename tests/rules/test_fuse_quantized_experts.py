@@ -11,8 +11,8 @@ import pytest
 from block_models import Spelling, block_model
 
 import rewriter
-from rewriter.layout import qmoe
-from rewriter.layout.matmul_nbits import MatMulNBitsArrays, unpack
+from rewriter.operators.layout import qmoe
+from rewriter.operators.layout.matmul_nbits import MatMulNBitsArrays, unpack
 from rewriter.parity.runtime import OrtRuntime
 
 MODELS = Path(__file__).parents[1] / "models"

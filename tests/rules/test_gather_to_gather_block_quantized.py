@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import rewriter
 from rewriter.errors import ParityError
-from rules import gather_to_gather_block_quantized as rule_module
+from rewriter.rules import gather_to_gather_block_quantized as rule_module
 
 NAME = "gather-to-gather-block-quantized"
 

@@ -14,8 +14,8 @@ from onnx import numpy_helper
 
 import rewriter
 from rewriter.errors import ParityError
+from rewriter.rules import unpack_qkv as unpack_module
 from rewriter.ruleset import load
-from rules import unpack_qkv as unpack_module
 
 PACK, UNPACK, MATMUL = "pack-qkv", "unpack-qkv", "matmul-to-matmul-nbits"
 ALWAYS = {UNPACK: {"when": "always"}}

@@ -11,7 +11,7 @@ from test_tie_quantized_embedding import TIED, untied
 
 import rewriter
 from rewriter.errors import ParityError
-from rules import share_tied_embedding as rule_module
+from rewriter.rules import share_tied_embedding as rule_module
 
 NAME = "share-tied-embedding"
 

@@ -26,9 +26,9 @@ from onnx import numpy_helper
 
 import rewriter
 from rewriter.errors import ParityError
-from rewriter.stored import total_bytes
-from rules import tie_quantized_embedding as rule_module
-from rules.tie_quantized_embedding import TieQuantizedEmbedding
+from rewriter.graph.contents import total_bytes
+from rewriter.rules import tie_quantized_embedding as rule_module
+from rewriter.rules.tie_quantized_embedding import TieQuantizedEmbedding
 
 NAME = "tie-quantized-embedding"
 GATHER = "gather-to-gather-block-quantized"

@@ -14,9 +14,9 @@ from onnx.reference import ReferenceEvaluator
 from rewriter.errors import TargetError
 from rewriter.facts import Facts
 from rewriter.parity.runtime import OrtRuntime
+from rewriter.rules.blocks import computed, views
 from rewriter.tensors import View
 from rewriter.testing.draw.graph import Scope, floats
-from rules.recognise import computed, views
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 EXTREMES = st.sampled_from((INT64_MIN, INT64_MIN + 1, -(2**31), 2**31 - 1, INT64_MAX))

@@ -20,11 +20,11 @@ from support import Swap
 from rewriter.api import apply
 from rewriter.emit import matmul_nbits
 from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.rules import unstack
+from rewriter.rules.blocks import computed, views
+from rewriter.rules.unstack import Unstack, read
 from rewriter.tensors import View, ViewTensor
 from rewriter.testing import check_model, check_rule, describe, near_misses, projections, unrolled_experts
-from rules import unstack
-from rules.recognise import computed, views
-from rules.unstack import Unstack, read
 
 FEW = settings(max_examples=60, derandomize=True, database=None)
 PLAIN = {"placements": ["main"], "names": ["named"], "obstacles": [], "max_size": 2, "typed": True}

@@ -7,9 +7,9 @@ import pytest
 from support import histogram
 from test_strategies import drawn, smallest
 
-from rewriter.experts import ROUTER_WEIGHTS, SLOTS, form_of, input_at, quantized_of
-from rewriter.layout import matmul_nbits
-from rewriter.layout.matmul_nbits import MatMulNBitsArrays
+from rewriter.operators.form import ROUTER_WEIGHTS, SLOTS, form_of, input_at, quantized_of
+from rewriter.operators.layout import matmul_nbits
+from rewriter.operators.layout.matmul_nbits import MatMulNBitsArrays
 from rewriter.testing import (
     attention_projections,
     moe_nodes,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, find, settings
 from support import parse, run
 
-from rewriter.stored import all_nodes
+from rewriter.graph.contents import all_nodes
 from rewriter.testing import projections, unrolled_experts
 from rewriter.testing.change.legal import others
 from rewriter.testing.change.mutations import MUTATIONS, RefusedError, copied, places, settled

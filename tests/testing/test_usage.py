@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from rewriter.errors import RuleSetError, UsageError
 from rewriter.rule import Rule
+from rewriter.rules import unstack
 from rewriter.testing import check_model, check_rule, near_misses, projections
-from rules import unstack
 
 TEXT = '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) { y = Relu (x) }'
 MODEL = ir.from_onnx_text(TEXT)

@@ -99,7 +99,8 @@ def _codes(path: str, text: str) -> dict[str, CodeType]:
 
 def _functions(path: str, codes: dict[str, CodeType]) -> Iterator[tuple[str, FunctionType]]:
     """The live functions that have these codes."""
-    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    dotted = path.removesuffix(".py").replace("/", ".")
+    module = importlib.import_module(f"rewriter.{dotted}" if dotted.startswith("rules.") else dotted)
     for name in codes:
         if "<" not in name:
             yield name, functools.reduce(_member, name.split("."), module)  # type: ignore[misc]

@@ -7,9 +7,9 @@ from rule_models import MODELS
 from shown import blocks, quantized_blocks, ruled
 
 FUSE, QUANTIZED = "fuse-experts", "fuse-quantized-experts"
-RULE, BLOCK, FUSED = "rules/fuse_experts.py", "rules/_block.py", "rules/_fused.py"
+RULE, BLOCK, FUSED = "rules/fuse_experts.py", "rules/blocks/block.py", "rules/blocks/emit.py"
 QRULE = "rules/fuse_quantized_experts.py"
-CLASSIFY, ROUTERS = "rules/recognise/classify.py", "rules/recognise/routers.py"
+CLASSIFY, ROUTERS = "rules/blocks/classify.py", "rules/blocks/routers.py"
 
 
 def _layers():
@@ -52,7 +52,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "off-by-one expert",
-        "rules/recognise/contents.py",
+        "rules/blocks/contents.py",
         [("return Dense(self.view.index(0, position))", "return Dense(self.view.index(0, position - (position > 0)))")],
         blocks(combine=["chosen", "dense"]),
     ),
@@ -66,7 +66,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "outputs side by side taken in another order",
-        "rules/recognise/grouped.py",
+        "rules/blocks/grouped.py",
         [('joined(held, "all")', 'joined(held[::-1], "all")')],
         blocks(combine=["joined-sum", "joined-matmul", "joined-einsum"]),
     ),
@@ -94,7 +94,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "a graph output in the middle",
-        "rules/_covers.py",
+        "rules/blocks/matched_nodes.py",
         [
             (
                 "            if value.is_graph_output():\n                raise Declined(f\"'",
@@ -130,7 +130,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "another reader in the middle",
-        "rules/_covers.py",
+        "rules/blocks/matched_nodes.py",
         [("if use.node not in nodes:", "if False:")],
         blocks(broken="inner-read"),
     ),
@@ -219,7 +219,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "a weight under another slot's mask",
-        "rules/recognise/combines.py",
+        "rules/blocks/combines.py",
         [("if a.router != b.router or a.slot != b.slot:", "if a.router != b.router:")],
         blocks(combine="slots", broken="crossed-slots"),
     ),

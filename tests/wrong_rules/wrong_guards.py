@@ -10,7 +10,7 @@ from mistakes import Mistake
 from shown import FUSED, blocks, qmoes, ruled, texts
 
 gone = partial(Mistake, guard=True)
-MATMUL_NBITS, TIED = "rules/_matmul_nbits.py", "rules/_tied.py"
+MATMUL_NBITS, TIED = "rules/blocks/matmul_nbits.py", "rules/blocks/tied.py"
 CONSTANT = "rewriter/tensors/constant.py"
 
 _gemm = texts(("(float[t, 40] x) => (float[t, 24] y) { y = Gemm(x, w, b) }", {"w": normal(40, 24), "b": normal(24)}))
@@ -60,14 +60,14 @@ GUARDS = (
     gone(
         "fuse-experts",
         "Softmax over another axis than the experts",
-        "rules/recognise/routers.py",
+        "rules/blocks/routers.py",
         [("axis % len(dims) != len(dims) - 1", "not len(dims)")],
         _block(),
     ),
     gone(
         "fuse-experts",
         "Gelu by erf taken for the one by tanh",
-        "rules/recognise/activations.py",
+        "rules/blocks/activations.py",
         [('node.op_type != "Gelu" else "Gelu(erf)"', 'node.op_type != "Gelu" else "gelu"')],
         _block(activation="gelu"),
     ),

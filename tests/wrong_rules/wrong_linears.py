@@ -11,9 +11,9 @@ from shown import quantized_texts, ruled, texts
 
 from rewriter.testing import projections, unrolled_experts
 
-VIEWS = "rules/recognise/views.py"
-MATMUL_NBITS, EMIT = "rules/_matmul_nbits.py", "rewriter/emit.py"
-PACKING = "rewriter/layout/packing.py"
+VIEWS = "rules/blocks/views.py"
+MATMUL_NBITS, EMIT = "rules/blocks/matmul_nbits.py", "rewriter/emit.py"
+PACKING = "rewriter/operators/layout/packing.py"
 
 UNSTACK, MATMUL, GEMM = "unstack", "matmul-to-matmul-nbits", "gemm-to-matmul-nbits"
 LAYOUT, EINSUM = "matmul-nbits-layout", "einsum-to-matmul"
@@ -140,7 +140,7 @@ LINEARS = (
     Mistake(
         MATMUL,
         "signed zero point by default",
-        "rewriter/layout/matmul_nbits.py",
+        "rewriter/operators/layout/matmul_nbits.py",
         [
             (
                 "return QuantizedWeight(codes, scales, zero_points, bits, block)",
@@ -165,7 +165,7 @@ LINEARS = (
     Mistake(
         MATMUL,
         "zero points packed high bits first",
-        "rewriter/layout/matmul_nbits.py",
+        "rewriter/operators/layout/matmul_nbits.py",
         [
             (
                 "pack_codes(zero_points, q.bits, pad=default_zero_point(q.bits))",
@@ -187,7 +187,7 @@ LINEARS = (
     Mistake(
         MATMUL,
         "K padded in front",
-        "rewriter/layout/matmul_nbits.py",
+        "rewriter/operators/layout/matmul_nbits.py",
         [("((0, 0), (0, padding))", "((0, 0), (padding, 0))")],
         lambda: MODELS[MATMUL],
     ),

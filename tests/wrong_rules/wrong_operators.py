@@ -9,7 +9,7 @@ from rewriter.testing import moe_nodes
 
 ZEROS, FC3, INTERLEAVE = "moe-drop-zero-biases", "moe-fuse-fc3", "swiglu-interleave"
 TO_QMOE, TO_MOE, LAYOUT = "moe-to-qmoe", "qmoe-to-moe", "qmoe-layout"
-MOE, QMOE, STORED = "rules/_moe.py", "rules/_qmoe.py", "rules/_stored_qmoe.py"
+MOE, QMOE, STORED = "rules/blocks/moe.py", "rules/blocks/qmoe.py", "rules/blocks/stored_qmoe.py"
 
 APART = {"activation_type": "silu", "k": 2, "normalize_routing_weights": 1}
 HALVES = FUSED | {"swiglu_fusion": 2}
@@ -41,7 +41,7 @@ OPERATORS = (
     Mistake(
         ZEROS,
         "attributes lost",
-        "rewriter/experts.py",
+        "rewriter/operators/form.py",
         [('if self.activation == "swiglu":', 'if self.activation == "swiglu" and self.gated:')],
         moes(bias="zero"),
     ),
@@ -118,7 +118,7 @@ OPERATORS = (
     Mistake(
         TO_QMOE,
         "absolute scales, read back as they are",
-        "rewriter/layout/qmoe.py",
+        "rewriter/operators/layout/qmoe.py",
         [
             (
                 'as_shape(q.scales, scales_shape, "scales"), zero_points)',
@@ -161,7 +161,7 @@ OPERATORS = (
     Mistake(
         TO_QMOE,
         "zero points packed along the output features",
-        "rewriter/layout/qmoe.py",
+        "rewriter/operators/layout/qmoe.py",
         [
             (
                 "zero_points = pack_codes(rows, q.bits, pad=default_zero_point(q.bits))",

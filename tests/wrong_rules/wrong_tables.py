@@ -9,7 +9,7 @@ from shown import ruled, texts
 
 GATHER, TIE, SHARE = "gather-to-gather-block-quantized", "tie-quantized-embedding", "share-tied-embedding"
 PACK, UNPACK = "pack-qkv", "unpack-qkv"
-TIED, LAYOUT = "rules/_tied.py", "rewriter/layout/gather_block_quantized.py"
+TIED, LAYOUT = "rules/blocks/tied.py", "rewriter/operators/layout/gather_block_quantized.py"
 
 small = {"min_bytes": 0}
 always = ruled({UNPACK: {"when": "always"}})
@@ -115,7 +115,7 @@ TABLES = (
     Mistake(
         GATHER,
         "quantized along the wrong axis",
-        "rules/_gather_block_quantized.py",
+        "rules/blocks/gather_block_quantized.py",
         [("quantize_axis=axis", "quantize_axis=0")],
         _table,
     ),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.stored import all_nodes, subgraphs
+from rewriter.graph.contents import all_nodes, subgraphs
 
 T = TypeVar("T")
 Change = Callable[[], object]

@@ -11,11 +11,11 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.errors import RewriterError
+from rewriter.graph.contents import all_nodes
 from rewriter.io.validate import validate
+from rewriter.operators.reference import REFERENCE_OPERATORS
 from rewriter.parity.local import default_runtime
-from rewriter.parity.operators import REFERENCE_OPERATORS
 from rewriter.parity.runtime import ReferenceRuntime
-from rewriter.stored import all_nodes
 from rewriter.testing.change import constant_facts, node_facts, use_facts
 from rewriter.testing.change.bodies import Bodies, Place
 from rewriter.testing.promises.agreement import draw_feeds

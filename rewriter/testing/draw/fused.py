@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rewriter.experts import ROUTER_WEIGHTS, SLOTS, ExpertForm
-from rewriter.layout.qmoe import LAYOUT_KEY
+from rewriter.operators.form import ROUTER_WEIGHTS, SLOTS, ExpertForm
+from rewriter.operators.layout.qmoe import LAYOUT_KEY
 from rewriter.testing.draw.graph import Scope, small_weight, weight
 from rewriter.testing.draw.packed import Packing, stacks
 

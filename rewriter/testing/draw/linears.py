@@ -8,7 +8,7 @@ from dataclasses import replace
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from rewriter.layout import matmul_nbits, qmoe
+from rewriter.operators.layout import matmul_nbits, qmoe
 from rewriter.testing.draw.checked import checked
 from rewriter.testing.draw.consumers import CONSUMERS, Product, consume
 from rewriter.testing.draw.graph import DTYPES, Scope, floats

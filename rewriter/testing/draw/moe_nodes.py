@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from rewriter.experts import GLU, OPERATORS, ExpertForm
-from rewriter.layout import qmoe
-from rewriter.layout.packing import codes_per_byte
+from rewriter.operators.form import GLU, OPERATORS, ExpertForm
+from rewriter.operators.layout import qmoe
+from rewriter.operators.layout.packing import codes_per_byte
 from rewriter.testing.draw.checked import checked
 from rewriter.testing.draw.fused import EXPERT_BIASES, MARKS, MIXINGS, FusedNode, write_node
 from rewriter.testing.draw.graph import DTYPES, OPERANDS, Scope, floats, sizes

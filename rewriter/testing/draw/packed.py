@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rewriter.layout import matmul_nbits, qmoe
+from rewriter.operators.layout import matmul_nbits, qmoe
 from rewriter.quantize.types import QuantizedWeight
 from rewriter.testing.draw.graph import Scope
 

@@ -11,12 +11,12 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.errors import TargetError
-from rewriter.parity.inputs import random_inputs
+from rewriter.graph.contents import Slot, all_nodes, stored_tensors, swapped
 from rewriter.parity.judge import cannot_judge, cannot_run
 from rewriter.parity.local import default_runtime
+from rewriter.parity.model_inputs import random_inputs
 from rewriter.parity.runtime import ReferenceRuntime, Runtime
 from rewriter.quantize.job import PartTensor, QuantizationJob
-from rewriter.stored import Slot, all_nodes, stored_tensors, swapped
 from rewriter.tensors import ContiguousCopy, View
 from rewriter.testing.promises.codes import check_codes
 

@@ -6,8 +6,8 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from rewriter.graph.contents import Slot, stored_tensors
 from rewriter.quantize.job import PartTensor
-from rewriter.stored import Slot, stored_tensors
 from rewriter.tensors import View
 from rewriter.testing.promises.agreement import jobs_of, read_in_float
 from rewriter.testing.promises.sizes import parts

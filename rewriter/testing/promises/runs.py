@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from rewriter.graph.contents import all_nodes
 from rewriter.parity.judge import cannot_run
 from rewriter.parity.local import default_runtime
-from rewriter.stored import all_nodes
 from rewriter.target import Target
 
 

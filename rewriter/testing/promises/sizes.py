@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from rewriter.stored import stored_tensors
+from rewriter.graph.contents import stored_tensors
 from rewriter.tensors import ContiguousCopy, StackedCopy, View
 
 

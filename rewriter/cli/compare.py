@@ -1,0 +1,69 @@
+"""The rewritten model against the original: whether to compare, and what failing means."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rewriter import io
+from rewriter.api import Result
+from rewriter.errors import ParityError, RewriterError, TargetError, UsageError
+from rewriter.io.reading import model_file
+from rewriter.parity.limits import exceeded, limited
+from rewriter.parity.model_inputs import random_inputs
+from rewriter.parity.runtime import OrtRuntime, available
+from rewriter.report import Comparison
+from rewriter.target import Target
+from rewriter.text import nbytes
+
+LARGEST = 1 << 30
+MOST_NODES = 20_000
+"""Bytes of weights, and nodes, above which nobody is kept waiting without having asked."""
+
+
+def compare(result: Result[Any], original: Path, asked: bool | None) -> Comparison:
+    """Compares a saved result with the original model.
+
+    Args:
+        result: what was saved.
+        original: path of the model that was given.
+        asked: True compares or fails, False does not compare, None compares where it can be done cheaply. A rule set
+            with limits asks for it.
+    """
+    limits = result.rule_set.parity
+    wanted = asked or (asked is None and limited(limits))
+    if asked is False:
+        return Comparison(skipped="--no-check")
+    size, nodes = result.report.bytes_before, sum(len(graph) for graph in result.ir_model.graphs())
+    if not wanted and (size > LARGEST or nodes > MOST_NODES):
+        large = f"{nbytes(size)} of weights" if size > LARGEST else f"{nodes:,} nodes"
+        return Comparison(skipped=f"the model has {large} (--check compares all the same)")
+    provider = Target.parse(result.report.target).provider
+    if provider not in available():
+        return _impossible(f"there is no {provider} runtime on this machine", wanted)
+    runtime = OrtRuntime(provider)
+    try:
+        parity = result.check(runtime=runtime)
+    except (TargetError, UsageError) as error:
+        if reason := _cannot_run(runtime, original, limits.seed):
+            return _impossible(reason, wanted)
+        return Comparison(failures=(f"the rewritten model does not run where the original does: {error}",))
+    except ParityError as error:
+        return Comparison(failures=(str(error),))
+    return dataclasses.replace(parity.comparison, failures=exceeded(parity, limits))
+
+
+def _impossible(reason: str, wanted: bool) -> Comparison:
+    if not wanted:
+        return Comparison(skipped=reason)
+    return Comparison(skipped=reason, failures=(f"the comparison that was asked for cannot be made: {reason}",))
+
+
+def _cannot_run(runtime: OrtRuntime, original: Path, seed: int) -> str:
+    """Returns why the runtime cannot run the original; empty where it can."""
+    try:
+        runtime.run(model_file(original), random_inputs(io.load(original), seed))
+    except RewriterError as error:
+        return f"the original does not run: {error}"
+    return ""

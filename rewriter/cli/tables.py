@@ -1,0 +1,132 @@
+"""Reports as tables: what fired, what declined, what quantization cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from rewriter.cli.console import TOP, Sheet
+from rewriter.report import Left, Proof, Refusal, Report, RoleSummary
+from rewriter.text import figure, names, nbytes
+
+if TYPE_CHECKING:
+    from rewriter.parity.metrics import Metrics
+
+
+def fired(report: Report) -> Sheet | None:
+    """Rule, count, how it was proved; None where nothing fired."""
+    if not report.applications:
+        return None
+    made = Sheet("What fired", "|rule", ">count", ">max error", "proof")
+    proofs = _by_rule(report.proofs)
+    for rule, count in report.applied.items():
+        used = {a.proof for a in report.applications if a.rule == rule and a.proof is not None}
+        error, how = _proof(proofs.get(rule, []), len(used))
+        made.add(rule, f"{count:,}", error, how)
+    return made
+
+
+def would_fire(report: Report) -> Sheet | None:
+    """Rule, count and first node; None where nothing would fire."""
+    if not report.applications:
+        return None
+    made = Sheet("What would fire", "|rule", ">count", "first node")
+    first = {a.rule: a.node for a in reversed(report.applications)}
+    for rule, count in report.applied.items():
+        made.add(rule, f"{count:,}", first[rule])
+    return made
+
+
+def declined(refusals: Sequence[Refusal], where: str) -> Sheet | None:
+    """What each rule refused and why, what matters most first; None where nothing declined."""
+    if not refusals:
+        return None
+    made = Sheet("What declined", ">count", "rule, reason, and first node")
+    for refusal in refusals[:TOP]:
+        stays = f"; {nbytes(refusal.nbytes)} stay float" if refusal.nbytes else ""
+        head = Text(f"{refusal.rule}: {refusal.reason}", style="dim" if refusal.expected else "")
+        made.add(f"{len(refusal.declines):,}", head.append(f"\n{refusal.declines[0].node}{stays}", style="dim"))
+    made.rest(len(refusals) - TOP, where)
+    return made
+
+
+def left(weights: Sequence[Left], top: int) -> Sheet | None:
+    """The largest weights that stay float, and why; None where all are quantized."""
+    if not weights:
+        return None
+    made = Sheet("Largest weights left in float", ">size", "weight, what reads it, and why it stays")
+    for weight in weights[:top]:
+        role = f" ({weight.role})" if weight.role else ""
+        why = f"{weight.rule}: {weight.reason}" if weight.rule else "no rule came near"
+        read = f"read by {', '.join(weight.readers)}; " if weight.readers else ""
+        made.add(nbytes(weight.nbytes), Text(f"{weight.name}{role}").append(f"\n{read}{why}", style="dim"))
+    made.rest(len(weights) - top, f", {nbytes(sum(weight.nbytes for weight in weights[top:]))}")
+    return made
+
+
+def weights(summaries: Sequence[RoleSummary], *, measured: bool) -> Sheet | None:
+    """Quantized weights by role; with their errors where they have been measured."""
+    if not summaries:
+        return None
+    columns = ["|role", ">count", ">bits", ">stored", ">before", ">after"]
+    made = Sheet("Quantized weights", *columns, *([">mean", ">worst"] if measured else []))
+    for s in summaries:
+        row = [s.role or Text("(no role)", style="dim"), f"{s.count:,}", ", ".join(map(str, s.bits))]
+        row += [f"{s.bits_per_element:.3f}", nbytes(s.bytes_before), nbytes(s.bytes_after)]
+        row += [_percent(s.mean_relative_rms), _percent(s.worst.relative_rms)] if measured else []
+        made.add(*row)
+    made.caption = "stored: bits of each number, with its scales and zero points"
+    if any(s.bits_per_element < min(s.bits) for s in summaries):
+        made.caption += (
+            "\nfewer stored than its bits: a tied table counts for each of its two readers, and is stored once"
+        )
+    if measured:
+        worst = max((s.worst for s in summaries), key=lambda w: w.relative_rms)
+        made.caption += "\nmean, worst: relative RMS error, |dequantized - weight| / |weight|"
+        made.caption += f"\nworst of all: {worst.name}"
+    return made
+
+
+def metrics(title: str, outputs: Mapping[str, Metrics], *, limit: int | None = TOP) -> Sheet:
+    """One row per output: logits first, then the largest difference."""
+    logits = any(m.top1 is not None for m in outputs.values())
+    columns = ("output", ">relative L2", ">max abs", ">cosine", ">SNR dB")
+    made = Sheet(title, *columns, *((">top-1", ">KL") if logits else ()), "|worst at")
+    ordered = sorted(outputs.items(), key=lambda item: (item[1].top1 is None, -item[1].relative_l2))
+    for name, m in ordered[:limit]:
+        if not m.compared:
+            made.add(name, *["-"] * (len(made) - 1))
+            continue
+        row = [name, figure(m.relative_l2), figure(m.max_abs), figure(m.cosine, ".6f"), figure(m.snr_db, ".1f")]
+        row += [figure(m.top1, ".1%"), figure(m.kl)] if logits else []
+        made.add(*row, str(list(m.worst_index)) if m.worst_index else "-")
+    made.rest(0 if limit is None else len(ordered) - limit)
+    if not all(m.compared for m in outputs.values()):
+        made.caption = "-: no finite number in either model, so nothing was compared"
+    return made
+
+
+def _by_rule(proofs: Iterable[Proof]) -> dict[str, list[Proof]]:
+    found: dict[str, list[Proof]] = {}
+    for proof in proofs:
+        found.setdefault(proof.rule, []).append(proof)
+    return found
+
+
+def _proof(proofs: Sequence[Proof], used: int) -> tuple[str, str]:
+    run = [p for p in proofs if not p.skipped]
+    skipped = len(proofs) - len(run)
+    if not proofs or not used:
+        return "-", "not run (--parity none); every weight was read back"
+    error = figure(max(p.max_relative for p in run)) if run else "-"
+    many = f"{len(run):,} class{'es' if len(run) != 1 else ''}"
+    how = f"{many} run ({names(sorted({p.runtime for p in run}))})" if run else ""
+    if skipped:
+        how += f"{', ' if how else ''}{skipped:,} too large to run"
+    return error, how
+
+
+def _percent(value: float) -> str:
+    return figure(value, ".2%")

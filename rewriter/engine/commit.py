@@ -1,0 +1,271 @@
+"""The one function that edits a model: it puts a complete replacement where the matched nodes were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx_ir as ir
+from onnxscript.rewriter import RULE_NAME_TAG
+
+from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_of_order
+from rewriter.errors import RuleError
+from rewriter.graph._onnxscript import MatchFailureError
+from rewriter.graph.contents import stored_tensors
+from rewriter.tensors import View, ViewTensor, constant
+
+Container = ir.Graph | ir.Function
+_SMALL = 256
+"""Bytes of a constant that are looked at: shapes, axes and scalars."""
+
+
+class Committer:
+    """Holds what must stay unique over a run: value and node names, and constants that are shared."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._values: set[str] = set()
+        self._node_names: set[str] = set()
+        self._constants: dict[tuple[Container, object], ir.Value] = {}
+        self._roots: dict[ir.Graph, Container] = {}
+        self._released: dict[ir.Value, None] = {}
+        self._stored = {id(slot.tensor) for slot in stored_tensors(model)}
+        self._survey(model.graph)
+        for function in model.functions.values():
+            self._survey(function)
+
+    def commit(self, rewrite: Rewrite) -> Change:
+        """Applies the rewrite.
+
+        Raises:
+            RuleError: the replacement does not fit the model; nothing has changed then.
+        """
+        root = self._roots[rewrite.graph]
+        self._check(rewrite, root)
+        for container in {id(c): c for c in (root, self._model.graph)}.values():
+            for domain, version in rewrite.opsets.items():
+                container.opset_imports.setdefault(domain, version)
+        shared, constants = self._place_constants(rewrite, root)
+        nodes = list(rewrite.nodes)
+        outputs: dict[ir.Value, ir.Value] = {}
+        for old, new in rewrite.outputs.items():
+            outputs[old] = self._own_output(old, shared.get(new, new), nodes, rewrite.graph, set(outputs.values()))
+        self._name(rewrite, nodes, outputs)
+        self._annotate(rewrite, [*constants, *nodes])
+        unordered = may_be_out_of_order(rewrite)  # asked while the matched nodes still have their inputs
+        rewrite.graph.insert_before(rewrite.root, nodes)
+        if constants:
+            body = self._body(root)
+            body.insert_before(body[0], constants)  # in sight of all that may share them later
+        for old, new in outputs.items():
+            new.type = new.type or old.type
+            new.shape = new.shape or old.shape
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        change = Change(self._remove_dead(rewrite.matched), [*constants, *nodes], list(outputs.values()))
+        if unordered:
+            rewrite.graph.sort()
+        return change
+
+    def imports(self, graph: ir.Graph) -> Mapping[str, int]:
+        """Returns the opset imports that hold in ``graph``: a subgraph has none of its own."""
+        return self._roots[graph].opset_imports
+
+    def _survey(self, root: Container) -> None:
+        for graph in (self._body(root), *root.subgraphs()):
+            self._roots[graph] = root
+            self._values.update(v.name for v in graph.inputs if v.name)
+            self._values.update(graph.initializers)
+            for value in graph.initializers.values() if graph is root else ():
+                view = constant(value)
+                if view is not None:
+                    self._constants.setdefault((root, ("view", view)), value)
+        for node in root.all_nodes():
+            self._values.update(v.name for v in node.outputs if v.name)
+            if node.name:
+                self._node_names.add(node.name)
+
+    def _check(self, rewrite: Rewrite, root: Container) -> None:
+        for domain, version in rewrite.opsets.items():
+            have = root.opset_imports.get(domain, version)
+            if have != version:
+                raise self._fault(rewrite, f"it needs opset {domain or 'ai.onnx'} {version}; the model has {have}")
+        made = {out for node in rewrite.nodes for out in node.outputs} | set(rewrite.initializers)
+        for old, new in rewrite.outputs.items():
+            if new.producer() is None and new not in made and not new.is_initializer() and not new.is_graph_input():
+                raise self._fault(rewrite, f"the replacement of '{old.name}' is defined nowhere")
+            if old.dtype is not None and new.dtype is not None and old.dtype != new.dtype:
+                raise self._fault(rewrite, f"'{old.name}' is {old.dtype.name}, its replacement {new.dtype.name}")
+            if any(use.node in rewrite.nodes for use in old.uses()):
+                raise self._fault(rewrite, f"the replacement reads '{old.name}', which it replaces")
+            if _is_identity_of(old, new) and not _may_take_name(new, rewrite.graph):
+                raise MatchFailureError(f"the Identity is what names '{old.name}'", rewrite.root)
+        if {old.producer() for old in rewrite.outputs} - {rewrite.root} and feeds_itself(rewrite):
+            raise self._fault(rewrite, "an input of the replacement depends on one of its outputs")
+
+    @staticmethod
+    def _fault(rewrite: Rewrite, message: str) -> RuleError:
+        return RuleError(rewrite.rule, rewrite.where, message)
+
+    @staticmethod
+    def _body(root: Container) -> ir.Graph:
+        return root.graph if isinstance(root, ir.Function) else root
+
+    def _place_constants(
+        self, rewrite: Rewrite, root: Container
+    ) -> tuple[Mapping[ir.Value, ir.Value], Sequence[ir.Node]]:
+        """Registers the new constants, each equal one once; returns those that another takes the place of.
+
+        A function body has no initializers: for it the second result holds Constant nodes.
+        """
+        shared: dict[ir.Value, ir.Value] = {}
+        nodes: list[ir.Node] = []
+        for value in rewrite.initializers:
+            tensor = value.const_value
+            assert tensor is not None
+            key = (root, _key(tensor))
+            home = self._constants.get(key)
+            if home is None or not _is_present(home):
+                home = value
+                if id(tensor) in self._stored:  # a tensor has one name, and the given model knows this one by its own
+                    home.const_value = tensor = ViewTensor(View.whole(tensor, value.name or ""))
+                name = tensor.name = self._unique(self._values, value.name or "constant")
+                if isinstance(root, ir.Graph):
+                    home.name = name
+                    root.register_initializer(home)
+                else:
+                    label = self._unique(self._node_names, name)
+                    node = ir.node("Constant", [], {"value": tensor}, num_outputs=1, name=label)
+                    home = node.outputs[0]
+                    home.name, home.type, home.shape = name, value.type, value.shape
+                    nodes.append(node)
+                self._constants[key] = home
+            if home is not value:
+                value.replace_all_uses_with(home)
+                shared[value] = home
+        return shared, nodes
+
+    def _own_output(
+        self, old: ir.Value, new: ir.Value, nodes: list[ir.Node], graph: ir.Graph, taken: set[ir.Value]
+    ) -> ir.Value:
+        """Returns ``new``, behind an Identity where ``old`` is a graph output and ``new`` cannot have its name."""
+        if not old.is_graph_output():
+            return new
+        if new not in taken and any(new is out for node in nodes for out in node.outputs):
+            return new
+        if new not in taken and _may_take_name(new, graph):
+            new.name, old.name = old.name, self._unique(self._values, f"{old.name}_replaced")
+            return new
+        node = ir.node("Identity", [new])
+        nodes.append(node)
+        return node.outputs[0]
+
+    def _name(self, rewrite: Rewrite, nodes: Sequence[ir.Node], outputs: Mapping[ir.Value, ir.Value]) -> None:
+        """Gives the new values the names of those they replace, and every other new thing a name of its own."""
+        successors = {new: old for old, new in outputs.items()}
+        stem = rewrite.root.name or next(iter(outputs)).name or rewrite.root.op_type
+        heir = _heir(rewrite, nodes)
+        for node in nodes:
+            own = rewrite.root.name if node is heir else None
+            node.name = own or self._unique(self._node_names, f"{stem}_{node.op_type}")
+            for out in node.outputs:
+                old = successors.get(out)
+                if old is not None and old.name:
+                    out.name, old.name = old.name, self._unique(self._values, f"{old.name}_replaced")
+                else:
+                    out.name = self._unique(self._values, out.name or f"{node.name}_out")
+
+    @staticmethod
+    def _annotate(rewrite: Rewrite, nodes: Sequence[ir.Node]) -> None:
+        documents = [n.doc_string for n in rewrite.matched if n.doc_string]
+        for node in nodes:
+            for source in rewrite.matched:
+                for key, text in source.metadata_props.items():
+                    node.metadata_props.setdefault(key, text)
+            node.metadata_props[RULE_NAME_TAG] = rewrite.rule
+            if documents and not node.doc_string:
+                node.doc_string = "\n".join(dict.fromkeys(documents))
+
+    def _remove_dead(self, matched: Iterable[ir.Node]) -> list[ir.Node]:
+        """Removes the matched nodes, and those that only they kept alive."""
+        removed: list[ir.Node] = []
+        pending = list(matched)
+        while pending:
+            node = pending.pop()
+            if node.graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
+                continue
+            sources = [value for value in node.inputs if value is not None]
+            for attribute in node.attributes.values():
+                sources += _empty(attribute)
+            node.graph.remove(node, safe=True)
+            removed.append(node)
+            for value in sources:
+                producer = value.producer()
+                if producer is not None:
+                    pending.append(producer)
+                elif value.is_initializer():
+                    self._released[value] = None
+        return removed
+
+    def drop_dead_constants(self) -> None:
+        """Removes the constants that lost their last reader since the last call; asked once a phase, not a commit."""
+        for value in self._released:
+            graph = value.graph
+            if value.uses() or value.is_graph_output() or value.is_graph_input() or graph is None:
+                continue
+            graph.initializers.pop(value.name or "", None)
+        self._released.clear()
+
+    @staticmethod
+    def _unique(taken: set[str], wanted: str) -> str:
+        name, count = wanted, 1
+        while name in taken:
+            name = f"{wanted}_{count}"
+            count += 1
+        taken.add(name)
+        return name
+
+
+def _heir(rewrite: Rewrite, nodes: Sequence[ir.Node]) -> ir.Node | None:
+    """The one new node of the root's operator, which takes over its name (a plan's globs go on matching), or None."""
+    root = rewrite.root
+    same = [node for node in nodes if (node.domain, node.op_type) == (root.domain, root.op_type)]
+    leaves = all(out in rewrite.outputs or not out.uses() for out in root.outputs)
+    return same[0] if len(same) == 1 and leaves else None
+
+
+def _is_present(constant: ir.Value) -> bool:
+    """Whether an initializer or the output of a Constant node is still part of the model."""
+    producer = constant.producer()
+    return constant.is_initializer() if producer is None else producer.graph is not None
+
+
+def _key(tensor: ir.TensorProtocol) -> object:
+    """Equal for equal tensors: lazy ones by what they are computed from, small ones by what they hold."""
+    if isinstance(tensor, ir.Tensor) and tensor.nbytes <= _SMALL:
+        return tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes()
+    return getattr(tensor, "key", None) or ("view", View.whole(tensor, ""))
+
+
+def _empty(attribute: ir.Attr) -> list[ir.Value]:
+    """Unhooks the nodes of a dead node's subgraphs from the values they read, and returns those."""
+    if attribute.is_ref() or attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        return []
+    read: list[ir.Value] = []
+    graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+    for graph in graphs:
+        for node in graph.all_nodes():
+            read += [value for value in node.inputs if value is not None]
+            for index in range(len(node.inputs)):
+                node.replace_input_with(index, None)
+    return read
+
+
+def _may_take_name(value: ir.Value, graph: ir.Graph) -> bool:
+    """Whether the value's own name says nothing to anybody: no input, output or initializer, nor of another graph."""
+    producer = value.producer()
+    return producer is not None and producer.graph is graph and not value.is_graph_output()
+
+
+def _is_identity_of(old: ir.Value, new: ir.Value) -> bool:
+    producer = old.producer()
+    named = old.is_graph_output() and producer is not None and producer.op_type == "Identity"
+    return named and producer is not None and producer.inputs[0] is new

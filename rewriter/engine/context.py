@@ -1,0 +1,158 @@
+"""One run over one model: what rules may ask of it, and what is written down about its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.engine.proposal import Change
+from rewriter.facts import Facts
+from rewriter.quantize import ALGORITHMS
+from rewriter.quantize.error import relative_rms
+from rewriter.quantize.importance import Importance
+from rewriter.quantize.job import QuantizationJob
+from rewriter.quantize.plan import CUSTOM, QuantizationPlan
+from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext
+from rewriter.report import Weight
+from rewriter.roles import Role, find_roles
+from rewriter.rule import Declined
+from rewriter.target import Target
+from rewriter.tensors import View
+
+_NO_ROLE = Role("", None, None)
+
+
+class ModelRun:
+    """The model, its facts and roles, the plan and the target; implements ``rewriter.rule.Run``."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        plan: QuantizationPlan,
+        target: Target,
+        quantizers: Mapping[str, Quantizer],
+        importance: Importance | None = None,
+    ) -> None:
+        self.model = model
+        self.target = target
+        self.facts = Facts(model, ())
+        self.readers: list[tuple[str, str]] = []
+        self._plan = plan
+        self._quantizers = quantizers
+        self._importance = importance or Importance({})
+        self._roles: dict[ir.Node, Role] = dict(find_roles(model))
+        self._layers = 1 + max((role.layer for role in self._roles.values() if role.layer is not None), default=-1)
+        self._weights: dict[tuple[object, ...], Weight] = {}
+
+    def role(self, node: ir.Node) -> Role:
+        """Returns what the weight that ``node`` reads is for."""
+        return self._roles.get(node, _NO_ROLE)
+
+    def quantize(
+        self,
+        weight: View,
+        reader: ir.Node,
+        rule: str,
+        scale_dtype: np.dtype[np.generic],
+        *,
+        role: str = "",
+        expert: int | None = None,
+    ) -> QuantizationJob:
+        """Returns the job that will quantize ``weight`` [N, K] as the plan says; see ``rewriter.rule.Run``.
+
+        Raises:
+            Declined: the plan keeps the weight in float.
+        """
+        found = self.role(reader)
+        if expert is None:
+            expert = weight.expert if found.expert is None else found.expert
+            name = weight.name if weight.expert is None else weight.label.removesuffix("__T")
+        else:
+            name = f"{weight.name}__slice_{expert}"
+        role = role or found.name
+        node = reader.name or ""
+        self.readers += [(node, name), (node, weight.name)]
+        spec, *others = dict.fromkeys(
+            self._plan.resolve(
+                node=node, weight=name, role=role, layer=found.layer, also=(weight.name, stored), count=self._layers
+            )
+            for stored in weight.stored
+        )
+        if others:
+            raise Declined("the plan gives the weights that are joined here different forms", reader)
+        if isinstance(spec, str):
+            raise Declined(spec, reader)
+        context = WeightContext(
+            spec=spec,
+            scale_dtype=scale_dtype,
+            weight=name,
+            node=node,
+            rule=rule,
+            role=role,
+            expert=expert,
+            layer=found.layer,
+            importance=self._importance.of(name, weight.name, expert, weight.shape[1]),
+        )
+        return QuantizationJob(weight, context, self._quantizers[spec.algorithm], self._written)
+
+    def follow(self, root: ir.Node, change: Change, roles: Mapping[ir.Value, str]) -> None:
+        """Takes note of a commit: facts are brought up to date, new nodes have the role of the root, or their own.
+
+        What takes the place of whole experts has theirs.
+        """
+        role = self._roles.get(root)
+        gone = [self._roles.pop(node) for node in change.removed if node in self._roles]
+        experts = {found.layer for found in gone if found.name.startswith("expert")}
+        if role is None and experts:
+            role = Role("expert", experts.pop() if len(experts) == 1 else None, None)
+        if role is not None:
+            self._roles.update(dict.fromkeys(change.added, role))
+            for value, name in roles.items():
+                producer = value.producer()
+                if producer is not None:
+                    self._roles[producer] = replace(role, name=name)
+        self.facts.update(change.removed, change.added, change.rewired)
+
+    @property
+    def roles(self) -> set[str]:
+        """The roles that the model's nodes have by now, those included that a rule gave."""
+        return {role.name for role in self._roles.values()}
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The weights written so far, the largest error first."""
+        return tuple(sorted(self._weights.values(), key=lambda w: (-w.relative_rms, w.name)))
+
+    def _written(self, job: QuantizationJob, quantized: QuantizedWeight, nbytes: int) -> None:
+        self._weights[job.key] = weight_record(job, nbytes, relative_rms(job.weight.numpy(), quantized))
+
+
+def weight_record(job: QuantizationJob, nbytes: int, error: float) -> Weight:
+    """Returns what a report says of one weight.
+
+    Args:
+        job: the weight and how it is quantized.
+        nbytes: of its codes, scales and zero points.
+        error: its relative RMS error; NaN where it has not been quantized yet.
+    """
+    context = job.context
+    spec = context.spec
+    return Weight(
+        name=context.weight,
+        node=context.node,
+        role=context.role,
+        layer=context.layer,
+        expert=context.expert,
+        shape=job.shape,
+        algorithm=spec.algorithm if job.quantizer is ALGORITHMS.get(spec.algorithm) else CUSTOM,
+        bits=spec.bits,
+        block_size=spec.block_size,
+        symmetric=spec.symmetric,
+        planned_block_size=None if context.planned is None else context.planned.block_size,
+        bytes_before=job.weight.nbytes,
+        bytes_after=nbytes,
+        relative_rms=error,
+    )

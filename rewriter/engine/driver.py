@@ -1,0 +1,236 @@
+"""The fixpoint driver: phases, sweeps, and at every candidate match -> prove -> commit -> record."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import onnx_ir as ir
+from onnxscript.rewriter import RewriteRule
+
+from rewriter.engine.commit import Committer
+from rewriter.engine.context import ModelRun
+from rewriter.engine.proposal import Rewrite
+from rewriter.errors import NonConvergenceError, RewriterError, RuleError
+from rewriter.facts import DeclineTracer, Facts, Recogniser
+from rewriter.graph._onnxscript import MatchFailureError, OpKey, compiled, replaced_outputs, replacement, root_operator
+from rewriter.graph.contents import all_nodes, bodies, name_of
+from rewriter.quantize.job import quantized_once
+from rewriter.report import Application, Decline, Proof
+from rewriter.report.hints import is_shipped
+from rewriter.rule import Replacement, Rule
+from rewriter.ruleset import Phase, RuleSet
+
+Prover = Callable[[Rewrite, ModelRun], Proof | None]
+"""Proves a rewrite before it is committed; raises ParityError where it is wrong."""
+
+_TOLD_EVERY = 256
+
+
+class Watch(Protocol):
+    """Looks on while a model is rewritten, and changes nothing."""
+
+    def attempted(self, phase: str, rule: str, node: ir.Node, how: DeclineTracer) -> None:
+        """Is told of a rule that was tried at a node and did not fire."""
+
+    def settled(self, phase: str, run: ModelRun) -> None:
+        """Is told that a phase has reached its fixpoint, while its facts are still there."""
+
+
+@dataclass
+class Outcome:
+    """What the engine did to a model, in the order in which it happened."""
+
+    applications: list[Application] = field(default_factory=list)
+    declines: list[Decline] = field(default_factory=list)
+    proofs: list[Proof] = field(default_factory=list)
+    sweeps: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    rule: RewriteRule
+    shipped: bool
+
+
+class Engine:
+    """Rewrites one model by one rule set, in place."""
+
+    def __init__(
+        self,
+        run: ModelRun,
+        prove: Prover,
+        progress: Callable[[str, int], None] | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        """Prepares a run.
+
+        Args:
+            run: the model with its facts, roles, plan and target.
+            prove: called on every rewrite before it is committed.
+            progress: told the phase and the number of applications so far, now and then.
+            watch: looks on.
+        """
+        self._run = run
+        self._prove = prove
+        self._progress = progress or (lambda phase, count: None)
+        self._watch = watch
+        self._committer = Committer(run.model)
+        self._proofs: dict[Proof, int] = {}
+        self.outcome = Outcome()
+
+    def apply(self, rule_set: RuleSet) -> Outcome:
+        """Runs every phase to its fixpoint.
+
+        Raises:
+            NonConvergenceError: a phase still fires after its last allowed sweep.
+            RuleError: a rule broke its contract.
+            ParityError: a rewrite is wrong.
+        """
+        with without_cycle_collection():
+            for phase in rule_set.phases:
+                self._phase(phase)
+                self._committer.drop_dead_constants()
+        self.outcome.proofs = list(self._proofs)
+        return self.outcome
+
+    def _phase(self, phase: Phase) -> None:
+        table, everywhere, recognisers = self._bind(phase)
+        self._run.facts = Facts(self._run.model, recognisers)
+        for body in bodies(self._run.model):
+            self._run.facts.compute(body)
+        fired: list[tuple[str, str]] = []
+        for sweep in range(1, phase.max_sweeps + 1):
+            self.outcome.sweeps[phase.name] = sweep
+            before = fired
+            fired, declines = self._sweep(phase, sweep, table, everywhere)
+            if not fired:
+                self.outcome.declines.extend(declines)
+                if self._watch is not None:
+                    self._watch.settled(phase.name, self._run)
+                return
+        last = dict([*before[-20:], *fired[-20:]])  # two rules that undo one another fire in turn
+        names = [f"{name} at {node}" for name, node in last.items()]
+        raise NonConvergenceError(
+            f"phase '{phase.name}' still fires after {phase.max_sweeps} sweeps: {', '.join(names[:5])};"
+            " these rules undo one another, or max_sweeps is too low"
+        )
+
+    def _bind(self, phase: Phase) -> tuple[dict[OpKey, list[_Candidate]], list[_Candidate], dict[Recogniser, None]]:
+        """Compiles the phase's rules, by the operator at their root."""
+        table: dict[OpKey, list[_Candidate]] = {}
+        everywhere: list[_Candidate] = []
+        recognisers: dict[Recogniser, None] = {}
+        for bound in phase.rules:
+            for rule in bound.rules:
+                own = copy.copy(rule)
+                if isinstance(own, Rule):
+                    own.run = self._run
+                    recognisers |= dict.fromkeys(own.recognisers)
+                candidate = _Candidate(bound.name, compiled(own), is_shipped(rule))
+                key = root_operator(candidate.rule)
+                (everywhere if key is None else table.setdefault(key, [])).append(candidate)
+        return table, everywhere, recognisers
+
+    def _sweep(
+        self, phase: Phase, sweep: int, table: dict[OpKey, list[_Candidate]], everywhere: Sequence[_Candidate]
+    ) -> tuple[list[tuple[str, str]], list[Decline]]:
+        fired: list[tuple[str, str]] = []
+        declines: list[Decline] = []
+        tracer = DeclineTracer()
+        nodes = [n for n in all_nodes(self._run.model) if everywhere or (n.domain, n.op_type) in table]
+        for node in nodes:
+            if node.graph is None:
+                continue
+            for candidate in (*table.get((node.domain, node.op_type), ()), *everywhere):
+                rewrite = self._match(candidate, node, tracer)
+                if rewrite is not None and self._commit(rewrite, phase.name, sweep, tracer):
+                    fired.append((candidate.name, rewrite.where))
+                    break
+                if tracer.reason:
+                    declines.append(tracer.record(candidate.name, phase.name, node))
+                if self._watch is not None:
+                    self._watch.attempted(phase.name, candidate.name, node, tracer)
+        return fired, declines
+
+    def _match(self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer) -> Rewrite | None:
+        """Matches and builds the replacement; the model is as it was whatever comes of it."""
+        tracer.clear(shipped=candidate.shipped)
+        rule = candidate.rule
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        try:
+            match = rule.match(self._run.model, graph, node, check_nodes_are_removable=rule.remove_nodes, tracer=tracer)
+            if not match:
+                return None
+            built = replacement(rule, match)
+            if built is None:
+                tracer.decline(match.reason, match.failure_nodes_and_values)
+                return None
+            returned = built.new_outputs[0] if len(built.new_outputs) == 1 else None
+            block = returned if isinstance(returned, Replacement) else Replacement(replaced_outputs(built), ())
+        except RewriterError:
+            raise
+        except Exception as error:
+            raise RuleError(candidate.name, name_of(node), f"{type(error).__name__}: {error}") from error
+        imports = self._committer.imports(graph)
+        opsets = {d: imports.get(d, 1) if version is None else version for d, version in built.used_opsets}
+        producers = (n for out in block.outputs if (n := out.producer()) is not None)
+        matched = tuple(dict.fromkeys([*match.nodes, *producers, *block.covers]))
+        return Rewrite(
+            rule=candidate.name,
+            graph=graph,
+            root=node,
+            matched=matched,
+            outputs=block.outputs,
+            nodes=built.new_nodes,
+            initializers=built.new_initializers,
+            opsets=opsets,
+            imports=imports,
+            fed=block.fed,
+            roles=block.roles,
+        )
+
+    def _commit(self, rewrite: Rewrite, phase: str, sweep: int, tracer: DeclineTracer) -> bool:
+        """Proves and commits; False where it cannot be proved either way, the tracer then says why."""
+        where = rewrite.where
+        try:
+            with quantized_once(rewrite.jobs):
+                proof = self._prove(rewrite, self._run)
+            replaced = tuple(n.op_type for n in rewrite.matched)
+            change = self._committer.commit(rewrite)
+        except MatchFailureError as declined:
+            rewrite.discard()
+            tracer.decline(declined.reason, declined.failure_sources)
+            return False
+        except BaseException:
+            rewrite.discard()
+            raise
+        self._run.follow(rewrite.root, change, rewrite.roles)
+        if proof is not None:
+            self._proofs.setdefault(proof, len(self._proofs))
+        by = tuple(n.op_type for n in change.added)
+        index = None if proof is None else self._proofs[proof]
+        removed = tuple(n.name for n in change.removed if n.name)
+        application = Application(rewrite.rule, phase, sweep, where, replaced, by, index, removed)
+        self.outcome.applications.append(application)
+        if len(self.outcome.applications) % _TOLD_EVERY == 0:
+            self._progress(phase, len(self.outcome.applications))
+        return True
+
+
+@contextlib.contextmanager
+def without_cycle_collection() -> Iterator[None]:
+    """Pauses Python's cycle collector, which scans the whole graph again and again: half of a large run's time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,118 @@
+"""A match and its replacement, complete before anything of the model changes; and what a commit made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from rewriter.graph.contents import name_of
+from rewriter.quantize.job import PartTensor, QuantizationJob
+from rewriter.rule import Fed
+
+
+@dataclass(frozen=True, eq=False)
+class Rewrite:
+    """A match and its replacement, both complete; nothing of the model has changed yet.
+
+    Attributes:
+        rule: name of the rule.
+        graph: the graph that holds the root (of a function, its body).
+        root: the node at which the pattern was matched.
+        matched: nodes of the match.
+        outputs: old value -> the value that takes its place.
+        nodes: new nodes, in order.
+        initializers: new constants.
+        opsets: domain -> version that the new nodes need.
+        imports: domain -> version that the graph, or the function it is in, has.
+        fed: what the rule knows of values that the matched nodes read.
+        roles: what the weights of the nodes that make these new values are for.
+    """
+
+    rule: str
+    graph: ir.Graph
+    root: ir.Node
+    matched: Sequence[ir.Node]
+    outputs: Mapping[ir.Value, ir.Value]
+    nodes: Sequence[ir.Node]
+    initializers: Sequence[ir.Value]
+    opsets: Mapping[str, int]
+    imports: Mapping[str, int]
+    fed: Mapping[ir.Value, Fed] = field(default_factory=dict)
+    roles: Mapping[ir.Value, str] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """How reports name the root; not after the commit, when its output's name is the replacement's."""
+        return name_of(self.root)
+
+    @property
+    def jobs(self) -> list[QuantizationJob]:
+        """The weights that it quantizes, each once."""
+        found: dict[object, QuantizationJob] = {}
+        for value in self.initializers:
+            if isinstance(value.const_value, PartTensor):
+                found.update((job.key, job) for job in value.const_value.jobs)
+        return list(found.values())
+
+    def discard(self) -> None:
+        """Unhooks the new nodes from the model's values; the rewrite cannot be used afterwards."""
+        for node in self.nodes:
+            for index in range(len(node.inputs)):
+                node.replace_input_with(index, None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a commit did.
+
+    Attributes:
+        removed: nodes that left the model, dead producers included.
+        added: nodes that came.
+        rewired: values that took the place of others.
+    """
+
+    removed: Sequence[ir.Node]
+    added: Sequence[ir.Node]
+    rewired: Sequence[ir.Value]
+
+
+def may_be_out_of_order(rewrite: Rewrite) -> bool:
+    """Whether an output is read before the root, or a new node reads what the root need not come after."""
+    if {old.producer() for old in rewrite.outputs} - {rewrite.root}:
+        return True
+    before = {value for node in rewrite.matched for value in (*node.inputs, *node.outputs)}
+    new = set(rewrite.nodes)
+    read = (value for node in rewrite.nodes for value in node.inputs if value is not None and value not in before)
+    return any((producer := value.producer()) is not None and producer not in new for value in read)
+
+
+def feeds_itself(rewrite: Rewrite) -> bool:
+    """Whether a new output would be computed, by way of the rest of the graph, from itself."""
+    old = set(rewrite.outputs)
+    needs = {value: _reached([new], old) for value, new in rewrite.outputs.items()}
+    pending = {value: set(found) for value, found in needs.items()}
+    while pending:
+        ready = [value for value, found in pending.items() if not found & pending.keys()]
+        if not ready:
+            return True
+        for value in ready:
+            del pending[value]
+    return False
+
+
+def _reached(values: Iterable[ir.Value], wanted: set[ir.Value]) -> set[ir.Value]:
+    """The wanted values from which ``values`` are computed; what lies behind them is not looked at."""
+    found: set[ir.Value] = set()
+    seen: set[ir.Value] = set()
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if value in wanted:
+            found.add(value)
+        elif value not in seen:
+            seen.add(value)
+            producer = value.producer()
+            pending.extend(v for v in (producer.inputs if producer is not None else ()) if v is not None)
+    return found

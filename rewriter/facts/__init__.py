@@ -1,0 +1,5 @@
+"""What is known of a model's values: facts, the recognisers that state them, and the engine that keeps them."""
+
+from rewriter.facts.facts import DeclineTracer, Facts, Recogniser
+
+__all__ = ["DeclineTracer", "Facts", "Recogniser"]

@@ -1,0 +1,189 @@
+"""Facts about values: what recognisers state, computed forward, kept for the run and dropped where a commit touched."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import onnx_ir as ir
+from onnxscript.rewriter import MatchingTracer, MatchStatus
+from onnxscript.rewriter.pattern import Pattern, PatternBase
+
+from rewriter.errors import RuleError
+from rewriter.graph._onnxscript import Binder, MatchFailureError, OpKey, binder, root_operator
+from rewriter.graph.contents import name_of
+from rewriter.report import Decline
+from rewriter.report.hints import Reason, hint, is_shipped, remedy
+from rewriter.tensors import View, constant
+
+F = TypeVar("F")
+
+_NONE = Reason("")
+
+
+class Recogniser(PatternBase):
+    """An onnxscript pattern that states a fact about the values its root produces, and changes nothing.
+
+    A subclass writes ``pattern`` and ``recognise``.
+    """
+
+    def recognise(self, facts: Facts, *args: Any, **bindings: Any) -> object | Mapping[ir.Value, object] | None:
+        """Returns the fact about the root's first output, a fact per output, or None where there is nothing to say.
+
+        Raises:
+            Declined: the value is almost what the recogniser is about; the reason is kept and can be asked for.
+        """
+        raise NotImplementedError
+
+
+class Facts:
+    """Every fact about the values of one model, as a set of recognisers states them.
+
+    A value that no caller can change (``tensors.constant``) has the fact ``View`` without any recogniser.
+    """
+
+    def __init__(self, model: ir.Model, recognisers: Iterable[Recogniser]) -> None:
+        self._model = model
+        self._facts: dict[ir.Value, dict[type, object]] = {}
+        self._derived: dict[ir.Value, dict[type, object]] = {}
+        self._reasons: dict[ir.Value, Reason] = {}
+        self._by_operator: dict[OpKey, list[tuple[Recogniser, Binder]]] = {}
+        for recogniser in recognisers:
+            pattern = Pattern(recogniser.pattern, name=recogniser.name)
+            key = root_operator(pattern)
+            if key is None:
+                raise ValueError(f"recogniser {recogniser.name}: the root of its pattern must name an operator")
+            self._by_operator.setdefault(key, []).append((recogniser, binder(pattern)))
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators that the model imports."""
+        return self._model.graph.opset_imports.get("", 1)
+
+    def get(self, value: ir.Value | None, kind: type[F]) -> F | None:
+        """Returns what is known of ``value`` as a ``kind``, or None."""
+        if value is None:
+            return None
+        known = self._facts.get(value)
+        if known is None or kind not in known:
+            if kind is not View:
+                return None
+            producer = value.producer()
+            if producer is not None and producer.op_type != "Constant":
+                return None
+            view = constant(value)
+            known = self._facts.setdefault(value, {})
+            known[View] = view
+        fact = known[kind]
+        return fact if isinstance(fact, kind) else None
+
+    def derived(self, value: ir.Value, kind: type[F], compute: Callable[[], F]) -> F:
+        """Returns a fact that follows from the graph around ``value``; computed once and kept with the others."""
+        known = self._derived.setdefault(value, {})
+        if kind not in known:
+            known[kind] = compute()
+        fact = known[kind]
+        assert isinstance(fact, kind)
+        return fact
+
+    def kept(self, value: ir.Value, kind: type[F]) -> F | None:
+        """Returns what ``derived`` has computed, or None where it has not been asked."""
+        fact = self._derived.get(value, {}).get(kind)
+        return fact if isinstance(fact, kind) else None
+
+    def why_not(self, value: ir.Value | None) -> Reason:
+        """Returns why a recogniser that came near stated nothing about ``value``; empty where none came near."""
+        return _NONE if value is None else self._reasons.get(value, _NONE)
+
+    def compute(self, graph: ir.Graph | ir.Function) -> None:
+        """States the facts of every node of ``graph`` and of the graphs nested in it, in topological order."""
+        if not self._by_operator:
+            return
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            if (node.domain, node.op_type) in self._by_operator:
+                self._visit(node)
+
+    def update(self, removed: Iterable[ir.Node], added: Sequence[ir.Node], rewired: Iterable[ir.Value]) -> None:
+        """Drops what a commit removed and states anew what it added and whatever follows from it."""
+        if not self._by_operator:
+            return
+        for node in removed:
+            for value in node.outputs:
+                self._forget(value)
+        queue = deque([*added, *(use.node for value in rewired for use in value.uses())])
+        while queue:
+            node = queue.popleft()
+            if (node.domain, node.op_type) in self._by_operator and self._visit(node):
+                queue.extend(use.node for value in node.outputs for use in value.uses())
+
+    def _forget(self, value: ir.Value) -> None:
+        for known in (self._facts, self._derived, self._reasons):
+            known.pop(value, None)
+
+    def _visit(self, node: ir.Node) -> bool:
+        """Recomputes the facts about the node's outputs; True where they changed."""
+        before = [self._facts.get(value) for value in node.outputs]
+        for value in node.outputs:
+            self._forget(value)
+        for recogniser, bind in self._by_operator[(node.domain, node.op_type)]:
+            bindings = bind(self._model, node)
+            if bindings is None:
+                continue
+            try:
+                stated = recogniser.recognise(self, **bindings)
+            except MatchFailureError as near:
+                helps = remedy("", near.reason, shipped=is_shipped(recogniser))
+                self._reasons[node.outputs[0]] = Reason(near.reason, helps)
+                continue
+            except Exception as error:
+                who, where = f"{recogniser.name} (a recogniser)", name_of(node)
+                raise RuleError(who, where, f"{type(error).__name__}: {error}") from error
+            if stated is None:
+                continue
+            by_value = stated if isinstance(stated, Mapping) else {node.outputs[0]: stated}
+            for value, fact in by_value.items():
+                self._facts.setdefault(value, {})[type(fact)] = fact
+        return before != [self._facts.get(value) for value in node.outputs]
+
+
+class DeclineTracer(MatchingTracer):
+    """Keeps the reason for which the last attempt of a rule ended, and where; ``mismatch`` where no pattern matched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clear()
+
+    def clear(self, *, shipped: bool = False) -> None:
+        """Forgets the last attempt; says whether the next is by a rule of this project."""
+        self.shipped = shipped
+        self.mismatch = ""
+        self.reason = ""
+        self.culprits: list[ir.Node | ir.Value] = []
+
+    def decline(self, reason: str, culprits: Iterable[ir.Node | ir.Value]) -> None:
+        """Keeps why and where."""
+        self.reason = reason
+        self.culprits = list(culprits)
+
+    def record(self, rule: str, phase: str, node: ir.Node) -> Decline:
+        """Returns what a report says of an attempt that ended with a reason."""
+        known = hint(rule, self.reason, shipped=self.shipped)
+        fault = self.culprits[0] if self.culprits else node
+        return Decline(
+            rule=rule,
+            phase=phase,
+            node=name_of(node),
+            reason=str(self.reason),
+            culprit=(name_of(fault) if isinstance(fault, ir.Node) else fault.name) or name_of(node),
+            remedy=remedy(rule, self.reason, shipped=self.shipped),
+            expected=known is not None and known.expected,
+        )
+
+    def log(self, rule: Any, container: Any, node: ir.Node, match_result: Any, status: MatchStatus) -> None:
+        """Overrides the hook through which onnxscript tells how a match went."""
+        del rule, container, node
+        if status == MatchStatus.NO_MATCH:
+            self.mismatch = match_result.reason
+        elif not match_result:
+            self.decline(match_result.reason, match_result.failure_nodes_and_values)

@@ -1,0 +1,230 @@
+"""Random inputs for a matched subgraph and its replacement, of shapes that its operators can take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rewriter.engine.proposal import Rewrite
+from rewriter.graph.contents import integer
+from rewriter.operators.form import ROUTER_WEIGHTS, form_of, is_experts
+from rewriter.rule import Declined, Fed
+
+Feeds = dict[str, npt.NDArray[Any]]
+Shape = tuple[int, ...]
+
+_SIZES = (2, 3, 5, 7)
+"""Sizes for symbolic dimensions, all different, so that two of them are not mistaken for one another."""
+
+_MANY = 11
+"""Least size of a dimension that one of these is too small for."""
+
+_RANGE = 3
+"""Largest magnitude of ranked numbers: logits of which the softmax is neither flat nor one-hot."""
+
+_LEAST = 0.125
+"""Smallest of positive numbers: no sum of them is near zero."""
+
+
+def random_feeds(
+    fed: Mapping[ir.Value, str], generator: np.random.Generator, rewrite: Rewrite, experts: int | None = None
+) -> Feeds:
+    """Draws the inputs that both sides share; symbolic dimensions of one name have one size.
+
+    Where a router chooses k of E experts, there are rows enough for every expert to be chosen in one of them: a proof
+    in which an expert has no part says nothing of it.
+
+    Args:
+        fed: the values, and the names under which they are fed.
+        generator: draws them.
+        rewrite: says which operators read them.
+        experts: how many experts of a stack are run, or None for all.
+
+    Raises:
+        Declined: the type of a value is unknown.
+    """
+    sizes: dict[str, int] = {}
+    feeds: Feeds = {}
+    for value in fed:
+        _make_room(value, rewrite, sizes, experts)
+    for value, name in fed.items():
+        if value in rewrite.fed:
+            feeds[name] = _as_told(rewrite.fed[value], sizes, generator)
+            continue
+        shape = _routed_shape(value, _multiplied_shape(value, _shape(value, sizes), rewrite), rewrite, sizes, experts)
+        dtype = value.dtype or _routed_dtype(value, rewrite) or _multiplied_dtype(value, rewrite)
+        if dtype is None or shape is None:
+            reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
+            raise Declined(reason, value)
+        if dtype.is_floating_point():
+            drawn: npt.NDArray[Any] = generator.standard_normal(shape, dtype=np.float32)
+            chosen = _chosen(value, rewrite)
+            feeds[name] = (_ranked(drawn, chosen, generator) if chosen else drawn).astype(dtype.numpy())
+        else:
+            feeds[name] = generator.integers(0, _rows(value, rewrite), shape).astype(dtype.numpy())
+    return feeds
+
+
+def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator) -> npt.NDArray[Any]:
+    """Draws what the rule says of a value."""
+    shape = tuple(factor * math.prod(_size(name, sizes) for name in names) for factor, names in fed.shape)
+    if fed.total:
+        return np.full(shape, sum(_size(name, sizes) for name in fed.total) + fed.plus, fed.dtype.numpy())
+    drawn: npt.NDArray[Any] = generator.standard_normal(shape, dtype=np.float32)
+    if fed.chosen:
+        drawn = _ranked(drawn, fed.chosen, generator)
+    if fed.positive:
+        drawn = drawn - drawn.min(axis=-1, keepdims=True) + _LEAST
+    return drawn.astype(fed.dtype.numpy())
+
+
+def _ranked(drawn: npt.NDArray[Any], chosen: int, generator: np.random.Generator) -> npt.NDArray[Any]:
+    """Returns evenly spaced numbers in random order; in turn each position is among the ``chosen`` largest of a row."""
+    width = drawn.shape[-1]
+    turns = generator.permutation(width)
+    for row, start in zip(drawn.reshape(-1, width), range(0, width, chosen), strict=False):
+        row[turns[start : start + chosen]] += 2 * np.abs(drawn).max()
+    ranked: npt.NDArray[Any] = 2 * drawn.argsort(axis=-1).argsort(axis=-1) / max(1, width - 1) - 1
+    return ranked * _RANGE
+
+
+def _make_room(value: ir.Value, rewrite: Rewrite, sizes: dict[str, int], experts: int | None) -> None:
+    """Sizes an unknown dimension so that there are rows enough, where a router chooses by ``value``."""
+    chosen = _chosen(value, rewrite)
+    told = rewrite.fed.get(value)
+    if not chosen:
+        return
+    if told is not None:
+        rows, (width, _) = told.shape[:-1], told.shape[-1]
+        names = [name for _, unknown in rows for name in unknown]
+        known = math.prod(factor for factor, _ in rows)
+    else:
+        node = _routed(value, rewrite)
+        x, fc1 = (None, None) if node is None else (node.inputs[0], node.inputs[2])
+        if x is None or x.shape is None or fc1 is None or fc1.shape is None or not isinstance(fc1.shape[0], int):
+            return
+        width = experts or fc1.shape[0]
+        names = [_key(x, axis) for axis, dim in enumerate(x.shape[:-1]) if not isinstance(dim, int)]
+        known = math.prod(dim for dim in x.shape[:-1] if isinstance(dim, int))
+    if not names or not known:
+        return
+    *others, last = names
+    needed = -(-width // (chosen * known * math.prod(_size(name, sizes) for name in others)))
+    if _size(last, sizes) < needed:
+        sizes[last] = max(needed, _MANY)
+
+
+def _chosen(value: ir.Value, rewrite: Rewrite) -> int:
+    """How many experts a router chooses by ``value``; 0 where none does."""
+    if value in rewrite.fed:
+        return rewrite.fed[value].chosen
+    node = _routed(value, rewrite)
+    return 0 if node is None else form_of(node).k
+
+
+def _routed(value: ir.Value, rewrite: Rewrite) -> ir.Node | None:
+    """The matched MoE or QMoE that ``value`` is the logits of."""
+    nodes = (n for n in rewrite.matched if is_experts(n))
+    return next((node for node in nodes if len(node.inputs) > 2 and node.inputs[1] is value), None)
+
+
+def _size(name: str, sizes: dict[str, int]) -> int:
+    return sizes.setdefault(name, _SIZES[len(sizes) % len(_SIZES)])
+
+
+def _rows(value: ir.Value, rewrite: Rewrite) -> int:
+    """How many rows a matched gather may look up by the value; 2 for integers that are no index."""
+    pending = [value]
+    while pending:
+        for use in pending.pop().uses():
+            if use.node not in rewrite.matched:
+                continue
+            table = use.node.inputs[0]
+            if use.node.op_type in ("Gather", "GatherND") and use.idx == 1 and table is not None and table.shape:
+                extent = table.shape[integer(use.node, "axis", 0)]
+                return extent if isinstance(extent, int) else 2
+            if use.node.op_type in ("Unsqueeze", "Squeeze", "Reshape", "Cast"):
+                pending.extend(use.node.outputs)
+    return 2
+
+
+def related_nodes(rewrite: Rewrite) -> set[ir.Node]:
+    """Nodes that compute one input of the matched nodes from others, as router_weights from the logits."""
+    read = {value for node in rewrite.matched for value in node.inputs if value is not None}
+    producers = {value.producer() for value in read}
+    return {
+        node
+        for node in producers
+        if node is not None and node.inputs and node not in rewrite.matched and read.issuperset(node.inputs)
+    }
+
+
+def _shape(value: ir.Value, sizes: dict[str, int]) -> Shape | None:
+    if value.shape is None:
+        return None
+    shape = []
+    for axis, dim in enumerate(value.shape):
+        if isinstance(dim, int):
+            shape.append(dim)
+        else:
+            shape.append(_size(_key(value, axis), sizes))
+    return tuple(shape)
+
+
+def _key(value: ir.Value, axis: int) -> str:
+    """What an unknown dimension is called."""
+    assert value.shape is not None
+    dim = value.shape[axis]
+    name = None if isinstance(dim, int) else dim.value
+    return name or f"{value.name}:{axis}"
+
+
+def _multiplied_shape(value: ir.Value, shape: Shape | None, rewrite: Rewrite) -> Shape | None:
+    """The shape with the last dimension that a weight which multiplies the value asks for."""
+    for node in rewrite.matched:
+        if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is value and node.inputs[1] is not None:
+            weight = node.inputs[1].shape
+            transposed = integer(node, "transB", 0)
+            if weight is not None and isinstance(depth := weight[-1 if transposed else -2], int):
+                return (*(shape or (3, 0))[:-1], depth)
+    return shape
+
+
+def _multiplied_dtype(value: ir.Value, rewrite: Rewrite) -> ir.DataType | None:
+    """The dtype of a weight that multiplies the value, which is the value's own."""
+    readers = (n for n in rewrite.matched if n.op_type in ("MatMul", "Gemm") and n.inputs[0] is value)
+    weights = (node.inputs[1] for node in readers)
+    return next((weight.dtype for weight in weights if weight is not None and weight.dtype is not None), None)
+
+
+def _routed_dtype(value: ir.Value, rewrite: Rewrite) -> ir.DataType | None:
+    """The dtype of an MoE's weights, which x and the logits share."""
+    readers = (n for n in rewrite.matched if (n.domain, n.op_type) == ("com.microsoft", "MoE") and value in n.inputs)
+    weights = (node.inputs[4] for node in readers)
+    return next((weight.dtype for weight in weights if weight is not None), None)
+
+
+def _routed_shape(
+    value: ir.Value, shape: Shape | None, rewrite: Rewrite, sizes: dict[str, int], sample: int | None
+) -> Shape | None:
+    """The shape of what feeds an MoE or QMoE: x [.., H], and one row of logits [E] for each token of x."""
+    for node in rewrite.matched:
+        if not is_experts(node) or value not in node.inputs:
+            continue
+        x, router, fc1, fc2 = (node.inputs[i] for i in (0, 1, 2, 4 if node.op_type == "MoE" else 6))
+        if x is None or fc1 is None or fc2 is None or fc1.shape is None or fc2.shape is None:
+            continue
+        experts, hidden = sample or fc1.shape[0], fc2.shape[1]
+        if not isinstance(experts, int) or not isinstance(hidden, int):
+            continue
+        lead = (_shape(x, sizes) or (3, hidden))[:-1]
+        if value is x:
+            return (*lead, hidden)
+        if value is router or value in node.inputs[ROUTER_WEIGHTS : ROUTER_WEIGHTS + 1]:
+            return (*lead, experts) if shape is not None and len(shape) == 3 else (math.prod(lead), experts)
+    return shape

@@ -1,0 +1,69 @@
+"""Biases: a constant, or what a router's choice gathers from one, added to the features of a linear or an expert."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rewriter.rules.blocks.axes import Content, Located, find, fits
+from rewriter.rules.blocks.contents import By, Factor, Features, Output, Router
+from rewriter.rules.blocks.mixing import Stack
+from rewriter.tensors import View
+
+
+def with_bias(data: Located, bias: View) -> Content | None:
+    """Returns the content with a constant added to its features, or None where it is not a bias."""
+    position = find(data.axes, "feature")
+    if position is None or not fits(bias.shape, data.axes) or not bias.dtype.is_floating_point():
+        return None
+    aligned = (*(1,) * (data.rank - bias.rank), *bias.shape)
+    n = total_features(data)
+    expert = find(data.axes, "expert")
+    wide = expert is not None and aligned[expert] != 1
+    if aligned[position] != n or any(d != 1 for i, d in enumerate(aligned) if i not in (position, expert)):
+        return None
+    by = _by(data.content)
+    if by == "one":
+        return _biased(data.content, bias.reshape((n,)))
+    if wide and expert is not None:
+        if by != "all" or expert > position:
+            return None
+        return _biased(data.content, bias.reshape((aligned[expert], n)))
+    experts = by.experts if isinstance(by, Router) else total_experts(data)
+    if experts is None or by is None:
+        return None
+    row = bias.reshape((n,))
+    return _biased(data.content, dataclasses.replace(row, shape=(experts, n), strides=(0, *row.strides)))
+
+
+def with_chosen_bias(data: Located, stack: Stack) -> Content | None:
+    """Returns the content with each chosen expert's bias [E, N] added."""
+    return _biased(data.content, stack.view) if stack.view.rank == 2 and _by(data.content) == stack.router else None
+
+
+def total_features(data: Located) -> int | None:
+    """Returns how many features there are, where they are one dimension."""
+    position = find(data.axes, "feature")
+    return None if position is None else data.axes[position][0].size.constant
+
+
+def total_experts(data: Located) -> int | None:
+    """Returns how many experts there are, where they are one dimension."""
+    position = find(data.axes, "expert")
+    return None if position is None else data.axes[position][0].size.constant
+
+
+def _by(held: Content) -> By | None:
+    if isinstance(held, Features):
+        return held.factors[0].linear.by
+    return held.by if isinstance(held, Output) else None
+
+
+def _biased(held: Content, bias: View) -> Content | None:
+    if isinstance(held, Output):
+        return dataclasses.replace(held, bias=bias) if held.bias is None else None
+    if not isinstance(held, Features) or len(held.factors) != 1:
+        return None
+    factor = held.factors[0]
+    if factor.steps or factor.linear.bias is not None:
+        return None
+    return Features((Factor(dataclasses.replace(factor.linear, bias=bias)),))

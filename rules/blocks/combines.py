@@ -1,0 +1,222 @@
+"""Combines: the weight that a router gives an expert, the weighted expert, and the sum of all.
+
+Facts stated: ``Located`` with content ``Mask``, ``Share``, ``Mixed``, ``Weighted`` or ``Complete``. Masks and sums over
+slots, slot by slot, one-hot or scattered columns, chosen rows and all experts at once end in the same few contents.
+Source: transformers' eager experts and batched_mm, mobius' unrolled blocks, dense bmm as torch.onnx writes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.facts import Facts, Recogniser
+from rewriter.rules.blocks.axes import Atom, Content, Located, Size, Uniform, only, put, total, unify
+from rewriter.rules.blocks.contents import Output
+from rewriter.rules.blocks.guards import integer_attribute, text_attribute
+from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Term, Weighted
+from rewriter.rules.blocks.routers import faulty, last_axis, summed_weights
+from rewriter.rules.blocks.sizes import static
+from rewriter.rules.blocks.uniform import seeded
+from rewriter.tensors import View
+
+
+def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
+    """Returns weights times the mask of an expert."""
+    if not isinstance(a, Mixing) or not isinstance(b, Mask):
+        return None
+    if a.router != b.router or a.slot != b.slot:
+        a = faulty(a, "a weight is masked by the choice of another slot or router", node)
+    slots = None if a.slot is None else frozenset({a.slot})
+    return Share(dataclasses.replace(a, slot=None), b.expert, slots)
+
+
+def masked_unknown(mask: Mask, node: ir.Node) -> Share:
+    """Returns the share that something other than a router's weights gives an expert."""
+    unknown = Mixing(mask.router, mask.router.scores, mask.router.scores.logits)
+    mixing = faulty(unknown, "what is masked is not the router's weights", node)
+    return Share(mixing, mask.expert, None if mask.slot is None else frozenset({mask.slot}))
+
+
+def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.Node) -> Content | None:
+    """Returns an expert's output times its share; of an unknown output, what is known of the product."""
+    held = None if output is None else output.content
+    known = held if isinstance(held, Output) else None
+    weight = share.content
+    if held is not None and known is None:
+        return None
+    if isinstance(weight, Share) and weight.slots is not None:
+        if weight.expert is not None:
+            own = known if known is None or known.by == "one" else None
+            return Mixed(weight.mixing, (Term(weight.expert, weight.slots, own, value, node),))
+        own = known if known is None or known.by == "all" else None
+        return Weighted(weight.mixing, own, value, "expert", node) if weight.complete else None
+    by_row = any(atom.kind in ("slot", "row") for dim in share.axes for atom in dim)
+    rows = by_row and not share.axes[-1]
+    if isinstance(weight, Mixing) and weight.slot is None and rows:
+        own = known if known is not None and known.by == weight.router else None
+        return Weighted(weight, own, value, "slot", node)
+    return None
+
+
+def added(a: Content, b: Content) -> Content | None:
+    """Returns the sum of two sums of experts, or of two shares of one expert."""
+    if isinstance(a, Mixed) and isinstance(b, Mixed):
+        return Mixed(a.mixing if a.mixing.fault else b.mixing, (a, b)) if a.mixing == b.mixing else None
+    if not isinstance(a, Share) or not isinstance(b, Share) or (a.mixing, a.expert) != (b.mixing, b.expert):
+        return None
+    if a.slots is None or b.slots is None or a.slots & b.slots:
+        return None
+    return dataclasses.replace(a if a.mixing.fault else b, slots=a.slots | b.slots)
+
+
+class Equal(Recogniser):
+    """The slots that hold an expert; with all experts' numbers along a dimension, of every expert."""
+
+    def pattern(self, op: Any, a: Any, b: Any) -> Any:
+        return op.Equal(a, b, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Located | None:
+        for chosen, numbers in ((a, b), (b, a)):
+            located, view = facts.get(chosen, Located), facts.get(numbers, View)
+            if located is not None and view is not None and isinstance(located.content, Chosen):
+                return _mask(located, located.content, view)
+        return None
+
+
+def _mask(located: Located, held: Chosen, view: View) -> Located | None:
+    numbers = np.asarray(view.numpy())
+    if numbers.size == 1:
+        if view.rank > located.rank:
+            return None
+        return dataclasses.replace(located, content=Mask(held.router, int(numbers.reshape(-1)[0]), held.slot))
+    experts = held.router.experts
+    counted = numbers.size == experts and numbers.reshape(-1).tolist() == list(range(experts))
+    if not counted or experts not in view.shape or view.rank > located.rank:
+        return None
+    position = located.rank - view.rank + view.shape.index(experts)
+    if located.axes[position]:
+        return None
+    axes = put(located.axes, position, _experts(experts))
+    return Located(Mask(held.router, None, held.slot), axes)
+
+
+def _experts(count: int) -> tuple[Atom, ...]:
+    return (Atom("expert", Size(count)),)
+
+
+class OneHot(Recogniser):
+    """The mask of every expert, ones and zeros along a new last dimension."""
+
+    def pattern(self, op: Any, chosen: Any, depth: Any, values: Any) -> Any:
+        return op.OneHot(chosen, depth, values, _outputs=["out"])
+
+    def recognise(
+        self, facts: Facts, *, chosen: ir.Value, depth: ir.Value, values: ir.Value, out: ir.Value
+    ) -> Located | None:
+        located, pair = facts.get(chosen, Located), facts.get(values, View)
+        node = out.producer()
+        if node is None or located is None or not isinstance(located.content, Chosen) or pair is None:
+            return None
+        held = located.content
+        if static(facts, node, 1) != [held.router.experts] or not last_axis(node, located.rank + 1):
+            return None
+        if [float(v) for v in np.asarray(pair.numpy()).reshape(-1)] != [0.0, 1.0]:
+            return None
+        return Located(Mask(held.router, None, held.slot), (*located.axes, _experts(held.router.experts)))
+
+
+class Where(Recogniser):
+    """Weights where a mask holds, else zero."""
+
+    def pattern(self, op: Any, mask: Any, yes: Any, no: Any) -> Any:
+        return op.Where(mask, yes, no, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, mask: ir.Value, yes: ir.Value, no: ir.Value, out: ir.Value) -> Located | None:
+        node = out.producer()
+        held, weights = facts.get(mask, Located), facts.get(yes, Located)
+        if node is None or held is None or weights is None or not _is_zero(facts, no, held, weights):
+            return None
+        axes = unify(held.axes, weights.axes)
+        share = None if axes is None else masked(weights.content, held.content, node)
+        return None if share is None or axes is None else Located(share, axes)
+
+
+def _is_zero(facts: Facts, value: ir.Value, *others: Located) -> bool:
+    view = facts.get(value, View)
+    if view is not None:
+        return view.size == 1 and float(np.asarray(view.numpy()).reshape(-1)[0]) == 0.0
+    located = facts.get(value, Located)
+    axes = unify(others[0].axes, others[-1].axes)
+    return located is not None and axes is not None and seeded(located, Located(others[0].content, axes)) is not None
+
+
+class ScatterElements(Recogniser):
+    """Weights written into zeros [.., E] where their experts are: the share of every expert."""
+
+    def pattern(self, op: Any, zeros: Any, chosen: Any, weights: Any) -> Any:
+        return op.ScatterElements(zeros, chosen, weights, _outputs=["out"])
+
+    def recognise(
+        self, facts: Facts, *, zeros: ir.Value, chosen: ir.Value, weights: ir.Value, out: ir.Value
+    ) -> Located | None:
+        node = out.producer()
+        seed, index, values = (facts.get(v, Located) for v in (zeros, chosen, weights))
+        if node is None or seed is None or index is None or values is None:
+            return None
+        held, mixing = index.content, values.content
+        if not isinstance(held, Chosen) or not isinstance(mixing, Mixing) or held.router != mixing.router:
+            return None
+        router = held.router
+        wide = (*index.axes[:-1], _experts(router.experts))
+        plain = text_attribute(node, "reduction", "none") in ("none", "add")
+        aligned = index.rank > 0 and index.axes == values.axes and bool(only(index.axes[-1], "slot"))
+        if not aligned or not last_axis(node, index.rank, 0):
+            return None
+        same = seed.rank == len(wide) and all(total(a) == total(b) for a, b in zip(seed.axes, wide, strict=True))
+        if not plain or held.slot is not None or seed.content != Uniform(0.0) or not same:
+            return None
+        return Located(Share(mixing, None, frozenset(range(router.k))), wide)
+
+
+class ReduceSum(Recogniser):
+    """The sum over slots or over experts."""
+
+    def pattern(self, op: Any, data: Any) -> Any:
+        return op.ReduceSum(data, _allow_other_inputs=True, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, data: ir.Value, out: ir.Value) -> Located | None:
+        node, located = out.producer(), facts.get(data, Located)
+        if node is None or located is None or not located.rank:
+            return None
+        axes = static(facts, node, 1, "axes", [])
+        keep = integer_attribute(node, "keepdims", 1)
+        if axes is None or len(axes) != 1 or keep not in (0, 1):
+            return None
+        return summed(located, axes[0] % located.rank, keep=bool(keep))
+
+
+def summed(located: Located, axis: int, *, keep: bool) -> Located | None:
+    """Returns the sum over one dimension."""
+    held = located.content
+    left = put(located.axes, axis, *([()] if keep else []))
+    if isinstance(held, Mixing):
+        return summed_weights(located, axis, keep=keep)
+    if isinstance(held, Share) and held.slots is None and only(located.axes[axis], "slot"):
+        everything = frozenset(range(held.mixing.router.k))
+        return Located(dataclasses.replace(held, slots=everything), left)
+    if isinstance(held, Weighted) and only(located.axes[axis], held.over):
+        return Located(Complete(held), left)
+    return None
+
+
+RECOGNISERS: tuple[Recogniser, ...] = (
+    Equal(),
+    OneHot(),
+    Where(),
+    ScatterElements(),
+    ReduceSum(),
+)

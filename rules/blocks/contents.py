@@ -1,0 +1,275 @@
+"""What the values of an expert hold: tokens, linears, activated features, the output; and whose weights they are.
+
+N output features, K input features, E experts, H hidden, I intermediate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from rewriter.rules.blocks.axes import Atom, Content
+from rewriter.tensors import View
+
+
+@dataclass(frozen=True)
+class Tokens(Content):
+    """The input of the experts: one row of features for every token.
+
+    Attributes:
+        x: [.., H] the value, whose own axes are those of its tokens and one of features.
+    """
+
+    x: ir.Value
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A float weight.
+
+    Attributes:
+        view: [N, K], or [E, N, K] of all experts.
+    """
+
+    view: View
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.view.shape[-2], self.view.shape[-1]
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Element type, which x has too."""
+        return self.view.dtype
+
+    @property
+    def stack_size(self) -> int:
+        """E, of a weight of all experts."""
+        return self.view.shape[0] if self.view.rank == 3 else 1
+
+    def rows(self, start: int, count: int, step: int) -> Dense:
+        """Returns evenly stepping output features."""
+        return Dense(self.view.slice(self.view.rank - 2, start, count, step))
+
+    def expert(self, position: int) -> Dense:
+        """Returns one expert of a weight of all."""
+        return Dense(self.view.index(0, position))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A MatMulNBits weight of one expert.
+
+    Attributes:
+        codes: [N, blocks, blob] uint8.
+        scales: [N, blocks].
+        zero_points: [N, ceil(blocks * bits / 8)] uint8, or None.
+        k: input features.
+        bits: width of a code.
+        block: input features per scale.
+    """
+
+    codes: View
+    scales: View
+    zero_points: View | None
+    k: int
+    bits: int
+    block: int
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.codes.shape[0], self.k
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Element type of the scales, which x has too."""
+        return self.scales.dtype
+
+    @property
+    def stack_size(self) -> int:
+        """A packed weight is always one expert's."""
+        return 1
+
+    def rows(self, start: int, count: int, step: int) -> Packed:
+        """Returns evenly stepping output features."""
+        zeros = self.zero_points
+        return dataclasses.replace(
+            self,
+            codes=self.codes.slice(0, start, count, step),
+            scales=self.scales.slice(0, start, count, step),
+            zero_points=None if zeros is None else zeros.slice(0, start, count, step),
+        )
+
+    def expert(self, position: int) -> Packed:
+        """A packed weight is always one expert's."""
+        raise AssertionError(position)
+
+
+Weight = Dense | Packed
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What experts are selected by, or mixed with: a function of one number per expert.
+
+    Attributes:
+        logits: [.., E] the value.
+        function: ``logits``: as it is; ``softmax``; ``sigmoid``; ``positive``: as it is, and never negative.
+    """
+
+    logits: ir.Value
+    function: Literal["logits", "softmax", "sigmoid", "positive"]
+
+
+@dataclass(frozen=True)
+class Router:
+    """The selection of k of E experts for every token.
+
+    Attributes:
+        node: the TopK.
+        scores: what it selects by.
+        k: experts per token.
+        experts: E.
+        fault: why no operator selects so; empty where one does.
+    """
+
+    node: ir.Node
+    scores: Scores
+    k: int
+    experts: int
+    fault: str = ""
+
+
+By = Router | Literal["one", "all"]
+"""Which expert a weight is of: the one there is, each along the expert axis, or the one that the router chose."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map of tokens.
+
+    Attributes:
+        x: the tokens.
+        weight: [N, K], or of all experts.
+        bias: [N], or [E, N] of all experts; None for none.
+        by: whose weight it is.
+    """
+
+    x: ir.Value
+    weight: Weight
+    bias: View | None
+    by: By
+
+    def rows(self, start: int, count: int, step: int) -> Linear:
+        """Returns evenly stepping output features."""
+        bias = self.bias
+        if bias is not None:
+            bias = bias.slice(bias.rank - 1, start, count, step)
+        return dataclasses.replace(self, weight=self.weight.rows(start, count, step), bias=bias)
+
+    def expert(self, position: int) -> Linear:
+        """Returns one expert of a linear of all."""
+        bias = None if self.bias is None else self.bias.index(0, position)
+        return dataclasses.replace(self, weight=self.weight.expert(position), bias=bias, by="one")
+
+
+Step = tuple[str | float, ...]
+"""An elementwise function: its name and its constants."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Elementwise functions of a linear, the first applied first."""
+
+    linear: Linear
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Features(Content):
+    """A product of elementwise functions of linears of the same tokens; features lie along the feature index.
+
+    Attributes:
+        factors: what is multiplied.
+        scale: a number that multiplies several; of one it is a step.
+    """
+
+    factors: tuple[Factor, ...]
+    scale: float = 1.0
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        if atom.kind != "expert" or any(f.linear.by != "all" for f in self.factors):
+            return super().fix(atom, position)
+        return self.each(lambda linear: linear.expert(position))
+
+    def part(self, atom: Atom, start: int, count: int, step: int) -> Content | None:
+        if atom.kind != "feature":
+            return super().part(atom, start, count, step)
+        return self.each(lambda linear: linear.rows(start, count, step))
+
+    def each(self, part: Callable[[Linear], Linear]) -> Features:
+        """Returns the same functions of other linears."""
+        factors = (dataclasses.replace(factor, linear=part(factor.linear)) for factor in self.factors)
+        return dataclasses.replace(self, factors=tuple(factors))
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The function between an expert's projections, as com.microsoft::MoE has it.
+
+    Attributes:
+        kind: relu, relu2 (its square), gelu (tanh), silu, identity, swiglu, or geglu (gelu of one times another).
+        alpha: of swiglu: g * sigmoid(alpha * g) * (l + beta).
+        beta: see alpha.
+        limit: g is at most this and l at most this in magnitude; None for no limit.
+    """
+
+    kind: Literal["relu", "relu2", "gelu", "silu", "identity", "swiglu", "geglu"]
+    alpha: float = 1.0
+    beta: float = 0.0
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Output(Content):
+    """What an expert returns.
+
+    Attributes:
+        activation: the function between the projections.
+        gate: [I, H] the projection that is activated.
+        up: [I, H] the projection that multiplies it; None for an expert without.
+        down: [H, I].
+        bias: of down.
+        inner: what down reads; not compared.
+    """
+
+    activation: Activation
+    gate: Linear
+    up: Linear | None
+    down: Weight
+    bias: View | None = None
+    inner: ir.Value | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def by(self) -> By:
+        """Whose weights these are."""
+        return self.gate.by
+
+    def expert(self, position: int) -> Output:
+        """Returns one expert of the output of all."""
+        return dataclasses.replace(
+            self,
+            gate=self.gate.expert(position),
+            up=None if self.up is None else self.up.expert(position),
+            down=self.down.expert(position),
+            bias=None if self.bias is None else self.bias.index(0, position),
+        )
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        return self.expert(position) if atom.kind == "expert" and self.by == "all" else super().fix(atom, position)

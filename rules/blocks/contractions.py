@@ -1,0 +1,90 @@
+"""Contractions: every expert's share times its output, summed by the product itself.
+
+Fact stated: ``Located`` with content ``Complete``.
+Source: torch.bmm(weights, outputs) and torch.einsum("te,teh->th", ..) behind torch.stack, as torch.onnx writes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from rewriter.facts import Facts, Recogniser
+from rewriter.rules.blocks.axes import Axes, Dim, Located, only, unify
+from rewriter.rules.blocks.combines import weighted
+from rewriter.rules.blocks.contents import Output
+from rewriter.rules.blocks.guards import text_attribute
+from rewriter.rules.blocks.mixing import Complete, Share, Weighted
+
+
+class MatMul(Recogniser):
+    """Shares [.., 1, E] times outputs [.., E, H]."""
+
+    def pattern(self, op: Any, a: Any, b: Any) -> Any:
+        return op.MatMul(a, b, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Located | None:
+        pair = _pair(facts, a, b)
+        if pair is None or not pair[0].rank == pair[1].rank >= 2:
+            return None
+        share, output = pair
+        lead = unify(share.axes[:-2], output.axes[:-2])
+        if lead is None or share.axes[-2] or not _are_experts(share.axes[-1], output.axes[-2]):
+            return None
+        return _complete(b, share, output, out, (*lead, (), output.axes[-1]))
+
+
+class Einsum(Recogniser):
+    """Shares and outputs by letters; the experts' is the one that is summed."""
+
+    def pattern(self, op: Any, a: Any, b: Any) -> Any:
+        return op.Einsum(a, b, _outputs=["out"])
+
+    def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Located | None:
+        node = out.producer()
+        assert node is not None
+        operands, _, result = text_attribute(node, "equation", "").replace(" ", "").partition("->")
+        terms = operands.split(",")
+        for x, y, letters in ((a, b, terms), (b, a, terms[::-1])):
+            pair = _pair(facts, x, y)
+            if pair is not None and len(letters) == 2:
+                axes = _contracted(*pair, letters[0], letters[1], result)
+                return None if axes is None else _complete(y, *pair, out, axes)
+        return None
+
+
+def _contracted(share: Located, output: Located, mixing: str, mixed: str, result: str) -> Axes | None:
+    """The dimensions of a result that sums the outputs over the experts alone."""
+    summed = [letter for letter in mixed if letter not in result]
+    if len(summed) != 1 or sorted(mixed) != sorted(result + summed[0]) or not set(mixing) <= set(mixed):
+        return None
+    if len(set(mixed)) != len(mixed) or (len(mixing), len(mixed)) != (share.rank, output.rank):
+        return None
+    shares, outputs = dict(zip(mixing, share.axes, strict=True)), dict(zip(mixed, output.axes, strict=True))
+    if len(shares) != len(mixing) or not _are_experts(shares.get(summed[0], ()), outputs[summed[0]]):
+        return None
+    return unify(tuple(shares.get(letter, ()) for letter in result), tuple(outputs[letter] for letter in result))
+
+
+def _pair(facts: Facts, share: ir.Value, output: ir.Value) -> tuple[Located, Located] | None:
+    """Returns the shares of all experts and their outputs, where the two values are these."""
+    a, b = facts.get(share, Located), facts.get(output, Located)
+    if a is None or b is None or not isinstance(a.content, Share) or not isinstance(b.content, Output):
+        return None
+    return a, b
+
+
+def _are_experts(a: Dim, b: Dim) -> bool:
+    """Whether both dimensions are the experts', all of them."""
+    return only(a, "expert") is not None and a == b
+
+
+def _complete(value: ir.Value, share: Located, output: Located, out: ir.Value, axes: Axes) -> Located | None:
+    node = out.producer()
+    assert node is not None
+    held = weighted(value, output, share, node)
+    return Located(Complete(held), axes) if isinstance(held, Weighted) and held.over == "expert" else None
+
+
+RECOGNISERS: tuple[Recogniser, ...] = (MatMul(), Einsum())

@@ -1,0 +1,125 @@
+"""Why the experts that a router chooses are no block that is known: what the report says of those that stay apart."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import onnx_ir as ir
+
+from rewriter.facts import Facts
+from rewriter.operators.form import OPERATORS
+from rewriter.rule import Declined, NotApplicable, Run
+from rewriter.rules.blocks.axes import Located
+from rewriter.rules.blocks.contents import Output
+from rewriter.rules.blocks.mixing import Chosen, Complete, Mixed
+from rewriter.rules.blocks.sizes import Integers
+
+_FAR = 4096
+_NEAR = 64
+
+
+def decline_unfused(run: Run, values: ir.Value, indices: ir.Value) -> None:
+    """Declines, naming the first operator behind a choice of experts that is not understood.
+
+    Raises:
+        Declined: experts follow the choice, and nothing completes a block.
+        NotApplicable: no experts follow, or the operator that completes the block speaks for it.
+    """
+    if not _is_choice(run.facts, indices):
+        raise NotApplicable
+    pending, seen = deque([values, indices]), {values, indices}
+    unknown: ir.Node | None = None
+    hit: ir.Node | None = None
+    experts = False
+    while pending and len(seen) < _FAR:
+        for use in pending.popleft().uses():
+            node = use.node
+            if node.op_type in OPERATORS or any(_speaks(run.facts, out, indices) for out in node.outputs):
+                raise NotApplicable
+            if node.op_type == "TopK" and _is_choice(run.facts, node.outputs[-1]):
+                pending.clear()  # what follows is of that router
+                break
+            reads_expert = run.role(node).name.startswith("expert.")
+            if reads_expert and hit is not None and node.op_type in ("Gather", "GatherND"):
+                reason = "the trace fixed how many experts a token can reach: NonZero lists those that were hit"
+                raise Declined(reason, hit)
+            experts = experts or reads_expert or _meets_expert(run, node)
+            hit = node if hit is None and node.op_type == "NonZero" else hit
+            if unknown is None and not any(_is_known(run.facts, out) for out in node.outputs):
+                unknown = node
+            fresh = [out for out in node.outputs if out not in seen]
+            seen.update(fresh)
+            pending.extend(fresh)
+    if not experts or unknown is None:
+        raise NotApplicable
+    reason = f"the experts of this router stay apart: how {unknown.op_type} uses its choice is not understood"
+    raise Declined(reason, unknown)
+
+
+def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value) -> None:
+    """Declines, once for a block, where a router chooses by ArgMax.
+
+    Raises:
+        Declined: experts follow the choice.
+        NotApplicable: none do, or the scores are no router's own, as those of a second choice.
+    """
+    node = indices.producer()
+    if not _is_first_choice(run, scores):
+        raise NotApplicable
+    pending, seen = deque([indices]), {indices}
+    while pending and len(seen) < _FAR:
+        for use in pending.popleft().uses():
+            if run.role(use.node).name.startswith("expert.") or _meets_expert(run, use.node):
+                raise Declined("the experts of this router stay apart: it chooses by ArgMax, and not by TopK", node)
+            fresh = [out for out in use.node.outputs if out not in seen]
+            seen.update(fresh)
+            pending.extend(fresh)
+    raise NotApplicable
+
+
+def _is_first_choice(run: Run, scores: ir.Value) -> bool:
+    """Whether scores are computed from a router's logits, and from no other choice."""
+    pending, seen = deque([scores]), {scores}
+    found = False
+    while pending and len(seen) < _NEAR:
+        node = pending.popleft().producer()
+        if node is None or run.role(node).name == "router":
+            found = found or node is not None
+            continue
+        if node.op_type in ("ArgMax", "TopK"):
+            return False
+        fresh = [value for value in node.inputs if value is not None and value not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+    return found
+
+
+def _meets_expert(run: Run, node: ir.Node) -> bool:
+    """Whether ``node`` has the output of experts on its other side, or an expert's last linear, or its bias."""
+    if any(_is_output(run.facts, value) for value in node.inputs):
+        return True
+    last = {p for v in node.inputs if v is not None and (p := v.producer()) is not None}
+    before = {p for n in last if n.op_type == "Add" for v in n.inputs if v is not None and (p := v.producer())}
+    return any(run.role(n).name.startswith("expert.") for n in (*last, *before))
+
+
+def _is_choice(facts: Facts, value: ir.Value) -> bool:
+    located = facts.get(value, Located)
+    return located is not None and isinstance(located.content, Chosen)
+
+
+def _is_output(facts: Facts, value: ir.Value | None) -> bool:
+    located = facts.get(value, Located)
+    return located is not None and isinstance(located.content, Output)
+
+
+def _speaks(facts: Facts, value: ir.Value, indices: ir.Value) -> bool:
+    """Whether ``value`` is a sum of experts under that choice."""
+    located = facts.get(value, Located)
+    held = None if located is None else located.content
+    mixing = held.mixing if isinstance(held, Mixed) else held.weighted.mixing if isinstance(held, Complete) else None
+    return mixing is not None and mixing.router.node is indices.producer()
+
+
+def _is_known(facts: Facts, value: ir.Value) -> bool:
+    return facts.get(value, Located) is not None or facts.get(value, Integers) is not None

@@ -1,0 +1,205 @@
+"""What the rules that fuse a block share: the operator's inputs and output, where the block had its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.facts import Facts
+from rewriter.operators.form import GLU, ExpertForm
+from rewriter.rule import Declined, Fed
+from rewriter.rules.blocks.axes import Atom, Dim, Size, only, total
+from rewriter.rules.blocks.block import Block, Routing
+from rewriter.rules.blocks.contents import Router
+from rewriter.rules.blocks.guards import cast_type
+from rewriter.rules.blocks.movement import token_rows
+from rewriter.rules.blocks.sizes import fed_shape, shape_of
+
+
+def form_of(block: Block, routing: Routing) -> ExpertForm:
+    """Returns what the operator has to compute."""
+    activation = block.activation
+    return ExpertForm(
+        k=block.mixing.router.k,
+        activation=activation.kind,
+        alpha=activation.alpha,
+        beta=activation.beta,
+        limit=math.inf if activation.limit is None else activation.limit,
+        fusion=1 if activation.kind in GLU else 0,
+        normalize=routing.normalize,
+    )
+
+
+def logits_of(op: Any, facts: Facts, routing: Routing, dtype: ir.DataType, experts: int) -> Any:
+    """Returns router_probs [T, E] of x's dtype, or declines: a cast would round them."""
+    value = weights_of(op, facts, routing.logits, dtype, experts)
+    return op.Neg(op.Softplus(op.Neg(value))) if routing.function == "log_sigmoid" else value
+
+
+def logits_of_given(op: Any, facts: Facts, given: ir.Value, router: Router) -> ir.Value:
+    """Returns [T, E] logits whose softmax over the chosen is ``given`` over its sum.
+
+    Args:
+        op: onnxscript's builder.
+        facts: what is known.
+        given: [.., k] float32 weights, none of them negative.
+        router: what chose.
+    """
+    weights = flat(op, facts, given, router.k)
+    chosen = flat(op, facts, router.node.outputs[1], router.k)
+    rows = op.Gather(op.Shape(weights), _integers(op, [0], "rows"), axis=0)
+    shape = op.Concat(rows, _integers(op, [router.experts], "experts"), axis=0)
+    nothing = ir.tensor(np.array([_NOTHING], np.float32))
+    logs = op.Max(op.Log(weights), op.initializer(ir.tensor(np.float32(_NOTHING), name="no_weight")))
+    logits: ir.Value = op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, logs, axis=1)
+    return logits
+
+
+_NOTHING = -1e30
+"""The logit of what was not chosen, or has no weight: finite, since kernels subtract logits and never choose -inf."""
+
+
+def times_total(op: Any, facts: Facts, out: ir.Value, x: ir.Value, total: ir.Value, block: Block) -> ir.Value:
+    """Returns the operator's output on ``x``, each token multiplied by the sum of its numbers in ``total`` [.., k]."""
+    weights = flat(op, facts, total, block.mixing.router.k)
+    newer = facts.opset >= 13
+    rows = op.ReduceSum(weights, _integers(op, [1], "axes")) if newer else op.ReduceSum(weights, axes=[1])
+    dtype = facts_dtype(block)
+    if (total.dtype or dtype) != dtype:
+        rows = op.Cast(rows, to=int(dtype))
+    product: ir.Value
+    dims = shape_of(facts, x) if x is block.x else None
+    if dims is None or len(dims) == 2:
+        product = op.Mul(out, rows)
+        return product
+    hidden = block.experts[0].gate.weight.sizes[1]
+    product = op.Reshape(op.Mul(_reshaped(op, out, (-1, hidden)), rows), op.Shape(out))
+    return product
+
+
+def weights_of(op: Any, facts: Facts, value: ir.Value, dtype: ir.DataType, experts: int) -> Any:
+    """Returns [.., E] numbers of the router as [T, E] of x's dtype, or declines: a cast would round them."""
+    own = _computed_in(value) or dtype
+    if own != dtype and (dtype != ir.DataType.FLOAT or own == ir.DataType.DOUBLE):
+        raise Declined(f"the router computes in {own.name}, and the operator takes x's {dtype.name}", value)
+    value = flat(op, facts, value, experts)
+    return value if own == dtype else op.Cast(value, to=int(dtype))
+
+
+def _computed_in(value: ir.Value) -> ir.DataType | None:
+    """Returns the element type of the router's numbers; where the model says none, that of what they are made of."""
+    producer = value.producer()
+    while value.dtype is None and producer is not None and producer.inputs and producer.inputs[0] is not None:
+        if producer.op_type == "Cast":
+            return cast_type(producer)
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value.dtype
+
+
+def flat(op: Any, facts: Facts, value: ir.Value, width: int) -> ir.Value:
+    """Returns [.., width] as [T, width]."""
+    dims = shape_of(facts, value)
+    return value if dims is not None and len(dims) == 2 else _reshaped(op, value, (-1, width))
+
+
+def placed(op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Value], node: ir.Node) -> ir.Value:
+    """Returns the block's output: the operator on x, scaled, and in the shape that the block had; or declines.
+
+    Args:
+        op: onnxscript's builder.
+        facts: what is known.
+        block: what is replaced.
+        emit: builds the operator on x.
+        node: the block's last node, for reasons.
+    """
+    hidden = block.experts[0].gate.weight.sizes[1]
+    lead, behind = _lead(block, node)
+    rows = token_rows(facts, block.x, hidden)
+    if rows is None:
+        raise Declined("the shape of the experts' input is unknown", block.x)
+    own = list(rows.axes[:-1])
+    if _flattened(lead) != _flattened(own):
+        raise Declined("the rows of the sum are not those of the experts' input", node)
+    scale = block.mixing.scale
+    dtype = facts_dtype(block)
+    if scale != 1 and dtype != ir.DataType.FLOAT:
+        raise Declined(f"the weights are scaled by {scale:g}, which rounds in {dtype.name}", node)
+    shape: list[int] = []
+    units = lead[len(own) :]
+    if lead[: len(own)] != own or any(units) or rows.rank not in (2, 3):
+        shape = [_extent(dim) for dim in lead]
+        if shape.count(-1) > 1:
+            raise Declined("the rows of the sum lie otherwise than those of the experts' input", node)
+        out = emit(flat(op, facts, block.x, hidden))
+        shape = [] if shape == [-1] else [*shape, hidden]
+    else:
+        out = emit(block.x)
+        shape = [*(0 for _ in own), *(1 for _ in units), hidden] if units else []
+    if scale != 1:
+        out = op.Mul(out, op.initializer(ir.tensor(np.array(scale, np.float32), name="scale")))
+    if behind:
+        shape = [*(shape or [*(0 for _ in lead), hidden]), *(1 for _ in behind)]
+    return _reshaped(op, out, shape) if shape else out
+
+
+def _lead(block: Block, node: ir.Node) -> tuple[list[Dim], Sequence[Dim]]:
+    """The dimensions before and behind the features."""
+    features = [i for i, dim in enumerate(block.axes) if only(dim, "feature")]
+    if len(features) != 1 or any(block.axes[features[0] + 1 :]):
+        raise Declined("the features of the sum are not its last dimension", node)
+    return list(block.axes[: features[0]]), block.axes[features[0] + 1 :]
+
+
+def _flattened(dims: Sequence[Dim]) -> list[Atom]:
+    return [atom for dim in dims for atom in dim]
+
+
+def _extent(dim: Dim) -> int:
+    constant = total(dim).constant
+    return -1 if constant is None else constant
+
+
+def _reshaped(op: Any, value: ir.Value, shape: Sequence[int]) -> ir.Value:
+    moved: ir.Value = op.Reshape(value, _integers(op, shape, "rows_shape"))
+    return moved
+
+
+def _integers(op: Any, numbers: Sequence[int], name: str) -> ir.Value:
+    value: ir.Value = op.initializer(ir.tensor(np.array(numbers, np.int64), name=name))
+    return value
+
+
+def facts_dtype(block: Block) -> ir.DataType:
+    """Returns the element type of x."""
+    if block.x.dtype is not None:
+        return block.x.dtype
+    weight = block.experts[0].gate.weight
+    return weight.dtype
+
+
+def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
+    """Returns what the proof needs to know of the values that the block reads."""
+    dtype = facts_dtype(block)
+    scores = block.mixing.router.scores
+    positive = {routing.weights, routing.given} | ({scores.logits} if scores.function == "positive" else set())
+    fed = {}
+    for value in dict.fromkeys((block.x, *routing.read)):
+        dims = shape_of(facts, value)
+        if dims is None or (value.is_graph_input() and value.dtype is None):
+            continue
+        router = block.mixing.router
+        width = router.k if value is routing.given else router.experts
+        width = block.experts[0].gate.weight.sizes[1] if value is block.x else width
+        sizes = (*dims[:-1], Size(width))
+        fed[value] = Fed(
+            value.dtype or dtype,
+            fed_shape(sizes),
+            chosen=block.mixing.router.k if value is routing.logits else 0,
+            positive=value in positive,
+        )
+    return fed

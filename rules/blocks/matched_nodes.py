@@ -1,0 +1,91 @@
+"""The nodes that make up a block, and that nothing else reads what is inside of it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from rewriter.facts import Facts
+from rewriter.rule import Declined
+from rewriter.rules.blocks.axes import Located, Uniform
+from rewriter.rules.blocks.block import Block, Routing
+from rewriter.rules.blocks.contents import Tokens
+from rewriter.rules.blocks.rows import Arange
+from rewriter.rules.blocks.sizes import Integers
+from rewriter.tensors import View
+
+
+def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
+    """Returns the nodes of a block, the last first; declines where anything else reads what is inside."""
+    stops = {block.x, *routing.read}
+    reached, static = _reached(facts, block.out, stops)
+    going = reached
+    if routing.given is not None:  # then the choice stays, and what it was made by
+        going, _ = _reached(facts, block.out, {*stops, *block.mixing.router.node.outputs})
+    nodes = _without_shared_shapes(facts, going, block.out)
+    for node in nodes:
+        for value in node.outputs:
+            if value is block.out:
+                continue
+            if value.is_graph_output():
+                raise Declined(f"'{value.name}' inside of the block is a graph output", node)
+            for use in value.uses():
+                if use.node not in nodes:
+                    raise Declined(f"'{value.name}' inside of the block is also read by {use.node.op_type}", use.node)
+    _require_weights_go(facts, {*nodes, *static})
+    return list(reached)
+
+
+def _reached(facts: Facts, out: ir.Value, stops: set[ir.Value]) -> tuple[dict[ir.Node, None], dict[ir.Node, None]]:
+    """The nodes between ``out`` and ``stops``, and the nodes by which they take parts of constants."""
+    nodes: dict[ir.Node, None] = {}
+    static: dict[ir.Node, None] = {}
+    pending = [out]
+    while pending:
+        value = pending.pop()
+        producer = value.producer()
+        if producer is None or value in stops:
+            continue
+        known = static if facts.get(value, View) is not None else nodes
+        if producer in known:
+            continue
+        known[producer] = None
+        if producer.op_type != "Shape" or producer.domain:
+            pending.extend(v for v in producer.inputs if v is not None)
+    return nodes, static
+
+
+def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.Value) -> dict[ir.Node, None]:
+    """The nodes without those that others read too and that cost nothing to keep: shapes, zeros, x by other names."""
+    nodes = dict(reached)
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in nodes or out in node.outputs or not all(_is_cheap(facts, value) for value in node.outputs):
+            continue
+        if any(value.is_graph_output() or any(u.node not in nodes for u in value.uses()) for value in node.outputs):
+            del nodes[node]
+            pending.extend(p for v in node.inputs if v is not None and (p := v.producer()) is not None)
+    return nodes
+
+
+def _is_cheap(facts: Facts, value: ir.Value) -> bool:
+    located = facts.get(value, Located)
+    if located is not None:
+        return isinstance(located.content, Uniform | Arange | Tokens)
+    integral = value.dtype is not None and value.dtype.is_integer()
+    return integral or facts.get(value, Integers) is not None or facts.get(value, View) is not None
+
+
+def _require_weights_go(facts: Facts, inside: set[ir.Node]) -> None:
+    """Declines where a float weight would stay in the model beside the fused one."""
+    for node in inside:
+        for value in node.inputs:
+            view = facts.get(value, View)
+            if value is None or view is None or view.rank < 2 or not view.dtype.is_floating_point():
+                continue
+            if value.is_graph_output():
+                raise Declined(f"the weight '{value.name}' is a graph output and would stay in the model", node)
+            for use in value.uses():
+                if use.node not in inside:
+                    reason = f"the weight '{value.name}' would stay in the model: {use.node.op_type} also reads it"
+                    raise Declined(reason, use.node)

@@ -1,0 +1,96 @@
+"""What the rules to MatMulNBits share: reading a constant [N, K] weight, and what a Gemm adds to its product."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from rewriter.emit import require_matmul_nbits
+from rewriter.quantize.job import QuantizationJob
+from rewriter.rule import Declined, NotApplicable, Run
+from rewriter.rules.blocks.guards import FLOATS, float_attribute, integer_attribute, require_constant, require_dtype
+from rewriter.tensors import View
+
+
+def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, *, transposed: bool) -> QuantizationJob:
+    """Returns the [N, K] weight of ``x @ w`` (``x @ w.T`` where ``transposed``), to be quantized, or declines.
+
+    Args:
+        run: the present run.
+        rule: name of the asking rule.
+        x: [.., K] activations.
+        w: [K, N], [1, .., K, N], or [N, K] where ``transposed``.
+        reader: the node that multiplies.
+        transposed: whether ``w`` is stored [N, K].
+    """
+    matrix = read_weight(run, x, w)
+    _require_float_copy_disappears(run, w, reader)
+    job = run.quantize(matrix if transposed else matrix.T, reader, rule, matrix.dtype.numpy())
+    require_matmul_nbits(run, job, w)
+    return job
+
+
+def read_weight(run: Run, x: ir.Value, w: ir.Value) -> View:
+    """Returns the one constant matrix that ``w`` is, as it is stored, or declines; see ``read_linear``."""
+    facts = run.facts
+    if facts.get(x, View) is not None and facts.get(w, View) is None:
+        raise Declined("the weight is on the left; MatMulNBits takes it on the right", x)
+    if facts.get(w, View) is None and not facts.why_not(w):
+        raise NotApplicable
+    view = require_constant(facts, w, "the weight")
+    if view.rank < 2 or not view.dtype.is_floating_point():
+        raise NotApplicable
+    if any(d != 1 for d in view.shape[:-2]):
+        raise Declined(f"the weight {list(view.shape)} holds {view.size} elements in more than one matrix", w)
+    if view.rank > 2 and (x.shape is None or x.shape.rank() < view.rank):
+        raise Declined(f"the weight has rank {view.rank} and the rank of its input is lower or unknown", x)
+    known = x.dtype is not None or view.dtype not in FLOATS  # else it is the weight's: a product's operands have one
+    dtype = require_dtype(x, FLOATS, "the input") if known else view.dtype
+    if dtype != view.dtype:
+        raise Declined(f"the weight is {view.dtype.name} and its input {dtype.name}", w)
+    if 0 in view.shape:
+        raise Declined(f"the weight {list(view.shape)} is empty", w)
+    return view.reshape(view.shape[-2:])
+
+
+def addend(node: ir.Node) -> ir.Value | None:
+    """Returns what a Gemm adds to ``x @ w``, or declines: it computes something else."""
+    if integer_attribute(node, "transA", 0):
+        raise Declined("transA is set; MatMulNBits reads x as it is", node)
+    if (alpha := float_attribute(node, "alpha", 1.0)) != 1.0:
+        raise Declined(f"alpha is {alpha}; MatMulNBits has no such factor", node)
+    c = node.inputs[2] if len(node.inputs) > 2 else None
+    if c is not None and (beta := float_attribute(node, "beta", 1.0)) != 1.0:
+        raise Declined(f"beta is {beta}; MatMulNBits adds its bias as it is", node)
+    return c
+
+
+def takes_bias(run: Run, n: int, c: ir.Value) -> bool:
+    """Whether MatMulNBits adds ``c`` itself."""
+    return c.shape is not None and c.shape.dims == (n,) and run.target.linear.takes_bias
+
+
+def _require_float_copy_disappears(run: Run, w: ir.Value, reader: ir.Node) -> None:
+    """Declines where quantizing would leave the float weight in the model beside the quantized one."""
+    producer = w.producer()
+    if producer is not None and producer.op_type != "Constant":
+        raise Declined("the weight is part of a constant that stays in the model (rule unstack takes it out)", producer)
+    for use in w.uses():
+        if use.node.op_type not in ("MatMul", "Gemm") or use.idx != 1:
+            raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
+        if use.node is not reader:
+            _require_linear(run, use.node, w)
+    if w.is_graph_output():
+        raise Declined("the float weight would stay in the model: it is a graph output", w)
+
+
+def _require_linear(run: Run, node: ir.Node, w: ir.Value) -> None:
+    """Declines where another reader of ``w`` cannot become a MatMulNBits as well."""
+    x = node.inputs[0]
+    try:
+        if x is not None:
+            read_weight(run, x, w)
+        if node.op_type == "Gemm":
+            addend(node)
+    except Declined as other:
+        reason = f"the float weight would stay in the model: {node.op_type} also reads it, and {other.reason}"
+        raise Declined(reason, node) from other

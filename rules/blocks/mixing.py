@@ -1,0 +1,205 @@
+"""What the values of a router and of a combine hold: choices, weights, masks, shares, and sums of experts.
+
+T tokens, k slots per token, E experts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.rules.blocks.axes import Atom, Content
+from rewriter.rules.blocks.contents import Output, Router, Scores
+from rewriter.tensors import View
+
+
+@dataclass(frozen=True)
+class Chosen(Content):
+    """The experts that a router chose; ``slot`` where it is one slot's."""
+
+    router: Router
+    slot: int | None = None
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        return Chosen(self.router, position) if atom.kind == "slot" else super().fix(atom, position)
+
+
+@dataclass(frozen=True)
+class Mixing(Content):
+    """The weights with which a router mixes what it chose.
+
+    Attributes:
+        router: what chose.
+        scores: where the weights come from.
+        dense: [.., E] the scores themselves.
+        stage: ``raw``: the chosen experts' scores; ``normalised``: divided by their sum; ``softmax``: over them.
+        scale: a factor of all weights.
+        table: [E] a factor for every expert, or None.
+        rounded: the narrowest type to which they were cast, or None.
+        slot: where they are one slot's.
+        opaque: [.., k] the weights, where they are no function of the scores that is known.
+        fault: why they are not the router's weights as an operator has them; empty where they are. Not compared.
+        value: [.., k] the weights, where one value holds all of them. Not compared.
+    """
+
+    router: Router
+    scores: Scores
+    dense: ir.Value
+    stage: Literal["raw", "normalised", "softmax"] = "raw"
+    scale: float = 1.0
+    table: View | None = None
+    rounded: ir.DataType | None = None
+    slot: int | None = None
+    opaque: ir.Value | None = None
+    fault: str = dataclasses.field(default="", compare=False)
+    value: ir.Value | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def positive(self) -> bool:
+        """Whether no weight is negative, whatever the logits are."""
+        table = None if self.table is None else np.asarray(self.table.numpy())
+        kept = self.scale > 0 and (table is None or bool((table > 0).all()))
+        return kept and (self.stage == "softmax" or self.scores.function != "logits")
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        return dataclasses.replace(self, slot=position) if atom.kind == "slot" else super().fix(atom, position)
+
+
+@dataclass(frozen=True)
+class Total(Content):
+    """The sum of a token's weights, over its slots."""
+
+    mixing: Mixing
+
+
+@dataclass(frozen=True)
+class Mask(Content):
+    """Whether a slot holds an expert.
+
+    Attributes:
+        router: what chose.
+        expert: which; None where there is an expert index.
+        slot: which slot; None where there is a slot index.
+    """
+
+    router: Router
+    expert: int | None
+    slot: int | None = None
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        if atom.kind == "slot":
+            return dataclasses.replace(self, slot=position)
+        return dataclasses.replace(self, expert=position) if atom.kind == "expert" else super().fix(atom, position)
+
+
+@dataclass(frozen=True)
+class Share(Content):
+    """The weight with which an expert is mixed in, 0 where it was not chosen.
+
+    Attributes:
+        mixing: the weights, of no slot in particular.
+        expert: whose share; None where there is an expert index.
+        slots: the slots that are counted; None where there still is a slot index.
+    """
+
+    mixing: Mixing
+    expert: int | None
+    slots: frozenset[int] | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every slot is counted."""
+        return self.slots == frozenset(range(self.mixing.router.k))
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        if atom.kind == "expert":
+            return dataclasses.replace(self, expert=position)
+        return (
+            dataclasses.replace(self, slots=frozenset({position}))
+            if atom.kind == "slot"
+            else super().fix(atom, position)
+        )
+
+
+@dataclass(frozen=True)
+class Stack(Content):
+    """What a router's choice gathers from a constant [E, ..]; the other dimensions are ``weight`` indices."""
+
+    view: View
+    router: Router
+
+
+# Sums. Compared by identity: they are as long as a block.
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One expert's output times its share.
+
+    Attributes:
+        expert: which.
+        slots: the slots in which it counts.
+        output: what is mixed; None where it is not known to be an expert's output.
+        value: what is mixed.
+        node: the product.
+    """
+
+    expert: int
+    slots: frozenset[int]
+    output: Output | None
+    value: ir.Value
+    node: ir.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed(Content):
+    """A sum of experts' outputs under one router; a rope, so that adding one more costs the same for each.
+
+    Attributes:
+        mixing: the router's weights.
+        parts: what is added: terms, and sums.
+    """
+
+    mixing: Mixing
+    parts: tuple[Term | Mixed, ...]
+
+    def terms(self) -> Iterator[Term]:
+        """Yields the terms from left to right."""
+        stack: list[Term | Mixed] = [self]
+        while stack:
+            part = stack.pop()
+            if isinstance(part, Term):
+                yield part
+            else:
+                stack.extend(reversed(part.parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(Content):
+    """Outputs of chosen or of all experts times their weights, not yet summed.
+
+    Attributes:
+        mixing: the router's weights.
+        output: what is mixed; None where it is not known to be the experts' output.
+        value: what is mixed.
+        over: the index that is to be summed.
+        node: the product.
+    """
+
+    mixing: Mixing
+    output: Output | None
+    value: ir.Value
+    over: Literal["slot", "expert"]
+    node: ir.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Complete(Content):
+    """The sum of a ``Weighted`` over its index: every expert, mixed."""
+
+    weighted: Weighted

@@ -1,0 +1,172 @@
+"""What the rules about MoE nodes share: reading one with constant expert weights, and writing one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from rewriter.operators.form import GLU, PROJECTIONS, SLOTS, ExpertForm, form_of, input_at
+from rewriter.rule import Declined, Run
+from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
+from rewriter.tensors import StackedCopy, View, ViewTensor
+
+DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One of an MoE's linear maps.
+
+    Attributes:
+        name: fc1, fc2 or fc3.
+        value: the weights in the graph.
+        weight: what they are: [E, N, K].
+        bias: [E, N], or None.
+    """
+
+    name: str
+    value: ir.Value
+    weight: View
+    bias: ir.Value | None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """An MoE node whose expert weights are constants.
+
+    Attributes:
+        node: the node.
+        form: what it computes.
+        x: [T, H] or [B, S, H].
+        router: [T, E] logits.
+        dtype: of x and of the weights.
+        projections: fc1 [E, F * I, H], fc2 [E, H, I] and, where it is gated, fc3 [E, I, H].
+    """
+
+    node: ir.Node
+    form: ExpertForm
+    x: ir.Value
+    router: ir.Value
+    dtype: ir.DataType
+    projections: tuple[Projection, ...]
+
+
+def read_moe(run: Run, y: ir.Value) -> Experts:
+    """Reads the MoE that computes ``y``, or declines: its weights are not constant, or do not belong together."""
+    node = y.producer()
+    assert node is not None
+    form = form_of(node)
+    if form.unknown:
+        unknown = ", ".join(form.unknown)
+        raise Declined(f"it has attributes that MoE does not have, or that a caller sets: {unknown}", node)
+    x, router = _required(node, 0, "input"), _required(node, 1, "router_probs")
+    dtype = element_type(node)
+    found = []
+    for name, slot, bias in zip(PROJECTIONS, SLOTS["MoE"]["weight"], SLOTS["MoE"]["bias"], strict=True):
+        value = input_at(node, slot)
+        if value is None and name == "fc3":
+            continue
+        value = _required(node, slot, f"{name} weights")
+        weight = require_constant(run.facts, value, name)
+        if weight.dtype != dtype:
+            raise Declined(f"{name} is {weight.dtype.name} and the input {dtype.name}", value)
+        found.append(Projection(name, value, weight, input_at(node, bias)))
+    experts = Experts(node, form, x, router, dtype, tuple(found))
+    _require_shapes(experts)
+    return experts
+
+
+def element_type(node: ir.Node) -> ir.DataType:
+    """Returns the element type of x, or declines; every input of an MoE has it, so that the weights tell it too."""
+    x, fc2 = _required(node, 0, "input"), _required(node, 4, "fc2 weights")
+    return require_dtype(fc2 if x.dtype is None else x, FLOATS, "the input")
+
+
+def require_weights_disappear(experts: Experts) -> None:
+    """Declines where a new weight would stand in the model beside the old one."""
+    for projection in experts.projections:
+        value = projection.value
+        producer = value.producer()
+        if producer is not None and producer.op_type != "Constant":
+            reason = f"{projection.name} is part of a constant that stays in the model (rule unstack takes it out)"
+            raise Declined(reason, producer)
+        for use in value.uses():
+            if use.node.op_type != "MoE" or use.idx not in SLOTS["MoE"]["weight"]:
+                reason = f"the float weight {projection.name} would stay in the model: {use.node.op_type} also reads it"
+                raise Declined(reason, use.node)
+        if value.is_graph_output():
+            raise Declined(f"the float weight {projection.name} would stay in the model: it is a graph output", value)
+
+
+def constant_bias(run: Run, projection: Projection) -> View | None:
+    """Returns the view that a bias is, None where there is none, or declines: it is not constant."""
+    return None if projection.bias is None else require_constant(run.facts, projection.bias, f"{projection.name}_bias")
+
+
+def needs_fusion(run: Run, fusion: int, *, instead_of: int) -> bool:
+    """Whether the target's QMoE runs SwiGLU fused in the one way and not in the other."""
+    kernel = run.target.kernel("QMoE")
+    return kernel is not None and fusion in kernel.fusions and instead_of not in kernel.fusions
+
+
+def interleaved(first: View, second: View) -> ViewTensor:
+    """Returns [E, 2 * I, ..]: the rows of two [E, I, ..] in turn."""
+    both = View.whole(StackedCopy((first, second), 2, f"{first.name}__interleaved"), f"{first.name}__interleaved")
+    return ViewTensor(both.reshape((first.shape[0], 2 * first.shape[1], *first.shape[2:])))
+
+
+def flat_router(op: Any, router: ir.Value, experts: int) -> ir.Value:
+    """Returns the logits as [T, E]: runtimes refuse [B, S, E], which some exporters write."""
+    if router.shape is None or router.shape.rank() != 3:
+        return router
+    flat: ir.Value = op.Reshape(router, op.initializer(ir.tensor([-1, experts], name="router_shape")))
+    return flat
+
+
+def emit_moe(op: Any, experts: Experts, form: ExpertForm, weights: Sequence[ir.Value | None]) -> Any:
+    """Writes an MoE.
+
+    Args:
+        op: onnxscript's builder.
+        experts: gives x and the router.
+        form: what the new node computes.
+        weights: fc1, fc1_bias, fc2, fc2_bias and perhaps fc3, fc3_bias.
+    """
+    inputs = [experts.x, flat_router(op, experts.router, experts.projections[0].weight.shape[0]), *weights]
+    while inputs[-1] is None:
+        inputs.pop()
+    return op.MoE(*inputs, _domain=DOMAIN, **form.attributes())
+
+
+def _required(node: ir.Node, slot: int, what: str) -> ir.Value:
+    value = input_at(node, slot)
+    if value is None:
+        raise Declined(f"required input {slot} ({what}) is missing", node)
+    return value
+
+
+def _require_shapes(experts: Experts) -> None:
+    """Holds every weight and bias to E, H and I, as fc2 [E, H, I] has them."""
+    fc2 = experts.projections[1].weight
+    if fc2.rank != 3 or 0 in fc2.shape:
+        raise Declined(f"fc2 has shape {list(fc2.shape)}; expected [E, H, I]", experts.node)
+    e, h, i = fc2.shape
+    form = experts.form
+    if form.activation in GLU and not form.fusion and not form.gated:
+        raise Declined("swiglu_fusion=0 needs the linear half in fc3", experts.node)
+    if form.activation in GLU and form.fusion and form.gated:
+        raise Declined(f"fc3 beside swiglu_fusion={form.fusion}, which holds it in fc1", experts.node)
+    expected = {"fc1": (e, form.fused * i, h), "fc2": (e, h, i), "fc3": (e, i, h)}
+    for projection in experts.projections:
+        shape = expected[projection.name]
+        if projection.weight.shape != shape:
+            found = list(projection.weight.shape)
+            raise Declined(f"{projection.name} has shape {found}; expected {list(shape)}", projection.value)
+        bias = projection.bias
+        if bias is not None and bias.shape is not None and bias.shape.is_static() and bias.shape.numpy() != shape[:2]:
+            raise Declined(f"{projection.name}_bias has shape {bias.shape}; expected {list(shape[:2])}", bias)
+    if not 1 <= form.k <= e:
+        raise Declined(f"k = {form.k} of {e} experts", experts.node)
