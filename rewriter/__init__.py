@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rewriter.api import Result, apply
+    from rewriter.calibration import Calibration
+    from rewriter.calibration.capture import calibrate
     from rewriter.errors import RewriterError
     from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, WeightSpec
     from rewriter.report import Report
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from rewriter.ruleset.load import load
 
 __all__ = [
+    "Calibration",
     "QuantizedWeight",
     "Quantizer",
     "Report",
@@ -21,11 +24,14 @@ __all__ = [
     "WeightContext",
     "WeightSpec",
     "apply",
+    "calibrate",
     "load",
 ]
 
 _HOMES = {
     "rewriter.api": ("Result", "apply"),
+    "rewriter.calibration": ("Calibration",),
+    "rewriter.calibration.capture": ("calibrate",),
     "rewriter.errors": ("RewriterError",),
     "rewriter.quantize.types": ("QuantizedWeight", "Quantizer", "WeightContext", "WeightSpec"),
     "rewriter.report": ("Report",),

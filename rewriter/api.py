@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from rewriter import io
 from rewriter.engine.context import ModelRun
@@ -188,7 +185,7 @@ def apply(
     runtime = Target.parse(rule_set.target if target is None else target)
     importance = Importance.given(imatrix)
     quantizers = {CUSTOM: _missing, **ALGORITHMS} if quantizer is None else _every(quantizer)
-    ours = _own_copy(model)
+    ours = io.own_copy(model)
     name = ours.graph.name or ""
     seen = _names(ours)
     quantized = [node for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS]
@@ -222,53 +219,6 @@ def apply(
         )
 
     return Result(ours, rule_set, report, model)
-
-
-def _own_copy(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Model:
-    """Returns a model that may be edited: graphs are copied, weights are shared.
-
-    Types are inferred where those that a proof has to know are missing; not else, since it takes a copy of the graph.
-    What the model declares of its inputs and outputs stays as it is.
-    """
-    ours = _copied(model)
-    declared = [(v, v.type, v.shape and v.shape.copy()) for v in (*ours.graph.inputs, *ours.graph.outputs)]
-    if any(_lacks_type(node.inputs[0]) for node in ours.graph if node.op_type in _TYPED):
-        with _quiet("onnx_ir.passes.common.shape_inference"):
-            order = list(ours.graph.initializers.values())
-            ShapeInferencePass()(ours)
-            ours.graph.initializers.clear()  # the pass puts large ones last
-            ours.graph.initializers.update((value.name or "", value) for value in order)
-        for value, dtype, shape in declared:
-            value.type, value.shape = dtype, shape
-    return ours
-
-
-_TYPED = ("MatMul", "Gemm", "Einsum")
-
-
-def _lacks_type(value: ir.Value | None) -> bool:
-    return value is not None and (value.type is None or value.shape is None)
-
-
-@contextlib.contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Inference that fails leaves the model as it was; the traceback that onnx-ir logs would reach the user."""
-    log = logging.getLogger(logger)
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
-
-
-def _copied(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Model:
-    if isinstance(model, str | os.PathLike):
-        return io.load(model)
-    if isinstance(model, onnx.ModelProto):
-        return io.parsed(model)
-    if isinstance(model, ir.Model):
-        return io.copied(model)
-    raise UsageError(f"a model is a path, an onnx_ir.Model or an onnx.ModelProto, not {type(model).__name__}")
 
 
 def _names(model: ir.Model) -> list[tuple[str, str]]:

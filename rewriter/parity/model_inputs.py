@@ -58,6 +58,50 @@ def random_inputs(
     return {value.name or "": _fill(value, _shape(value, sizes, bound), sizes, rng) for value in inputs}
 
 
+def token_feeds(model: ir.Model, tokens: Array) -> dict[str, Array]:
+    """Returns feeds for a model that reads tokens: those, and all else as a first run over them has it.
+
+    Args:
+        model: what is to be fed.
+        tokens: [B, S] token ids.
+
+    Raises:
+        UsageError: the model has no input of token ids, or not of this shape, or an id is beyond its table.
+    """
+    found = token_input(model)
+    if found is None:
+        raise UsageError("the model has no input of token ids; give feeds of your own, an .npz file for each run")
+    value, rows = found
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < rows:
+        worst = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
+        raise UsageError(f"token {worst} is none of the {rows:,} of the model; these tokens are of another tokenizer")
+    feeds = random_inputs(model, batch=len(tokens), sequence=tokens.shape[1])
+    name = value.name or ""
+    if feeds[name].size != tokens.size:
+        shape, given = list(feeds[name].shape), list(tokens.shape)
+        raise UsageError(f"input '{name}' takes {shape}, which {given} tokens do not fit; cut them so that they do")
+    return feeds | {name: tokens.astype(feeds[name].dtype).reshape(feeds[name].shape)}
+
+
+def token_input(model: ir.Model) -> tuple[ir.Value, int] | None:
+    """Returns the input of token ids, and how many tokens there are; None where there is no such input.
+
+    It is the one that indexes the largest constant table, but for positions.
+    """
+    found = [
+        (rows, value)
+        for value in model.graph.inputs
+        if value.name not in model.graph.initializers
+        and value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+        and "position" not in (value.name or "").lower()
+        and (rows := _rows_indexed_by(value)) is not None
+    ]
+    if not found:
+        return None
+    rows, value = max(found, key=lambda entry: entry[0])
+    return value, rows
+
+
 def _fill(value: ir.Value, shape: tuple[int, ...], sizes: _Sizes, rng: np.random.Generator) -> Array:
     name = (value.name or "").lower()
     dtype = value.dtype

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -49,17 +49,30 @@ class Runtime(Protocol):
         """
 
 
+class Loaded(Protocol):
+    """A model that is ready to run, and may run many times."""
+
+    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Returns outputs by name: those that are named, or all.
+
+        Raises:
+            TargetError: the runtime cannot run the model.
+        """
+
+
 @dataclass(frozen=True)
 class OrtRuntime:
-    """ONNX Runtime, on one thread, so that the same model and feeds give the same numbers.
+    """ONNX Runtime, on one thread unless more are given, so that the same model and feeds give the same numbers.
 
     Attributes:
         provider: cpu or cuda.
         optimize: whether the runtime may fuse and fold before it runs.
+        threads: of one operator; 0 for all processors.
     """
 
     provider: str = "cpu"
     optimize: bool = True
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.provider not in _PROVIDERS:
@@ -72,20 +85,22 @@ class OrtRuntime:
 
     def run(self, model: Source, feeds: Feeds) -> dict[str, Array]:
         """Returns the model's outputs by name; see :class:`Runtime`."""
-        session = self._session(model)
-        names = [output.name for output in session.get_outputs()]
-        bfloat16 = any("bfloat16" in value.type for value in (*session.get_inputs(), *session.get_outputs()))
-        run = _run_bfloat16 if bfloat16 else _run
-        try:
-            return dict(zip(names, run(session, names, feeds), strict=True))
-        except Exception as error:  # onnxruntime's own exceptions have no common public base
-            raise TargetError(f"ONNX Runtime ({self.provider}) cannot run the model: {_one_line(error)}") from error
+        return self.load(model).run(feeds)
+
+    def load(self, model: Source) -> Loaded:
+        """Returns the model ready to run.
+
+        Raises:
+            UsageError: the runtime is not installed.
+            TargetError: the runtime cannot load the model.
+        """
+        return _Session(self._session(model), self.provider)
 
     def _session(self, model: Source) -> Any:
         ort = _onnxruntime(self.provider)
         options = ort.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.use_deterministic_compute = True
         if not self.optimize:
@@ -96,6 +111,23 @@ class OrtRuntime:
             return ort.InferenceSession(source, options, providers=providers)
         except Exception as error:
             raise TargetError(f"ONNX Runtime ({self.provider}) cannot load the model: {_one_line(error)}") from error
+
+
+class _Session:
+    """A session of ONNX Runtime; see :class:`Loaded`."""
+
+    def __init__(self, session: Any, provider: str) -> None:
+        values = (*session.get_inputs(), *session.get_outputs())
+        self._run = _run_bfloat16 if any("bfloat16" in value.type for value in values) else _run
+        self._session = session
+        self._provider = provider
+
+    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Array]:
+        wanted = [output.name for output in self._session.get_outputs()] if names is None else list(names)
+        try:
+            return dict(zip(wanted, self._run(self._session, wanted, feeds), strict=True))
+        except Exception as error:  # onnxruntime's own exceptions have no common public base
+            raise TargetError(f"ONNX Runtime ({self._provider}) cannot run the model: {_one_line(error)}") from error
 
 
 @dataclass(frozen=True)

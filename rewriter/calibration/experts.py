@@ -1,0 +1,49 @@
+"""What each expert of a block saw: the router's choice, and the inputs of the down projection computed from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.calibration.sites import ExpertSite
+from rewriter.operators.reference._experts import Attributes, Linear, feed_forward, route
+from rewriter.tensors import View, drop_pages
+
+Float32 = npt.NDArray[np.float32]
+
+_OPERATOR = "MoE"
+
+
+def choose(site: ExpertSite, logits: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    """Returns the experts that each token is sent to, [T, k], from logits [T, E] in any dtype."""
+    flat = logits.reshape(-1, site.experts).astype(np.float32)
+    return route(_OPERATOR, _attributes(site), flat)[0].astype(np.uint16)
+
+
+def down_inputs(site: ExpertSite, expert: int, x: Float32) -> Float32:
+    """Returns what the down projection of one expert sees, [T, I], of the block's inputs x [T, H]."""
+    seen: list[Float32] = []
+
+    def down(_: int, h: Float32) -> Float32:
+        seen.append(h)
+        return h
+
+    fc3 = None if site.fc3 is None else _linear(site.fc3, site.fc3_bias)
+    feed_forward(_OPERATOR, _attributes(site), _linear(site.fc1, site.fc1_bias), down, fc3)(expert, x)
+    return seen[0]
+
+
+def _linear(weight: View, bias: View | None) -> Linear:
+    def run(expert: int, x: Float32) -> Float32:
+        matrix = weight.index(0, expert)
+        y = x @ matrix.numpy().astype(np.float32).T
+        drop_pages(matrix)
+        return y if bias is None else y + bias.index(0, expert).numpy().astype(np.float32)
+
+    return run
+
+
+def _attributes(site: ExpertSite) -> Attributes:
+    return Attributes(**site.form.attributes())  # type: ignore[arg-type]  # a node's attributes have these types

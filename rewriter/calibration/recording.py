@@ -1,0 +1,140 @@
+"""What the sites of a graph see, kept run by run; and what each expert saw, told apart when all has been seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.calibration.experts import choose, down_inputs
+from rewriter.calibration.files import Array, RowsFile, append_choice, read_choice
+from rewriter.calibration.identity import Part
+from rewriter.calibration.sites import ExpertSite, Sites
+from rewriter.calibration.store import IMPORTANCE, Calibration, Choice, Rows, Seen
+from rewriter.errors import TargetError
+
+Float32 = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+_CHUNK = 4096
+"""Rows of one expert that are computed at a time."""
+
+
+class Recorder:
+    """Writes what sites see into a folder, and makes a calibration of it."""
+
+    def __init__(self, folder: Path, sites: Sites) -> None:
+        """Prepares.
+
+        Args:
+            folder: an empty directory.
+            sites: where to look.
+        """
+        self._folder = folder
+        self._sites = sites
+        keys = [(site.x, site.turned) for site in sites.linears] + [(site.x, False) for site in sites.experts]
+        self._inputs = {key: RowsFile(folder, f"x{index}") for index, key in enumerate(dict.fromkeys(keys))}
+        self._lookups = [np.zeros(site.rows, np.int64) for site in sites.lookups]
+        self._down: list[Rows] = []
+        self._choices: list[Choice] = []
+        self._weights: dict[Part, list[Seen]] = {}
+        self._importance = _Importance()
+
+    def see(self, values: Mapping[str, Array], kept: Array | None) -> None:
+        """Takes note of one run.
+
+        Args:
+            values: the sites' values by name.
+            kept: [T] booleans: the tokens that are no padding; None for all.
+
+        Raises:
+            TargetError: a value is not finite.
+        """
+        for (value, turned), file in self._inputs.items():
+            array = values[value.name or ""]
+            rows = _rows(np.swapaxes(array, -1, -2) if turned else array, kept).astype(np.float32)
+            if not np.isfinite(rows).all():
+                raise TargetError(f"the model computes no finite numbers at '{value.name}' on these tokens")
+            file.append(rows)
+        for index, expert in enumerate(self._sites.experts):
+            append_choice(self._folder, f"c{index}", choose(expert, _rows(values[expert.logits.name or ""], kept)))
+        for index, lookup in enumerate(self._sites.lookups):
+            ids = _rows(values[lookup.ids.name or ""][..., None], kept).reshape(-1).astype(np.int64)
+            self._lookups[index] += np.bincount(ids % lookup.rows, minlength=lookup.rows)
+
+    def finish(self) -> Calibration:
+        """Tells apart what each expert saw, and computes what the down projections saw."""
+        for site in self._sites.linears:
+            file = self._inputs[site.x, site.turned]
+            for part in site.parts:
+                self._weights.setdefault(part, []).append(Seen(file.name))
+                self._importance.add(part, file.squares, file.rows)
+        for index, block in enumerate(self._sites.experts):
+            self._finish_block(f"c{index}", block)
+        rows = [Rows(file.name, file.features, file.rows) for file in self._inputs.values()]
+        frequencies = {}
+        for index, (lookup, counts) in enumerate(zip(self._sites.lookups, self._lookups, strict=True)):
+            frequencies[lookup.source] = f"f{index}"
+            np.save(self._folder / f"f{index}.npy", counts)
+        np.savez(self._folder / IMPORTANCE, **self._importance.arrays())  # type: ignore[arg-type]
+        tokens = self._lookups[0].sum() if self._lookups else max((entry.rows for entry in rows), default=0)
+        return Calibration(self._folder, int(tokens), [*rows, *self._down], self._choices, self._weights, frequencies)
+
+    def _finish_block(self, name: str, block: ExpertSite) -> None:
+        file = self._inputs[block.x, False]
+        down = RowsFile(self._folder, f"{name}.down", block.fc2.shape[2])
+        chosen = read_choice(self._folder, name, block.form.k)
+        before, after = block.parts(block.fc1, block.fc3), block.parts(block.fc2)
+        counts = []
+        for expert in range(block.experts):
+            mine = np.nonzero((chosen == expert).any(axis=1))[0]
+            counts.append(len(mine))
+            squares, behind = np.zeros(file.features), down.squares.copy()
+            for first in range(0, len(mine), _CHUNK):
+                x = file.read(mine[first : first + _CHUNK])
+                squares += np.square(x, dtype=np.float64).sum(axis=0)
+                down.append(down_inputs(block, expert, x))
+            for parts, rows, total in ((before, file, squares), (after, down, down.squares - behind)):
+                for part in sorted(parts[expert], key=str):
+                    self._weights.setdefault(part, []).append(Seen(rows.name, name, expert))
+                    self._importance.add(part, total, len(mine))
+        self._down.append(Rows(down.name, down.features, down.rows, sorted=True))
+        self._choices.append(Choice(name, block.experts, block.form.k, block.layer, tuple(counts)))
+
+
+class _Importance:
+    """Mean squares of what each stored matrix saw."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Part, tuple[Doubles, int]] = {}
+
+    def add(self, part: Part, squares: Doubles, count: int) -> None:
+        """Counts ``count`` rows whose squares add up to ``squares`` [K]."""
+        before, seen = self._sums.get(part, (np.zeros_like(squares), 0))
+        self._sums[part] = (before + squares, seen + count)
+
+    def arrays(self) -> dict[str, Float32]:
+        """Returns [K], or [E, K] of a stack, by source; experts that saw nothing have what the others have together."""
+        by_source: dict[str, dict[int | None, tuple[Doubles, int]]] = {}
+        for part, entry in self._sums.items():
+            by_source.setdefault(part.source, {})[part.expert] = entry
+        return {source: _means(entries) for source, entries in by_source.items()}
+
+
+def _means(entries: Mapping[int | None, tuple[Doubles, int]]) -> Float32:
+    total = sum(squares for squares, _ in entries.values()) / max(sum(count for _, count in entries.values()), 1)
+    if None in entries:
+        return np.asarray(total, np.float32)
+    means = np.tile(total, (1 + max(expert for expert in entries if expert is not None), 1))
+    for expert, (squares, count) in entries.items():
+        if expert is not None and count:
+            means[expert] = squares / count
+    return means.astype(np.float32)
+
+
+def _rows(array: Array, kept: npt.NDArray[np.bool_] | None) -> Array:
+    """Returns [.., K] as [n, K], without the padding where there is a row for each token."""
+    rows = array.reshape(-1, array.shape[-1])
+    return rows[kept] if kept is not None and kept.size == len(rows) else rows

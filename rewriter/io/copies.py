@@ -1,0 +1,69 @@
+"""A model of one's own, whatever kind of model was given: its graphs may be edited, its weights are shared."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from rewriter.errors import UsageError
+from rewriter.io.loading import copied, load, parsed
+
+Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
+"""What a user may give: a path, or a model in memory."""
+
+
+def own_copy(model: Model) -> ir.Model:
+    """Returns a model that may be edited: graphs are copied, weights are shared.
+
+    Types are inferred where those that a proof has to know are missing; not else, since it takes a copy of the graph.
+    What the model declares of its inputs and outputs stays as it is.
+
+    Raises:
+        ModelError: the model is unreadable or invalid.
+        UsageError: it is no model.
+    """
+    ours = _copied(model)
+    declared = [(v, v.type, v.shape and v.shape.copy()) for v in (*ours.graph.inputs, *ours.graph.outputs)]
+    if any(_lacks_type(node.inputs[0]) for node in ours.graph if node.op_type in _TYPED):
+        with _quiet("onnx_ir.passes.common.shape_inference"):
+            order = list(ours.graph.initializers.values())
+            ShapeInferencePass()(ours)
+            ours.graph.initializers.clear()  # the pass puts large ones last
+            ours.graph.initializers.update((value.name or "", value) for value in order)
+        for value, dtype, shape in declared:
+            value.type, value.shape = dtype, shape
+    return ours
+
+
+_TYPED = ("MatMul", "Gemm", "Einsum")
+
+
+def _lacks_type(value: ir.Value | None) -> bool:
+    return value is not None and (value.type is None or value.shape is None)
+
+
+@contextlib.contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Inference that fails leaves the model as it was; the traceback that onnx-ir logs would reach the user."""
+    log = logging.getLogger(logger)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def _copied(model: Model) -> ir.Model:
+    if isinstance(model, str | os.PathLike):
+        return load(model)
+    if isinstance(model, onnx.ModelProto):
+        return parsed(model)
+    if isinstance(model, ir.Model):
+        return copied(model)
+    raise UsageError(f"a model is a path, an onnx_ir.Model or an onnx.ModelProto, not {type(model).__name__}")
