@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import RewriteRuleClassBase
 
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts, Recogniser, Transfer
 from rewriter.graph._onnxscript import MatchFailureError
 from rewriter.quantize.job import QuantizationJob
 from rewriter.report.hints import Reason
@@ -128,7 +128,7 @@ class Rule(RewriteRuleClassBase):
         run: facts, target and quantizer of the present run.
     """
 
-    recognisers: ClassVar[Sequence[Recogniser]] = ()
+    recognisers: ClassVar[Sequence[Recogniser | Transfer]] = ()
     run: Run
 
     def rewrite(self, op: Any, *args: Any, **bindings: Any) -> Any:

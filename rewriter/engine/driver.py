@@ -16,7 +16,7 @@ from rewriter.engine.commit import Committer
 from rewriter.engine.context import ModelRun
 from rewriter.engine.proposal import Rewrite
 from rewriter.errors import NonConvergenceError, RewriterError, RuleError
-from rewriter.facts import DeclineTracer, Facts, Recogniser
+from rewriter.facts import DeclineTracer, Facts, Recogniser, Transfer
 from rewriter.graph._onnxscript import MatchFailureError, OpKey, compiled, replaced_outputs, replacement, root_operator
 from rewriter.graph.contents import all_nodes, bodies, name_of
 from rewriter.quantize.job import quantized_once
@@ -121,11 +121,13 @@ class Engine:
             " these rules undo one another, or max_sweeps is too low"
         )
 
-    def _bind(self, phase: Phase) -> tuple[dict[OpKey, list[_Candidate]], list[_Candidate], dict[Recogniser, None]]:
+    def _bind(
+        self, phase: Phase
+    ) -> tuple[dict[OpKey, list[_Candidate]], list[_Candidate], dict[Recogniser | Transfer, None]]:
         """Compiles the phase's rules, by the operator at their root."""
         table: dict[OpKey, list[_Candidate]] = {}
         everywhere: list[_Candidate] = []
-        recognisers: dict[Recogniser, None] = {}
+        recognisers: dict[Recogniser | Transfer, None] = {}
         for bound in phase.rules:
             for rule in bound.rules:
                 own = copy.copy(rule)

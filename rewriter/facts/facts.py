@@ -11,7 +11,8 @@ from onnxscript.rewriter import MatchingTracer, MatchStatus
 from onnxscript.rewriter.pattern import Pattern, PatternBase
 
 from rewriter.errors import RuleError
-from rewriter.graph._onnxscript import Binder, MatchFailureError, OpKey, binder, root_operator
+from rewriter.facts.family import Stated, Transfer
+from rewriter.graph._onnxscript import MatchFailureError, OpKey, binder, root_operator
 from rewriter.graph.contents import name_of
 from rewriter.report import Decline
 from rewriter.report.hints import Reason, hint, is_shipped, remedy
@@ -43,18 +44,35 @@ class Facts:
     A value that no caller can change (``tensors.constant``) has the fact ``View`` without any recogniser.
     """
 
-    def __init__(self, model: ir.Model, recognisers: Iterable[Recogniser]) -> None:
+    def __init__(self, model: ir.Model, recognisers: Iterable[Recogniser | Transfer]) -> None:
         self._model = model
         self._facts: dict[ir.Value, dict[type, object]] = {}
         self._derived: dict[ir.Value, dict[type, object]] = {}
         self._reasons: dict[ir.Value, Reason] = {}
-        self._by_operator: dict[OpKey, list[tuple[Recogniser, Binder]]] = {}
+        self._by_operator: dict[OpKey, list[tuple[Recogniser | Transfer, Callable[[ir.Node], Stated]]]] = {}
         for recogniser in recognisers:
-            pattern = Pattern(recogniser.pattern, name=recogniser.name)
-            key = root_operator(pattern)
-            if key is None:
-                raise ValueError(f"recogniser {recogniser.name}: the root of its pattern must name an operator")
-            self._by_operator.setdefault(key, []).append((recogniser, binder(pattern)))
+            key, state = self._bound(recogniser)
+            self._by_operator.setdefault(key, []).append((recogniser, state))
+
+    def _bound(self, recogniser: Recogniser | Transfer) -> tuple[OpKey, Callable[[ir.Node], Stated]]:
+        """The operator that a recogniser is about, and what it states of such a node."""
+        if isinstance(recogniser, Transfer):
+
+            def called(node: ir.Node) -> Stated:
+                inputs = recogniser.inputs_of(node)
+                return None if inputs is None else recogniser.function(self, node, *inputs)
+
+            return (recogniser.domain, recogniser.op_type), called
+        pattern = Pattern(recogniser.pattern, name=recogniser.name)
+        key, bind = root_operator(pattern), binder(pattern)
+        if key is None:
+            raise ValueError(f"recogniser {recogniser.name}: the root of its pattern must name an operator")
+
+        def matched(node: ir.Node) -> Stated:
+            bindings = bind(self._model, node)
+            return None if bindings is None else recogniser.recognise(self, **bindings)
+
+        return key, matched
 
     @property
     def opset(self) -> int:
@@ -126,14 +144,12 @@ class Facts:
         before = [self._facts.get(value) for value in node.outputs]
         for value in node.outputs:
             self._forget(value)
-        for recogniser, bind in self._by_operator[(node.domain, node.op_type)]:
-            bindings = bind(self._model, node)
-            if bindings is None:
-                continue
+        for recogniser, state in self._by_operator[(node.domain, node.op_type)]:
             try:
-                stated = recogniser.recognise(self, **bindings)
+                stated = state(node)
             except MatchFailureError as near:
-                helps = remedy("", near.reason, shipped=is_shipped(recogniser))
+                of = recogniser.function if isinstance(recogniser, Transfer) else recogniser
+                helps = remedy("", near.reason, shipped=is_shipped(of))
                 self._reasons[node.outputs[0]] = Reason(near.reason, helps)
                 continue
             except Exception as error:

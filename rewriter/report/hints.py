@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
+from types import FunctionType
 
 
 class Reason(str):
@@ -25,7 +26,8 @@ class Reason(str):
 
 def is_shipped(part: object) -> bool:
     """Whether a rule or a recogniser is this project's own; others may mean other things by the same words."""
-    return type(part).__module__.startswith("rewriter.rules.")
+    module = part.__module__ if isinstance(part, FunctionType) else type(part).__module__
+    return module.startswith("rewriter.rules.")
 
 
 @dataclass(frozen=True)

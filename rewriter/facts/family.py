@@ -1,0 +1,100 @@
+"""Recognisers as functions: a family is an open table of them, each at the operators that it is about.
+
+    routers = Family("routers")
+
+    @routers.at("Softmax")
+    def softmax(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | None: ...
+
+A recogniser is a transfer function: from what is known of a node's inputs it states what is known of its outputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import onnx_ir as ir
+
+Stated = object | Mapping[ir.Value, object] | None
+"""The fact about the node's first output, a fact per output, or None where there is nothing to say."""
+
+_F = TypeVar("_F", bound=Callable[..., Stated])
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """One function at one operator.
+
+    Attributes:
+        family: the name of its family.
+        domain: the operator's.
+        op_type: the operator.
+        function: called with the facts, the node and its inputs.
+        least: how many inputs must be there.
+        most: how many there may be; None for any number.
+    """
+
+    family: str
+    domain: str
+    op_type: str
+    function: Callable[..., Stated]
+    least: int
+    most: int | None
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        return f"{self.family}.{self.function.__name__}"
+
+    def inputs_of(self, node: ir.Node) -> list[ir.Value | None] | None:
+        """Returns what the function is called with, or None where the node has fewer inputs, or more, than it takes."""
+        given = list(node.inputs)
+        while given and given[-1] is None:
+            given.pop()
+        if len(given) < self.least or None in given[: self.least]:
+            return None
+        return None if self.most is not None and len(given) > self.most else given
+
+
+class Family:
+    """An open table of recognisers: any module may add to it with ``at``."""
+
+    def __init__(self, name: str) -> None:
+        """Begins an empty table; messages name its recognisers after it."""
+        self.name = name
+        self._transfers: list[Transfer] = []
+
+    def __iter__(self) -> Iterator[Transfer]:
+        return iter(self._transfers)
+
+    def at(self, *op_types: str, domain: str = "") -> Callable[[_F], _F]:
+        """Puts the function below into the table, at each of these operators.
+
+        The function takes ``(facts, node, first, second, ...)``: the facts, the node, and its inputs. An input without
+        a default must be there; one with a default (None) may be absent; ``*others`` takes any more. A node with other
+        inputs is none that the function is asked about. It returns the fact about the node's first output, a mapping
+        from outputs to facts, or None. It changes nothing, and may raise ``rewriter.rule.Declined`` where the value is
+        almost what it is about: the reason is kept and reaches the report.
+
+        Args:
+            op_types: the operators.
+            domain: theirs.
+        """
+
+        def register(function: _F) -> _F:
+            least, most = _arity(function)
+            for op_type in op_types:
+                self._transfers.append(Transfer(self.name, domain, op_type, function, least, most))
+            return function
+
+        return register
+
+
+def _arity(function: Callable[..., Any]) -> tuple[int, int | None]:
+    """How many inputs a function needs and takes; None for any number."""
+    given = list(inspect.signature(function).parameters.values())[2:]
+    named = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    least = sum(p.default is p.empty for p in named)
+    return least, None if any(p.kind is p.VAR_POSITIONAL for p in given) else len(named)

@@ -1,0 +1,116 @@
+"""Recognisers as functions: which nodes a function is asked about, what it states, and how it is named at fault."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from support import parse
+
+from rewriter.errors import RuleError
+from rewriter.facts import Facts, Family
+from rewriter.rule import Declined
+
+
+@dataclass(frozen=True)
+class Seen:
+    inputs: tuple[str, ...]
+
+
+def names(*values):
+    return tuple(value.name if value is not None else "-" for value in values)
+
+
+def stated(graph, family, **given):
+    model = parse(graph, **given)
+    facts = Facts(model, family)
+    facts.compute(model.graph)
+    return {v.name: fact.inputs for n in model.graph for v in n.outputs if (fact := facts.get(v, Seen)) is not None}
+
+
+def test_a_function_is_asked_at_each_of_its_operators_with_the_inputs_that_it_names():
+    family = Family("letters")
+
+    @family.at("Neg", "Abs")
+    def unary(facts, node, x):
+        return Seen(names(x))
+
+    graph = "g (float[2] x) => (float[2] c) { a = Neg (x) b = Abs (a) c = Relu (b) }"
+    assert stated(graph, family) == {"a": ("x",), "b": ("a",)}
+
+
+def test_a_node_with_other_inputs_is_none_that_the_function_is_asked_about():
+    family = Family("letters")
+
+    @family.at("Clip")
+    def bounded(facts, node, x, low):
+        return Seen(names(x, low))
+
+    graph = """g (float[2] x, float l, float h) => (float[2] d) {
+        a = Clip (x) b = Clip (x, l) c = Clip (x, l, h) d = Clip (x, "", h) }"""
+    assert stated(graph, family) == {"b": ("x", "l")}
+
+
+def test_an_input_with_a_default_may_be_absent_and_others_take_the_rest():
+    family = Family("letters")
+
+    @family.at("Clip")
+    def bounded(facts, node, x, low=None, high=None):
+        return Seen(names(x, low, high))
+
+    @family.at("Concat")
+    def joined(facts, node, first, *others):
+        return Seen(names(first, *others))
+
+    graph = """g (float[2] x, float l, float h) => (float[6] d) {
+        a = Clip (x, l) b = Clip (x, "", h) d = Concat <axis = 0> (x, a, b) }"""
+    assert stated(graph, family) == {"a": ("x", "l", "-"), "b": ("x", "-", "h"), "d": ("x", "a", "b")}
+
+
+def test_a_function_may_state_a_fact_for_each_output():
+    family = Family("letters")
+
+    @family.at("Split")
+    def parts(facts, node, x):
+        return {out: Seen((str(i),)) for i, out in enumerate(node.outputs)}
+
+    assert stated("g (float[2] x) => (float[1] a, float[1] b) { a, b = Split (x) }", family) == {
+        "a": ("0",),
+        "b": ("1",),
+    }
+
+
+def test_another_domain_is_another_operator():
+    family = Family("letters")
+
+    @family.at("Gelu", domain="com.microsoft")
+    def gelu(facts, node, x):
+        return Seen(names(x))
+
+    graph = "g (float[2] x) => (float[2] b) { a = com.microsoft.Gelu (x) b = Gelu (a) }"
+    assert stated(graph, family, domains=', "com.microsoft" : 1') == {"a": ("x",)}
+
+
+def test_a_function_at_fault_is_named_with_its_family():
+    family = Family("letters")
+
+    @family.at("Relu")
+    def halved(facts, node, x):
+        return 1 // 0
+
+    with pytest.raises(RuleError, match=r"letters\.halved.* at node r: ZeroDivisionError"):
+        stated("g (float[2] x) => (float[2] y) { [r] y = Relu (x) }", family)
+
+
+def test_why_a_function_stated_nothing_is_kept():
+    family = Family("letters")
+
+    @family.at("Relu")
+    def near(facts, node, x):
+        raise Declined("almost", node, remedy="try harder")
+
+    model = parse("g (float[2] x) => (float[2] y) { y = Relu (x) }")
+    facts = Facts(model, family)
+    facts.compute(model.graph)
+    why = facts.why_not(model.graph.outputs[0])
+    assert (why, why.remedy) == ("almost", "try harder")
