@@ -1,0 +1,1 @@
+"""A prober of runtimes, which needs nothing of the rewriter."""
