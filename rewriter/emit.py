@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from rewriter.graph.declines import reason_of
 from rewriter.operators.layout import matmul_nbits as layout
 from rewriter.operators.layout.matmul_nbits import MatMulNBitsArrays
 from rewriter.quantize.job import Arrays, QuantizationJob, packed_parts
@@ -53,7 +54,7 @@ def require_matmul_nbits(run: Run, job: QuantizationJob, culprit: ir.Value | Non
     if reason := layout.illegal(*job.shape, spec.bits, spec.block_size):
         raise Declined(reason, culprit)
     if reason := run.target.linear.refusal(job.weight.dtype.name, spec.bits):
-        raise Declined(f"MatMulNBits on {run.target}: {reason}", culprit)
+        raise Declined(f"MatMulNBits on {run.target}: {reason}", culprit, remedy=reason_of(reason).remedy)
 
 
 def on_parts(

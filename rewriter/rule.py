@@ -11,35 +11,13 @@ import onnx_ir as ir
 from onnxscript.rewriter import RewriteRuleClassBase
 
 from rewriter.facts import Facts, Recogniser, Transfer
-from rewriter.graph._onnxscript import MatchFailureError
+from rewriter.graph.declines import Declined, NotApplicable
 from rewriter.quantize.job import QuantizationJob
-from rewriter.report.hints import Reason
 from rewriter.roles import Role
 from rewriter.target import Target
 from rewriter.tensors import View
 
-
-class Declined(MatchFailureError):  # noqa: N818 -- no error: a decline is data
-    """The rule is about this, and must not touch it: the reason and the node or value at fault reach the report."""
-
-    def __init__(self, reason: str, culprit: ir.Node | ir.Value | None = None, *, remedy: str = "") -> None:
-        """Says why.
-
-        Args:
-            reason: why not, with the value that shows it.
-            culprit: the node or value at fault; by default the node at which the pattern matched.
-            remedy: what the user would have to change for the rule to fire.
-        """
-        if not reason:
-            raise ValueError("Declined needs a reason; raise NotApplicable where there is none to report")
-        super().__init__(Reason(reason, remedy), *(() if culprit is None else (culprit,)))
-
-
-class NotApplicable(MatchFailureError):  # noqa: N818 -- no error either
-    """The pattern is there, but what it shows is not what the rule is about: nothing to report."""
-
-    def __init__(self) -> None:
-        super().__init__("")
+__all__ = ["Declined", "Fed", "NotApplicable", "Replacement", "Rule", "Run"]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from rewriter.emit import require_matmul_nbits
 from rewriter.facts import Facts, Recogniser
+from rewriter.graph.declines import INFER_SHAPES
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks import experts
 from rewriter.rules.blocks.guards import FLOATS, text_attribute
@@ -106,7 +107,7 @@ def read(
     equation = text_attribute(node, "equation", "")
     dims = shape_of(facts, x)
     if dims is None:
-        raise Declined("the rank of its input is unknown", x)
+        raise Declined("the rank of its input is unknown", x, remedy=INFER_SHAPES)
     product = _product(equation, len(dims), swapped=swapped)
     if product is None or (len(product.x), len(product.w)) != (len(dims), w.rank):
         raise Declined(f"Einsum '{equation}' is no product of matrices with the weight", node)

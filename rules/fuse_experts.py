@@ -29,6 +29,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Recogniser
+from rewriter.graph.declines import BY_EXPERT, OTHER_TARGET, no_kernel
 from rewriter.operators.form import PROJECTIONS, ExpertForm
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks import experts
@@ -100,7 +101,7 @@ class FuseExperts(Rule):
         target = self.run.target
         kernel = target.kernel(self._into)
         if kernel is None:
-            raise Declined(f"target {target} has no {self._into}", node)
+            raise Declined(f"target {target} has no {self._into}", node, remedy=f"{OTHER_TARGET}, or {BY_EXPERT}")
         reason = kernel.refusal(form, dtype.name)
         if reason and self._into == "QMoE" and target.router_weights:
             reason = kernel.refusal(form, dtype.name, weighted=True)
@@ -108,7 +109,7 @@ class FuseExperts(Rule):
         if other is not None and not kernel.refusal(form_of(block, other), dtype.name):
             return form_of(block, other), other
         if reason:
-            raise Declined(f"{self._into} on target {target}: {reason}", node)
+            raise no_kernel(self._into, target, reason, node, instead=BY_EXPERT)
         return form, routing
 
     def _require_quantizable(self, block: Block, form: ExpertForm, weights: Weights, nodes: Sequence[ir.Node]) -> None:
@@ -124,7 +125,8 @@ class FuseExperts(Rule):
         for spec in held.specs:
             if target.rounds_activations(spec.bits, held.block):
                 where = f"{spec.bits} bits in blocks of {held.block}"
-                raise Declined(f"QMoE on target {target} rounds activations to 8 bits at {where}", block.out)
+                reason = f"QMoE on target {target} rounds activations to 8 bits at {where}"
+                raise Declined(reason, block.out, remedy=f"{OTHER_TARGET}, or {BY_EXPERT}")
 
 
 class Unfused(Rule):

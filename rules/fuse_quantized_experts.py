@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Recogniser
+from rewriter.graph.declines import OTHER_BLOCK_SIZE, OTHER_TARGET, no_kernel
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.layout.qmoe import LAYOUT_KEY, layout_name
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule
@@ -123,7 +124,7 @@ class FuseQuantizedExperts(Rule):
         target = self.run.target
         kernel = target.kernel("QMoE")
         if kernel is None or kernel.blocks is None or None not in target.qmoe_layouts:
-            raise Declined(f"target {target} has no QMoE that reads codes as they are", node)
+            raise Declined(f"target {target} has no QMoE that reads codes as they are", node, remedy=OTHER_TARGET)
         given = routing.weights is not None
         weighted = given or kernel.refusal(form, dtype.name) is not None
         reason = kernel.refusal(form, dtype.name, weighted=weighted and target.router_weights)
@@ -137,7 +138,7 @@ class FuseQuantizedExperts(Rule):
         if target.rounds_activations(packings[0].bits, block):
             reason = reason or f"it rounds activations to 8 bits at {packings[0].bits} bits in blocks of {block}"
         if reason:
-            raise Declined(f"QMoE on target {target}: {reason}", node)
+            raise no_kernel("QMoE", target, reason, node)
         return weighted
 
 
@@ -153,7 +154,11 @@ def _projections(block: Block, node: ir.Node) -> tuple[Projection, Projection]:
             raise Declined("gate and up are quantized in different ways", node)
         fc1 = _in_turn(fc1, up)
     if (fc1.packing.bits, fc1.block) != (fc2.packing.bits, fc2.block):
-        raise Declined("QMoE has one width and one block size for all projections, and these have several", node)
+        raise Declined(
+            "QMoE has one width and one block size for all projections, and these have several",
+            node,
+            remedy=OTHER_BLOCK_SIZE,
+        )
     dtypes = {v.dtype for p in (fc1, fc2) for v in (p.scales, p.bias) if v is not None}
     if len(dtypes | {block.x.dtype or fc1.scales.dtype}) != 1:
         raise Declined("x, the scales and the biases have different types", node)
@@ -177,7 +182,11 @@ def _stack(weights: Sequence[Weight], biases: Sequence[View | None], what: str, 
         if (weight.sizes, weight.bits, weight.block) != ((n, k), first.bits, first.block):
             raise Declined(f"{what} of expert {expert} is quantized otherwise than that of expert 0", node)
     if k % first.block:
-        raise Declined(f"K = {k} of {what} is not divisible by the block size {first.block}, as QMoE needs", node)
+        raise Declined(
+            f"K = {k} of {what} is not divisible by the block size {first.block}, as QMoE needs",
+            node,
+            remedy=OTHER_BLOCK_SIZE,
+        )
     require_alike([w.scales for w in packed], f"scales of {what}", node)
     has_zeros = require_alike([w.zero_points for w in packed], f"zero points of {what}", node)
     has_bias = require_alike(biases, f"bias of {what}", node)

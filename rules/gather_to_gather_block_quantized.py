@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from rewriter.facts import Recogniser
+from rewriter.graph.declines import INFER_SHAPES, MIN_BYTES, ONE_FLOAT_TYPE, ONE_SPEC, reason_of, stays_float
 from rewriter.operators.layout import gather_block_quantized as layout
 from rewriter.quantize.job import QuantizationJob
 from rewriter.rule import Declined, NotApplicable, Rule, Run
@@ -88,35 +89,37 @@ def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_byt
     if not known or not view.dtype.is_floating_point():
         raise NotApplicable  # angles, masks, factors and biases lose too much; nothing says that it is a weight
     if view.dtype not in FLOATS:
-        raise Declined(f"the table is {view.dtype.name}; only floats are quantized", w)
+        raise Declined(f"the table is {view.dtype.name}; only floats are quantized", w, remedy=ONE_FLOAT_TYPE)
     if view.rank > 3:
         raise Declined(f"the table has rank {view.rank}; rows of rank 2 and matrices of rank 3 are quantized", w)
     if node.op_type == "Gather" and integer_attribute(node, "axis", 0) % view.rank:
         raise Declined("it gathers along another axis than the first", node)
     if view.nbytes < min_bytes:
-        raise Declined(f"the table takes {view.nbytes} bytes, fewer than min_bytes = {min_bytes}", w)
+        raise Declined(f"the table takes {view.nbytes} bytes, fewer than min_bytes = {min_bytes}", w, remedy=MIN_BYTES)
     for use in readers(run.facts, w):
         if not reads_rows(use):
-            raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
+            raise stays_float(use.node)
     perm = None if view.rank == 2 else _perm(run, node, ids)
     matrices = [view] if view.rank == 2 else [view.index(0, e) for e in range(view.shape[0])]
     jobs = tuple(run.quantize(m if perm is None else m.T, node, rule, view.dtype.numpy()) for m in matrices)
     if len({job.context.spec for job in jobs}) > 1:
-        raise Declined("the plan gives the experts of one stack different specs; one operator holds one", node)
+        raise Declined(
+            "the plan gives the experts of one stack different specs; one operator holds one", node, remedy=ONE_SPEC
+        )
     spec = jobs[0].context.spec
     k = jobs[0].shape[1]
     if reason := layout.illegal(k, spec.bits, spec.block_size):
         raise Declined(reason, w)
     refusal = run.target.lookup.refusal
     if reason := refusal(view.dtype.name, k, spec.bits, spec.block_size, symmetric=spec.symmetric):
-        raise Declined(f"GatherBlockQuantized on {run.target}: {reason}", w)
+        raise Declined(f"GatherBlockQuantized on {run.target}: {reason}", w, remedy=reason_of(reason).remedy)
     return Rows(view, jobs, perm)
 
 
 def _perm(run: Run, node: ir.Node, ids: ir.Value) -> tuple[int, ...] | None:
     """Returns what puts matrices stored [N, K] back as the reader of ``node`` wants them, or None."""
     if ids.shape is None:
-        raise Declined("the rank of the index is unknown", ids)
+        raise Declined("the rank of the index is unknown", ids, remedy=INFER_SHAPES)
     rank = 2 + ids.shape.rank() - (node.op_type == "GatherND" and ids is node.inputs[1])
     if contracted_axis(run.facts, node.outputs[0], rank) == -1:
         return None

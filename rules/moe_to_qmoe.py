@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from rewriter.emit import AccuracyLevel
 from rewriter.facts import Recogniser
+from rewriter.graph.declines import FROM_FLOAT, OTHER_TARGET, UNROLLED, no_kernel
 from rewriter.operators.form import ROUTER_WEIGHTS, form_of
 from rewriter.operators.layout.qmoe import LAYOUT_KEY
 from rewriter.rule import Declined, NotApplicable, Rule
@@ -58,15 +59,16 @@ class MoEToQMoE(Rule):
         target = self.run.target
         kernel = target.kernel("QMoE")
         if kernel is None:
-            raise Declined(f"target {target} has no QMoE", node)
+            raise Declined(f"target {target} has no QMoE", node, remedy=f"{OTHER_TARGET}, or {UNROLLED}")
         reason = kernel.refusal(form_of(node), dtype.name)
         if reason is None:
             return False
         given = kernel.refusal(form_of(node), dtype.name, weighted=True)
         if given is None and target.router_weights:
             return True
-        needed = "; router_weights would be needed, which it does not take" if given is None else ""
-        raise Declined(f"QMoE on target {target}: {reason}{needed}", node)
+        if given is None:
+            reason = f"{reason}; router_weights would be needed, which it does not take"
+        raise no_kernel("QMoE", target, reason, node, instead=UNROLLED)
 
     def _levelled(self, held: Held) -> Held:
         heeded = self.run.target.provider == "cpu" and self.run.target.has("QMoE", "accuracy_level")
@@ -94,7 +96,7 @@ class QMoEStays(Rule):
         refusal = "there is no QMoE" if kernel is None else kernel.refusal(form_of(node), dtype, weighted=weighted)
         if refusal:
             reason += f", and target {self.run.target} cannot run them: {refusal}"
-        raise Declined(reason, node)
+        raise Declined(reason, node, remedy=FROM_FLOAT)
 
 
 def rule(*, accuracy_level: AccuracyLevel = 0, smaller_blocks: bool = True) -> list[Rule]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from rewriter.graph.declines import OTHER_TARGET
 from rewriter.operators.form import SLOTS
 from rewriter.operators.layout import qmoe
 from rewriter.operators.layout.qmoe import LAYOUT_KEY
@@ -61,11 +62,13 @@ class QMoELayout(Rule):
         target = self.run.target
         layouts = target.qmoe_layouts
         if not layouts:
-            raise Declined(f"target {target} reads no layout of QMoE that is known here", node)
+            raise Declined(f"target {target} reads no layout of QMoE that is known here", node, remedy=OTHER_TARGET)
         wanted = layouts[0] if self._layout == "auto" else qmoe.layout_of(self._layout)
         if wanted not in layouts:
             known = ", ".join(map(qmoe.layout_name, layouts))
-            raise Declined(f"QMoE on target {target} reads {known}, not {qmoe.layout_name(wanted)}", node)
+            raise Declined(
+                f"QMoE on target {target} reads {known}, not {qmoe.layout_name(wanted)}", node, remedy=OTHER_TARGET
+            )
         return wanted
 
 

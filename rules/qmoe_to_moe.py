@@ -16,6 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rewriter.graph.declines import no_kernel
 from rewriter.operators.layout import qmoe
 from rewriter.operators.layout.qmoe import LAYOUT_KEY
 from rewriter.rule import Declined, Rule, Run
@@ -68,7 +69,7 @@ def _require_heeded(run: Run, stored: StoredExperts, dtype: ir.DataType) -> None
         return
     if dtype.name not in kernel.unnormalized:
         reason = f"normalize_routing_weights=0 is not heeded in {dtype.name.lower()}"
-        raise Declined(f"MoE on target {run.target}: {reason}", stored.node)
+        raise no_kernel("MoE", run.target, reason, stored.node)
 
 
 def _dequantized(projection: StoredProjection, prepacked: int | None, dtype: ir.DataType) -> ExpertRows:

@@ -25,6 +25,7 @@ import onnx_ir as ir
 from rewriter.emit import AccuracyLevel, on_parts, pack, parts_of, require_matmul_nbits, unpack
 from rewriter.errors import QuantizationError
 from rewriter.facts import Recogniser
+from rewriter.graph.declines import INFER_SHAPES, ONE_SPEC, reason_of
 from rewriter.operators.layout import gather_block_quantized as rows_layout
 from rewriter.operators.layout.gather_block_quantized import GatherArrays
 from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, lazy_parts, packed_arrays
@@ -114,7 +115,7 @@ def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
     jobs = [run.quantize(own, head, rule, dtype) for head, own in table.heads]
     spec = jobs[0].context.spec
     if any(job.context.spec != spec for job in jobs):
-        raise Declined("the plan gives the linears that read the table different specs", node)
+        raise Declined("the plan gives the linears that read the table different specs", node, remedy=ONE_SPEC)
     _, weight = inputs_of(table.heads[0][0])
     require_matmul_nbits(run, jobs[0], weight)
     if reason := rows_layout.illegal(table.view.shape[1], spec.bits, spec.block_size, tied=True):
@@ -126,12 +127,12 @@ def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
 def _form(run: Run, tied: Tied, wanted: Form, w: ir.Value) -> Form:
     """Returns the form that is wanted, or flat where the target can only look that one up; declines where neither."""
     forms: tuple[Form, ...] = (wanted, "flat")
-    reason = None
+    reason: str | None = None
     for form in forms:
         reason = tied.refusal(run, form)
         if reason is None:
             return form
-    raise Declined(f"GatherBlockQuantized on {run.target}: {reason}", w)
+    raise Declined(f"GatherBlockQuantized on {run.target}: {reason}", w, remedy=reason_of(reason or "").remedy)
 
 
 def _tensors(tied: Tied, form: Form) -> tuple[PartTensor, ...]:
@@ -196,7 +197,7 @@ def _flat(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> Any
 def _index_rank(reader: ir.Node) -> int:
     index = reader.inputs[1]
     if index is None or index.shape is None:
-        raise Declined("the rank of the index is unknown", index)
+        raise Declined("the rank of the index is unknown", index, remedy=INFER_SHAPES)
     return index.shape.rank()
 
 

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import onnx_ir as ir
 
 from rewriter.facts import Recogniser
+from rewriter.graph.declines import stays_float
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
 from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.guards import integer_attribute, integers
@@ -105,7 +106,7 @@ def read(run: Run, rule: str, node: ir.Node, when: When) -> Packed:
         raise Declined("its output is not just taken apart into q, k and v", projection.out)
     for use in readers(run.facts, inputs_of(node)[1]):
         if use.node is not node:
-            raise Declined(f"the packed weight would stay in the model: {use.node.op_type} also reads it", use.node)
+            raise stays_float(use.node, "the packed weight")
     weight = weight_of(run.facts, node)
     if when == "mixed" and weight is not None:
         q, k, _ = packed.lengths

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
+from rewriter.graph.declines import CONSTANT, NOT_WHOLE, Reason
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.guards import FLOATS
@@ -60,7 +61,7 @@ def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
     assert node is not None
     ends = {v: view for v in node.outputs if (view := facts.get(v, View)) is not None and _ends_at(facts, v)}
     if not ends and facts.get(out, View) is None and _selects_from_stack(facts, node):
-        raise Declined(facts.why_not(out) or "what it shows of the stack is not static", node)
+        raise Declined(facts.why_not(out) or Reason("what it shows of the stack is not static", CONSTANT), node)
     ends = {v: view for v, view in ends.items() if view.dtype in FLOATS and len(view.source.shape) > 1}
     if not ends:
         raise NotApplicable
@@ -81,7 +82,9 @@ def _nbytes(facts: Facts, stack: ir.Value) -> int:
 
 def _refusal(facts: Facts, stack: ir.Value, readers: Readers) -> Declined | None:
     if readers.whole is not None:
-        return Declined(f"'{stack.name}' is still read whole, so its slices would be copies", readers.whole)
+        return Declined(
+            f"'{stack.name}' is still read whole, so its slices would be copies", readers.whole, remedy=NOT_WHOLE
+        )
     stored = facts.get(stack, View)
     if stored is not None and readers.copied > stored.nbytes:
         sizes = f"take {readers.copied} bytes where it takes {stored.nbytes}"

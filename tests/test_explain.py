@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 from support import parse
 
 import rewriter
 from rewriter.cli import main
 from rewriter.explain.focus import Focus
+from rewriter.graph.declines import Reason, no_kernel
 from rewriter.io import load
-from rewriter.report.hints import HINTS, PLAN, remedy
 from rewriter.rule import Declined, Rule
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +100,7 @@ def test_looking_on_changes_nothing():
         (GRANITE, "model.norm.weight", "moe-int4", ("came near",)),
         (GRANITE, SLICE, "moe-int4", ("moe-to-qmoe +1", "Goes with the rewrite by fuse-experts")),
         (GRANITE, SLICE.partition("__")[0], "moe-int4", ("moe-to-qmoe +1", "Goes with the rewrite by fuse-experts")),
-        (GEGLU, "/model/layers.0/moe/MoE", "moe-int4", ("1.32 on: export in float16 .*cuda:sm80@1.32; or export the",)),
+        (GEGLU, "/model/layers.0/moe/MoE", "moe-int4", ("1.32 on: export in float16 .*cuda:sm80@1.32, or export the",)),
         (HIT, "/block/gate/TopK", "moe-int4", ("export with the experts unrolled or batched",)),
         (GRANITE, EMBEDDING, "experts-int4", ("an embedding, which no rule of experts-int4 reads; rule set moe-int4",)),
         (FUSED, "/model/layers.0/moe/MoE", "experts-int4", ("float experts, which no rule of experts-int4 reads",)),
@@ -140,51 +141,62 @@ def test_the_rule_set_that_a_note_names_reads_what_it_says():
     assert {"moe-to-qmoe", "gather-to-gather-block-quantized"} <= quantized.applied.keys()
 
 
-# hints
-
-
-@pytest.mark.parametrize("known", [*PLAN, *HINTS], ids=lambda known: f"{known.reason} {' '.join(known.rules)}")
-def test_a_hint_is_about_a_reason_that_some_rule_gives(known):
-    sources = [*(ROOT / "rules").rglob("*.py"), *(ROOT / "rewriter").rglob("*.py")]
-    texts = [
-        text for file in sources if file.name != "hints.py" for text in re.findall(r'f?"([^"\n]+)"', file.read_text())
-    ]
-    texts = [re.sub(r"\{[^{}]*\}", value, text) for text in texts for value in ("x", "float", "geglu")]
-    assert any(re.search(known.reason, text) for text in texts)
+# remedies
 
 
 @pytest.mark.parametrize(
-    ("rule", "reason", "words"),
+    ("path", "rules", "target", "rule", "reason", "words"),
     [
-        ("matmul-to-matmul-nbits", "the weight is not constant: the index depends on an input", "make it constant"),
-        ("matmul-to-matmul-nbits", "the float weight would stay in the model: Add also reads it", "copy"),
-        ("moe-to-qmoe", "K = 704 of fc2 is not divisible by the block size 128, as QMoE needs", "block_size=32"),
-        ("fuse-experts", "QMoE on target cpu@1.31: fc3 beside 'relu' has no kernel", "experts-int4"),
-        ("moe-to-qmoe", "target dml@1.28 has no QMoE", "export the experts unrolled"),
-        ("fuse-experts", "QMoE on target cpu@1.32: activation 'geglu' has no kernel (it runs relu)", "cuda:sm80@1.32"),
-        ("qmoe-to-moe", "MoE on target dml@1.28: use_sparse_mixer has no kernel", "--target"),
-        ("any", "no such reason", ""),
+        (
+            GEGLU,
+            "moe-int4",
+            "cpu@1.32",
+            "moe-to-qmoe",
+            "'geglu' has no kernel",
+            "cuda:sm80@1.32, or export the experts",
+        ),
+        (GRANITE, "moe-int4", "cuda:sm80@1.31", "fuse-experts", "float has no kernel", "export in float16"),
+        (
+            GRANITE,
+            "moe-int8",
+            "cpu@1.31",
+            "fuse-experts",
+            "rounds activations",
+            "--target, or quantize the experts one",
+        ),
+        (GRANITE, "moe-int4", "dml@1.28", "fuse-experts", "dml@1.28", "by experts-int4"),
+        (HIT, "fuse-experts", "cpu@1.32", "fuse-experts", "the trace fixed", "with no loop over those"),
     ],
 )
-def test_hints(rule, reason, words):
-    found = remedy(rule, reason, shipped=True)
-    assert words in found
-    assert bool(words) == bool(found)
+def test_a_decline_says_what_helps(path, rules, target, rule, reason, words):
+    report = rewriter.apply(path, rules, target=target, prover=lambda rewrite, run: None).report
+    found = [d for d in report.declines if d.rule == rule and reason in d.reason]
+    assert found and all(words in d.remedy for d in found), report.declines
 
 
-def test_only_a_rule_that_reads_linears_is_sent_to_them():
-    assert "experts-int4" not in remedy("moe-to-qmoe", "target dml@1.28 has no QMoE", shipped=True)
-    geglu = "QMoE on target cpu@1.32: activation 'geglu' has no kernel (it runs relu)"
-    assert "unrolled" in remedy("moe-to-qmoe", geglu, shipped=True)
-    assert "unrolled" not in remedy("fuse-experts", geglu, shipped=True)
+def test_what_the_plan_keeps_in_float_is_expected_and_says_how_to_change_it():
+    report = rewriter.apply(GRANITE, "moe-int4", prover=lambda rewrite, run: None).report
+    routers = [d for d in report.declines if d.reason == "excluded by the plan (role router)"]
+    assert routers and all(d.expected and "quantization.exclude" in d.remedy for d in routers)
+
+
+def test_a_reason_keeps_its_remedy_on_its_way():
+    inner = Reason("float has no kernel", "export in float16")
+    declined = no_kernel("QMoE", "cuda", inner, ir.Value(name="x"), instead="do without")
+    assert (declined.reason, declined.reason.remedy) == (
+        "QMoE on target cuda: float has no kernel",
+        "export in float16, or do without",
+    )
+    assert no_kernel("QMoE", "cuda", "no reason", ir.Value(name="x")).reason.remedy == "rewrite for another --target"
+    assert Reason(Reason("a", "b", expected=True)).expected
 
 
 class Never(Rule):
     """A rule of another package, which says itself what helps, or does not."""
 
-    def __init__(self, reason, remedy=""):
+    def __init__(self, remedy, *, expected):
         super().__init__(name="never")
-        self._declined = Declined(reason, remedy=remedy)
+        self._declined = Declined("alpha is not 1", remedy=remedy, expected=expected)
 
     def pattern(self, op, x):
         return op.Relu(x)
@@ -193,14 +205,10 @@ class Never(Rule):
         raise self._declined
 
 
-@pytest.mark.parametrize(
-    ("reason", "own", "expected"),
-    [("alpha is not 1", "", False), ("alpha is not 1", "write it so", False), ("excluded by the plan", "", True)],
-)
-def test_a_rule_of_another_package_says_itself_what_helps(reason, own, expected):
+@pytest.mark.parametrize(("own", "expected"), [("", False), ("write it so", False), ("nothing", True)])
+def test_a_rule_of_another_package_says_itself_what_helps(own, expected):
     model = parse("g (float[2] x) => (float[2] y) { y = Relu (x) }")
-    (decline,) = rewriter.apply(model, [Never(reason, own)]).report.declines
-    assert (decline.reason, decline.expected) == (reason, expected)
-    assert decline.remedy == (own or ("take its role or name out of quantization.exclude of the rule set" * expected))
+    (decline,) = rewriter.apply(model, [Never(own, expected=expected)]).report.declines
+    assert (decline.reason, decline.remedy, decline.expected) == ("alpha is not 1", own, expected)
     assert type(decline.reason) is str
     assert decline.culprit == decline.node

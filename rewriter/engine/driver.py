@@ -21,7 +21,6 @@ from rewriter.graph._onnxscript import MatchFailureError, OpKey, compiled, repla
 from rewriter.graph.contents import all_nodes, bodies, name_of
 from rewriter.quantize.job import quantized_once
 from rewriter.report import Application, Decline, Proof
-from rewriter.report.hints import is_shipped
 from rewriter.rule import Replacement, Rule
 from rewriter.ruleset import Phase, RuleSet
 
@@ -55,7 +54,6 @@ class Outcome:
 class _Candidate:
     name: str
     rule: RewriteRule
-    shipped: bool
 
 
 class Engine:
@@ -134,7 +132,7 @@ class Engine:
                 if isinstance(own, Rule):
                     own.run = self._run
                     recognisers |= dict.fromkeys(own.recognisers)
-                candidate = _Candidate(bound.name, compiled(own), is_shipped(rule))
+                candidate = _Candidate(bound.name, compiled(own))
                 key = root_operator(candidate.rule)
                 (everywhere if key is None else table.setdefault(key, [])).append(candidate)
         return table, everywhere, recognisers
@@ -162,7 +160,7 @@ class Engine:
 
     def _match(self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer) -> Rewrite | None:
         """Matches and builds the replacement; the model is as it was whatever comes of it."""
-        tracer.clear(shipped=candidate.shipped)
+        tracer.clear()
         rule = candidate.rule
         graph = node.graph
         assert isinstance(graph, ir.Graph)

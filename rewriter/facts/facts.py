@@ -14,8 +14,8 @@ from rewriter.errors import RuleError
 from rewriter.facts.family import Stated, Transfer
 from rewriter.graph._onnxscript import MatchFailureError, OpKey, binder, root_operator
 from rewriter.graph.contents import name_of
+from rewriter.graph.declines import Reason, reason_of
 from rewriter.report import Decline
-from rewriter.report.hints import Reason, hint, is_shipped, remedy
 from rewriter.tensors import View, constant
 
 F = TypeVar("F")
@@ -148,9 +148,7 @@ class Facts:
             try:
                 stated = state(node)
             except MatchFailureError as near:
-                of = recogniser.function if isinstance(recogniser, Transfer) else recogniser
-                helps = remedy("", near.reason, shipped=is_shipped(of))
-                self._reasons[node.outputs[0]] = Reason(near.reason, helps)
+                self._reasons[node.outputs[0]] = reason_of(near.reason)
                 continue
             except Exception as error:
                 who, where = f"{recogniser.name} (a recogniser)", name_of(node)
@@ -170,9 +168,8 @@ class DeclineTracer(MatchingTracer):
         super().__init__()
         self.clear()
 
-    def clear(self, *, shipped: bool = False) -> None:
-        """Forgets the last attempt; says whether the next is by a rule of this project."""
-        self.shipped = shipped
+    def clear(self) -> None:
+        """Forgets the last attempt."""
         self.mismatch = ""
         self.reason = ""
         self.culprits: list[ir.Node | ir.Value] = []
@@ -184,16 +181,16 @@ class DeclineTracer(MatchingTracer):
 
     def record(self, rule: str, phase: str, node: ir.Node) -> Decline:
         """Returns what a report says of an attempt that ended with a reason."""
-        known = hint(rule, self.reason, shipped=self.shipped)
+        why = reason_of(self.reason)
         fault = self.culprits[0] if self.culprits else node
         return Decline(
             rule=rule,
             phase=phase,
             node=name_of(node),
-            reason=str(self.reason),
+            reason=str(why),
             culprit=(name_of(fault) if isinstance(fault, ir.Node) else fault.name) or name_of(node),
-            remedy=remedy(rule, self.reason, shipped=self.shipped),
-            expected=known is not None and known.expected,
+            remedy=why.remedy,
+            expected=why.expected,
         )
 
     def log(self, rule: Any, container: Any, node: ir.Node, match_result: Any, status: MatchStatus) -> None:

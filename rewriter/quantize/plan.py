@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from rewriter import quantize
 from rewriter.errors import RuleSetError, nearest
+from rewriter.graph.declines import Reason
 from rewriter.quantize.types import WeightSpec
 
 Bits = Literal[2, 4, 8]
@@ -181,10 +182,12 @@ class QuantizationPlan:
             return selector.matches(node=node, weight=weight, role=role, layer=layer, also=also, count=count)
 
         if self.include and not any(map(picks, self.include)):
-            return f"not included by the plan ({f'role {role}' if role else 'no role'})"
+            helps = "add its role or name to quantization.include of the rule set"
+            return Reason(f"not included by the plan ({f'role {role}' if role else 'no role'})", helps, expected=True)
         for selector in self.exclude:
             if picks(selector):
-                return f"excluded by the plan ({selector})"
+                helps = "take its role or name out of quantization.exclude of the rule set"
+                return Reason(f"excluded by the plan ({selector})", helps, expected=True)
         changes: dict[str, Any] = {}
         for override in self.overrides:
             if picks(override.selector):

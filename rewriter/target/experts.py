@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rewriter.graph.declines import GLU_ON_CUDA, HALVES, Reason
 from rewriter.operators.form import GLU, ExpertForm
 from rewriter.target.version import Version
 
@@ -66,9 +67,10 @@ class Kernel:
             weighted: whether router_weights are given.
         """
         if form.activation not in self.activations:
-            return f"activation '{form.activation}' has no kernel (it runs {', '.join(self.activations)})"
+            runs = f"activation '{form.activation}' has no kernel (it runs {', '.join(self.activations)})"
+            return Reason(runs, GLU_ON_CUDA if form.activation in ("geglu", "relu2") else "")
         if dtype not in self.dtypes:
-            return f"{dtype.lower()} has no kernel (it runs {', '.join(self.dtypes).lower()})"
+            return Reason(f"{dtype.lower()} has no kernel (it runs {', '.join(self.dtypes).lower()})", HALVES)
         if form.gated and form.activation not in self.fc3:
             return f"fc3 beside '{form.activation}' has no kernel"
         if form.activation in GLU and not form.gated and form.fusion not in self.fusions:

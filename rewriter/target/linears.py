@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rewriter.graph.declines import HALVES, OTHER_BITS, Reason
 from rewriter.target.version import Version
 
 
@@ -28,10 +29,10 @@ class LinearKernel:
     def refusal(self, dtype: str, bits: int) -> str | None:
         """Returns why the kernel cannot run codes of ``bits`` on an x of ``dtype``, or None."""
         if dtype not in self.bits:
-            return f"{dtype.lower()} has no kernel (it runs {', '.join(self.bits).lower()})"
+            return Reason(f"{dtype.lower()} has no kernel (it runs {', '.join(self.bits).lower()})", HALVES)
         if bits not in self.bits[dtype]:
             runs = ", ".join(map(str, self.bits[dtype]))
-            return f"{bits} bits have no kernel in {dtype.lower()} (it runs {runs})"
+            return Reason(f"{bits} bits have no kernel in {dtype.lower()} (it runs {runs})", OTHER_BITS)
         return None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from rewriter.graph.declines import HALVES, OTHER_BITS, Reason
 from rewriter.target.version import Version
 
 
@@ -44,9 +45,9 @@ class LookupKernel:
             symmetric: True for no zero points.
         """
         if dtype not in self.dtypes:
-            return f"{dtype.lower()} has no kernel (it runs {', '.join(self.dtypes).lower()})"
+            return Reason(f"{dtype.lower()} has no kernel (it runs {', '.join(self.dtypes).lower()})", HALVES)
         if bits not in self.bits:
-            return f"{bits} bits have no kernel (it runs {', '.join(map(str, self.bits))})"
+            return Reason(f"{bits} bits have no kernel (it runs {', '.join(map(str, self.bits))})", OTHER_BITS)
         if symmetric and not self.symmetric:
             return "it misreads codes without zero points; quantize the table with symmetric: false"
         if k % block and not self.partial_blocks:

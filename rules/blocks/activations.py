@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
+from rewriter.graph.declines import CONSTANT
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Content, Located
 from rewriter.rules.blocks.contents import Factor, Features, Linear, Output, Step
@@ -140,7 +141,7 @@ class Clip(Recogniser):
             if position < len(node.inputs) and node.inputs[position] is not None:
                 given = number_of(facts, node.inputs[position])
                 if given is None:
-                    raise Declined("a bound of Clip is not constant", node)
+                    raise Declined("a bound of Clip is not constant", node, remedy=CONSTANT)
                 bound = given
             bounds.append(bound)
         held = then(located.content, ("clip", *bounds))

@@ -9,6 +9,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.declines import WHOLE_BLOCK, reason_of
 from rewriter.rule import Declined, NotApplicable
 from rewriter.rules.blocks.axes import Axes, Located
 from rewriter.rules.blocks.contents import Activation, Output
@@ -147,16 +148,16 @@ def _of_terms(facts: Facts, mixed: Mixed) -> tuple[Output, ...]:
         assert term.output is not None
         counted = slots.get(term.expert, frozenset())
         if counted & term.slots:
-            raise Declined(f"expert {term.expert} is mixed in twice", term.node)
+            raise Declined(f"expert {term.expert} is mixed in twice", term.node, remedy=WHOLE_BLOCK)
         if found.setdefault(term.expert, term.output) != term.output:
             raise Declined(f"expert {term.expert} is another one in another slot", term.node)
         slots[term.expert] = counted | term.slots
     for expert in range(router.experts):
         if expert not in found:
-            raise Declined(f"expert {expert} of {router.experts} is missing", _last(mixed).node)
+            raise Declined(f"expert {expert} of {router.experts} is missing", _last(mixed).node, remedy=WHOLE_BLOCK)
         if len(slots[expert]) != router.k:
             reason = f"expert {expert} is mixed in for {len(slots[expert])} of {router.k} slots"
-            raise Declined(reason, _last(mixed).node)
+            raise Declined(reason, _last(mixed).node, remedy=WHOLE_BLOCK)
     if len(found) != router.experts:
         raise Declined(f"expert {max(found)} is mixed in, and the router has {router.experts}", _last(mixed).node)
     experts = tuple(found[expert] for expert in range(router.experts))
@@ -180,11 +181,11 @@ def _of_all(facts: Facts, weighted: Weighted) -> tuple[Output, ...]:
     router = weighted.mixing.router
     if output is None:
         reason, culprit = _why(facts, weighted.value, weighted.node)
-        raise Declined(f"the experts: {reason}", culprit)
+        raise Declined(f"the experts: {reason}", culprit, remedy=reason_of(reason).remedy)
     count = output.gate.weight.stack_size
     if count != router.experts:
         reason = f"the router chooses among {router.experts} experts, and there are weights of {count}"
-        raise Declined(reason, weighted.node)
+        raise Declined(reason, weighted.node, remedy=WHOLE_BLOCK)
     return tuple(output.expert(position) for position in range(count))
 
 
@@ -218,7 +219,7 @@ def _why(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.Node]:
 def resolve(mixing: Mixing, node: ir.Node) -> Routing:
     """Returns how the operators select and mix as ``mixing`` does, or declines: they have no such routing."""
     if fault := mixing.router.fault or mixing.fault:
-        raise Declined(f"the router: {fault}", mixing.router.node)
+        raise Declined(f"the router: {fault}", mixing.router.node, remedy=reason_of(fault).remedy)
     selected, scores = mixing.router.scores, mixing.scores
     if scores.logits is not selected.logits:
         if mixing.stage == "softmax":

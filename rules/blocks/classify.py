@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.graph.declines import OTHER_FUNCTION
 from rewriter.rule import Declined
 from rewriter.rules.blocks.contents import Activation, Factor, Features, Linear, Step
 
@@ -43,7 +44,7 @@ def classify(features: Features, node: ir.Node) -> Found:
         found = (_plain(factors) or _geglu(factors)) if scale == 1 else None
         if found is not None:
             return found
-        raise Declined(f"MoE has no activation {describe(features)}", node)
+        raise Declined(f"MoE has no activation {describe(features)}", node, remedy=OTHER_FUNCTION)
     gate, alpha, others = gated
     limit = _limit(gate.steps)
     if not others and gate.steps == () and alpha == 1:
@@ -53,7 +54,7 @@ def classify(features: Features, node: ir.Node) -> Found:
         clipped, beta = _clipped(up.steps, limit)
         if clipped:
             return Activation("swiglu", alpha, beta, None if math.isinf(limit) else limit), gate.linear, up.linear
-    raise Declined(f"MoE has no activation {describe(features)}", node)
+    raise Declined(f"MoE has no activation {describe(features)}", node, remedy=OTHER_FUNCTION)
 
 
 def _plain(factors: Sequence[Factor]) -> Found | None:

@@ -7,6 +7,7 @@ from collections import deque
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.declines import NO_LOOP
 from rewriter.operators.form import OPERATORS
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.axes import Located
@@ -42,7 +43,7 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value) -> None:
             reads_expert = run.role(node).name.startswith("expert.")
             if reads_expert and hit is not None and node.op_type in ("Gather", "GatherND"):
                 reason = "the trace fixed how many experts a token can reach: NonZero lists those that were hit"
-                raise Declined(reason, hit)
+                raise Declined(reason, hit, remedy=NO_LOOP)
             experts = experts or reads_expert or _meets_expert(run, node)
             hit = node if hit is None and node.op_type == "NonZero" else hit
             if unknown is None and not any(_is_known(run.facts, out) for out in node.outputs):

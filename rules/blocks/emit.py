@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.declines import INFER_SHAPES, OTHER_WEIGHTS
 from rewriter.operators.form import GLU, ExpertForm
 from rewriter.rule import Declined, Fed
 from rewriter.rules.blocks.axes import Atom, Dim, Size, only, total
@@ -121,14 +122,14 @@ def placed(op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Va
     lead, behind = _lead(block, node)
     rows = token_rows(facts, block.x, hidden)
     if rows is None:
-        raise Declined("the shape of the experts' input is unknown", block.x)
+        raise Declined("the shape of the experts' input is unknown", block.x, remedy=INFER_SHAPES)
     own = list(rows.axes[:-1])
     if _flattened(lead) != _flattened(own):
         raise Declined("the rows of the sum are not those of the experts' input", node)
     scale = block.mixing.scale
     dtype = facts_dtype(block)
     if scale != 1 and dtype != ir.DataType.FLOAT:
-        raise Declined(f"the weights are scaled by {scale:g}, which rounds in {dtype.name}", node)
+        raise Declined(f"the weights are scaled by {scale:g}, which rounds in {dtype.name}", node, remedy=OTHER_WEIGHTS)
     shape: list[int] = []
     units = lead[len(own) :]
     if lead[: len(own)] != own or any(units) or rows.rank not in (2, 3):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.declines import CONSTANT, INFER_SHAPES, INLINE, ONE_FLOAT_TYPE
 from rewriter.rule import Declined
 from rewriter.tensors import View
 
@@ -49,7 +50,7 @@ def _attribute(node: ir.Node, name: str) -> ir.Attr | None:
     """Returns the attribute, or declines: a function's caller sets it."""
     attribute = node.attributes.get(name)
     if attribute is not None and attribute.is_ref():
-        raise Declined(f"{name} is set by the caller of a function", node)
+        raise Declined(f"{name} is set by the caller of a function", node, remedy=INLINE)
     return attribute
 
 
@@ -75,15 +76,15 @@ def require_constant(facts: Facts, value: ir.Value, what: str) -> View:
     view = facts.get(value, View)
     if view is None:
         why = facts.why_not(value)
-        raise Declined(f"{what} is not constant{f': {why}' if why else ''}", value)
+        raise Declined(f"{what} is not constant{f': {why}' if why else ''}", value, remedy=why.remedy or CONSTANT)
     return view
 
 
 def require_dtype(value: ir.Value, allowed: frozenset[ir.DataType], what: str) -> ir.DataType:
     """Returns the element type of ``value``, or declines: it is unknown or not among ``allowed``."""
     if value.dtype is None:
-        raise Declined(f"the element type of {what} is unknown", value)
+        raise Declined(f"the element type of {what} is unknown", value, remedy=INFER_SHAPES)
     if value.dtype not in allowed:
         names = ", ".join(sorted(d.name for d in allowed))
-        raise Declined(f"{what} is {value.dtype.name}; the operator takes {names}", value)
+        raise Declined(f"{what} is {value.dtype.name}; the operator takes {names}", value, remedy=ONE_FLOAT_TYPE)
     return value.dtype

@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
+from rewriter.graph.declines import PLAIN_MATMUL
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import as_features
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Size, feature, only, put, unify
@@ -158,7 +159,7 @@ class Gemm(Recogniser):
             return None
         c = node.inputs[2] if len(node.inputs) > 2 else None
         if float_attribute(node, "alpha", 1.0) != 1.0 or (c is not None and float_attribute(node, "beta", 1.0) != 1.0):
-            raise Declined("alpha or beta of Gemm is not 1", node)
+            raise Declined("alpha or beta of Gemm is not 1", node, remedy=PLAIN_MATMUL)
         product = _times_constant(facts, x, view.T if integer_attribute(node, "transB", 0) else view, node)
         if product is None or c is None:
             return product

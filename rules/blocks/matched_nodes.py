@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.declines import NOT_AN_OUTPUT, ONE_READER, stays_float
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Located, Uniform
 from rewriter.rules.blocks.block import Block, Routing
@@ -27,10 +28,14 @@ def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
             if value is block.out:
                 continue
             if value.is_graph_output():
-                raise Declined(f"'{value.name}' inside of the block is a graph output", node)
+                raise Declined(f"'{value.name}' inside of the block is a graph output", node, remedy=NOT_AN_OUTPUT)
             for use in value.uses():
                 if use.node not in nodes:
-                    raise Declined(f"'{value.name}' inside of the block is also read by {use.node.op_type}", use.node)
+                    raise Declined(
+                        f"'{value.name}' inside of the block is also read by {use.node.op_type}",
+                        use.node,
+                        remedy=ONE_READER,
+                    )
     _require_weights_go(facts, {*nodes, *static})
     return list(reached)
 
@@ -84,8 +89,11 @@ def _require_weights_go(facts: Facts, inside: set[ir.Node]) -> None:
             if value is None or view is None or view.rank < 2 or not view.dtype.is_floating_point():
                 continue
             if value.is_graph_output():
-                raise Declined(f"the weight '{value.name}' is a graph output and would stay in the model", node)
+                raise Declined(
+                    f"the weight '{value.name}' is a graph output and would stay in the model",
+                    node,
+                    remedy=NOT_AN_OUTPUT,
+                )
             for use in value.uses():
                 if use.node not in inside:
-                    reason = f"the weight '{value.name}' would stay in the model: {use.node.op_type} also reads it"
-                    raise Declined(reason, use.node)
+                    raise stays_float(use.node, f"the weight '{value.name}'")

@@ -5,6 +5,17 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rewriter.emit import require_matmul_nbits
+from rewriter.graph.declines import (
+    INFER_SHAPES,
+    ON_THE_RIGHT,
+    ONE_FLOAT_TYPE,
+    ONE_MATRIX,
+    ONE_READER,
+    PLAIN_MATMUL,
+    UNSTACK,
+    Reason,
+    stays_float,
+)
 from rewriter.quantize.job import QuantizationJob
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.guards import FLOATS, float_attribute, integer_attribute, require_constant, require_dtype
@@ -33,20 +44,24 @@ def read_weight(run: Run, x: ir.Value, w: ir.Value) -> View:
     """Returns the one constant matrix that ``w`` is, as it is stored, or declines; see ``read_linear``."""
     facts = run.facts
     if facts.get(x, View) is not None and facts.get(w, View) is None:
-        raise Declined("the weight is on the left; MatMulNBits takes it on the right", x)
+        raise Declined("the weight is on the left; MatMulNBits takes it on the right", x, remedy=ON_THE_RIGHT)
     if facts.get(w, View) is None and not facts.why_not(w):
         raise NotApplicable
     view = require_constant(facts, w, "the weight")
     if view.rank < 2 or not view.dtype.is_floating_point():
         raise NotApplicable
     if any(d != 1 for d in view.shape[:-2]):
-        raise Declined(f"the weight {list(view.shape)} holds {view.size} elements in more than one matrix", w)
+        raise Declined(
+            f"the weight {list(view.shape)} holds {view.size} elements in more than one matrix", w, remedy=ONE_MATRIX
+        )
     if view.rank > 2 and (x.shape is None or x.shape.rank() < view.rank):
-        raise Declined(f"the weight has rank {view.rank} and the rank of its input is lower or unknown", x)
+        raise Declined(
+            f"the weight has rank {view.rank} and the rank of its input is lower or unknown", x, remedy=INFER_SHAPES
+        )
     known = x.dtype is not None or view.dtype not in FLOATS  # else it is the weight's: a product's operands have one
     dtype = require_dtype(x, FLOATS, "the input") if known else view.dtype
     if dtype != view.dtype:
-        raise Declined(f"the weight is {view.dtype.name} and its input {dtype.name}", w)
+        raise Declined(f"the weight is {view.dtype.name} and its input {dtype.name}", w, remedy=ONE_FLOAT_TYPE)
     if 0 in view.shape:
         raise Declined(f"the weight {list(view.shape)} is empty", w)
     return view.reshape(view.shape[-2:])
@@ -55,12 +70,12 @@ def read_weight(run: Run, x: ir.Value, w: ir.Value) -> View:
 def addend(node: ir.Node) -> ir.Value | None:
     """Returns what a Gemm adds to ``x @ w``, or declines: it computes something else."""
     if integer_attribute(node, "transA", 0):
-        raise Declined("transA is set; MatMulNBits reads x as it is", node)
+        raise Declined("transA is set; MatMulNBits reads x as it is", node, remedy=PLAIN_MATMUL)
     if (alpha := float_attribute(node, "alpha", 1.0)) != 1.0:
-        raise Declined(f"alpha is {alpha}; MatMulNBits has no such factor", node)
+        raise Declined(f"alpha is {alpha}; MatMulNBits has no such factor", node, remedy=PLAIN_MATMUL)
     c = node.inputs[2] if len(node.inputs) > 2 else None
     if c is not None and (beta := float_attribute(node, "beta", 1.0)) != 1.0:
-        raise Declined(f"beta is {beta}; MatMulNBits adds its bias as it is", node)
+        raise Declined(f"beta is {beta}; MatMulNBits adds its bias as it is", node, remedy=PLAIN_MATMUL)
     return c
 
 
@@ -73,14 +88,18 @@ def _require_float_copy_disappears(run: Run, w: ir.Value, reader: ir.Node) -> No
     """Declines where quantizing would leave the float weight in the model beside the quantized one."""
     producer = w.producer()
     if producer is not None and producer.op_type != "Constant":
-        raise Declined("the weight is part of a constant that stays in the model (rule unstack takes it out)", producer)
+        raise Declined(
+            "the weight is part of a constant that stays in the model (rule unstack takes it out)",
+            producer,
+            remedy=UNSTACK,
+        )
     for use in w.uses():
         if use.node.op_type not in ("MatMul", "Gemm") or use.idx != 1:
-            raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
+            raise stays_float(use.node)
         if use.node is not reader:
             _require_linear(run, use.node, w)
     if w.is_graph_output():
-        raise Declined("the float weight would stay in the model: it is a graph output", w)
+        raise stays_float(w)
 
 
 def _require_linear(run: Run, node: ir.Node, w: ir.Value) -> None:
@@ -92,5 +111,7 @@ def _require_linear(run: Run, node: ir.Node, w: ir.Value) -> None:
         if node.op_type == "Gemm":
             addend(node)
     except Declined as other:
-        reason = f"the float weight would stay in the model: {node.op_type} also reads it, and {other.reason}"
+        reason = Reason(
+            f"the float weight would stay in the model: {node.op_type} also reads it, and {other.reason}", ONE_READER
+        )
         raise Declined(reason, node) from other

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rewriter.graph.declines import ONE_FLOAT_TYPE, UNSTACK, WHOLE_BLOCK, stays_float
 from rewriter.operators.form import GLU, PROJECTIONS, SLOTS, ExpertForm, form_of, input_at
 from rewriter.rule import Declined, Run
 from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
@@ -72,7 +73,7 @@ def read_moe(run: Run, y: ir.Value) -> Experts:
         value = _required(node, slot, f"{name} weights")
         weight = require_constant(run.facts, value, name)
         if weight.dtype != dtype:
-            raise Declined(f"{name} is {weight.dtype.name} and the input {dtype.name}", value)
+            raise Declined(f"{name} is {weight.dtype.name} and the input {dtype.name}", value, remedy=ONE_FLOAT_TYPE)
         found.append(Projection(name, value, weight, input_at(node, bias)))
     experts = Experts(node, form, x, router, dtype, tuple(found))
     _require_shapes(experts)
@@ -92,13 +93,12 @@ def require_weights_disappear(experts: Experts) -> None:
         producer = value.producer()
         if producer is not None and producer.op_type != "Constant":
             reason = f"{projection.name} is part of a constant that stays in the model (rule unstack takes it out)"
-            raise Declined(reason, producer)
+            raise Declined(reason, producer, remedy=UNSTACK)
         for use in value.uses():
             if use.node.op_type != "MoE" or use.idx not in SLOTS["MoE"]["weight"]:
-                reason = f"the float weight {projection.name} would stay in the model: {use.node.op_type} also reads it"
-                raise Declined(reason, use.node)
+                raise stays_float(use.node, f"the float weight {projection.name}")
         if value.is_graph_output():
-            raise Declined(f"the float weight {projection.name} would stay in the model: it is a graph output", value)
+            raise stays_float(value, f"the float weight {projection.name}")
 
 
 def constant_bias(run: Run, projection: Projection) -> View | None:
@@ -144,7 +144,7 @@ def emit_moe(op: Any, experts: Experts, form: ExpertForm, weights: Sequence[ir.V
 def _required(node: ir.Node, slot: int, what: str) -> ir.Value:
     value = input_at(node, slot)
     if value is None:
-        raise Declined(f"required input {slot} ({what}) is missing", node)
+        raise Declined(f"required input {slot} ({what}) is missing", node, remedy=WHOLE_BLOCK)
     return value
 
 

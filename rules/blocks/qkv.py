@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.declines import CONSTANT, INLINE
 from rewriter.quantize.types import WeightSpec
 from rewriter.rule import Declined, Fed, Run
 from rewriter.rules.blocks.guards import integer_attribute
@@ -62,7 +63,7 @@ def read_projection(facts: Facts, node: ir.Node) -> Projection:
     """Reads the linear ``node`` and its bias, or declines."""
     x, out = node.inputs[0], node.outputs[0]
     if x is None or any(a.is_ref() for a in node.attributes.values()):
-        raise Declined("an attribute is set by the caller of a function", node)
+        raise Declined("an attribute is set by the caller of a function", node, remedy=INLINE)
     operands = _quantized(facts, node) if node.op_type == "MatMulNBits" else _float(facts, node)
     view, axis = operands[1]
     n = view.shape[axis]
@@ -158,7 +159,7 @@ def _quantized(facts: Facts, node: ir.Node) -> dict[int, tuple[View, int]]:
         value = node.inputs[slot] if slot < len(node.inputs) else None
         view = facts.get(value, View)
         if value is not None and (view is None or not n or view.size % n):
-            raise Declined("an operand is not constant, or of another size than N", value)
+            raise Declined("an operand is not constant, or of another size than N", value, remedy=CONSTANT)
         if view is not None:
             operands[slot] = (view if view.rank and view.shape[0] == n else view.reshape((n, view.size // n)), 0)
     return operands

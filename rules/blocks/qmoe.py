@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rewriter.graph.declines import NAME_ARCHITECTURE, ONE_SPEC, OTHER_BITS, OTHER_BLOCK_SIZE, OTHER_TARGET, UNROLLED
 from rewriter.operators.form import ROUTER_WEIGHTS, ExpertForm
 from rewriter.operators.layout import qmoe
 from rewriter.operators.layout.qmoe import LAYOUT_KEY, QMoEArrays
@@ -55,15 +56,21 @@ def plan_experts(run: Run, rule: str, experts: Experts, *, smaller_blocks: bool)
     """
     kernel = run.target.kernel("QMoE")
     if kernel is None or kernel.blocks is None or not run.target.qmoe_layouts:
-        needed = " unless an architecture is named (cuda:sm80, cuda:sm90)" if kernel else ""
-        raise Declined(f"target {run.target} has no QMoE{needed}", experts.node)
+        if kernel is None:
+            raise Declined(f"target {run.target} has no QMoE", experts.node, remedy=f"{OTHER_TARGET}, or {UNROLLED}")
+        reason = f"target {run.target} has no QMoE unless an architecture is named (cuda:sm80, cuda:sm90)"
+        raise Declined(reason, experts.node, remedy=NAME_ARCHITECTURE)
     prepacked = run.target.qmoe_layouts[0]
     asked = tuple(_jobs(run, rule, experts, projection) for projection in experts.projections)
     specs = tuple(jobs[0].context.spec for jobs in asked)
     _require_one_form(run.target, kernel, experts, specs)
     blocks = {spec.block_size for spec in specs}
     if len(blocks) > 1 and 0 in blocks:
-        raise Declined("QMoE has one block size, and the plan asks for blocks and for whole rows", experts.node)
+        raise Declined(
+            "QMoE has one block size, and the plan asks for blocks and for whole rows",
+            experts.node,
+            remedy=OTHER_BLOCK_SIZE,
+        )
     planned = min(blocks)
     sizes = tuple(2**power for power in range(planned.bit_length() - 1, 3, -1)) if planned and smaller_blocks else ()
     reasons = {size: _illegal(kernel, asked, size, prepacked) for size in dict.fromkeys((planned, *sizes))}
@@ -137,6 +144,7 @@ def _jobs(run: Run, rule: str, experts: Experts, projection: Projection) -> Jobs
                 f"QMoE quantizes a stack whole, and the plan gives expert 0 of {projection.name} {_show(first)} and"
                 f" expert {job.context.expert} {_show(job.context.spec)}",
                 projection.value,
+                remedy=ONE_SPEC,
             )
     return tuple(jobs)
 
@@ -159,13 +167,19 @@ def _require_one_form(target: Target, kernel: Kernel, experts: Experts, specs: S
     for projection, spec in zip(experts.projections, specs, strict=True):
         if spec.bits not in kernel.blocks:
             runs = ", ".join(map(str, kernel.blocks))
-            raise Declined(f"QMoE on target {target} runs {runs} bits, not {spec.bits}", projection.value)
+            raise Declined(
+                f"QMoE on target {target} runs {runs} bits, not {spec.bits}", projection.value, remedy=OTHER_BITS
+            )
     bits = [spec.bits for spec in specs]
     if len(set(bits)) > 1 and not (kernel.mixed_bits and target.has("QMoE", "fc2_expert_weight_bits")):
         shown = " and ".join(f"{p.name} {b}" for p, b in zip(experts.projections, bits, strict=True))
-        raise Declined(f"no kernel of target {target} runs projections of different bits ({shown})", experts.node)
+        raise Declined(
+            f"no kernel of target {target} runs projections of different bits ({shown})", experts.node, remedy=ONE_SPEC
+        )
     if len({spec.symmetric for spec in specs}) > 1 and not kernel.mixed_zero_points:
-        raise Declined(f"QMoE on target {target} takes zero points for all projections or for none", experts.node)
+        raise Declined(
+            f"QMoE on target {target} takes zero points for all projections or for none", experts.node, remedy=ONE_SPEC
+        )
 
 
 def _illegal(kernel: Kernel, asked: Sequence[Jobs], block: int, prepacked: int | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from rewriter.facts import Facts
-from rewriter.rule import Declined
+from rewriter.graph.declines import stays_float
 from rewriter.rules.blocks.guards import integer_attribute, integers, integers_attribute
 from rewriter.tensors import View
 
@@ -41,7 +41,7 @@ def readers(facts: Facts, value: ir.Value) -> Iterator[Use]:
     while pending:
         shown = pending.pop()
         if shown.is_graph_output():
-            raise Declined("the float weight would stay in the model: it is a graph output", shown)
+            raise stays_float(shown)
         for use in shown.uses():
             if use.idx == 0 and use.node.op_type != "Shape" and facts.get(use.node.outputs[0], View) is not None:
                 pending.extend(use.node.outputs)
@@ -53,7 +53,7 @@ def require_one_reader(facts: Facts, weight: ir.Value, node: ir.Node) -> None:
     """Declines where the weight would stay in the model beside what replaces it."""
     for use in readers(facts, weight):
         if use.node is not node:
-            raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
+            raise stays_float(use.node)
 
 
 def reads_rows(use: Use) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
+from rewriter.graph.declines import OTHER_FUNCTION, OTHER_WEIGHTS, Reason, reason_of
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Size, only, put, tokens
@@ -201,9 +202,9 @@ def divided(a: Content, b: Content, node: ir.Node) -> Mixing | None:
     if not isinstance(a, Mixing) or not isinstance(b, Total):
         return None
     if a != b.mixing:
-        return faulty(a, "weights are divided by a sum of others", node)
+        return faulty(a, Reason("weights are divided by a sum of others", OTHER_WEIGHTS), node)
     if a.table is not None:
-        return faulty(a, "weights are scaled for each expert before they are normalised", node)
+        return faulty(a, Reason("weights are scaled for each expert before they are normalised", OTHER_WEIGHTS), node)
     stage = "normalised" if a.stage == "raw" else a.stage
     out = node.outputs[0]
     quotient = dataclasses.replace(a, stage=stage, scale=1.0, fault=a.fault or b.mixing.fault, value=out)
@@ -212,7 +213,9 @@ def divided(a: Content, b: Content, node: ir.Node) -> Mixing | None:
 
 def faulty(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
     """Returns weights that no operator computes, and why; the first reason is kept."""
-    return dataclasses.replace(mixing, fault=mixing.fault or f"{reason} (node {node.name})")
+    return dataclasses.replace(
+        mixing, fault=mixing.fault or Reason(f"{reason} (node {node.name})", reason_of(reason).remedy)
+    )
 
 
 def with_epsilon(a: Content, number: float, node: ir.Node) -> Total | None:
@@ -225,7 +228,7 @@ def with_epsilon(a: Content, number: float, node: ir.Node) -> Total | None:
     smallest = router.k / router.experts
     noticed = abs(number) * 2.0**25 > smallest
     if mixing.scores != router.scores or mixing.scores.function != "softmax" or mixing.scale != 1 or noticed:
-        return Total(faulty(mixing, f"{number:g} is added to the sum of the weights", node))
+        return Total(faulty(mixing, Reason(f"{number:g} is added to the sum of the weights", OTHER_FUNCTION), node))
     return a
 
 
@@ -264,7 +267,9 @@ def scaled_by_table(a: Content, b: Content, node: ir.Node) -> Mixing | None:
     if not isinstance(a, Mixing) or not isinstance(b, Stack):
         return None
     if b.router != a.router or b.view.rank != 1 or a.table is not None:
-        return faulty(a, "weights are scaled by something other than a factor for each chosen expert", node)
+        return faulty(
+            a, Reason("weights are scaled by something other than a factor for each chosen expert", OTHER_WEIGHTS), node
+        )
     return dataclasses.replace(a, table=b.view, value=node.outputs[0])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.declines import MIN_BYTES, OTHER_RULES_WEIGHTS, stays_float
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.guards import FLOATS, integer_attribute
 from rewriter.rules.blocks.readers import gathers_rows, readers
@@ -49,7 +50,7 @@ def read_table(run: Run, gather: ir.Node, min_bytes: int) -> Table:
     if not heads:
         raise NotApplicable
     if view.nbytes < min_bytes:
-        raise Declined(f"the table takes {view.nbytes} bytes, fewer than min_bytes = {min_bytes}", w)
+        raise Declined(f"the table takes {view.nbytes} bytes, fewer than min_bytes = {min_bytes}", w, remedy=MIN_BYTES)
     linears = {node for node, _ in heads}
     gathers = []
     for use in uses:
@@ -58,7 +59,7 @@ def read_table(run: Run, gather: ir.Node, min_bytes: int) -> Table:
         if use.node in linears:
             continue
         if use.node.op_type != "Gather" or use.idx or not gathers_rows(use.node):
-            raise Declined(f"the float weight would stay in the model: {use.node.op_type} also reads it", use.node)
+            raise stays_float(use.node)
         if facts.get(use.node.inputs[0], View) != view:
             raise Declined("it is looked up in another orientation", use.node)
         gathers.append(use.node)
@@ -95,7 +96,8 @@ def _equal_heads(facts: Facts, gather: ir.Node, table: View) -> list[tuple[ir.No
         unequal = node
     if unequal is not None:
         weight = inputs_of(unequal)[1].name
-        raise Declined(f"it is not tied: '{table.name}' and the linear's weight '{weight}' are not equal", unequal)
+        reason = f"it is not tied: '{table.name}' and the linear's weight '{weight}' are not equal"
+        raise Declined(reason, unequal, remedy=OTHER_RULES_WEIGHTS, expected=True)
     return []
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
+from rewriter.graph.declines import CONSTANT
 from rewriter.rule import Declined
 from rewriter.rules.blocks.guards import cast_type, integer_attribute, integers, integers_attribute
 from rewriter.tensors import View
@@ -67,7 +68,7 @@ class Gather(_Movement):
         axis = integer_attribute(node, "axis", 0) % view.rank
         indices = facts.get(node.inputs[1], View)
         if indices is None:
-            raise Declined("the index depends on an input", node)
+            raise Declined("the index depends on an input", node, remedy=CONSTANT)
         if indices.rank > 1:
             raise Declined(f"the indices have rank {indices.rank}; a view takes one index or a run of them", node)
         extent = view.shape[axis]
@@ -88,7 +89,7 @@ class GatherND(_Movement):
     def show(self, facts: Facts, view: View, node: ir.Node) -> View | None:
         indices = facts.get(node.inputs[1], View)
         if indices is None:
-            raise Declined("the index depends on an input", node)
+            raise Declined("the index depends on an input", node, remedy=CONSTANT)
         depth = indices.shape[-1] if indices.rank else 0
         if integer_attribute(node, "batch_dims", 0) or indices.size != depth or not 0 < depth <= view.rank:
             raise Declined("a view takes one index tuple", node)
@@ -108,11 +109,11 @@ class Slice(_Movement):
         starts = integers(facts, node, 1, "starts")
         ends = integers(facts, node, 2, "ends")
         if starts is None or ends is None:
-            raise Declined("the bounds depend on an input", node)
+            raise Declined("the bounds depend on an input", node, remedy=CONSTANT)
         axes = integers(facts, node, 3, "axes", range(len(starts)))
         steps = integers(facts, node, 4, "", [1] * len(starts))
         if axes is None or steps is None:
-            raise Declined("the axes or steps depend on an input", node)
+            raise Declined("the axes or steps depend on an input", node, remedy=CONSTANT)
         shown = view
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
             extent = shown.shape[axis]
@@ -133,7 +134,7 @@ class Split(_Movement):
         even = [max(0, min(chunk, view.shape[axis] - i * chunk)) for i in range(count)]
         lengths = integers(facts, node, 1, "split", even)
         if lengths is None:
-            raise Declined("the lengths depend on an input", node)
+            raise Declined("the lengths depend on an input", node, remedy=CONSTANT)
         if sum(lengths) != view.shape[axis] or len(lengths) != count or min(lengths) < 0:
             raise Declined(f"lengths {lengths} do not make up extent {view.shape[axis]}", node)
         return {out: view.slice(axis, s, n) for out, s, n in zip(node.outputs, _starts(lengths), lengths, strict=True)}
@@ -161,7 +162,7 @@ class SequenceAt(_Movement):
             return None
         position = facts.get(node.inputs[1], View)
         if position is None:
-            raise Declined("the position depends on an input", node)
+            raise Declined("the position depends on an input", node, remedy=CONSTANT)
         where = int(position.numpy().item())
         return views.items[where] if -len(views.items) <= where < len(views.items) else None
 
@@ -172,7 +173,7 @@ class Squeeze(_Movement):
     def show(self, facts: Facts, view: View, node: ir.Node) -> View | None:
         axes = integers(facts, node, 1, "axes", [i for i, d in enumerate(view.shape) if d == 1])
         if axes is None:
-            raise Declined("the axes depend on an input", node)
+            raise Declined("the axes depend on an input", node, remedy=CONSTANT)
         gone = {a % view.rank for a in axes}
         if any(view.shape[a] != 1 for a in gone):
             raise Declined(f"an axis of {axes} is not of extent 1", node)
@@ -185,7 +186,7 @@ class Unsqueeze(_Movement):
     def show(self, facts: Facts, view: View, node: ir.Node) -> View | None:
         axes = integers(facts, node, 1, "axes")
         if axes is None:
-            raise Declined("the axes depend on an input", node)
+            raise Declined("the axes depend on an input", node, remedy=CONSTANT)
         rank = view.rank + len(axes)
         new = {a % rank for a in axes}
         if len(new) != len(axes):
@@ -207,7 +208,7 @@ class Reshape(_Movement):
     def show(self, facts: Facts, view: View, node: ir.Node) -> View | None:
         shape = integers(facts, node, 1, "shape")
         if shape is None:
-            raise Declined("the shape depends on an input", node)
+            raise Declined("the shape depends on an input", node, remedy=CONSTANT)
         if not integer_attribute(node, "allowzero", 0):
             shape = [view.shape[i] if d == 0 else d for i, d in enumerate(shape)]
         known = math.prod(d for d in shape if d != -1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rewriter.errors import QuantizationError
+from rewriter.graph.declines import OTHER_BLOCK_SIZE, Reason
 from rewriter.operators.layout.packing import (
     as_shape,
     codes_per_byte,
@@ -43,11 +44,16 @@ def illegal(k: int, bits: int, block: int, *, tied: bool = False) -> str | None:
     if bits not in (2, 4, 8):
         return f"bits is {bits}; GatherBlockQuantized takes 2, 4 or 8"
     if block < 16 or block & (block - 1):
-        return f"block size {block} is not a power of two of at least 16, as GatherBlockQuantized needs"
+        return Reason(
+            f"block size {block} is not a power of two of at least 16, as GatherBlockQuantized needs", OTHER_BLOCK_SIZE
+        )
     if k % codes_per_byte(bits):
         return f"a row of K = {k} codes of {bits} bits does not end on a byte, as GatherBlockQuantized needs"
     if tied and k % block:
-        return f"K = {k} is not divisible by the block size {block}, as a table tied with MatMulNBits needs"
+        return Reason(
+            f"K = {k} is not divisible by the block size {block}, as a table tied with MatMulNBits needs",
+            OTHER_BLOCK_SIZE,
+        )
     return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewriter.errors import QuantizationError
+from rewriter.graph.declines import OTHER_BLOCK_SIZE, Reason
 from rewriter.operators.layout import cutlass
 from rewriter.operators.layout.packing import as_shape, default_zero_point, pack_codes, packed_width, unpack_codes
 from rewriter.quantize.types import CodeArray, FloatArray, QuantizedWeight
@@ -43,11 +44,15 @@ def illegal(n: int, k: int, bits: int, block: int, *, prepacked: int | None = No
     if bits not in (2, 4, 8):
         return f"bits is {bits}; MatMulNBits takes 2, 4 or 8"
     if block < 16 or block & (block - 1):
-        return f"block size {block} is not a power of two of at least 16, as MatMulNBits needs"
+        return Reason(
+            f"block size {block} is not a power of two of at least 16, as MatMulNBits needs", OTHER_BLOCK_SIZE
+        )
     if prepacked is None:
         return None
     if k % block:
-        return f"K = {k} is not divisible by the block size {block}, as a prepacked MatMulNBits needs"
+        return Reason(
+            f"K = {k} is not divisible by the block size {block}, as a prepacked MatMulNBits needs", OTHER_BLOCK_SIZE
+        )
     return cutlass.illegal(n, k, bits, prepacked)
 
 

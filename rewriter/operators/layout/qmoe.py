@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rewriter.errors import QuantizationError, nearest
+from rewriter.graph.declines import OTHER_BLOCK_SIZE, Reason
 from rewriter.operators.layout import cutlass
 from rewriter.operators.layout.packing import (
     as_shape,
@@ -72,9 +73,9 @@ def illegal(n: int, k: int, bits: int, block: int, *, prepacked: int | None = No
     if bits not in (2, 4, 8):
         return f"bits is {bits}; QMoE takes 2, 4 or 8"
     if block and (block < 16 or block & (block - 1)):
-        return f"block size {block} is not a power of two of at least 16, as QMoE needs"
+        return Reason(f"block size {block} is not a power of two of at least 16, as QMoE needs", OTHER_BLOCK_SIZE)
     if block and k % block:
-        return f"K = {k} is not divisible by the block size {block}, as QMoE needs"
+        return Reason(f"K = {k} is not divisible by the block size {block}, as QMoE needs", OTHER_BLOCK_SIZE)
     if k % codes_per_byte(bits):
         return f"a row of K = {k} codes of {bits} bits does not end on a byte, as QMoE needs"
     return None if prepacked is None else cutlass.illegal(n, k, bits, prepacked)
