@@ -1,229 +1,34 @@
-"""A whole MoE block whose experts are MatMulNBits -> com.microsoft::QMoE, codes unchanged byte for byte.
+"""The former name of fuse-experts for blocks of MatMulNBits; rule sets that name both still load.
 
-Matched:      as fuse-experts, every projection of every expert a MatMulNBits
-Replacement:  QMoE(x, logits [T, E], fc1 codes, scales, bias?, fc2 codes, scales, bias?, -, -, -, zero points?,
-              -, router_weights?), the stacks lazy; gate and up rows in turn; a factor for each expert goes into fc2's
-              scales
+Matched:      what fuse-experts matches, every projection of every expert a MatMulNBits
+Replacement:  what fuse-experts writes: QMoE, codes unchanged byte for byte
 Declines when:
-              as fuse-experts; routing that selects by one score and mixes by another goes into router_weights
-              bits, block sizes or zero points differ between experts, or in a way that QMoE has not
-              a row does not fill its last block, or the scales have another type than x
-              the target's QMoE rounds activations at these bits, or does not run it
-Source:       int4 exports of unrolled blocks: mobius, onnxruntime's MatMulNBits quantizer, Olive
+              fuse-experts does
+Source:       rule sets written before fuse-experts took quantized experts too; name fuse-experts alone instead
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from rewriter.facts import Recogniser
-from rewriter.graph.declines import OTHER_BLOCK_SIZE, OTHER_TARGET, no_kernel
-from rewriter.operators.form import ExpertForm
-from rewriter.operators.layout.qmoe import LAYOUT_KEY, layout_name
-from rewriter.rule import Declined, NotApplicable, Replacement, Rule
-from rewriter.rules.blocks import experts
-from rewriter.rules.blocks.block import Block, Routing, read_block, require_alike, resolve
-from rewriter.rules.blocks.contents import Packed, Weight
-from rewriter.rules.blocks.emit import form_of, logits_of, placed, told, weights_of
-from rewriter.rules.blocks.matched_nodes import covered
-from rewriter.rules.blocks.moe import DOMAIN
-from rewriter.rules.blocks.qmoe import Packing, refusal
-from rewriter.tensors import View, ViewTensor, interleaved, scaled, stacked
+from rewriter.rule import NotApplicable, Replacement, Rule
+from rewriter.rules.blocks.block import Block
+from rewriter.rules.fuse_experts import COMPLETING, FuseExperts
 
 
-@dataclass(frozen=True)
-class Projection:
-    """One projection of all experts, as QMoE holds it.
-
-    Attributes:
-        codes: [E, N, K * bits / 8].
-        scales: [E, N, K / block].
-        zero_points: [E, N, ceil(K / block * bits / 8)], or None.
-        bias: [E, N], or None.
-        packing: one expert's.
-        block: input features per scale.
-    """
-
-    codes: View
-    scales: View
-    zero_points: View | None
-    bias: View | None
-    packing: Packing
-    block: int
-
-
-class FuseQuantizedExperts(Rule):
-    """The rule at one operator that completes a block."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = experts.RECOGNISERS
+class FuseQuantizedExperts(FuseExperts):
+    """The rule at one operator that completes a block, for quantized experts alone."""
 
     def __init__(self, op_type: str) -> None:
-        super().__init__(name="fuse-quantized-experts")
-        self._op_type = op_type
+        super().__init__(op_type, "MoE")
+        self.name = "fuse-quantized-experts"
 
-    def pattern(self, op: Any, a: Any) -> Any:
-        return getattr(op, self._op_type)(a, _allow_other_inputs=True, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, a: ir.Value, y: ir.Value) -> Replacement:
-        facts, target = self.run.facts, self.run.target
-        block = read_block(facts, y)
-        node = y.producer()
-        assert node is not None
-        if not isinstance(block.experts[0].down, Packed):
-            raise NotApplicable
-        routing = resolve(block.mixing, node)
-        fc1, fc2 = _projections(block, node)
-        form = form_of(block, routing)
-        dtype = fc1.scales.dtype
-        weighted = self._require_kernel(form, routing, dtype, (fc1, fc2), node)
-        nodes = covered(facts, block, routing)
-        fed = told(facts, block, routing)
-        router = block.mixing.router.experts
-        logits = logits_of(op, facts, routing, dtype, router)
-        mixing = None
-        if routing.weights is not None:
-            mixing = weights_of(op, facts, routing.weights, dtype, router)
-        elif weighted:
-            mixing = op.Softmax(logits, axis=-1)
-
-        def tensor(view: View | None) -> ir.Value | None:
-            value: ir.Value | None = None if view is None else op.initializer(ViewTensor(view))
-            return value
-
-        slots = [None, logits, *(tensor(v) for p in (fc1, fc2) for v in (p.codes, p.scales, p.bias)), None, None, None]
-        slots += [tensor(fc1.zero_points), tensor(fc2.zero_points), None, mixing]
-        while slots[-1] is None:
-            slots.pop()
-        attributes = form.attributes() | {"expert_weight_bits": fc1.packing.bits, "block_size": fc1.block}
-        if target.has("QMoE", "weights_prepacked"):
-            attributes["weights_prepacked"] = 0
-
-        def qmoe(x: ir.Value) -> ir.Value:
-            out: ir.Value = op.QMoE(x, *slots[1:], _domain=DOMAIN, **attributes)
-            producer = out.producer()
-            assert producer is not None
-            producer.metadata_props[LAYOUT_KEY] = layout_name(None)
-            return out
-
-        return Replacement({y: placed(op, facts, block, qmoe, node)}, nodes, fed)
-
-    def _require_kernel(
-        self,
-        form: ExpertForm,
-        routing: Routing,
-        dtype: ir.DataType,
-        projections: tuple[Projection, Projection],
-        node: ir.Node,
-    ) -> bool:
-        """Declines where the target has no exact QMoE of this form; True where it needs router_weights."""
-        target = self.run.target
-        kernel = target.kernel("QMoE")
-        if kernel is None or kernel.blocks is None or None not in target.qmoe_layouts:
-            raise Declined(f"target {target} has no QMoE that reads codes as they are", node, remedy=OTHER_TARGET)
-        given = routing.weights is not None
-        weighted = given or kernel.refusal(form, dtype.name) is not None
-        reason = kernel.refusal(form, dtype.name, weighted=weighted and target.router_weights)
-        if reason is None and weighted and not target.router_weights:
-            reason = "it takes no router_weights, which the block's routing needs"
-        packings = [p.packing for p in projections]
-        block = projections[0].block
-        reason = reason or refusal(kernel, packings, block, None)
-        if len({p.symmetric for p in packings}) > 1 and not kernel.mixed_zero_points:
-            reason = reason or "it takes zero points for all projections or for none"
-        if target.rounds_activations(packings[0].bits, block):
-            reason = reason or f"it rounds activations to 8 bits at {packings[0].bits} bits in blocks of {block}"
-        if reason:
-            raise no_kernel("QMoE", target, reason, node)
-        return weighted
-
-
-def _projections(block: Block, node: ir.Node) -> tuple[Projection, Projection]:
-    """fc1 and fc2 of the whole block."""
-    own = block.experts
-    fc1 = _stack([e.gate.weight for e in own], [e.gate.bias for e in own], "gate", node)
-    fc2 = _stack([e.down for e in own], [e.bias for e in own], "down", node)
-    if own[0].up is not None:
-        ups = [e.up for e in own if e.up is not None]
-        up = _stack([u.weight for u in ups], [u.bias for u in ups], "up", node)
-        if (up.packing, up.block) != (fc1.packing, fc1.block):
-            raise Declined("gate and up are quantized in different ways", node)
-        fc1 = _in_turn(fc1, up)
-    if (fc1.packing.bits, fc1.block) != (fc2.packing.bits, fc2.block):
-        raise Declined(
-            "QMoE has one width and one block size for all projections, and these have several",
-            node,
-            remedy=OTHER_BLOCK_SIZE,
-        )
-    dtypes = {v.dtype for p in (fc1, fc2) for v in (p.scales, p.bias) if v is not None}
-    if len(dtypes | {block.x.dtype or fc1.scales.dtype}) != 1:
-        raise Declined("x, the scales and the biases have different types", node)
-    table = block.mixing.table
-    if table is None:
-        return fc1, fc2
-    if fc2.scales.dtype != ir.DataType.FLOAT:
-        raise Declined(f"a factor for each expert would round its {fc2.scales.dtype.name} scales", node)
-    factors = [float(f) for f in np.asarray(table.numpy())]
-    bias = None if fc2.bias is None else scaled(fc2.bias, factors)
-    return fc1, Projection(fc2.codes, scaled(fc2.scales, factors), fc2.zero_points, bias, fc2.packing, fc2.block)
-
-
-def _stack(weights: Sequence[Weight], biases: Sequence[View | None], what: str, node: ir.Node) -> Projection:
-    packed = [weight for weight in weights if isinstance(weight, Packed)]
-    if len(packed) != len(weights):
-        raise Declined(f"{what} is float in some experts and quantized in others", node)
-    first = packed[0]
-    n, k = first.sizes
-    for expert, weight in enumerate(packed):
-        if (weight.sizes, weight.bits, weight.block) != ((n, k), first.bits, first.block):
-            raise Declined(f"{what} of expert {expert} is quantized otherwise than that of expert 0", node)
-    if k % first.block:
-        raise Declined(
-            f"K = {k} of {what} is not divisible by the block size {first.block}, as QMoE needs",
-            node,
-            remedy=OTHER_BLOCK_SIZE,
-        )
-    require_alike([w.scales for w in packed], f"scales of {what}", node)
-    has_zeros = require_alike([w.zero_points for w in packed], f"zero points of {what}", node)
-    has_bias = require_alike(biases, f"bias of {what}", node)
-    codes = stacked([w.codes for w in packed])
-    return Projection(
-        codes.reshape((*codes.shape[:2], codes.shape[2] * codes.shape[3])),
-        stacked([w.scales for w in packed]),
-        stacked([w.zero_points for w in packed if w.zero_points is not None]) if has_zeros else None,
-        stacked([bias for bias in biases if bias is not None]) if has_bias else None,
-        Packing(n, k, first.bits, not has_zeros),
-        first.block,
-    )
-
-
-def _in_turn(gate: Projection, up: Projection) -> Projection:
-    zeros = None
-    if gate.zero_points is not None and up.zero_points is not None:
-        zeros = interleaved(gate.zero_points, up.zero_points)
-    bias = None
-    if gate.bias is not None or up.bias is not None:
-        bias = interleaved(gate.bias or _zeros(gate), up.bias or _zeros(up))
-    own = gate.packing
-    return Projection(
-        interleaved(gate.codes, up.codes),
-        interleaved(gate.scales, up.scales),
-        zeros,
-        bias,
-        Packing(2 * own.n, own.k, own.bits, own.symmetric),
-        gate.block,
-    )
-
-
-def _zeros(projection: Projection) -> View:
-    array = np.zeros(projection.scales.shape[:2], projection.scales.dtype.numpy())
-    return View.whole(ir.tensor(array, name="zeros"), "zeros")
+    def _float(self, op: Any, block: Block, node: ir.Node) -> Replacement:
+        raise NotApplicable
 
 
 def rule() -> list[Rule]:
     """Builds the rule, at every operator that completes a block."""
-    return [FuseQuantizedExperts(op_type) for op_type in ("Add", "ReduceSum")]
+    return [FuseQuantizedExperts(op_type) for op_type in COMPLETING]

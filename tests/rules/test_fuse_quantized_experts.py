@@ -1,4 +1,4 @@
-"""fuse-quantized-experts: MatMulNBits experts become one QMoE with the same codes, or stay and say why."""
+"""fuse-experts of quantized experts: MatMulNBits experts become one QMoE with the same codes, or stay and say why."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rewriter.operators.layout.matmul_nbits import MatMulNBitsArrays, unpack
 from rewriter.parity.runtime import OrtRuntime
 
 MODELS = Path(__file__).parents[1] / "models"
-FUSE = "fuse-quantized-experts"
-RULES = {"description": "A test.", "phases": [{"name": "fuse", "rules": ["fuse-experts", FUSE]}]}
+FUSE = "fuse-experts"
+RULES = {"description": "A test.", "phases": [{"name": "fuse", "rules": [FUSE]}]}
 BLOCK = {"hidden": 32, "inter": 32, "weights": "own"}
 
 
@@ -188,3 +188,16 @@ def test_the_layout_is_the_operators():
         expected = unpack(own, 32, 32, 4, 16)
         found = qmoe.unpack(qmoe.QMoEArrays(codes[expert], scales[expert], zeros[expert]), 32, 32, 4, 16)
         np.testing.assert_array_equal(expected.dequantize(), found.dequantize())
+
+
+def test_a_rule_set_that_names_the_former_rule_still_works():
+    model = quantized(Spelling(**BLOCK))
+    former = {**RULES, "phases": [{"name": "fuse", "rules": ["fuse-quantized-experts"]}]}
+    assert rewriter.apply(model, former).report.applied == {"fuse-quantized-experts": 1}
+    assert not rewriter.apply(block_model(Spelling(**BLOCK)), former).report.applied
+
+
+def test_a_fault_is_declined_once():
+    model = quantized(Spelling(**BLOCK, broken="missing"))
+    declined = rewriter.apply(model, "moe-int4").report.declined
+    assert [reason for _, reason in declined if "is missing" in reason] == ["expert 1 of 4 is missing"]

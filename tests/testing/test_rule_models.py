@@ -17,7 +17,7 @@ FEW = settings(max_examples=12, derandomize=True, database=None)
 
 
 def test_every_shipped_rule_has_models():
-    assert MODELS.keys() == {name for name, offer in rule_offers().items() if offer.package == "rules"}
+    assert MODELS.keys() == {name for name, offer in rule_offers().items() if offer.package == "rewriter.rules"}
     assert RULES.keys() <= MODELS.keys()
 
 
@@ -47,5 +47,5 @@ def test_a_cast_says_in_what_a_router_computes_where_the_model_does_not():
         return histogram(model)["MatMulNBits"] >= 6
 
     forms = {"dtypes": ["float16"], "typed": False, "routers": ["topk-softmax"], "bits": [4], "placements": ["main"]}
-    report = check_model("fuse-quantized-experts", drawn(quantized_experts(**forms), several))
+    report = check_model("fuse-experts", drawn(quantized_experts(**forms), several))
     assert not report.applied and "computes in FLOAT" in report.declines[0].reason

@@ -1,4 +1,4 @@
-"""Wrong versions of the rules that fuse a block of experts: fuse-experts and fuse-quantized-experts."""
+"""Wrong versions of the rule that fuses a block of experts, float ones and quantized ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from mistakes import Mistake
 from rule_models import MODELS
 from shown import blocks, quantized_blocks, ruled
 
-FUSE, QUANTIZED = "fuse-experts", "fuse-quantized-experts"
+FUSE, FORMER = "fuse-experts", "fuse-quantized-experts"
 RULE, BLOCK, FUSED = "rules/fuse_experts.py", "rules/blocks/block.py", "rules/blocks/emit.py"
-QRULE = "rules/fuse_quantized_experts.py"
+FLOAT, QUANTIZED = "rules/blocks/float_weights.py", "rules/blocks/quantized_weights.py"
 CLASSIFY, ROUTERS = "rules/blocks/classify.py", "rules/blocks/routers.py"
 
 
@@ -20,7 +20,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "swapped gate and up",
-        RULE,
+        FLOAT,
         [("fc1 = interleaved(gate, up)", "fc1 = interleaved(up, gate)")],
         _layers,
     ),
@@ -122,7 +122,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "a factor for all experts of halves lost",
-        RULE,
+        FLOAT,
         [("factors * mixing.scale, replace", "factors, replace")],
         blocks(router="scaled", dtype="float16", hidden=32, inter=32),
         ruled({FUSE: {"into": "QMoE"}}, "moe-to-qmoe"),
@@ -137,14 +137,14 @@ EXPERTS = (
     Mistake(
         FUSE,
         "a factor for each expert lost",
-        RULE,
+        FLOAT,
         [("np.ones(len(block.experts)) if mixing.table is None else", "np.ones(len(block.experts)) if True else")],
         blocks(router="table"),
     ),
     Mistake(
         FUSE,
         "a factor for each expert not on the bias of down",
-        RULE,
+        FLOAT,
         [("bias = None if fc2_bias is None else scaled(fc2_bias, numbers)", "bias = fc2_bias")],
         blocks(router="table", bias=True),
     ),
@@ -158,14 +158,14 @@ EXPERTS = (
     Mistake(
         FUSE,
         "bias of gate and up on the other half",
-        RULE,
+        FLOAT,
         [("interleaved(gate_bias or _zeros(gate), up_bias", "interleaved(up_bias or _zeros(gate), gate_bias")],
         blocks(bias=True, halves=["split", "apart"]),
     ),
     Mistake(
         FUSE,
         "bias of down lost",
-        RULE,
+        FLOAT,
         [("return (fc1, fc1_bias, fc2, fc2_bias), block", "return (fc1, fc1_bias, fc2, None), block")],
         blocks(bias=True),
     ),
@@ -224,58 +224,58 @@ EXPERTS = (
         blocks(combine="slots", broken="crossed-slots"),
     ),
     Mistake(
-        QUANTIZED,
+        FORMER,
         "swapped gate and up",
-        QRULE,
+        QUANTIZED,
         [("fc1 = _in_turn(fc1, up)", "fc1 = _in_turn(up, fc1)")],
         quantized_blocks(halves=["apart", "split"]),
     ),
     Mistake(
-        QUANTIZED,
+        FORMER,
         "scales not interleaved with their codes",
-        QRULE,
+        QUANTIZED,
         [("interleaved(gate.scales, up.scales)", "interleaved(up.scales, gate.scales)")],
         quantized_blocks(),
     ),
     Mistake(
-        QUANTIZED,
+        FUSE,
         "zero points lost",
-        QRULE,
+        RULE,
         [("tensor(fc1.zero_points), tensor(fc2.zero_points)", "None, None")],
         quantized_blocks(symmetric=False),
     ),
     Mistake(
-        QUANTIZED,
+        FUSE,
         "zero points of gate for both halves",
-        QRULE,
+        QUANTIZED,
         [("interleaved(gate.zero_points, up.zero_points)", "interleaved(gate.zero_points, gate.zero_points)")],
         quantized_blocks(symmetric=False),
     ),
     Mistake(
+        FUSE,
+        "a factor for each quantized expert lost",
         QUANTIZED,
-        "a factor for each expert lost",
-        QRULE,
-        [("scaled(fc2.scales, factors), fc2", "fc2.scales, fc2")],
+        [("scaled(fc2.scales, factors)", "fc2.scales")],
         quantized_blocks(router="table"),
     ),
     Mistake(
-        QUANTIZED,
+        FUSE,
         "unnormalised weights left to a kernel that normalises",
-        QRULE,
+        RULE,
         [("elif weighted:", "elif False:")],
         quantized_blocks(router="softmax-topk"),
     ),
     Mistake(
-        QUANTIZED,
+        FUSE,
         "router_weights a softmax over the tokens",
-        QRULE,
+        RULE,
         [("mixing = op.Softmax(logits, axis=-1)", "mixing = op.Softmax(logits, axis=0)")],
         quantized_blocks(router="softmax-topk"),
     ),
     Mistake(
-        QUANTIZED,
+        FUSE,
         "4 bits whatever the codes have",
-        QRULE,
+        RULE,
         [('"expert_weight_bits": fc1.packing.bits,', '"expert_weight_bits": 4,')],
         quantized_blocks(bits=2),
     ),

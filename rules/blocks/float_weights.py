@@ -1,0 +1,98 @@
+"""Float weights of a block's experts, stacked as com.microsoft::MoE holds them.
+
+E experts, H hidden, I intermediate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.rule import Declined
+from rewriter.rules.blocks.block import Block, require_alike
+from rewriter.rules.blocks.contents import Dense, Linear
+from rewriter.rules.blocks.guards import FLOATS
+from rewriter.tensors import View, interleaved, scaled, stacked
+
+FloatWeights = tuple[View, View | None, View, View | None]
+"""fc1, fc1_bias, fc2 and fc2_bias."""
+
+
+def stack_float_weights(block: Block, node: ir.Node, *, rounds: bool) -> tuple[FloatWeights, Block]:
+    """Returns fc1, fc1_bias, fc2, fc2_bias of the whole block, and the block without factors that went into them.
+
+    Args:
+        block: the block.
+        node: what completes it, for the reason.
+        rounds: whether factors may round the weights, since they are quantized next.
+    """
+    gate, gate_bias = _projection([e.gate for e in block.experts], "gate", node)
+    down = [_dense(e.down, "down", node) for e in block.experts]
+    require_alike(down, "down", node)
+    fc2 = stacked(down)
+    fc2_bias = (
+        stacked([e.bias for e in block.experts if e.bias is not None])
+        if require_alike([e.bias for e in block.experts], "bias of down", node)
+        else None
+    )
+    fc1, fc1_bias = gate, gate_bias
+    if block.experts[0].up is not None:
+        up, up_bias = _projection([e.up for e in block.experts if e.up is not None], "up", node)
+        if up.shape != gate.shape or up.dtype != gate.dtype:
+            raise Declined(f"up is {list(up.shape)} and gate {list(gate.shape)}", node)
+        if len({_elements(view) for view in (gate, up, fc2)}) < 3:
+            raise Declined("two of gate, up and down are one weight, which fc1 would hold once more", node)
+        fc1 = interleaved(gate, up)
+        if gate_bias is not None or up_bias is not None:
+            fc1_bias = interleaved(gate_bias or _zeros(gate), up_bias or _zeros(up))
+    if fc2.shape[2] != gate.shape[1] or fc2.shape[1] != gate.shape[2]:
+        raise Declined(f"down is {list(fc2.shape)} and gate {list(gate.shape)}", node)
+    dtypes = {w.dtype for w in (fc1, fc1_bias, fc2, fc2_bias) if w is not None} | {block.x.dtype or fc1.dtype}
+    if len(dtypes) != 1 or not dtypes <= FLOATS:
+        raise Declined(f"x and the weights are {', '.join(sorted(d.name for d in dtypes))}", node)
+    fc2, fc2_bias, block = _with_factors(block, fc2, fc2_bias, node, rounds=rounds)
+    return (fc1, fc1_bias, fc2, fc2_bias), block
+
+
+def _with_factors(
+    block: Block, fc2: View, fc2_bias: View | None, node: ir.Node, *, rounds: bool
+) -> tuple[View, View | None, Block]:
+    """fc2 and its bias times what the router multiplies each expert with, and the block without that."""
+    mixing = block.mixing
+    half = fc2.dtype != ir.DataType.FLOAT
+    rounds = rounds and fc2_bias is None
+    if mixing.table is not None and half and not rounds:
+        what = "weights" if fc2_bias is None else "bias"
+        raise Declined(f"a factor for each expert would round its {fc2.dtype.name} {what}", node)
+    factors = np.ones(len(block.experts)) if mixing.table is None else np.asarray(mixing.table.numpy(), np.float64)
+    if half and rounds:
+        factors, mixing = factors * mixing.scale, replace(mixing, scale=1.0)
+    numbers = factors.tolist()
+    bias = None if fc2_bias is None else scaled(fc2_bias, numbers)
+    return scaled(fc2, numbers), bias, replace(block, mixing=mixing)
+
+
+def _elements(view: View) -> tuple[object, ...]:
+    """Equal for views of the same elements, in whatever order."""
+    return view.source, view.offset, tuple(sorted(zip(view.strides, view.shape, strict=True)))
+
+
+def _projection(linears: Sequence[Linear], what: str, node: ir.Node) -> tuple[View, View | None]:
+    views = [_dense(linear.weight, what, node) for linear in linears]
+    require_alike(views, what, node)
+    biases = [linear.bias for linear in linears]
+    has_bias = require_alike(biases, f"bias of {what}", node)
+    return stacked(views), stacked([b for b in biases if b is not None]) if has_bias else None
+
+
+def _dense(weight: object, what: str, node: ir.Node) -> View:
+    if not isinstance(weight, Dense):
+        raise Declined(f"{what} is quantized, and down is not", node)
+    return weight.view
+
+
+def _zeros(weight: View) -> View:
+    return View.whole(ir.tensor(np.zeros(weight.shape[:2], weight.dtype.numpy()), name="zeros"), "zeros")
