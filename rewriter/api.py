@@ -87,7 +87,7 @@ class Result(Generic[M]):
 
     def save(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | io.Place,
         *,
         overwrite: bool = False,
         memory: int | None = None,
@@ -99,8 +99,8 @@ class Result(Generic[M]):
         Where a directory was given as the model, its other files (tokenizer, configuration) are copied.
 
         Args:
-            path: the directory; or ``directory/name.onnx``, to name the file.
-            overwrite: replace an existing directory.
+            path: the directory; or ``directory/name.onnx``, to name the file; or the place, looked at before.
+            overwrite: replace files of the same names in the directory; no other file there is touched.
             memory: bytes of weights in flight.
             max_shard_size: bytes after which a new data file is begun.
             progress: told bytes done and bytes in all.
@@ -112,16 +112,12 @@ class Result(Generic[M]):
             UsageError: the directory exists, or cannot be written.
             QuantizationError: a weight is not finite; nothing is left behind.
         """
-        directory = Path(path)
+        place = path if isinstance(path, io.Place) else io.Place.of(path, overwrite=overwrite)
         source = io.source_path(self.ir_model)
-        name = source.name if source is not None else "model.onnx"
-        if directory.suffix == ".onnx":
-            directory, name = directory.parent, directory.name
         self._saved = io.save(
             self.ir_model,
-            directory,
-            name=name,
-            overwrite=overwrite,
+            place,
+            name=place.name or (source.name if source is not None else None),
             memory=memory,
             max_shard_size=max_shard_size,
             progress=progress,

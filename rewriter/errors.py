@@ -15,6 +15,10 @@ class RewriterError(Exception):
         super().__init__("".join(character if character.isprintable() else "?" for character in line))
 
 
+class RewriterWarning(UserWarning):
+    """What a user should know of and no run fails for: leftovers that were removed, a package that was skipped."""
+
+
 class UsageError(RewriterError):
     """What was asked for cannot be done as asked: an existing output, an unknown option, a missing runtime."""
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,7 +24,7 @@ from rewriter.cli.check import check
 from rewriter.cli.explain import explain
 from rewriter.cli.inspect import inspect
 from rewriter.cli.rules import rules
-from rewriter.errors import ParityError, RewriterError, nearest
+from rewriter.errors import ParityError, RewriterError, RewriterWarning, nearest
 
 DONE, FAILED, BAD, INTERRUPTED = 0, 1, 2, 130
 _DEBUG = "REWRITER_DEBUG"
@@ -104,12 +104,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keeps what libraries warn of and log off stderr, which is for one line of this project's own."""
+    """Keeps what libraries warn of and log off stderr, which is for this project's own lines."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        _say(str(message), "warning")
+
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", RewriterWarning)
+            warnings.showwarning = show
             yield
     finally:
         logging.getLogger().removeHandler(handler)
@@ -146,8 +152,9 @@ def _silence() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _say(message: str) -> None:
-    typer.echo(f"{typer.style('error:', fg=typer.colors.RED, bold=True)} {' '.join(message.split())}", err=True)
+def _say(message: str, kind: Literal["error", "warning"] = "error") -> None:
+    color = typer.colors.RED if kind == "error" else typer.colors.YELLOW
+    typer.echo(f"{typer.style(f'{kind}:', fg=color, bold=True)} {' '.join(message.split())}", err=True)
 
 
 def _usage(error: Any) -> str:

@@ -26,7 +26,9 @@ def apply(
     rules: Rules = DEFAULT_RULES,
     target: TargetName = None,
     settings: Settings = [],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files of the same names in an existing output; others stay.")
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write everything that was done.", show_default=False)
     ] = None,
@@ -110,20 +112,20 @@ def apply(
     from rewriter.cli.console import byte_bar, console, labelled, shout, show, working
     from rewriter.errors import UsageError
     from rewriter.explain.coverage import unread_experts
-    from rewriter.io.output import refuse
+    from rewriter.io import Place
     from rewriter.text import shrink
 
     rule_set = options.rule_set(rules, settings, parity)
     _require_known(require, rule_set)
-    directory = _directory(out)
-    refuse(directory, overwrite=overwrite)
+    _require_directory(out)
+    place = Place.of(out, overwrite=overwrite, keep=[model])
     if html is not None and html.suffix not in report_files.PAGES:
         raise UsageError(f"--html {html}: a page is a file as report.html")
     if report is not None and report.suffix in report_files.PAGES:
         raise UsageError(f"--report {report}: the report is JSON; --html {report} writes a page")
     for file in (report, html):
         if file is not None:
-            report_files.refuse(file, directory)
+            report_files.refuse(file, place.directory)
     with working(f"reading {model}", quiet=quiet) as tell:
         result: Result[Any] = api.apply(
             model,
@@ -133,7 +135,7 @@ def apply(
             progress=lambda phase, count: tell(f"{phase}: {count:,} rewrites"),
         )
     with byte_bar(f"writing {out}", quiet=quiet) as told:
-        saved = result.save(out, overwrite=overwrite, memory=memory, max_shard_size=max_shard_size, progress=told)
+        saved = result.save(place, memory=memory, max_shard_size=max_shard_size, progress=told)
     with working("comparing with the original", quiet=quiet):
         found = compare.compare(result, model, check)
     done = dataclasses.replace(result.report, parity=found)
@@ -170,15 +172,12 @@ def apply(
         raise typer.Exit(1)
 
 
-def _directory(out: Path) -> Path:
+def _require_directory(out: Path) -> None:
     from rewriter.errors import UsageError
 
-    if out.suffix != ".onnx":
-        return out
-    if out.parent == Path():
+    if out.suffix == ".onnx" and out.parent == Path() and not out.is_dir():
         name = out.stem
         raise UsageError(f"the output '{out}' needs a directory, as -o {name} or -o {name}/{out}")
-    return out.parent
 
 
 def _require_known(required: list[str], rule_set: RuleSet) -> None:

@@ -2,6 +2,7 @@
 
 from rewriter.io.copies import Model, own_copy
 from rewriter.io.loading import copied, load, parsed, source_path
+from rewriter.io.place import Place
 from rewriter.io.saving import save, to_proto
 
-__all__ = ["Model", "copied", "load", "own_copy", "parsed", "save", "source_path", "to_proto"]
+__all__ = ["Model", "Place", "copied", "load", "own_copy", "parsed", "save", "source_path", "to_proto"]

@@ -12,9 +12,11 @@ import onnx_ir as ir
 
 from rewriter.errors import ModelError, UsageError
 from rewriter.graph.contents import Slot, stored_tensors, swapped, total_bytes
+from rewriter.io.beside import data_of, others_of
 from rewriter.io.loading import source_path
 from rewriter.io.output import complete_directory
-from rewriter.io.streaming import Meter, Progress, in_memory, on_disk
+from rewriter.io.place import Place
+from rewriter.io.streaming import Meter, Progress, in_memory, largest_file, on_disk
 from rewriter.tensors import ViewTensor
 
 SINGLE_FILE_BYTES = 256 << 20
@@ -31,9 +33,9 @@ _PROTOBUF_LIMIT = (1 << 31) - 1
 
 def save(
     model: ir.Model,
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | Place,
     *,
-    name: str = "model.onnx",
+    name: str | None = None,
     overwrite: bool = False,
     memory: int | None = None,
     max_workers: int | None = None,
@@ -49,9 +51,10 @@ def save(
 
     Args:
         model: what to write.
-        directory: the output; it must not exist, be empty, or (with ``overwrite``) hold a model to replace.
-        name: file name of the model.
-        overwrite: replace what is there, once the new output is complete.
+        directory: the output; it must not exist, be empty, or ``overwrite`` given. Or the place, looked at before.
+        name: file name of the model; by default the place's, or ``model.onnx``.
+        overwrite: replace files of the same names, and the data files that only the replaced model names, once the new
+            output is complete; nothing else in the directory is touched.
         memory: bytes of computed tensors in flight at once; one larger tensor is let through alone.
         max_workers: threads that compute and write; all processors by default.
         max_shard_size: bytes of each data file; one file by default.
@@ -71,17 +74,18 @@ def save(
     for value, what in ((workers, "max_workers"), (budget, "memory"), (max_shard_size, "max_shard_size")):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UsageError(f"{what} must be a positive integer, not {value!r}")
+    place = directory if isinstance(directory, Place) else Place.of(directory, overwrite=overwrite)
+    name = name or place.name or "model.onnx"
     if Path(name).name != name or name in ("", ".", ".."):
         raise UsageError(f"the model's file name '{name}' must be a plain name, as model.onnx")
-    target, total = Path(directory), total_bytes(model)
-    others = _others(Path(copy_others_from), name) if copy_others_from is not None else []
-    with (
-        complete_directory(target, overwrite=overwrite, keep=_inputs(model), needed=total) as partial,
-        swapped() as swap,
-    ):
-        slots = list(stored_tensors(model))
-        single = total <= SINGLE_FILE_BYTES and max_shard_size is None
-        streamed = [] if single else [slot for slot in slots if _is_streamed(slot)]
+    total = total_bytes(model)
+    others = others_of(Path(copy_others_from), name) if copy_others_from is not None else []
+    single = total <= SINGLE_FILE_BYTES and max_shard_size is None
+    slots = list(stored_tensors(model))
+    streamed = [] if single else [slot for slot in slots if _is_streamed(slot)]
+    place.require_without(_inputs(model))
+    place.require_room(total, largest_file(streamed, max_shard_size))
+    with complete_directory(place, name, lambda: data_of(place.directory, name)) as partial, swapped() as swap:
         apart = {id(slot) for slot in streamed}
         meter = Meter(total, progress)
         for slot, tensor in on_disk(
@@ -93,7 +97,7 @@ def save(
         _write(model, partial / name)
         for other in others:
             shutil.copyfile(other, partial / other.name)
-    return target / name
+    return place.given / name
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
@@ -147,36 +151,6 @@ def _inputs(model: ir.Model) -> Iterable[Path]:
     found = {Path(slot.tensor.path) for slot in stored_tensors(model) if isinstance(slot.tensor, ir.ExternalTensor)}
     source = source_path(model)
     return sorted(found | ({source} if source else set()))
-
-
-def _others(model_file: Path, name: str) -> list[Path]:
-    """The files beside an input model that belong to the output too."""
-    folder = model_file.parent
-    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-    data = {f: _locations(f) for f in files if f.suffix == ".onnx"}
-    package = next((f for f in files if f.name == "genai_config.json"), None)
-    if package and name != model_file.name and f'"{model_file.name}"' in package.read_text(errors="replace"):
-        raise UsageError(
-            f"'{package}' names '{model_file.name}', so the output must too: give a directory without a name"
-        )
-    left = {f for f in data if f.name == model_file.name or not package}
-    unused = {d for f in left for d in data[f]} - {d for f in data if f not in left for d in data[f]}
-    others = [f for f in files if f not in left and f.name not in unused]
-    for other in others:
-        if other.name == name or other.name.startswith(f"{name}.data"):
-            raise UsageError(f"'{other}' is to be copied beside the output of that name; choose another name for it")
-    return others
-
-
-def _locations(file: Path) -> set[str]:
-    """Names of the data files of a model."""
-    try:
-        model = ir.load(file)
-    except Exception:  # not a model that can be read: a file like any other
-        return set()
-    return {
-        os.path.normpath(s.tensor.location) for s in stored_tensors(model) if isinstance(s.tensor, ir.ExternalTensor)
-    }
 
 
 def _processors() -> int:

@@ -90,6 +90,12 @@ def on_disk(
         yield slot, written[id(slot.tensor)]
 
 
+def largest_file(slots: Sequence[Slot], max_shard_size: int | None) -> int:
+    """Returns the bytes of the largest data file that ``on_disk`` will write, but for what lies between tensors."""
+    tensors = list({id(slot.tensor): slot.tensor for slot in slots}.values())
+    return max((sum(tensor.nbytes for tensor in shard) for shard in _shards(tensors, max_shard_size)), default=0)
+
+
 class _Metered(ir.LazyTensor):
     """A tensor that is counted, and its mapped source dropped from memory, once it is written."""
 

@@ -189,3 +189,27 @@ def test_without_the_targets_runtime_nothing_is_compared(run, monkeypatch):
     code, out, _ = run("apply", linear(), "-o", "out")
     assert code == 0
     assert "Not compared with the original: there is no cpu runtime on this machine." in out
+
+
+def test_what_a_killed_run_left_is_named(run, tmp_path):
+    (tmp_path / ".out.partial-77").mkdir()
+    (tmp_path / ".out.partial-77" / "model.onnx").write_bytes(bytes(1500))
+    code, _, err = run("apply", linear(), "-o", "out", "-q", "--no-check")
+    assert (code, err) == (0, f"warning: removed what a killed run left: '{tmp_path}/.out.partial-77' (1.5 kB)\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linear.onnx", "out"]
+
+
+def test_a_model_goes_into_a_folder_of_other_things(run, tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("notes.txt", "other.onnx", "sub/notes.txt"):
+        (folder / name).write_text("mine")
+    before, model = tree(folder), linear()
+    code, _, err = run("apply", model, "-o", "folder/new.onnx", "-q")
+    assert code == 2
+    assert "--overwrite, which replaces the files that this run writes and leaves all others" in err
+    for rules in ("rtn", "unstack"):
+        assert run("apply", model, "-o", "folder/new.onnx", "-q", "-r", rules, "--overwrite", "--no-check")[0] == 0
+    after = tree(folder)
+    assert after.pop("new.onnx")
+    assert after == before

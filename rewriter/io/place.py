@@ -1,0 +1,164 @@
+"""Where a model is to be written, looked at before any work is done: what could not end well is refused at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rewriter.errors import UsageError
+from rewriter.io.leftovers import settle
+from rewriter.io.replacing import Identity, listing
+from rewriter.text import nbytes
+
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
+
+_REFUSED = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOSPC: "no space is left",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file is larger than is allowed there, so give a maximal shard size (--max-shard-size 2GB)",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a part of the path is a file",
+    errno.ENOENT: "its directory was removed meanwhile",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its links go round in a circle",
+    errno.EIO: "the device reports an error",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory for a model, as it was when it was first looked at.
+
+    Attributes:
+        given: the directory, as it was given.
+        directory: the same, absolute and with its links resolved.
+        name: the model's file name; None for that of the source.
+        before: what lay there; None where there was no such directory.
+    """
+
+    given: Path
+    directory: Path
+    name: str | None
+    before: Mapping[str, Identity] | None
+
+    @classmethod
+    def of(
+        cls, path: str | os.PathLike[str], *, overwrite: bool = False, keep: Iterable[str | os.PathLike[str]] = ()
+    ) -> Place:
+        """Looks at a place; what killed runs left there is finished or removed.
+
+        Args:
+            path: the directory, or ``directory/name.onnx``.
+            overwrite: whether files of the same names there may be replaced.
+            keep: the inputs, which must not lie there.
+
+        Raises:
+            UsageError: it is a file, holds an input, or something that may not be overwritten, or cannot be written.
+        """
+        given = Path(path)
+        if "\0" in str(given):
+            raise UsageError(f"the output {str(given)!r} has a NUL in its name; choose another")
+        try:
+            named = given.suffix == ".onnx" and not given.is_dir()
+            folder, name = (given.parent, given.name) if named else (given, None)
+            directory = Path(os.path.realpath(folder))
+            found = cls(folder, directory, name, None)
+            found.require_without(keep)
+            return replace(found, before=_looked_at(directory, name, overwrite))
+        except OSError as error:
+            raise refused(given, error) from error
+
+    def require_without(self, inputs: Iterable[str | os.PathLike[str]]) -> None:
+        """Refuses a directory that holds an input.
+
+        Raises:
+            UsageError: names the input.
+        """
+        for path in inputs:
+            if Path(os.path.realpath(path)).is_relative_to(self.directory):
+                raise UsageError(
+                    f"the output '{self.directory}' holds the input '{os.fspath(path)}', which is never written;"
+                    " choose another"
+                )
+
+    def require_room(self, needed: int, largest: int) -> None:
+        """Refuses what cannot be written there.
+
+        Args:
+            needed: bytes of all files.
+            largest: bytes of the largest file.
+
+        Raises:
+            UsageError: says what is missing.
+        """
+        there = _existing(self.directory)
+        if needed > (free := shutil.disk_usage(there).free):
+            raise UsageError(
+                f"cannot write '{self.directory}': it takes {nbytes(needed)} and {nbytes(free)} are free; free some"
+                " space or choose another place"
+            )
+        if (most := _largest_file(there)) is not None and largest > most:
+            raise UsageError(
+                f"cannot write '{self.directory}': a data file takes {nbytes(largest)}, and no file there may take"
+                f" more than {nbytes(most)}; give --max-shard-size a smaller size, or choose another place"
+            )
+
+
+def refused(place: Path, error: OSError) -> UsageError:
+    """Returns what to say of a place that the system does not let be written."""
+    why = _REFUSED.get(error.errno or 0, error.strerror)
+    return UsageError(f"cannot write '{place}': {why}; choose another place")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error is about the place."""
+    return isinstance(error, OSError) and error.errno in _REFUSED
+
+
+def _looked_at(directory: Path, name: str | None, overwrite: bool) -> dict[str, Identity] | None:
+    settle(directory, name)
+    there = _existing(directory)
+    if not there.is_dir():
+        if there == directory:
+            raise UsageError(f"the output '{directory}' is a file; give a directory")
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if there != directory:
+        return None
+    found = listing(directory)
+    if found and not overwrite:
+        raise UsageError(
+            f"the output '{directory}' exists and holds files; choose another, or --overwrite, which replaces the"
+            " files that this run writes and leaves all others"
+        )
+    return found
+
+
+def _existing(directory: Path) -> Path:
+    """The directory, or the nearest one above it that is there."""
+    return next(path for path in (directory, *directory.parents) if os.path.lexists(path))
+
+
+def _largest_file(directory: Path) -> int | None:
+    """Bytes of the largest file that may be written, where that is known: FAT takes 4 GB, a shell may have a limit."""
+    limits = []
+    if resource is not None and (soft := resource.getrlimit(resource.RLIMIT_FSIZE)[0]) != resource.RLIM_INFINITY:
+        limits.append(soft)
+    try:
+        bits = os.pathconf(directory, "PC_FILESIZEBITS")
+    except (AttributeError, OSError, ValueError):
+        bits = 64
+    if bits < 64:
+        limits.append((1 << bits) - 1)
+    return min(limits, default=None)
