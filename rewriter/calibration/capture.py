@@ -60,13 +60,14 @@ def calibrate(
         ModelError: the model is unreadable or invalid.
         TargetError: the runtime cannot run the model.
     """
+    place = io.Place.of(out)
     run = _fused(io.own_copy(model), provider)
     sites = find_sites(run)
     if not sites.values:
         raise UsageError("the model has no float weight that a calibration would help; is it quantized already?")
     runs = _runs(run.model, tokens, feeds)
     total = 0 if tokens is None else len(tokens)
-    with complete_directory(Path(out)) as folder:
+    with complete_directory(place, MANIFEST) as folder:
         recorder = Recorder(folder, sites)
         names = [value.name or "" for value in sites.values if not value.is_graph_input()]
         with _runnable(run.model, sites.values, provider) as loaded:
