@@ -1,13 +1,29 @@
 """Declarative, proved pattern rewrites for ONNX Mixture-of-Experts models."""
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from rewriter.api import Result, apply
     from rewriter.calibration import Calibration
     from rewriter.calibration.capture import calibrate
-    from rewriter.errors import RewriterError
+    from rewriter.errors import (
+        ModelError,
+        NonConvergenceError,
+        ParityError,
+        QuantizationError,
+        RewriterError,
+        RuleError,
+        RuleSetError,
+        TargetError,
+        UsageError,
+    )
+    from rewriter.explanation.dry_run import explain
+    from rewriter.explanation.focus import Concern
+    from rewriter.explanation.look import inspect
+    from rewriter.inspection.model import ModelInfo
+    from rewriter.parity.model import ModelParity, check
     from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, WeightSpec
     from rewriter.report import Report
     from rewriter.ruleset import RuleSet
@@ -15,16 +31,31 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Concern",
+    "ModelError",
+    "ModelInfo",
+    "ModelParity",
+    "NonConvergenceError",
+    "ParityError",
+    "QuantizationError",
     "QuantizedWeight",
     "Quantizer",
     "Report",
     "Result",
     "RewriterError",
+    "RuleError",
     "RuleSet",
+    "RuleSetError",
+    "TargetError",
+    "UsageError",
     "WeightContext",
     "WeightSpec",
+    "__version__",
     "apply",
     "calibrate",
+    "check",
+    "explain",
+    "inspect",
     "load",
 ]
 
@@ -32,7 +63,12 @@ _HOMES = {
     "rewriter.api": ("Result", "apply"),
     "rewriter.calibration": ("Calibration",),
     "rewriter.calibration.capture": ("calibrate",),
-    "rewriter.errors": ("RewriterError",),
+    "rewriter.errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "rewriter.explanation.dry_run": ("explain",),
+    "rewriter.explanation.focus": ("Concern",),
+    "rewriter.explanation.look": ("inspect",),
+    "rewriter.inspection.model": ("ModelInfo",),
+    "rewriter.parity.model": ("ModelParity", "check"),
     "rewriter.quantize.types": ("QuantizedWeight", "Quantizer", "WeightContext", "WeightSpec"),
     "rewriter.report": ("Report",),
     "rewriter.ruleset": ("RuleSet", "load"),
@@ -41,6 +77,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Imports a public name when it is first used: the command line answers --help without loading ONNX."""
+    if name == "__version__":
+        return metadata.version("onnx-moe-rewriter")
     for home, names in _HOMES.items():
         if name in names:
             value: object = getattr(import_module(home), name)

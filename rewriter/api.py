@@ -21,7 +21,7 @@ from rewriter.inspection.left import left_in_float
 from rewriter.inspection.weights import bytes_by_family, sizes
 from rewriter.io.validate import validate
 from rewriter.parity.local import LocalProver
-from rewriter.parity.model import ModelParity, compare_models
+from rewriter.parity.model import ModelParity, check
 from rewriter.parity.runtime import Feeds, Runtime
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.importance import Importance
@@ -51,7 +51,7 @@ class Result(Generic[M]):
     ir_model: ir.Model
     rule_set: RuleSet
     _report: Callable[[], Report]
-    _original: str | os.PathLike[str] | ir.Model | onnx.ModelProto
+    _original: io.Model
     _saved: Path | None = None
     _parity: ModelParity | None = None
 
@@ -139,15 +139,13 @@ class Result(Generic[M]):
             UsageError: the feeds do not fit, or the runtime is not installed.
         """
         after = self._saved or self.ir_model
-        self._parity = compare_models(
-            self._original, after, feeds=feeds, seed=self.rule_set.parity.seed, runtime=runtime
-        )
+        self._parity = check(self._original, after, feeds=feeds, seed=self.rule_set.parity.seed, runtime=runtime)
         return self._parity
 
 
 @without_cycle_collection()
 def apply(
-    model: str | os.PathLike[str] | ir.Model | onnx.ModelProto,
+    model: io.Model,
     rules: RuleSetLike = DEFAULT_RULES,
     *,
     quantizer: Quantizer | None = None,
@@ -161,7 +159,7 @@ def apply(
     """Rewrites a model by a rule set; the given model is left as it is.
 
     Args:
-        model: a path, an ``onnx_ir.Model`` or an ``onnx.ModelProto``.
+        model: a path, an ``onnx_ir.Model``, an ``onnx.ModelProto``, or what ``torch.onnx.export`` returns.
         rules: a shipped rule set's name, a YAML file, a parsed one, or a list of onnxscript rules.
         quantizer: quantizes every weight that the plan says to quantize, in place of the built-in algorithms.
         imatrix: mean squared activations that weigh the error, by weight [K] or stack [E, K]; or an ``.npz`` of them.

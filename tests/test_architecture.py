@@ -18,7 +18,7 @@ FLOORS = {
     6: {"parity"},
     7: {"calibration"},
     8: {"api"},
-    9: {"explain", "testing"},
+    9: {"explanation", "testing"},
     10: {"cli"},
     11: {"__main__"},
 }

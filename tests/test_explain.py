@@ -11,7 +11,7 @@ from support import parse
 
 import rewriter
 from rewriter.cli import main
-from rewriter.explain.focus import Focus
+from rewriter.explanation.focus import Focus
 from rewriter.graph.declines import Reason, no_kernel
 from rewriter.io import load
 from rewriter.rule import Declined, Rule

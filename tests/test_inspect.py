@@ -105,7 +105,7 @@ def test_rule_sets_are_tried_on_demand(capsys, monkeypatch):
 
 
 def test_a_rule_set_that_cannot_run_says_why(capsys, monkeypatch):
-    monkeypatch.setattr("rewriter.explain.sizes.rule_sets", lambda: {"nowhere": None, "unstack": None})
+    monkeypatch.setattr("rewriter.explanation.sizes.rule_sets", lambda: {"nowhere": None, "unstack": None})
     assert main(["inspect", str(GRANITE)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^nowhere +- +- +- +-$", out, re.MULTILINE)

@@ -111,7 +111,7 @@ def apply(
     from rewriter.cli import compare, report_files, tables
     from rewriter.cli.console import byte_bar, console, labelled, shout, show, working
     from rewriter.errors import UsageError
-    from rewriter.explain.coverage import unread_experts
+    from rewriter.explanation.coverage import unread_experts
     from rewriter.io import Place
     from rewriter.text import shrink
 

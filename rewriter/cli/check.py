@@ -68,7 +68,7 @@ def check(
     from rewriter.cli.console import console, print_json, shout, show, working
     from rewriter.errors import ParityError, UsageError, nearest
     from rewriter.parity.limits import exceeded
-    from rewriter.parity.model import compare_models
+    from rewriter.parity.model import check
     from rewriter.parity.runtime import runtime as find_runtime
     from rewriter.report import document
     from rewriter.ruleset import ParitySettings
@@ -77,9 +77,7 @@ def check(
     limits = ParitySettings(max_relative_l2=max_relative_l2, min_snr_db=min_snr_db, min_top1=min_top1)
     with working("running both models", quiet=quiet or as_json):
         try:
-            parity = compare_models(
-                before, after, feeds=feeds, seed=seed, runtime=find_runtime(runtime), logits=logits or None
-            )
+            parity = check(before, after, feeds=feeds, seed=seed, runtime=find_runtime(runtime), logits=logits or None)
         except ParityError as error:  # no figure of a comparison, but two models that have none
             raise UsageError(str(error)) from error
     for name in logits:

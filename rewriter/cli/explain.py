@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,7 @@ from rewriter.cli.options import DEFAULT_RULES, AsJson, Model, Rules, Settings, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rewriter.api import Result
-    from rewriter.explain.focus import Concern, Focus
+    from rewriter.explanation.focus import Concern, Focus
     from rewriter.report import Decline, Report
 
 _LARGEST = 5
@@ -49,37 +48,26 @@ def explain(
     [bold]rewriter explain model.onnx --json[/bold]
         the same for a program: a report as apply --report writes it, without errors and proofs
     """
-    from rewriter import api
     from rewriter.cli.console import console, print_json, working
-    from rewriter.explain.coverage import unread_experts
-    from rewriter.explain.focus import Focus
-    from rewriter.explain.planned_weights import planned
-    from rewriter.io import load
-    from rewriter.report import document
+    from rewriter.explanation.coverage import unread_experts
+    from rewriter.explanation.dry_run import explained
+    from rewriter.report import Report, document
 
     rule_set = options.rule_set(rules, settings)
     with working(f"reading {model}", quiet=as_json) as tell:
-        original = load(model)
-        focus = None if name is None else Focus(name, original)
-        result: Result[Any] = api.apply(
-            original,
+        found, report, focus = explained(
+            model,
+            name,
             rule_set,
             target=target,
-            prover=lambda rewrite, run: None,
             progress=lambda phase, count: tell(f"{phase}: {count:,} rewrites"),
-            watch=None if focus is None else focus.watch,
         )
-    report = replace(result.report, model=str(model), weights=planned(result.ir_model))
-    if focus is not None:
-        found = focus.concern(result)
-        if as_json:
-            print_json(document(found))
-        else:
-            _show_concern(console(), found, focus, report)
-    elif as_json:
-        print_json(report.to_json())
-    else:
+    if as_json:
+        print_json(found.to_json() if isinstance(found, Report) else document(found))
+    elif isinstance(found, Report):
         _show_report(console(), report, unread_experts(rule_set, report))
+    elif focus is not None:
+        _show_concern(console(), found, focus, report)
 
 
 def _show_report(screen: Console, report: Report, unread: str) -> None:

@@ -12,7 +12,7 @@ from rewriter.cli.options import AsJson, Model, TargetName
 
 if TYPE_CHECKING:
     from rewriter.cli.console import Sheet
-    from rewriter.explain.sizes import Outlook
+    from rewriter.explanation.sizes import Outlook
     from rewriter.inspection.blocks import Block
     from rewriter.inspection.model import ModelInfo
 
@@ -41,7 +41,7 @@ def inspect(
     """
     from rewriter.cli import compare
     from rewriter.cli.console import print_json, working
-    from rewriter.explain.sizes import outlooks
+    from rewriter.explanation.sizes import outlooks
     from rewriter.inspection.model import inspect as look
     from rewriter.io import load
     from rewriter.report import document

@@ -1,8 +1,21 @@
 """Models and files: weights stay on disk until they are written, and output appears complete or not at all."""
 
-from rewriter.io.copies import Model, own_copy
+from rewriter.io.copies import Model, Plain, as_model, held, own_copy
 from rewriter.io.loading import copied, load, parsed, source_path
 from rewriter.io.place import Place
 from rewriter.io.saving import save, to_proto
 
-__all__ = ["Model", "Place", "copied", "load", "own_copy", "parsed", "save", "source_path", "to_proto"]
+__all__ = [
+    "Model",
+    "Place",
+    "Plain",
+    "as_model",
+    "copied",
+    "held",
+    "load",
+    "own_copy",
+    "parsed",
+    "save",
+    "source_path",
+    "to_proto",
+]

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Protocol
 
 import onnx
 import onnx_ir as ir
@@ -14,8 +15,20 @@ from onnx_ir.passes.common import ShapeInferencePass
 from rewriter.errors import UsageError
 from rewriter.io.loading import copied, load, parsed
 
-Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
-"""What a user may give: a path, or a model in memory."""
+
+class Exported(Protocol):
+    """What ``torch.onnx.export`` returns: an ``ONNXProgram``, which holds a model."""
+
+    @property
+    def model(self) -> ir.Model:
+        """The exported model."""
+
+
+Plain = str | os.PathLike[str] | ir.Model | onnx.ModelProto
+"""A path, or a model in memory."""
+
+Model = Plain | Exported
+"""What a user may give."""
 
 
 def own_copy(model: Model) -> ir.Model:
@@ -28,7 +41,7 @@ def own_copy(model: Model) -> ir.Model:
         ModelError: the model is unreadable or invalid.
         UsageError: it is no model.
     """
-    ours = _copied(model)
+    ours = as_model(model)
     declared = [(v, v.type, v.shape and v.shape.copy()) for v in (*ours.graph.inputs, *ours.graph.outputs)]
     if any(_lacks_type(node.inputs[0]) for node in ours.graph if node.op_type in _TYPED):
         with _quiet("onnx_ir.passes.common.shape_inference"):
@@ -59,11 +72,28 @@ def _quiet(logger: str) -> Iterator[None]:
         log.disabled = before
 
 
-def _copied(model: Model) -> ir.Model:
-    if isinstance(model, str | os.PathLike):
-        return load(model)
-    if isinstance(model, onnx.ModelProto):
-        return parsed(model)
-    if isinstance(model, ir.Model):
-        return copied(model)
-    raise UsageError(f"a model is a path, an onnx_ir.Model or an onnx.ModelProto, not {type(model).__name__}")
+def as_model(model: Model) -> ir.Model:
+    """Returns a model as ``onnx_ir`` has it: read from a file, or a copy whose weights are shared.
+
+    Raises:
+        ModelError: the model is unreadable or invalid.
+        UsageError: it is no model.
+    """
+    given = held(model)
+    if isinstance(given, str | os.PathLike):
+        return load(given)
+    return parsed(given) if isinstance(given, onnx.ModelProto) else copied(given)
+
+
+def held(model: Model) -> Plain:
+    """Returns a model as it is, or the one that an exported program holds.
+
+    Raises:
+        UsageError: it is no model.
+    """
+    if isinstance(model, str | os.PathLike | ir.Model | onnx.ModelProto):
+        return model
+    if isinstance(program := getattr(model, "model", None), ir.Model):
+        return program
+    kinds = "a path, an onnx_ir.Model, an onnx.ModelProto or what torch.onnx.export returns"
+    raise UsageError(f"a model is {kinds}, not {type(model).__name__}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from rewriter.parity.metrics import compare
 from rewriter.parity.model_inputs import random_inputs
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime, Runtime
 from rewriter.report import Comparison, Metrics
-
-Model = str | os.PathLike[str] | ir.Model | onnx.ModelProto
 
 _IN_MEMORY = 1 << 30
 
@@ -82,9 +79,9 @@ class ModelParity:
         return max((m.kl for m in self.outputs.values() if m.kl is not None), default=None)
 
 
-def compare_models(
-    before: Model,
-    after: Model,
+def check(
+    before: io.Model,
+    after: io.Model,
     *,
     feeds: Feeds | None = None,
     seed: int = 0,
@@ -94,7 +91,7 @@ def compare_models(
     """Runs two models, one after the other, on the same inputs.
 
     Args:
-        before: what is expected; a path, a model or a message.
+        before: what is expected; as for ``rewriter.apply``.
         after: what is measured against it.
         feeds: inputs by name; by default random ones that fit ``before``.
         seed: of the random inputs.
@@ -107,6 +104,7 @@ def compare_models(
         TargetError: the runtime cannot run a model.
         UsageError: the feeds do not fit, or the runtime is not installed.
     """
+    before, after = io.held(before), io.held(after)
     first, second = _read(before), _read(after)
     _check_interface(first, second)
     if feeds is None:
@@ -131,14 +129,14 @@ def compare_models(
     return ModelParity(runtime.name, given, outputs)
 
 
-def _read(model: Model) -> ir.Model:
+def _read(model: io.Plain) -> ir.Model:
     if isinstance(model, ir.Model):
         return model
     return from_proto(model) if isinstance(model, onnx.ModelProto) else io.load(model)
 
 
 @contextlib.contextmanager
-def _runnable(source: Model, model: ir.Model) -> Iterator[onnx.ModelProto | Path]:
+def _runnable(source: io.Plain, model: ir.Model) -> Iterator[onnx.ModelProto | Path]:
     """What a runtime can take: a file, or a message where it is small."""
     if isinstance(source, onnx.ModelProto):
         yield source

@@ -8,7 +8,7 @@ import pytest
 from cli_models import GRANITE, MODELS, ROUTER, STACK, linear, tree, valid
 
 import rewriter
-from rewriter.explain.focus import Concern
+from rewriter.explanation.focus import Concern
 from rewriter.report import Report
 
 

@@ -15,7 +15,7 @@ from support import rounds_activations
 
 from rewriter import io
 from rewriter.errors import ParityError, TargetError, UsageError
-from rewriter.parity.model import compare_models
+from rewriter.parity.model import check
 from rewriter.parity.model_inputs import random_inputs
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, Runtime, available, runtime
 
@@ -109,38 +109,38 @@ def test_inputs_by_name_and_place() -> None:
 def test_a_model_equals_itself_in_every_form() -> None:
     proto = onnx.load(BLOCK)
     for form in (BLOCK, str(BLOCK), io.load(BLOCK), proto):
-        found = compare_models(BLOCK, form)
+        found = check(BLOCK, form)
         assert found.relative_l2 == 0 and found.max_abs == 0 and found.cosine == 1
         assert (found.runtime, found.seed, list(found.outputs), found.top1) == ("cpu", 0, ["output"], None)
 
 
 def test_differences_are_measured() -> None:
-    found = compare_models(affine(2.0), affine(2.2), seed=3)
+    found = check(affine(2.0), affine(2.2), seed=3)
     assert found.relative_l2 == pytest.approx(0.1, rel=1e-5)
     assert found.snr_db == pytest.approx(20, abs=1e-3)
     assert found.worst == "y" and found.kl is None
-    logits = compare_models(affine(), affine(2.2), logits=["y"])
+    logits = check(affine(), affine(2.2), logits=["y"])
     assert logits.top1 == 1.0 and logits.kl is not None
-    assert compare_models(CHAT, CHAT).top1 == 1.0
+    assert check(CHAT, CHAT).top1 == 1.0
 
 
 def test_large_models_run_from_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rewriter.parity.model._IN_MEMORY", 0)
-    assert compare_models(BLOCK, io.load(BLOCK)).relative_l2 == 0
+    assert check(BLOCK, io.load(BLOCK)).relative_l2 == 0
 
 
 def test_different_interfaces_are_named() -> None:
     with pytest.raises(ParityError, match=r"outputs differ: 'y' \(FLOAT -> absent\), 'z' \(absent -> FLOAT\)"):
-        compare_models(affine(), affine(output="z"))
+        check(affine(), affine(output="z"))
     with pytest.raises(ParityError, match=r"inputs differ: 'x' \(FLOAT -> DOUBLE\)"):
-        compare_models(affine(), affine(dtype=TensorProto.DOUBLE))
+        check(affine(), affine(dtype=TensorProto.DOUBLE))
 
 
 def test_feeds_of_your_own() -> None:
     x = np.ones((2, 4), np.float32)
-    assert compare_models(affine(), affine(), feeds={"x": x}).seed is None
+    assert check(affine(), affine(), feeds={"x": x}).seed is None
     with pytest.raises(UsageError, match="missing: x; unknown: z"):
-        compare_models(affine(), affine(), feeds={"z": x})
+        check(affine(), affine(), feeds={"z": x})
 
 
 def test_runtimes() -> None:

@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from rewriter.api import Result
 from rewriter.errors import UsageError
-from rewriter.explain.coverage import EXPERTS, unread_here
-from rewriter.explain.observer import Nearest
-from rewriter.explain.planned_weights import planned
+from rewriter.explanation.coverage import EXPERTS, unread_here
+from rewriter.explanation.observer import Nearest
+from rewriter.explanation.planned_weights import planned
 from rewriter.graph.contents import all_nodes, name_of
 from rewriter.inspection.weights import MOVES
 from rewriter.report import Application, Decline, Weight

@@ -1,0 +1,93 @@
+"""A run of a rule set that quantizes, runs and writes nothing, as a report or about one name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, overload
+
+from rewriter import api, io
+from rewriter.explanation.focus import Concern, Focus
+from rewriter.explanation.planned_weights import planned
+from rewriter.report import Report
+from rewriter.ruleset import RuleSetLike
+
+
+@overload
+def explain(
+    model: io.Model,
+    name: None = None,
+    rules: RuleSetLike = ...,
+    *,
+    target: str | None = ...,
+    overrides: Mapping[str, Any] | None = ...,
+    progress: Callable[[str, int], None] | None = ...,
+) -> Report: ...
+
+
+@overload
+def explain(
+    model: io.Model,
+    name: str,
+    rules: RuleSetLike = ...,
+    *,
+    target: str | None = ...,
+    overrides: Mapping[str, Any] | None = ...,
+    progress: Callable[[str, int], None] | None = ...,
+) -> Concern: ...
+
+
+def explain(
+    model: io.Model,
+    name: str | None = None,
+    rules: RuleSetLike = api.DEFAULT_RULES,
+    *,
+    target: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> Report | Concern:
+    """Says what a rule set would do to a model, what it would not and why, without doing it.
+
+    Args:
+        model: as for ``rewriter.apply``; it stays as it is.
+        name: a node or a weight, for only what concerns it.
+        rules: as for ``rewriter.apply``.
+        target: likewise.
+        overrides: likewise.
+        progress: told the phase and the number of rewrites so far.
+
+    Returns:
+        A report whose weights have no errors and whose rewrites have no proofs; or what concerns ``name``.
+
+    Raises:
+        UsageError: nothing in the model has this name.
+        RewriterError: as ``rewriter.apply``.
+    """
+    return explained(model, name, rules, target=target, overrides=overrides, progress=progress)[0]
+
+
+def explained(
+    model: io.Model,
+    name: str | None,
+    rules: RuleSetLike,
+    *,
+    target: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> tuple[Report | Concern, Report, Focus | None]:
+    """Returns what ``explain`` does, the report, and what was looked at of a name."""
+    original = io.as_model(model)
+    focus = None if name is None else Focus(name, original)
+    result = api.apply(
+        original,
+        rules,
+        target=target,
+        overrides=overrides,
+        prover=lambda rewrite, run: None,
+        progress=progress,
+        watch=None if focus is None else focus.watch,
+    )
+    label = os.fspath(model) if isinstance(model, str | os.PathLike) else result.report.model
+    report = replace(result.report, model=label, weights=planned(result.ir_model))
+    return (report if focus is None else focus.concern(result)), report, focus
