@@ -20,6 +20,9 @@ from rewriter.graph.contents import all_nodes
 from rewriter.inspection.left import left_in_float
 from rewriter.inspection.weights import bytes_by_family, sizes
 from rewriter.io.validate import validate
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
+from rewriter.operators.qmoe import QMOE
 from rewriter.parity.local import LocalProver
 from rewriter.parity.model import ModelParity, check
 from rewriter.parity.runtime import Feeds, Runtime
@@ -34,7 +37,9 @@ from rewriter.target import Target
 
 DEFAULT_RULES = "moe-int4"
 
-QUANTIZED_OPERATORS = frozenset({"MatMulNBits", "QMoE", "GatherBlockQuantized", "DequantizeLinear", "MatMulBnb4"})
+QUANTIZED_OPERATORS = frozenset(
+    {*(o.name for o in (QMOE, MATMUL_NBITS, GATHER_BLOCK_QUANTIZED)), "DequantizeLinear", "MatMulBnb4"}
+)
 
 M = TypeVar("M", ir.Model, onnx.ModelProto)
 

@@ -1,20 +1,49 @@
-"""Writes com.microsoft::MatMulNBits in a replacement: what a rule that quantizes a linear map ends with."""
+"""What replacements are written with: contrib operators, constants of integers, and a quantized linear map."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from rewriter.graph.declines import reason_of
-from rewriter.operators.layout import matmul_nbits as layout
-from rewriter.operators.layout.matmul_nbits import MatMulNBitsArrays
-from rewriter.quantize.job import Arrays, QuantizationJob, packed_parts
-from rewriter.quantize.types import QuantizedWeight
+from rewriter.operators import matmul_nbits as definition
+from rewriter.operators.layout.stored import Refusal, Stored
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
+from rewriter.operators.operator import DOMAIN, Operator
+from rewriter.quantize.job import QuantizationJob, packed_parts
 from rewriter.rule import Declined, Run
 
 AccuracyLevel = Literal[0, 1, 2, 3, 4]
+
+
+def write_operator(
+    op: Any, operator: Operator, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]
+) -> ir.Value:
+    """Writes a contrib operator; optional inputs that are left out at the end are not written.
+
+    Args:
+        op: onnxscript's builder, as ``rewrite`` gets it.
+        operator: which.
+        inputs: one for each slot; None leaves it out.
+        attributes: of the node.
+
+    Returns:
+        Its output.
+    """
+    given = list(inputs)
+    while given and given[-1] is None:
+        given.pop()
+    out: ir.Value = getattr(op, operator.name)(*given, _domain=DOMAIN, **attributes)
+    return out
+
+
+def write_integers(op: Any, numbers: Sequence[int], name: str) -> ir.Value:
+    """Returns a constant of integers [len(numbers)], as operators take axes and shapes."""
+    value: ir.Value = op.initializer(ir.tensor(np.array(numbers, np.int64), name=name))
+    return value
 
 
 def matmul_nbits(
@@ -42,19 +71,20 @@ def matmul_nbits(
     Raises:
         Declined: the operator cannot hold the weight so, or the target does not run it.
     """
-    require_matmul_nbits(run, job)
-    tensors = packed_parts(job, "matmul_nbits", pack, lambda arrays: unpack(arrays, job), parts_of(job))
+    stored = require_matmul_nbits(run, job)
+    tensors = packed_parts(job, stored, job.context.weight, scale_type(job))
     weight = [op.initializer(tensor) for tensor in tensors]
     return on_parts(op, x, weight, job, bias=bias, accuracy_level=accuracy_level)
 
 
-def require_matmul_nbits(run: Run, job: QuantizationJob, culprit: ir.Value | None = None) -> None:
-    """Declines where the operator cannot hold what ``job`` makes of its weight, or the target does not run it."""
-    spec = job.context.spec
-    if reason := layout.illegal(*job.shape, spec.bits, spec.block_size):
-        raise Declined(reason, culprit)
-    if reason := run.target.linear.refusal(job.weight.dtype.name, spec.bits):
-        raise Declined(f"MatMulNBits on {run.target}: {reason}", culprit, remedy=reason_of(reason).remedy)
+def require_matmul_nbits(run: Run, job: QuantizationJob, culprit: ir.Value | None = None) -> Stored:
+    """Returns how the operator stores what a job makes, or declines: it cannot, or the target does not run it."""
+    stored = definition.RAW.of(job.stored_shape)
+    if isinstance(stored, Refusal):
+        raise Declined(stored.reason, culprit)
+    if reason := run.target.linear.refusal(job.weight.dtype.name, job.context.spec.bits):
+        raise Declined(f"{MATMUL_NBITS.name} on {run.target}: {reason}", culprit, remedy=reason_of(reason).remedy)
+    return stored
 
 
 def on_parts(
@@ -66,40 +96,17 @@ def on_parts(
     bias: ir.Value | None = None,
     accuracy_level: AccuracyLevel = 0,
 ) -> ir.Value:
-    """Writes the operator on values that hold the parts of a job, as ``parts_of`` lists them."""
+    """Writes the operator on values that hold B, scales and, where asymmetric, zero points of a job."""
     n, k = job.shape
     spec = job.context.spec
     inputs: list[ir.Value | None] = [x, *weight]
-    if bias is not None:
-        inputs += [None] * (5 - len(inputs)) + [bias]
-    optional = {"accuracy_level": accuracy_level} if accuracy_level else {}
-    held = {"K": k, "N": n, "bits": spec.bits, "block_size": spec.block_size}
-    out: ir.Value = op.MatMulNBits(*inputs, _domain="com.microsoft", **held, **optional)
-    return out
+    inputs += [None] * (definition.BIAS - len(inputs)) + [bias]
+    attributes = {"K": k, "N": n, "bits": spec.bits, "block_size": spec.block_size}
+    return write_operator(
+        op, MATMUL_NBITS, inputs, attributes | ({"accuracy_level": accuracy_level} if accuracy_level else {})
+    )
 
 
-def parts_of(job: QuantizationJob) -> list[tuple[str, ir.DataType, Sequence[int]]]:
-    """Returns name, type and shape of B, scales and, where asymmetric, zero points."""
-    n, k = job.shape
-    spec = job.context.spec
-    shapes = layout.shapes(n, k, spec.bits, spec.block_size, spec.symmetric)
-    types = (ir.DataType.UINT8, ir.DataType.from_numpy(job.context.scale_dtype), ir.DataType.UINT8)
-    return [
-        (f"{job.context.weight}_{suffix}", dtype, shape)
-        for suffix, dtype, shape in zip((f"q{spec.bits}", "scales", "zero_points"), types, shapes, strict=True)
-        if shape is not None
-    ]
-
-
-def pack(quantized: QuantizedWeight) -> Arrays:
-    """Lays a weight out as the operator's arrays."""
-    arrays = layout.pack(quantized)
-    return [a for a in (arrays.b, arrays.scales, arrays.zero_points) if a is not None]
-
-
-def unpack(arrays: Sequence[Any], job: QuantizationJob) -> QuantizedWeight:
-    """Reads the operator's arrays back."""
-    n, k = job.shape
-    spec = job.context.spec
-    zero_points = arrays[2] if len(arrays) > 2 else None
-    return layout.unpack(MatMulNBitsArrays(arrays[0], arrays[1], zero_points), n, k, spec.bits, spec.block_size)
+def scale_type(job: QuantizationJob) -> ir.DataType:
+    """Returns the element type in which a job's scales are stored."""
+    return ir.DataType.from_numpy(job.context.scale_dtype)

@@ -19,10 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from rewriter.emit import require_matmul_nbits
+from rewriter.emit import require_matmul_nbits, write_integers
 from rewriter.facts import Facts, Recogniser
 from rewriter.graph.declines import INFER_SHAPES
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
@@ -164,8 +163,7 @@ def _arranged(op: Any, value: ir.Value, letters: str, wanted: str) -> ir.Value:
 
 def _reshaped(op: Any, value: ir.Value, kept: int, last: Sequence[int]) -> ir.Value:
     """The value with its first dimensions as they are, and these behind them."""
-    shape = ir.tensor(np.array([0] * kept + [*last], np.int64), name="shape")
-    reshaped: ir.Value = op.Reshape(value, op.initializer(shape))
+    reshaped: ir.Value = op.Reshape(value, write_integers(op, [0] * kept + [*last], "shape"))
     return reshaped
 
 

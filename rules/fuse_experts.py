@@ -30,14 +30,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from rewriter.emit import write_operator
 from rewriter.facts import Recogniser
 from rewriter.graph.declines import BY_EXPERT, OTHER_TARGET, no_kernel
-from rewriter.operators.form import PROJECTIONS, ExpertForm
-from rewriter.operators.layout.qmoe import LAYOUT_KEY, layout_name
+from rewriter.operators.form import FLOAT_EXPERTS, PROJECTIONS, ExpertForm, ExpertsName
+from rewriter.operators.moe import MOE
+from rewriter.operators.qmoe import QMOE, RAW, ROUTER_WEIGHTS
 from rewriter.rule import Declined, Replacement, Rule
 from rewriter.rules.blocks import experts
 from rewriter.rules.blocks.block import Block, Routing, normalised, read_block, resolve, resolve_given
@@ -55,8 +57,8 @@ from rewriter.rules.blocks.emit import (
 )
 from rewriter.rules.blocks.float_weights import FloatWeights, stack_float_weights
 from rewriter.rules.blocks.matched_nodes import covered
-from rewriter.rules.blocks.moe import DOMAIN, Experts, Projection
-from rewriter.rules.blocks.qmoe import plan_experts
+from rewriter.rules.blocks.moe import Experts, Projection
+from rewriter.rules.blocks.qmoe import plan_experts, prepacked_attribute, write_qmoe
 from rewriter.rules.blocks.quantized_weights import require_kernel, stack_quantized_weights
 from rewriter.tensors import View, ViewTensor
 
@@ -68,7 +70,7 @@ class FuseExperts(Rule):
 
     recognisers: ClassVar[Sequence[Recogniser]] = experts.RECOGNISERS
 
-    def __init__(self, op_type: str, into: Literal["MoE", "QMoE"]) -> None:
+    def __init__(self, op_type: str, into: ExpertsName) -> None:
         super().__init__(name="fuse-experts")
         self._op_type = op_type
         self._into = into
@@ -96,9 +98,9 @@ class FuseExperts(Rule):
         form, routing = self._form(block, routing, facts_dtype(block), node)
         if routing.total is not None:
             block = replace(block, mixing=replace(block.mixing, scale=1.0))
-        weights, block = stack_float_weights(block, node, rounds=self._into == "QMoE")
+        weights, block = stack_float_weights(block, node, rounds=self._into == QMOE.name)
         nodes = covered(facts, block, routing)
-        if self._into == "QMoE":
+        if self._into == QMOE.name:
             self._require_quantizable(block, form, weights, nodes)
         fed = told(facts, block, routing)
         router = block.mixing.router
@@ -107,11 +109,9 @@ class FuseExperts(Rule):
         else:
             logits = logits_of_given(op, facts, routing.given, router)
         values = [None if w is None else op.initializer(ViewTensor(w)) for w in weights]
-        while values[-1] is None:
-            values.pop()
 
         def moe(x: ir.Value) -> ir.Value:
-            out: ir.Value = op.MoE(x, logits, *values, _domain=DOMAIN, **form.attributes())
+            out = write_operator(op, MOE, [x, logits, *values], form.attributes())
             return out if routing.total is None else times_total(op, facts, out, x, routing.total, block)
 
         return Replacement({y: placed(op, facts, block, moe, node)}, nodes, fed)
@@ -123,7 +123,7 @@ class FuseExperts(Rule):
         if kernel is None:
             raise Declined(f"target {target} has no {self._into}", node, remedy=f"{OTHER_TARGET}, or {BY_EXPERT}")
         reason = kernel.refusal(form, dtype.name)
-        if reason and self._into == "QMoE" and target.router_weights:
+        if reason and self._into == QMOE.name and target.router_weights:
             reason = kernel.refusal(form, dtype.name, weighted=True)
         other = normalised(self.run.facts, block.mixing, routing) if reason else None
         if other is not None and not kernel.refusal(form_of(block, other), dtype.name):
@@ -171,20 +171,15 @@ class FuseExperts(Rule):
             value: ir.Value | None = None if view is None else op.initializer(ViewTensor(view))
             return value
 
-        slots = [None, logits, *(tensor(v) for p in (fc1, fc2) for v in (p.codes, p.scales, p.bias)), None, None, None]
-        slots += [tensor(fc1.zero_points), tensor(fc2.zero_points), None, mixing]
-        while slots[-1] is None:
-            slots.pop()
-        attributes = form.attributes() | {"expert_weight_bits": fc1.packing.bits, "block_size": fc1.block}
-        if target.has("QMoE", "weights_prepacked"):
-            attributes["weights_prepacked"] = 0
+        inputs: dict[int, ir.Value | None] = {1: logits, ROUTER_WEIGHTS: mixing}
+        for slots, own in zip(QMOE.projections, (fc1, fc2), strict=False):
+            inputs |= zip(slots.parts, map(tensor, (own.codes, own.scales, own.zero_points)), strict=False)
+            inputs[slots.bias] = tensor(own.bias)
+        attributes = form.attributes() | {"expert_weight_bits": fc1.shape.bits, "block_size": fc1.shape.block}
+        attributes |= prepacked_attribute(target, RAW)
 
         def qmoe(x: ir.Value) -> ir.Value:
-            out: ir.Value = op.QMoE(x, *slots[1:], _domain=DOMAIN, **attributes)
-            producer = out.producer()
-            assert producer is not None
-            producer.metadata_props[LAYOUT_KEY] = layout_name(None)
-            return out
+            return write_qmoe(op, inputs | {0: x}, attributes, RAW)
 
         return Replacement({block.out: placed(op, facts, block, qmoe, node)}, nodes, fed)
 
@@ -227,7 +222,7 @@ def _require_logarithms(block: Block, given: ir.Value) -> None:
         raise Declined(f"{reason} in {dtype.name}", given)
 
 
-def rule(*, into: Literal["MoE", "QMoE"] = "MoE") -> list[Rule]:
+def rule(*, into: ExpertsName = FLOAT_EXPERTS) -> list[Rule]:
     """Builds the rule, at every operator that completes a block.
 
     Args:

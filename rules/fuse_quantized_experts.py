@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rewriter.operators.form import FLOAT_EXPERTS
 from rewriter.rule import NotApplicable, Replacement, Rule
 from rewriter.rules.blocks.block import Block
 from rewriter.rules.fuse_experts import COMPLETING, FuseExperts
@@ -22,7 +23,7 @@ class FuseQuantizedExperts(FuseExperts):
     """The rule at one operator that completes a block, for quantized experts alone."""
 
     def __init__(self, op_type: str) -> None:
-        super().__init__(op_type, "MoE")
+        super().__init__(op_type, FLOAT_EXPERTS)
         self.name = "fuse-quantized-experts"
 
     def _float(self, op: Any, block: Block, node: ir.Node) -> Replacement:

@@ -21,9 +21,11 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from rewriter.emit import write_integers
 from rewriter.facts import Recogniser
 from rewriter.graph.declines import INFER_SHAPES, MIN_BYTES, ONE_FLOAT_TYPE, ONE_SPEC, reason_of, stays_float
-from rewriter.operators.layout import gather_block_quantized as layout
+from rewriter.operators.gather_block_quantized import TABLE
+from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.quantize.job import QuantizationJob
 from rewriter.rule import Declined, NotApplicable, Rule, Run
 from rewriter.rules.blocks import computed, views
@@ -40,11 +42,13 @@ class Rows:
     Attributes:
         view: [V, K], [E, N, K] or, where there is a ``perm``, [E, K, N].
         jobs: one [V, K] weight, or E weights [N, K].
+        stored: how each of them is stored.
         perm: of the Transpose that follows the lookup of a stack stored transposed, or None.
     """
 
     view: View
     jobs: tuple[QuantizationJob, ...]
+    stored: Stored
     perm: tuple[int, ...] | None
 
 
@@ -70,12 +74,11 @@ class GatherToGatherBlockQuantized(Rule):
             _require_one_index(self.run, node, ids, index)
         rows = read(self.run, str(self.name), w, ids, node, self._min_bytes)
         spec = rows.jobs[0].context.spec
-        tensors = quantized_rows(rows.jobs, rows.view.dtype, rows.view.name, stack=rows.view.rank == 3)
+        tensors = quantized_rows(rows.jobs, rows.stored, rows.view.dtype, rows.view.name, stack=rows.view.rank == 3)
         data, *others = [op.initializer(tensor) for tensor in tensors]
         if self._op_type == "GatherND" and not self._unsqueezed:
             assert ids.shape is not None
-            kept = ir.tensor([0] * (ids.shape.rank() - 1), dtype=ir.DataType.INT64, name="without_last_axis")
-            ids = op.Reshape(ids, op.initializer(kept))
+            ids = op.Reshape(ids, write_integers(op, [0] * (ids.shape.rank() - 1), "without_last_axis"))
         gathered = gather(op, data, ids, others, bits=spec.bits, block=spec.block_size, axis=rows.view.rank - 1)
         return gathered if rows.perm is None else op.Transpose(gathered, perm=list(rows.perm))
 
@@ -108,12 +111,13 @@ def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_byt
         )
     spec = jobs[0].context.spec
     k = jobs[0].shape[1]
-    if reason := layout.illegal(k, spec.bits, spec.block_size):
-        raise Declined(reason, w)
+    stored = TABLE.of(jobs[0].stored_shape)
+    if isinstance(stored, Refusal):
+        raise Declined(stored.reason, w)
     refusal = run.target.lookup.refusal
     if reason := refusal(view.dtype.name, k, spec.bits, spec.block_size, symmetric=spec.symmetric):
         raise Declined(f"GatherBlockQuantized on {run.target}: {reason}", w, remedy=reason_of(reason).remedy)
-    return Rows(view, jobs, perm)
+    return Rows(view, jobs, stored, perm)
 
 
 def _perm(run: Run, node: ir.Node, ids: ir.Value) -> tuple[int, ...] | None:

@@ -10,23 +10,22 @@ Source:       com.microsoft::MatMulNBits; only CUDA reads prepacked weights
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.errors import QuantizationError
-from rewriter.operators.layout import cutlass, matmul_nbits, qmoe
-from rewriter.operators.layout.packing import pack_codes
+from rewriter.emit import write_operator
+from rewriter.operators.layout.stored import Layout, Refusal, by_name
+from rewriter.operators.matmul_nbits import LAYOUTS, MATMUL_NBITS, RAW
+from rewriter.operators.operator import DOMAIN
+from rewriter.operators.qmoe import LayoutName
+from rewriter.quantize.types import QuantizedShape
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.rules.blocks.guards import integer_attribute, require_constant
-from rewriter.rules.blocks.stored_qmoe import LayoutName
 from rewriter.tensors import RowsTensor, View
-
-_DOMAIN = "com.microsoft"
-_PREPACKED = (None, *cutlass.ARCHITECTURES)
-"""``weight_prepacked`` is the index."""
 
 
 class BTensor(RowsTensor):
@@ -53,7 +52,7 @@ class MatMulNBitsLayout(Rule):
         self._layout = layout
 
     def pattern(self, op: Any, a: Any, b: Any) -> Any:
-        return op.MatMulNBits(a, b, _allow_other_inputs=True, _domain=_DOMAIN, _outputs=["y"])
+        return op.MatMulNBits(a, b, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
 
     def rewrite(self, op: Any, *, a: ir.Value, b: ir.Value, y: ir.Value) -> Any:
         del a
@@ -62,40 +61,38 @@ class MatMulNBitsLayout(Rule):
         n, k, bits = (integer_attribute(node, name, 4 * (name == "bits")) for name in ("N", "K", "bits"))
         block = integer_attribute(node, "block_size", 0)
         code = integer_attribute(node, "weight_prepacked", 0)
-        before = _PREPACKED[code] if code in range(len(_PREPACKED)) else None
+        before = LAYOUTS[code] if code in range(len(LAYOUTS)) else RAW
         wanted = self._wanted(node)
-        if wanted == before:
+        if wanted is before:
             raise NotApplicable
         view = require_constant(self.run.facts, b, "B")
-        for layout in (before, wanted):
-            if reason := matmul_nbits.illegal(n, k, bits, block, prepacked=layout):
-                raise Declined(reason, node)
-        try:
-            if view.size != int(np.prod(matmul_nbits.shapes(n, k, bits, block, True)[0])):
-                raise Declined(f"B has shape {list(view.shape)}, which is not that of N, K, bits and block_size", b)
-        except QuantizationError as error:
-            raise Declined(str(error), node) from error
+        shape = QuantizedShape(n, k, bits, block)
+        old, new = before.of(shape), wanted.of(shape)
+        if isinstance(old, Refusal):
+            raise Declined(old.reason, node)
+        if isinstance(new, Refusal):
+            raise Declined(new.reason, node)
+        if view.size != math.prod(old.codes):
+            raise Declined(f"B has shape {list(view.shape)}, which is not that of N, K, bits and block_size", b)
 
         def relaid(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            codes = matmul_nbits.unpack_b(stored, n, k, bits, block, prepacked=before)
-            packed = pack_codes(codes, bits) if wanted is None else cutlass.pack(codes, bits, wanted)
-            return packed.reshape(stored.shape)
+            return new.pack_codes(old.unpack_codes(stored)).reshape(stored.shape)
 
         attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
         attributes.pop("weight_prepacked", None)
-        if wanted is not None:
-            attributes["weight_prepacked"] = _PREPACKED.index(wanted)
-        name = f"{view.name}_{qmoe.layout_name(wanted)}"
+        if wanted is not RAW:
+            attributes["weight_prepacked"] = LAYOUTS.index(wanted)
+        name = f"{view.name}_{wanted.name}"
         inputs = list(node.inputs)
-        inputs[1] = op.initializer(BTensor(view, relaid, (before, wanted, n, k, bits, block), name))
-        return op.MatMulNBits(*inputs, _domain=_DOMAIN, **attributes)
+        inputs[1] = op.initializer(BTensor(view, relaid, (before.name, wanted.name, n, k, bits, block), name))
+        return write_operator(op, MATMUL_NBITS, inputs, attributes)
 
-    def _wanted(self, node: ir.Node) -> int | None:
+    def _wanted(self, node: ir.Node) -> Layout:
         layouts = self.run.target.matmul_nbits_layouts
-        wanted = layouts[0] if self._layout == "auto" else qmoe.layout_of(self._layout)
-        if wanted not in layouts:
-            known = ", ".join(map(qmoe.layout_name, layouts))
-            raise Declined(f"MatMulNBits on {self.run.target} reads {known}, not {qmoe.layout_name(wanted)}", node)
+        name = layouts[0] if self._layout == "auto" else self._layout
+        wanted = by_name(LAYOUTS, name)
+        if wanted is None or name not in layouts:
+            raise Declined(f"MatMulNBits on {self.run.target} reads {', '.join(layouts)}, not {name}", node)
         return wanted
 
 

@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.emit import write_operator
 from rewriter.facts import Facts, Recogniser
-from rewriter.operators.form import SLOTS, form_of
+from rewriter.operators.form import form_of
+from rewriter.operators.moe import MOE
+from rewriter.operators.operator import DOMAIN
 from rewriter.rule import NotApplicable, Rule
 from rewriter.rules.blocks import computed, views
-from rewriter.rules.blocks.moe import DOMAIN
 from rewriter.tensors import View
 
 
@@ -38,16 +40,14 @@ class MoEDropZeroBiases(Rule):
         del x
         node = y.producer()
         assert node is not None
-        biases = [slot for slot in SLOTS["MoE"]["bias"] if slot < len(node.inputs)]
+        biases = [slots.bias for slots in MOE.projections if slots.bias < len(node.inputs)]
         zeros = {slot for slot in biases if _is_zero(self.run.facts, node.inputs[slot])}
-        form, kernel = form_of(node), self.run.target.kernel("MoE")
+        form, kernel = form_of(node), self.run.target.kernel(MOE.name)
         unknown = form.unknown or (kernel is not None and form.activation not in kernel.activations)
         if not zeros or unknown:  # of an activation that nothing runs, nothing could be proved
             raise NotApplicable
         inputs = [None if slot in zeros else value for slot, value in enumerate(node.inputs)]
-        while inputs[-1] is None:
-            inputs.pop()
-        return op.MoE(*inputs, _domain=DOMAIN, **form.attributes())
+        return write_operator(op, MOE, inputs, form.attributes())
 
 
 def _is_zero(facts: Facts, bias: ir.Value | None) -> bool:

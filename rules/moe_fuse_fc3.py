@@ -21,11 +21,12 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Recogniser
-from rewriter.operators.form import SLOTS, input_at
+from rewriter.operators.moe import MOE
+from rewriter.operators.operator import DOMAIN, input_at
+from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.moe import (
-    DOMAIN,
     Experts,
     constant_bias,
     emit_moe,
@@ -51,11 +52,11 @@ class MoEFuseFc3(Rule):
         del x
         node = y.producer()
         assert node is not None
-        if input_at(node, SLOTS["MoE"]["weight"][2]) is None:
+        if input_at(node, MOE.projections[2].weight) is None:
             raise NotApplicable
         experts = read_moe(self.run, y)
         form = experts.form
-        kernel = self.run.target.kernel("QMoE")
+        kernel = self.run.target.kernel(QMOE.name)
         if kernel is not None and form.activation in kernel.fc3:
             raise NotApplicable
         if form.activation not in ("silu", "swiglu"):

@@ -23,11 +23,12 @@ import onnx_ir as ir
 from rewriter.emit import AccuracyLevel
 from rewriter.facts import Recogniser
 from rewriter.graph.declines import FROM_FLOAT, OTHER_TARGET, UNROLLED, no_kernel
-from rewriter.operators.form import ROUTER_WEIGHTS, form_of
-from rewriter.operators.layout.qmoe import LAYOUT_KEY
+from rewriter.operators.form import form_of
+from rewriter.operators.operator import DOMAIN, input_at
+from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, ROUTER_WEIGHTS
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.rules.blocks import computed, views
-from rewriter.rules.blocks.moe import DOMAIN, element_type, read_moe, require_weights_disappear
+from rewriter.rules.blocks.moe import element_type, read_moe, require_weights_disappear
 from rewriter.rules.blocks.qmoe import Held, emit_qmoe, plan_experts
 
 
@@ -57,7 +58,7 @@ class MoEToQMoE(Rule):
     def _require_kernel(self, node: ir.Node, dtype: ir.DataType) -> bool:
         """Declines where the target has no exact QMoE of this form; True where it needs router_weights."""
         target = self.run.target
-        kernel = target.kernel("QMoE")
+        kernel = target.kernel(QMOE.name)
         if kernel is None:
             raise Declined(f"target {target} has no QMoE", node, remedy=f"{OTHER_TARGET}, or {UNROLLED}")
         reason = kernel.refusal(form_of(node), dtype.name)
@@ -68,10 +69,10 @@ class MoEToQMoE(Rule):
             return True
         if given is None:
             reason = f"{reason}; router_weights would be needed, which it does not take"
-        raise no_kernel("QMoE", target, reason, node, instead=UNROLLED)
+        raise no_kernel(QMOE.name, target, reason, node, instead=UNROLLED)
 
     def _levelled(self, held: Held) -> Held:
-        heeded = self.run.target.provider == "cpu" and self.run.target.has("QMoE", "accuracy_level")
+        heeded = self.run.target.provider == "cpu" and self.run.target.has(QMOE.name, "accuracy_level")
         return dataclasses.replace(held, accuracy_level=self._accuracy_level if heeded else 0)
 
 
@@ -90,8 +91,8 @@ class QMoEStays(Rule):
         if LAYOUT_KEY in node.metadata_props:
             raise NotApplicable
         reason = "the experts are quantized already (rule qmoe-to-moe dequantizes them)"
-        kernel = self.run.target.kernel("QMoE")
-        weighted = len(node.inputs) > ROUTER_WEIGHTS and node.inputs[ROUTER_WEIGHTS] is not None
+        kernel = self.run.target.kernel(QMOE.name)
+        weighted = input_at(node, ROUTER_WEIGHTS) is not None
         dtype = "FLOAT" if x.dtype is None else x.dtype.name
         refusal = "there is no QMoE" if kernel is None else kernel.refusal(form_of(node), dtype, weighted=weighted)
         if refusal:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from rewriter.emit import write_integers
 from rewriter.facts import Recogniser
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
 from rewriter.rules.blocks import computed, views
@@ -68,7 +69,7 @@ class PackQKV(Rule):
             return Replacement(new, [*covers, attention], fed=fed, roles=roles)
         if node.graph is not None and node.graph.opset_imports.get("", _SPLIT_TAKES_LENGTHS) < _SPLIT_TAKES_LENGTHS:
             raise Declined("the model's opset has no Split with lengths as an input", node)
-        lengths = op.initializer(ir.tensor([p.n for p in three], dtype=ir.DataType.INT64, name="lengths"))
+        lengths = write_integers(op, [p.n for p in three], "lengths")
         taken = op.Split(out, lengths, axis=-1, _outputs=3)
         return Replacement(dict(zip((p.out for p in three), taken, strict=True)), covers, roles=roles)
 

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from rewriter.graph.declines import OTHER_TARGET
-from rewriter.operators.form import SLOTS
-from rewriter.operators.layout import qmoe
-from rewriter.operators.layout.qmoe import LAYOUT_KEY
+from rewriter.operators.layout.stored import Layout, Refusal, Stored
+from rewriter.operators.operator import DOMAIN
+from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, LayoutName, layout_named
 from rewriter.rule import Declined, NotApplicable, Rule
-from rewriter.rules.blocks.moe import DOMAIN
-from rewriter.rules.blocks.stored_qmoe import ExpertRows, LayoutName, StoredProjection, read_qmoe
+from rewriter.rules.blocks.qmoe import prepacked_attribute, write_qmoe
+from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredProjection, read_qmoe
 
 
 class QMoELayout(Rule):
@@ -39,50 +39,42 @@ class QMoELayout(Rule):
         stored = read_qmoe(self.run, y, self._unmarked)
         node = stored.node
         wanted = self._wanted(node)
-        if wanted == stored.prepacked:
+        if wanted is stored.layout:
             raise NotApplicable
-        for projection in stored.projections:
-            args = (projection.n, projection.k, projection.bits, projection.block)
-            if reason := qmoe.illegal(*args, prepacked=wanted):
-                raise Declined(f"{projection.name}: {reason}", node)
-        if stored.prepacked is not None:  # the proof reads the matched node by the layout that its metadata names
-            node.metadata_props[LAYOUT_KEY] = qmoe.layout_name(stored.prepacked)
-        inputs = list(node.inputs)
-        for slot, projection in zip(SLOTS["QMoE"]["weight"], stored.projections, strict=False):
-            inputs[slot] = op.initializer(_laid_out(projection, stored.prepacked, wanted))
+        inputs = dict(enumerate(node.inputs))
+        for slots, projection in zip(QMOE.projections, stored.projections, strict=False):
+            own = wanted.of(projection.shape)
+            if isinstance(own, Refusal):
+                raise Declined(f"{projection.name}: {own.reason}", node)
+            inputs[slots.weight] = op.initializer(_laid_out(projection, stored.layout, own))
+        if stored.layout is not RAW:  # the proof reads the matched node by the layout in its metadata
+            node.metadata_props[LAYOUT_KEY] = stored.layout.name
         attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
         attributes.pop("weights_prepacked", None)
-        if self.run.target.has("QMoE", "weights_prepacked"):
-            attributes["weights_prepacked"] = int(wanted is not None)
-        out = op.QMoE(*inputs, _domain=DOMAIN, **attributes)
-        out.producer().metadata_props[LAYOUT_KEY] = qmoe.layout_name(wanted)
-        return out
+        attributes |= prepacked_attribute(self.run.target, wanted)
+        return write_qmoe(op, inputs, attributes, wanted)
 
-    def _wanted(self, node: ir.Node) -> int | None:
+    def _wanted(self, node: ir.Node) -> Layout:
         target = self.run.target
         layouts = target.qmoe_layouts
         if not layouts:
             raise Declined(f"target {target} reads no layout of QMoE that is known here", node, remedy=OTHER_TARGET)
-        wanted = layouts[0] if self._layout == "auto" else qmoe.layout_of(self._layout)
+        wanted = layouts[0] if self._layout == "auto" else self._layout
         if wanted not in layouts:
-            known = ", ".join(map(qmoe.layout_name, layouts))
             raise Declined(
-                f"QMoE on target {target} reads {known}, not {qmoe.layout_name(wanted)}", node, remedy=OTHER_TARGET
+                f"QMoE on target {target} reads {', '.join(layouts)}, not {wanted}", node, remedy=OTHER_TARGET
             )
-        return wanted
+        return layout_named(wanted)
 
 
-def _laid_out(projection: StoredProjection, before: int | None, after: int | None) -> ExpertRows:
-    p = projection
-    symmetric = p.zero_points is None
-    shape, _, _ = qmoe.shapes(p.codes.shape[0], p.n, p.k, p.bits, p.block, symmetric=symmetric, prepacked=after)
+def _laid_out(projection: StoredProjection, before: Layout, after: Stored) -> ExpertRows:
     return ExpertRows(
-        p,
-        lambda index: qmoe.pack(p.expert(index, before), prepacked=after).weight,
+        projection,
+        lambda index: after.pack_codes(projection.expert(index, before).codes),
         ir.DataType.UINT8,
-        shape,
-        f"{qmoe.layout_name(before)}-to-{qmoe.layout_name(after)}",
-        qmoe.layout_name(after),
+        (projection.codes.shape[0], *after.codes),
+        f"{before.name}-to-{after.layout.name}",
+        after.layout.name,
     )
 
 

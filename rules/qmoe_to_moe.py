@@ -16,13 +16,16 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rewriter.emit import write_operator
 from rewriter.graph.declines import no_kernel
-from rewriter.operators.layout import qmoe
-from rewriter.operators.layout.qmoe import LAYOUT_KEY
+from rewriter.operators.layout.stored import Layout
+from rewriter.operators.moe import MOE
+from rewriter.operators.operator import DOMAIN
+from rewriter.operators.qmoe import LAYOUT_KEY, RAW, LayoutName
 from rewriter.rule import Declined, Rule, Run
 from rewriter.rules.blocks.guards import FLOATS, integer_attribute, require_dtype
-from rewriter.rules.blocks.moe import DOMAIN, flat_router
-from rewriter.rules.blocks.stored_qmoe import ExpertRows, LayoutName, StoredExperts, StoredProjection, read_qmoe
+from rewriter.rules.blocks.moe import flat_router
+from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredExperts, StoredProjection, read_qmoe
 
 
 class QMoEToMoE(Rule):
@@ -40,14 +43,12 @@ class QMoEToMoE(Rule):
         stored = read_qmoe(self.run, y, self._unmarked)
         _require_own_weights(stored, router)
         _require_heeded(self.run, stored, dtype)
-        if stored.prepacked is not None:  # the proof reads the matched node by the layout that its metadata names
-            stored.node.metadata_props[LAYOUT_KEY] = qmoe.layout_name(stored.prepacked)
+        if stored.layout is not RAW:  # the proof reads the matched node by the layout that its metadata names
+            stored.node.metadata_props[LAYOUT_KEY] = stored.layout.name
         inputs: list[ir.Value | None] = [x, flat_router(op, router, stored.projections[0].codes.shape[0])]
         for projection in stored.projections:
-            inputs += [op.initializer(_dequantized(projection, stored.prepacked, dtype)), projection.bias]
-        while inputs[-1] is None:
-            inputs.pop()
-        return op.MoE(*inputs, _domain=DOMAIN, **stored.form.attributes())
+            inputs += [op.initializer(_dequantized(projection, stored.layout, dtype)), projection.bias]
+        return write_operator(op, MOE, inputs, stored.form.attributes())
 
 
 def _require_own_weights(stored: StoredExperts, router: ir.Value) -> None:
@@ -64,22 +65,22 @@ def _require_own_weights(stored: StoredExperts, router: ir.Value) -> None:
 
 def _require_heeded(run: Run, stored: StoredExperts, dtype: ir.DataType) -> None:
     """Declines where the weights of the chosen add up to less than one and the target's MoE does not keep them so."""
-    form, kernel = stored.form, run.target.kernel("MoE")
+    form, kernel = stored.form, run.target.kernel(MOE.name)
     if kernel is None or form.normalize or form.sparse_mixer or stored.router_weights is not None:
         return
     if dtype.name not in kernel.unnormalized:
         reason = f"normalize_routing_weights=0 is not heeded in {dtype.name.lower()}"
-        raise no_kernel("MoE", run.target, reason, stored.node)
+        raise no_kernel(MOE.name, run.target, reason, stored.node)
 
 
-def _dequantized(projection: StoredProjection, prepacked: int | None, dtype: ir.DataType) -> ExpertRows:
-    shape = (projection.codes.shape[0], projection.n, projection.k)
+def _dequantized(projection: StoredProjection, layout: Layout, dtype: ir.DataType) -> ExpertRows:
+    shape = (projection.codes.shape[0], projection.shape.n, projection.shape.k)
     return ExpertRows(
         projection,
-        lambda index: projection.expert(index, prepacked).dequantize().astype(dtype.numpy()),
+        lambda index: projection.expert(index, layout).dequantize().astype(dtype.numpy()),
         dtype,
         shape,
-        f"dequantized-{qmoe.layout_name(prepacked)}",
+        f"dequantized-{layout.name}",
         "dequantized",
     )
 

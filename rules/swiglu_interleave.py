@@ -18,9 +18,10 @@ import onnx_ir as ir
 
 from rewriter.facts import Recogniser
 from rewriter.operators.form import GLU
+from rewriter.operators.operator import DOMAIN
 from rewriter.rule import NotApplicable, Rule
 from rewriter.rules.blocks import computed, views
-from rewriter.rules.blocks.moe import DOMAIN, constant_bias, emit_moe, needs_fusion, read_moe, require_weights_disappear
+from rewriter.rules.blocks.moe import constant_bias, emit_moe, needs_fusion, read_moe, require_weights_disappear
 from rewriter.tensors import View, ViewTensor
 
 

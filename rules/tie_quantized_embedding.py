@@ -19,17 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 
-from rewriter.emit import AccuracyLevel, on_parts, pack, parts_of, require_matmul_nbits, unpack
-from rewriter.errors import QuantizationError
+from rewriter.emit import AccuracyLevel, on_parts, require_matmul_nbits, scale_type, write_integers
 from rewriter.facts import Recogniser
 from rewriter.graph.declines import INFER_SHAPES, ONE_SPEC, reason_of
-from rewriter.operators.layout import gather_block_quantized as rows_layout
-from rewriter.operators.layout.gather_block_quantized import GatherArrays
-from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, lazy_parts, packed_arrays
-from rewriter.quantize.types import QuantizedWeight
+from rewriter.operators.gather_block_quantized import TIED, LinearAndTied
+from rewriter.operators.layout.stored import Refusal, Stored
+from rewriter.quantize.job import PartTensor, QuantizationJob, packed_parts
 from rewriter.rule import Declined, Replacement, Rule, Run
 from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.gather_block_quantized import gather
@@ -46,12 +43,16 @@ class Tied:
     Attributes:
         table: the table, its lookups and its linears.
         job: the [V, H] weight.
+        linear: how MatMulNBits stores it.
+        rows: how a table of its bytes does.
         equals: the same job for each constant that equals the table.
         addends: what each linear adds.
     """
 
     table: Table
     job: QuantizationJob
+    linear: Stored
+    rows: Stored
     equals: tuple[QuantizationJob, ...]
     addends: tuple[ir.Value | None, ...]
 
@@ -117,11 +118,12 @@ def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
     if any(job.context.spec != spec for job in jobs):
         raise Declined("the plan gives the linears that read the table different specs", node, remedy=ONE_SPEC)
     _, weight = inputs_of(table.heads[0][0])
-    require_matmul_nbits(run, jobs[0], weight)
-    if reason := rows_layout.illegal(table.view.shape[1], spec.bits, spec.block_size, tied=True):
-        raise Declined(reason, weight)
+    linear = require_matmul_nbits(run, jobs[0], weight)
+    rows = TIED.of(jobs[0].stored_shape)
+    if isinstance(rows, Refusal):
+        raise Declined(rows.reason, weight)
     equals = () if table.shared else (replace(jobs[0], weight=table.view),)
-    return Tied(table, jobs[0], equals, tuple(addends))
+    return Tied(table, jobs[0], linear, rows, equals, tuple(addends))
 
 
 def _form(run: Run, tied: Tied, wanted: Form, w: ir.Value) -> Form:
@@ -137,60 +139,28 @@ def _form(run: Run, tied: Tied, wanted: Form, w: ir.Value) -> Form:
 
 def _tensors(tied: Tied, form: Form) -> tuple[PartTensor, ...]:
     """Returns B, scales, zero points where asymmetric, and these one to a byte where a gather of blocks needs them."""
-    job = tied.job
-    spec = job.context.spec
-    parts = parts_of(job)
-    if form == "flat" or not tied.one_zero_point_a_byte:
-        return lazy_parts(
-            ("matmul_nbits", *job.key),
-            lambda: packed_arrays(job, "matmul_nbits", pack, lambda arrays: unpack(arrays, job)),
-            parts,
-            (job, *tied.equals),
-        )
-    (v, k), (name, _, _) = job.shape, parts[2]
-    _, _, shape = rows_layout.shapes((v,), k, spec.bits, spec.block_size, symmetric=False, tied=True)
-    assert shape is not None
-
-    def pack_both(quantized: QuantizedWeight) -> Arrays:
-        by_byte = rows_layout.pack(quantized, tied=True).zero_points
-        assert by_byte is not None
-        return [*pack(quantized), by_byte]
-
-    def unpack_both(arrays: Sequence[Any]) -> QuantizedWeight:
-        linear = unpack(arrays[:3], job)
-        rows = rows_layout.unpack(
-            GatherArrays(arrays[0], arrays[1][..., None], arrays[3]), v, k, spec.bits, spec.block_size, tied=True
-        )
-        both = [(linear.codes, rows.codes), (linear.zero_points, rows.zero_points)]
-        if not all(a is not None and b is not None and np.array_equal(a, b) for a, b in both):
-            raise QuantizationError(f"weight '{job.context.weight}': its two readers would not read the same")
-        return linear
-
-    return lazy_parts(
-        ("matmul_nbits_tied", *job.key),
-        lambda: packed_arrays(job, "matmul_nbits_tied", pack_both, unpack_both),
-        [*parts, (f"{name}_by_byte", ir.DataType.UINT8, shape)],
-        (job, *tied.equals),
-    )
+    both = form == "blocks" and tied.one_zero_point_a_byte
+    stored = LinearAndTied(tied.linear, tied.rows) if both else tied.linear
+    return packed_parts(tied.job, stored, tied.job.context.weight, scale_type(tied.job), tied.equals)
 
 
 def _blocks(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> Any:
     """Looks blocks up in MatMulNBits' own B, so that the runtime keeps one table, and joins them to rows."""
     spec = tied.job.context.spec
     v, h = tied.job.shape
-    apart = _shape(op, [v, h // spec.block_size, 1])
+    apart = write_integers(op, [v, h // spec.block_size, 1], "shape")
     others = [op.Reshape(made[1], apart)]
     if not spec.symmetric:
         others.append(made[3] if tied.one_zero_point_a_byte else op.Reshape(made[2], apart))
     blocks = gather(op, made[0], reader.inputs[1], others, bits=spec.bits, block=spec.block_size, axis=2)
-    return op.Reshape(blocks, _shape(op, [0] * _index_rank(reader) + [h]))
+    return op.Reshape(blocks, write_integers(op, [0] * _index_rank(reader) + [h], "shape"))
 
 
 def _flat(op: Any, tied: Tied, made: Sequence[ir.Value], reader: ir.Node) -> Any:
     """Looks rows up in B reshaped, which the runtime folds into a table of its own."""
     spec = tied.job.context.spec
     v, h = tied.job.shape
-    table = op.Reshape(made[0], _shape(op, [v, h * spec.bits // 8]))
+    table = op.Reshape(made[0], write_integers(op, [v, h * spec.bits // 8], "shape"))
     return gather(op, table, reader.inputs[1], made[1:3], bits=spec.bits, block=spec.block_size, axis=1)
 
 
@@ -199,10 +169,6 @@ def _index_rank(reader: ir.Node) -> int:
     if index is None or index.shape is None:
         raise Declined("the rank of the index is unknown", index, remedy=INFER_SHAPES)
     return index.shape.rank()
-
-
-def _shape(op: Any, shape: Sequence[int]) -> Any:
-    return op.initializer(ir.tensor(shape, dtype=ir.DataType.INT64, name="shape"))
 
 
 def rule(*, form: Form = "blocks", min_bytes: int = 4096, accuracy_level: AccuracyLevel = 0) -> Rule:

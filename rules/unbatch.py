@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from rewriter.emit import require_matmul_nbits
+from rewriter.emit import require_matmul_nbits, write_integers
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks import computed, views
@@ -54,10 +53,10 @@ class Unbatch(Rule):
             require_matmul_nbits(self.run, job, w)
         rows = x
         if len(sizes) == 2:
-            rows = op.Reshape(x, _integers(op, [1, -1, stack.shape[1]], "one_batch"))
+            rows = op.Reshape(x, write_integers(op, [1, -1, stack.shape[1]], "one_batch"))
         parts = []
         for e, matrix in enumerate(matrices):
-            own = rows if batch == 1 else op.Gather(rows, _integers(op, [e], "expert"), axis=0)
+            own = rows if batch == 1 else op.Gather(rows, write_integers(op, [e], "expert"), axis=0)
             own.dtype, own.shape = stack.dtype, ir.Shape([1, None, stack.shape[1]])
             parts.append(op.MatMul(own, op.initializer(ViewTensor(matrix))))
         return Replacement({y: op.Concat(*parts, axis=0)}, [node], {x: Fed(stack.dtype, fed_shape(sizes))})
@@ -77,11 +76,6 @@ def _sizes(facts: Facts, x: ir.Value, k: int) -> Dims:
     if dims is None or len(dims) not in (2, 3):
         raise Declined(f"the rank of its input is {'unknown' if dims is None else len(dims)}, not 2 or 3", x)
     return (*dims[:-1], Size(k))
-
-
-def _integers(op: Any, numbers: Sequence[int], name: str) -> ir.Value:
-    value: ir.Value = op.initializer(ir.tensor(np.array(numbers, np.int64), name=name))
-    return value
 
 
 def rule() -> Rule:

@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from rewriter.facts import Recogniser
 from rewriter.graph.declines import stays_float
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
 from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.guards import integer_attribute, integers
@@ -98,7 +99,7 @@ def read(run: Run, rule: str, node: ir.Node, when: When) -> Packed:
     """Reads the packed projection at ``node``, or declines."""
     if run.role(node).name != "attention.qkv":
         raise NotApplicable
-    if node.op_type == "MatMulNBits" and when == "mixed":
+    if node.op_type == MATMUL_NBITS.name and when == "mixed":
         raise NotApplicable
     projection = read_projection(run.facts, node)
     packed = _by_attention(projection) or _by_split(run, projection) or _by_slices(run, projection)

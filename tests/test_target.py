@@ -59,12 +59,12 @@ def test_the_schema_by_version(text, attributes, router_weights):
 
 
 def test_layouts():
-    assert Target.parse("cpu").qmoe_layouts == (None,)
-    assert Target.parse("cuda:sm90@1.28").qmoe_layouts == (None, 80)
-    assert Target.parse("cuda:sm90@1.27").qmoe_layouts == (90,)
+    assert Target.parse("cpu").qmoe_layouts == ("raw",)
+    assert Target.parse("cuda:sm90@1.28").qmoe_layouts == ("raw", "cutlass-sm80")
+    assert Target.parse("cuda:sm90@1.27").qmoe_layouts == ("cutlass-sm90",)
     assert Target.parse("cuda@1.27").qmoe_layouts == ()
     assert Target.parse("dml").qmoe_layouts == ()
-    assert Target.parse("cuda:sm90@1.28").matmul_nbits_layouts == (None, 90)
+    assert Target.parse("cuda:sm90@1.28").matmul_nbits_layouts == ("raw", "cutlass-sm90")
 
 
 def test_rows_are_in_the_order_of_versions():

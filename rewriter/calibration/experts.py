@@ -8,18 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter.calibration.sites import ExpertSite
-from rewriter.operators.reference._experts import Attributes, Linear, feed_forward, route
+from rewriter.operators.moe import MOE
+from rewriter.operators.reference.experts import Attributes, Linear, feed_forward, route
 from rewriter.tensors import View, drop_pages
 
 Float32 = npt.NDArray[np.float32]
-
-_OPERATOR = "MoE"
 
 
 def choose(site: ExpertSite, logits: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     """Returns the experts that each token is sent to, [T, k], from logits [T, E] in any dtype."""
     flat = logits.reshape(-1, site.experts).astype(np.float32)
-    return route(_OPERATOR, _attributes(site), flat)[0].astype(np.uint16)
+    return route(MOE.name, _attributes(site), flat)[0].astype(np.uint16)
 
 
 def down_inputs(site: ExpertSite, expert: int, x: Float32) -> Float32:
@@ -31,7 +30,7 @@ def down_inputs(site: ExpertSite, expert: int, x: Float32) -> Float32:
         return h
 
     fc3 = None if site.fc3 is None else _linear(site.fc3, site.fc3_bias)
-    feed_forward(_OPERATOR, _attributes(site), _linear(site.fc1, site.fc1_bias), down, fc3)(expert, x)
+    feed_forward(MOE.name, _attributes(site), _linear(site.fc1, site.fc1_bias), down, fc3)(expert, x)
     return seen[0]
 
 

@@ -11,7 +11,9 @@ import onnx_ir as ir
 from rewriter.calibration.identity import Part, stored_parts
 from rewriter.engine.context import ModelRun
 from rewriter.graph.contents import integer
-from rewriter.operators.form import SLOTS, ExpertForm, form_of, input_at, is_experts
+from rewriter.operators.form import ExpertForm, form_of, is_experts
+from rewriter.operators.moe import MOE
+from rewriter.operators.operator import input_at
 from rewriter.tensors import View
 
 
@@ -143,10 +145,10 @@ def _linears(run: ModelRun, node: ir.Node) -> Iterator[tuple[ir.Value, bool, Vie
 
 def _experts(run: ModelRun, node: ir.Node) -> ExpertSite | None:
     """Reads an MoE whose weights are constants."""
-    if node.op_type != "MoE":
+    if not MOE.computes(node):
         return None
-    weights = [run.facts.get(input_at(node, slot), View) for slot in SLOTS["MoE"]["weight"]]
-    biases = [run.facts.get(input_at(node, slot), View) for slot in SLOTS["MoE"]["bias"]]
+    weights = [run.facts.get(input_at(node, slots.weight), View) for slots in MOE.projections]
+    biases = [run.facts.get(input_at(node, slots.bias), View) for slots in MOE.projections]
     x, logits = input_at(node, 0), input_at(node, 1)
     form = form_of(node)
     fc1, fc2, fc3 = weights

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from rewriter.api import DEFAULT_RULES
 from rewriter.graph._onnxscript import OpKey, compiled, root_operator
+from rewriter.operators.moe import MOE
+from rewriter.operators.operator import DOMAIN
 from rewriter.quantize.plan import QuantizationPlan
 from rewriter.report import Report
 from rewriter.ruleset import RuleSet
 from rewriter.text import nbytes
 
-EXPERTS: OpKey = ("com.microsoft", "MoE")
+EXPERTS: OpKey = (DOMAIN, MOE.name)
 LOOKUP: OpKey = ("", "Gather")
 
 _MOVING = "unstack"

@@ -77,6 +77,18 @@ def integer(node: ir.Node, name: str, default: int) -> int:
     return default if attribute is None or attribute.is_ref() else attribute.as_int()
 
 
+def number(node: ir.Node, name: str, default: float) -> float:
+    """Returns a float attribute; the default where it is absent, or given by a function's caller."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.as_float()
+
+
+def text(node: ir.Node, name: str, default: str) -> str:
+    """Returns a text attribute; the default where it is absent, or given by a function's caller."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.as_string()
+
+
 def name_of(node: ir.Node) -> str:
     """Returns the node's name; where it has none, that of its first output, or its operator."""
     return node.name or next((value.name for value in node.outputs if value.name), node.op_type)

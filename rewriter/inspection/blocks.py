@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from rewriter.graph.contents import all_nodes
 from rewriter.inspection.weights import MOVES
-from rewriter.operators.form import form_of, input_at, is_experts
+from rewriter.operators.form import form_of, is_experts
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
+from rewriter.operators.operator import input_at
 from rewriter.roles import Role
 from rewriter.roles.operators import GATHER, LINEAR, TOP_K
 from rewriter.tensors import constant
@@ -104,7 +106,7 @@ def _written(
     indices = {roles[node].expert for node in linears} - {None}
     downs = sum(roles[node].name == "expert.down" for node in linears)
     apart = max(downs, len(indices))
-    form = _form(weights, apart=apart, quantized=any(n.op_type == "MatMulNBits" for n in linears))
+    form = _form(weights, apart=apart, quantized=any(n.op_type == MATMUL_NBITS.name for n in linears))
     if any(node.graph is not main for node in linears):
         form += ", in a subgraph or function"
     stacks = [weight.first for weight in weights if weight.rank >= 3]

@@ -6,12 +6,17 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from rewriter.graph.contents import Slot, integer
-from rewriter.operators.form import SLOTS, quantized_of
+from rewriter.graph.contents import Slot
+from rewriter.operators import gather_block_quantized, matmul_nbits
+from rewriter.operators.form import OPERATORS as EXPERTS
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
+from rewriter.operators.qmoe import QMOE, quantized_of
 
 Kind = Literal["float", "quantized", "bias"]
 
-_BIASES = {"MoE": SLOTS["MoE"]["bias"], "QMoE": SLOTS["QMoE"]["bias"], "MatMulNBits": (5,)}
+_BIASES = {operator.name: tuple(slots.bias for slots in operator.projections) for operator in EXPERTS}
+_BIASES[MATMUL_NBITS.name] = (matmul_nbits.BIAS,)
 """Operator -> inputs that it adds."""
 
 
@@ -22,19 +27,18 @@ def quantization(slot: Slot) -> tuple[int, str, bool]:
     for use in slot.owner.uses():
         node, idx = use.node, use.idx
         match node.op_type:
-            case "MatMulNBits" if 1 <= idx <= 3:
-                return integer(node, "bits", 4), node.op_type, idx == 1
-            case "GatherBlockQuantized" if idx in (0, 2, 3):
-                return integer(node, "bits", 4), node.op_type, idx == 0
+            case MATMUL_NBITS.name if idx in matmul_nbits.PARTS:
+                return matmul_nbits.attributes_of(node).bits, node.op_type, idx == matmul_nbits.PARTS[0]
+            case GATHER_BLOCK_QUANTIZED.name if idx != gather_block_quantized.INDICES:
+                return gather_block_quantized.attributes_of(node).bits, node.op_type, idx == gather_block_quantized.DATA
             case "DequantizeLinear" if slot.tensor.dtype.is_floating_point() == (idx == 1):
                 codes = node.inputs[0]
                 width = codes.dtype.bitwidth if codes is not None and codes.dtype is not None else 8
                 return width, node.op_type, idx == 0
-            case "QMoE":
-                slots = SLOTS["QMoE"]
-                for position, bits in enumerate(quantized_of(node).bits):
-                    if idx in (slots["weight"][position], slots["scales"][position], slots["zero_points"][position]):
-                        return bits, node.op_type, idx == slots["weight"][position]
+            case QMOE.name:
+                for slots, bits in zip(QMOE.projections, quantized_of(node).bits, strict=True):
+                    if idx in slots.stacks and idx != slots.bias:
+                        return bits, node.op_type, idx == slots.weight
     return 0, "", False
 
 

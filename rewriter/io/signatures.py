@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
 import onnx_ir as ir
 
-from rewriter.operators.form import PROJECTIONS, SLOTS
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
+from rewriter.operators.moe import MOE
+from rewriter.operators.operator import DOMAIN, ExpertsOperator
+from rewriter.operators.qmoe import QMOE, quantized_of
 
 Shape = tuple[int, ...]
 
-_MICROSOFT = "com.microsoft"
 _PACKED = (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT4, ir.DataType.INT4)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -36,9 +39,8 @@ class Signature:
     attributes: Mapping[str, ir.AttributeType] = field(default_factory=dict)
 
 
-def _contrib(text: str, most: int) -> Signature:
-    """Reads ``a b c?``: the leading inputs, optional where marked; ``most`` may be larger than their number."""
-    marked = text.split()
+def _contrib(marked: Sequence[str], most: int) -> Signature:
+    """Reads ``a``, ``b``, ``c?``: the leading inputs, optional where marked; ``most`` may exceed their number."""
     return Signature(
         tuple(name.rstrip("?") for name in marked),
         frozenset(i for i, name in enumerate(marked) if not name.endswith("?")),
@@ -49,15 +51,10 @@ def _contrib(text: str, most: int) -> Signature:
 # Later releases only append optional inputs, so the last one known here bounds none of them.
 _ANY = 1 << 30
 _CONTRIB = {
-    "MoE": _contrib("input router_probs fc1_experts_weights fc1_experts_bias? fc2_experts_weights", _ANY),
-    "QMoE": _contrib(
-        "input router_probs fc1_experts_weights fc1_scales? fc1_experts_bias? fc2_experts_weights fc2_scales?", _ANY
-    ),
-    "MatMulNBits": _contrib("A B scales zero_points? g_idx? bias?", _ANY),
-    "GatherBlockQuantized": _contrib("data indices scales zero_points?", _ANY),
-    "RotaryEmbedding": _contrib("input position_ids cos_cache sin_cache", _ANY),
-    "SkipSimplifiedLayerNormalization": _contrib("input skip gamma bias?", _ANY),
-    "SkipLayerNormalization": _contrib("input skip gamma beta? bias?", _ANY),
+    **{o.name: _contrib(o.inputs, _ANY) for o in (MOE, QMOE, MATMUL_NBITS, GATHER_BLOCK_QUANTIZED)},
+    "RotaryEmbedding": _contrib(["input", "position_ids", "cos_cache", "sin_cache"], _ANY),
+    "SkipSimplifiedLayerNormalization": _contrib(["input", "skip", "gamma", "bias?"], _ANY),
+    "SkipLayerNormalization": _contrib(["input", "skip", "gamma", "beta?", "bias?"], _ANY),
 }
 
 
@@ -70,7 +67,7 @@ def signature(domain: str, op_type: str, version: int | None) -> Signature | Non
         op_type: operator.
         version: opset version that the model imports for the domain.
     """
-    if domain == _MICROSOFT:
+    if domain == DOMAIN:
         return _CONTRIB.get(op_type)
     if version is None:
         return None
@@ -145,17 +142,15 @@ def _experts(node: ir.Node, weights: dict[int, str]) -> str | None:
     return None
 
 
-def _named(operator: str, part: str, suffix: str) -> dict[int, str]:
+def _named(operator: ExpertsOperator, part: str) -> dict[int, str]:
     """The input slots of a part of fc1, fc2 and fc3, each with the name that the schema gives it."""
-    return {slot: f"{name}_{suffix}" for name, slot in zip(PROJECTIONS, SLOTS[operator][part], strict=True)}
+    slots = [getattr(projection, part) for projection in operator.projections]
+    return {slot: operator.inputs[slot].rstrip("?") for slot in slots}
 
 
-_MOE_WEIGHTS = _named("MoE", "weight", "experts_weights")
-_MOE_BIASES = _named("MoE", "bias", "experts_bias")
-_QMOE_WEIGHTS = _named("QMoE", "weight", "experts_weights")
-_QMOE_SCALES = _named("QMoE", "scales", "scales")
-_QMOE_ZERO_POINTS = _named("QMoE", "zero_points", "zero_points")
-_QMOE_BIASES = _named("QMoE", "bias", "experts_bias")
+_MOE_WEIGHTS, _MOE_BIASES = (_named(MOE, part) for part in ("weight", "bias"))
+_QMOE_WEIGHTS, _QMOE_BIASES = (_named(QMOE, part) for part in ("weight", "bias"))
+_QMOE_SCALES, _QMOE_ZERO_POINTS = (_named(QMOE, part) for part in ("scales", "zero_points"))
 
 
 def _limit(node: ir.Node) -> str | None:
@@ -182,8 +177,7 @@ def _qmoe(node: ir.Node) -> str | None:
 
 def _unscaled(node: ir.Node) -> str | None:
     """What crashes ONNX Runtime: codes without scales, and more zero points than codes."""
-    quant_type = node.attributes.get("quant_type")
-    if quant_type is not None and (quant_type.is_ref() or quant_type.as_string() != "int"):
+    if ((given := node.attributes.get("quant_type")) and given.is_ref()) or quantized_of(node).quant_type != "int":
         return None
     for weight, scales, zero_points in zip(_QMOE_WEIGHTS, _QMOE_SCALES, _QMOE_ZERO_POINTS, strict=True):
         present = [index < len(node.inputs) and node.inputs[index] is not None for index in (weight, scales)]
@@ -240,8 +234,8 @@ def _gather_block_quantized(node: ir.Node) -> str | None:
 _CHECKS: dict[tuple[str, str], Callable[[ir.Node], str | None]] = {
     ("", "MatMul"): _matmul,
     ("", "Gemm"): _gemm,
-    (_MICROSOFT, "MoE"): _moe,
-    (_MICROSOFT, "QMoE"): _qmoe,
-    (_MICROSOFT, "MatMulNBits"): _matmul_nbits,
-    (_MICROSOFT, "GatherBlockQuantized"): _gather_block_quantized,
+    (DOMAIN, MOE.name): _moe,
+    (DOMAIN, QMOE.name): _qmoe,
+    (DOMAIN, MATMUL_NBITS.name): _matmul_nbits,
+    (DOMAIN, GATHER_BLOCK_QUANTIZED.name): _gather_block_quantized,
 }

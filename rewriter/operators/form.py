@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 
-from rewriter.graph.contents import integer
+from rewriter.graph.contents import integer, number, text
+from rewriter.operators.moe import MOE
+from rewriter.operators.operator import ExpertsOperator, input_at
+from rewriter.operators.qmoe import QMOE, ROUTER_WEIGHTS
 
-OPERATORS = ("MoE", "QMoE")
+OPERATORS: tuple[ExpertsOperator, ...] = (MOE, QMOE)
+"""The operators that run experts."""
+ExpertsName = Literal["MoE", "QMoE"]
+FLOAT_EXPERTS: ExpertsName = "MoE"
 GLU = ("swiglu", "geglu")
 """Activations of one linear that multiply another: both are rows of fc1, or the other is fc3."""
-PROJECTIONS = ("fc1", "fc2", "fc3")
-
-SLOTS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
-    "MoE": {"weight": (2, 4, 6), "bias": (3, 5, 7)},
-    "QMoE": {"weight": (2, 5, 8), "scales": (3, 6, 9), "bias": (4, 7, 10), "zero_points": (11, 12, 13)},
-}
-"""Input slots of fc1, fc2 and fc3."""
-
-ROUTER_WEIGHTS = 14
-"""QMoE's slot for the weights that mix the experts which router_probs selects."""
-
-_SHARED = {
-    "k",
-    "activation_type",
-    "activation_alpha",
-    "activation_beta",
-    "normalize_routing_weights",
-    "use_sparse_mixer",
-    "swiglu_fusion",
-    "swiglu_limit",
-}
-_QUANTIZED = {
-    "expert_weight_bits",
-    "fc1_expert_weight_bits",
-    "fc2_expert_weight_bits",
-    "fc3_expert_weight_bits",
-    "block_size",
-    "quant_type",
-    "weights_prepacked",
-    "accuracy_level",
-}
+PROJECTIONS = tuple(slots.name for slots in MOE.projections)
 
 
 @dataclass(frozen=True)
@@ -97,77 +73,77 @@ class ExpertForm:
         return found
 
 
+def operator_of(node: ir.Node) -> ExpertsOperator | None:
+    """Returns MoE or QMoE, or None for a node that is neither."""
+    return next((operator for operator in OPERATORS if operator.computes(node)), None)
+
+
 def is_experts(node: ir.Node) -> bool:
     """Whether the node is com.microsoft::MoE or QMoE."""
-    return node.domain == "com.microsoft" and node.op_type in OPERATORS
+    return operator_of(node) is not None
 
 
 def form_of(node: ir.Node) -> ExpertForm:
     """Reads a node of either operator; absent attributes have the schema's defaults."""
-    known = _SHARED | (_QUANTIZED if node.op_type == "QMoE" else set())
+    operator = operator_of(node) or MOE
     return ExpertForm(
         k=integer(node, "k", 1),
-        activation=_text(node, "activation_type", "relu"),
-        alpha=_number(node, "activation_alpha", 1.0),
-        beta=_number(node, "activation_beta", 0.0),
-        limit=_number(node, "swiglu_limit", math.inf),
+        activation=text(node, "activation_type", "relu"),
+        alpha=number(node, "activation_alpha", 1.0),
+        beta=number(node, "activation_beta", 0.0),
+        limit=number(node, "swiglu_limit", math.inf),
         fusion=integer(node, "swiglu_fusion", 0),
         normalize=bool(integer(node, "normalize_routing_weights", 0)),
         sparse_mixer=bool(integer(node, "use_sparse_mixer", 0)),
-        gated=input_at(node, SLOTS[node.op_type]["weight"][2]) is not None,
-        unknown=tuple(sorted(n for n, a in node.attributes.items() if n not in known or a.is_ref())),
+        gated=input_at(node, operator.projections[2].weight) is not None,
+        unknown=tuple(sorted(n for n, a in node.attributes.items() if n not in operator.attributes or a.is_ref())),
     )
-
-
-def input_at(node: ir.Node, slot: int) -> ir.Value | None:
-    """Returns an optional input; None where it is left out, empty, or a constant without elements."""
-    value = node.inputs[slot] if slot < len(node.inputs) else None
-    if value is not None and value.const_value is not None and not value.const_value.size:
-        return None
-    return value
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """How a QMoE holds its weights.
+class Routed:
+    """What a mixture of experts reads of its tokens, as a proof has to feed it.
 
     Attributes:
-        bits: width of the codes of fc1, fc2 and fc3.
-        block: input features per scale; 0 is the whole row.
-        zero_points: whether fc1, fc2 and fc3 have zero points.
-        prepacked: the attribute ``weights_prepacked``; -1 where it is absent.
-        accuracy_level: the attribute; 0 where it is absent.
-        quant_type: the attribute; ``int`` where it is absent.
+        x: [T, H] or [B, S, H].
+        logits: [T, E]; selects the experts.
+        mixing: [T, E], or None.
+        k: experts per token.
+        experts: E, or None where no shape tells.
+        hidden: H, or None where no shape tells.
+        dtype: of x and the logits, as far as the weights tell it.
     """
 
-    bits: tuple[int, int, int]
-    block: int
-    zero_points: tuple[bool, bool, bool]
-    prepacked: int
-    accuracy_level: int
-    quant_type: str
+    x: ir.Value | None
+    logits: ir.Value | None
+    mixing: ir.Value | None
+    k: int
+    experts: int | None
+    hidden: int | None
+    dtype: ir.DataType | None
 
 
-def quantized_of(node: ir.Node) -> Quantized:
-    """Reads how a QMoE node holds its weights."""
-    common = integer(node, "expert_weight_bits", 4)
-    bits = [integer(node, f"{name}_expert_weight_bits", common) for name in PROJECTIONS]
-    zeros = [input_at(node, slot) is not None for slot in SLOTS["QMoE"]["zero_points"]]
-    return Quantized(
-        bits=(bits[0], bits[1], bits[2]),
-        block=max(integer(node, "block_size", 0), 0),
-        zero_points=(zeros[0], zeros[1], zeros[2]),
-        prepacked=integer(node, "weights_prepacked", -1),
-        accuracy_level=integer(node, "accuracy_level", 0),
-        quant_type=_text(node, "quant_type", "int"),
+def routed(node: ir.Node) -> Routed | None:
+    """Returns what a node of either operator reads of its tokens; None for any other node."""
+    operator = operator_of(node)
+    if operator is None:
+        return None
+    fc1, fc2, _ = operator.projections
+    values = [node.inputs[slot] if slot < len(node.inputs) else None for slot in (0, 1, fc1.weight, fc2.weight)]
+    if operator.quantized:
+        values.append(node.inputs[ROUTER_WEIGHTS] if len(node.inputs) > ROUTER_WEIGHTS else None)
+    down = node.inputs[fc2.scales] if fc2.scales is not None and fc2.scales < len(node.inputs) else values[3]
+    return Routed(
+        x=values[0],
+        logits=values[1],
+        mixing=values[4] if operator.quantized else None,
+        k=form_of(node).k,
+        experts=_extent(values[2], 0),
+        hidden=_extent(down, 1),
+        dtype=None if operator.quantized or values[3] is None else values[3].dtype,
     )
 
 
-def _number(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_float()
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_string()
+def _extent(value: ir.Value | None, axis: int) -> int | None:
+    dim = None if value is None or value.shape is None else value.shape[axis]
+    return dim if isinstance(dim, int) else None

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from rewriter.graph.contents import integer
-from rewriter.operators.form import ROUTER_WEIGHTS, form_of, input_at, is_experts, quantized_of
-from rewriter.operators.layout.qmoe import LAYOUT_KEY, layout_name
+from rewriter.operators import gather_block_quantized, matmul_nbits
+from rewriter.operators.form import form_of, operator_of
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
+from rewriter.operators.operator import input_at
+from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, ROUTER_WEIGHTS, quantized_of
 from rewriter.target import Target
 
 _INT8_ACTIVATIONS = "rounds activations to 8 bits"
@@ -38,12 +41,11 @@ def _target(provider: str) -> Target:
 
 
 def _cannot_run(node: ir.Node, target: Target) -> str:
-    if node.domain != "com.microsoft":
-        return ""
-    if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
-        reason = _linear(node, target) if node.op_type == "MatMulNBits" else _lookup(node, target)
+    if MATMUL_NBITS.computes(node) or GATHER_BLOCK_QUANTIZED.computes(node):
+        reason = _linear(node, target) if MATMUL_NBITS.computes(node) else _lookup(node, target)
         return f"{node.op_type} on {target}: {reason}" if reason else ""
-    if not is_experts(node):
+    operator = operator_of(node)
+    if operator is None:
         return ""
     dtype = _dtype(node, 0)
     kernel = target.kernel(node.op_type)
@@ -52,12 +54,12 @@ def _cannot_run(node: ir.Node, target: Target) -> str:
     router = node.inputs[1] if len(node.inputs) > 1 else None
     if router is not None and router.shape is not None and router.shape.rank() != 2:
         return f"{node.op_type} takes no router_probs of rank {router.shape.rank()}"
-    weighted = node.op_type == "QMoE" and input_at(node, ROUTER_WEIGHTS) is not None
+    weighted = operator is QMOE and input_at(node, ROUTER_WEIGHTS) is not None
     reason = kernel.refusal(form_of(node), _name(dtype), weighted=weighted)
-    if reason is None and node.op_type == "QMoE":
+    if reason is None and operator is QMOE:
         bits = set(quantized_of(node).bits[:2])
-        layout = node.metadata_props.get(LAYOUT_KEY, layout_name(None))
-        if layout not in {layout_name(known) for known in target.qmoe_layouts}:
+        layout = node.metadata_props.get(LAYOUT_KEY, RAW.name)
+        if layout not in target.qmoe_layouts:
             reason = f"the {layout} layout has no kernel"
         elif len(bits) > 1 and not kernel.mixed_bits:
             reason = f"projections of {' and '.join(map(str, sorted(bits)))} bits have no kernel"
@@ -65,19 +67,21 @@ def _cannot_run(node: ir.Node, target: Target) -> str:
 
 
 def _linear(node: ir.Node, target: Target) -> str | None:
-    if integer(node, "weight_prepacked", 0):
+    own = matmul_nbits.attributes_of(node)
+    if own.prepacked:
         return "it does not read a prepacked B"
-    return target.linear.refusal(_name(_dtype(node, 0)), integer(node, "bits", 4))
+    return target.linear.refusal(_name(_dtype(node, 0)), own.bits)
 
 
 def _lookup(node: ir.Node, target: Target) -> str | None:
     data = node.inputs[0]
     if data is None or data.dtype != ir.DataType.UINT8 or data.shape is None or not isinstance(data.shape[-1], int):
         return None
-    bits, block = integer(node, "bits", 4), integer(node, "block_size", 128)
-    symmetric = len(node.inputs) < 4 or node.inputs[3] is None
-    k = data.shape[-1] * 8 // bits
-    return target.lookup.refusal(_name(_dtype(node, 2)), k, bits, block, symmetric=symmetric)
+    own = gather_block_quantized.attributes_of(node)
+    zeros, scales = gather_block_quantized.ZERO_POINTS, gather_block_quantized.SCALES
+    symmetric = len(node.inputs) <= zeros or node.inputs[zeros] is None
+    k = data.shape[-1] * 8 // own.bits
+    return target.lookup.refusal(_name(_dtype(node, scales)), k, own.bits, own.block, symmetric=symmetric)
 
 
 def _dtype(node: ir.Node, index: int) -> ir.DataType | None:
@@ -90,11 +94,10 @@ def _name(dtype: ir.DataType | None) -> str:
 
 
 def _inexact(node: ir.Node, target: Target) -> str:
-    if node.domain != "com.microsoft":
-        return ""
-    if node.op_type == "MatMulNBits":
-        return f"accuracy_level 4 {_INT8_ACTIVATIONS}" if integer(node, "accuracy_level", 0) == 4 else ""
-    if node.op_type != "QMoE":
+    if MATMUL_NBITS.computes(node):
+        level = matmul_nbits.attributes_of(node).accuracy_level
+        return f"accuracy_level 4 {_INT8_ACTIVATIONS}" if level == 4 else ""
+    if not QMOE.computes(node):
         return ""
     held = quantized_of(node)
     if any(target.rounds_activations(bits, held.block, held.accuracy_level) for bits in held.bits):

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from rewriter.engine.context import ModelRun
 from rewriter.engine.proposal import Rewrite
 from rewriter.errors import ParityError, TargetError
-from rewriter.operators.layout.qmoe import LAYOUT_KEY
+from rewriter.operators.qmoe import LAYOUT_KEY
 from rewriter.parity.float32 import HALVES, widened
 from rewriter.parity.judge import cannot_judge, cannot_run
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, Runtime, available

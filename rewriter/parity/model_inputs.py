@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.errors import UsageError
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 
 Array = npt.NDArray[np.generic]
 
@@ -195,7 +196,7 @@ def _rows_indexed_by(value: ir.Value) -> int | None:
         rows
         for node, index in _users(value)
         if index == 1
-        and node.op_type in ("Gather", "GatherBlockQuantized")
+        and node.op_type in ("Gather", GATHER_BLOCK_QUANTIZED.name)
         and node.inputs[0] is not None
         and (rows := _rows(node.inputs[0])) is not None
     ]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rewriter.engine.proposal import Rewrite
 from rewriter.graph.contents import integer
-from rewriter.operators.form import ROUTER_WEIGHTS, form_of, is_experts
+from rewriter.operators.form import Routed, routed
 from rewriter.rule import Declined, Fed
 
 Feeds = dict[str, npt.NDArray[Any]]
@@ -104,11 +104,11 @@ def _make_room(value: ir.Value, rewrite: Rewrite, sizes: dict[str, int], experts
         names = [name for _, unknown in rows for name in unknown]
         known = math.prod(factor for factor, _ in rows)
     else:
-        node = _routed(value, rewrite)
-        x, fc1 = (None, None) if node is None else (node.inputs[0], node.inputs[2])
-        if x is None or x.shape is None or fc1 is None or fc1.shape is None or not isinstance(fc1.shape[0], int):
+        read = _routed(value, rewrite)
+        x = None if read is None else read.x
+        if read is None or x is None or x.shape is None or read.experts is None:
             return
-        width = experts or fc1.shape[0]
+        width = experts or read.experts
         names = [_key(x, axis) for axis, dim in enumerate(x.shape[:-1]) if not isinstance(dim, int)]
         known = math.prod(dim for dim in x.shape[:-1] if isinstance(dim, int))
     if not names or not known:
@@ -123,14 +123,13 @@ def _chosen(value: ir.Value, rewrite: Rewrite) -> int:
     """How many experts a router chooses by ``value``; 0 where none does."""
     if value in rewrite.fed:
         return rewrite.fed[value].chosen
-    node = _routed(value, rewrite)
-    return 0 if node is None else form_of(node).k
+    read = _routed(value, rewrite)
+    return 0 if read is None else read.k
 
 
-def _routed(value: ir.Value, rewrite: Rewrite) -> ir.Node | None:
-    """The matched MoE or QMoE that ``value`` is the logits of."""
-    nodes = (n for n in rewrite.matched if is_experts(n))
-    return next((node for node in nodes if len(node.inputs) > 2 and node.inputs[1] is value), None)
+def _routed(value: ir.Value, rewrite: Rewrite) -> Routed | None:
+    """What the matched MoE or QMoE reads that ``value`` is the logits of."""
+    return next((read for node in rewrite.matched if (read := routed(node)) and read.logits is value), None)
 
 
 def _size(name: str, sizes: dict[str, int]) -> int:
@@ -204,9 +203,8 @@ def _multiplied_dtype(value: ir.Value, rewrite: Rewrite) -> ir.DataType | None:
 
 def _routed_dtype(value: ir.Value, rewrite: Rewrite) -> ir.DataType | None:
     """The dtype of an MoE's weights, which x and the logits share."""
-    readers = (n for n in rewrite.matched if (n.domain, n.op_type) == ("com.microsoft", "MoE") and value in n.inputs)
-    weights = (node.inputs[4] for node in readers)
-    return next((weight.dtype for weight in weights if weight is not None), None)
+    reads = (read for node in rewrite.matched if value in node.inputs and (read := routed(node)))
+    return next((read.dtype for read in reads if read.dtype is not None), None)
 
 
 def _routed_shape(
@@ -214,17 +212,13 @@ def _routed_shape(
 ) -> Shape | None:
     """The shape of what feeds an MoE or QMoE: x [.., H], and one row of logits [E] for each token of x."""
     for node in rewrite.matched:
-        if not is_experts(node) or value not in node.inputs:
+        read = routed(node)
+        if read is None or read.x is None or read.experts is None or read.hidden is None:
             continue
-        x, router, fc1, fc2 = (node.inputs[i] for i in (0, 1, 2, 4 if node.op_type == "MoE" else 6))
-        if x is None or fc1 is None or fc2 is None or fc1.shape is None or fc2.shape is None:
-            continue
-        experts, hidden = sample or fc1.shape[0], fc2.shape[1]
-        if not isinstance(experts, int) or not isinstance(hidden, int):
-            continue
-        lead = (_shape(x, sizes) or (3, hidden))[:-1]
-        if value is x:
-            return (*lead, hidden)
-        if value is router or value in node.inputs[ROUTER_WEIGHTS : ROUTER_WEIGHTS + 1]:
+        experts = sample or read.experts
+        lead = (_shape(read.x, sizes) or (3, read.hidden))[:-1]
+        if value is read.x:
+            return (*lead, read.hidden)
+        if value is read.logits or value is read.mixing:
             return (*lead, experts) if shape is not None and len(shape) == 3 else (math.prod(lead), experts)
     return shape

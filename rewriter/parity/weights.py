@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.operators.form import SLOTS, form_of, is_experts
+from rewriter.operators.form import form_of, is_experts, operator_of
+from rewriter.operators.moe import MOE
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.stack import StackTensor
 from rewriter.quantize.types import QuantizedWeight
@@ -85,7 +86,7 @@ def fed_weights(side: Constants) -> set[ir.Value]:
             static.update(node.outputs)
     kept: set[ir.Value] = set()
     for node in reversed(side.nodes):
-        any_input = not node.domain or (node.domain, node.op_type) == ("com.microsoft", "MoE")
+        any_input = not node.domain or MOE.computes(node)
         if not any_input or not kept.isdisjoint(node.outputs):
             kept |= static.intersection(value for value in node.inputs if value is not None)
     large = {v for v, tensor in side.constants.items() if tensor.dtype in _FED_TYPES and tensor.nbytes >= _LARGE}
@@ -136,7 +137,8 @@ def _dequantize(weight: QuantizedWeight, into: Array) -> None:
 
 
 def _expert_inputs(node: ir.Node) -> list[ir.Value]:
-    slots = [slot for part in SLOTS[node.op_type].values() for slot in part]
+    operator = operator_of(node)
+    slots = [] if operator is None else [slot for projection in operator.projections for slot in projection.stacks]
     return [value for slot in slots if slot < len(node.inputs) and (value := node.inputs[slot]) is not None]
 
 

@@ -6,17 +6,48 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.errors import QuantizationError, RewriterError
-from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, check_promise
+from rewriter.quantize.types import QuantizedShape, QuantizedWeight, Quantizer, WeightContext, check_promise
 from rewriter.tensors import View, drop_pages
 
-Arrays = Sequence[npt.NDArray[np.generic]]
+Arrays = Sequence[npt.NDArray[Any]]
+
+
+class Part(NamedTuple):
+    """One of the arrays that an operator reads in place of a weight.
+
+    Attributes:
+        name: of the tensor, or what follows the weight's name in it.
+        dtype: element type.
+        shape: of one weight; a stack has one axis more.
+    """
+
+    name: str
+    dtype: ir.DataType
+    shape: Sequence[int]
+
+
+class StoredWeight(Protocol):
+    """How one quantized weight is stored: what ``operators.layout.stored.Stored`` is."""
+
+    @property
+    def name(self) -> str:
+        """Equal for weights whose arrays mean the same."""
+
+    def parts(self, scale_dtype: ir.DataType) -> Sequence[Part]:
+        """Returns the arrays: what follows the weight's name in theirs, type and shape."""
+
+    def pack(self, weight: QuantizedWeight) -> Arrays:
+        """Returns the arrays."""
+
+    def unpack(self, arrays: Arrays) -> QuantizedWeight:
+        """Exact inverse of ``pack``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +72,12 @@ class QuantizationJob:
         """(N, K)."""
         n, k = self.weight.shape
         return n, k
+
+    @property
+    def stored_shape(self) -> QuantizedShape:
+        """What a layout must know of the weight that this makes."""
+        spec = self.context.spec
+        return QuantizedShape(*self.shape, spec.bits, spec.block_size, spec.symmetric)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -135,10 +172,10 @@ class _Parts:
 def lazy_parts(
     key: tuple[object, ...],
     evaluate: Callable[[], Arrays],
-    parts: Sequence[tuple[str, ir.DataType, Sequence[int]]],
+    parts: Sequence[Part],
     jobs: tuple[QuantizationJob, ...] = (),
 ) -> tuple[PartTensor, ...]:
-    """Returns one lazy tensor per part (name, dtype, shape) of what ``evaluate`` returns.
+    """Returns one lazy tensor per part of what ``evaluate`` returns.
 
     Args:
         key: equal for evaluations that give the same parts.
@@ -147,47 +184,48 @@ def lazy_parts(
         jobs: the weights that the parts are made of.
     """
     shared = _Parts(key, evaluate)
-    return tuple(PartTensor(shared, i, dtype, shape, name, jobs) for i, (name, dtype, shape) in enumerate(parts))
+    return tuple(PartTensor(shared, i, *part[1:], part.name, jobs) for i, part in enumerate(parts))
+
+
+def named_parts(stored: StoredWeight, weight: str, scale_dtype: ir.DataType) -> tuple[Part, ...]:
+    """Returns the arrays of a stored weight, named after the weight."""
+    return tuple(part._replace(name=f"{weight}_{part.name}") for part in stored.parts(scale_dtype))
 
 
 def packed_parts(
     job: QuantizationJob,
-    layout: str,
-    pack: Callable[[QuantizedWeight], Arrays],
-    unpack: Callable[[Arrays], QuantizedWeight],
-    parts: Sequence[tuple[str, ir.DataType, Sequence[int]]],
+    stored: StoredWeight,
+    name: str,
+    scale_dtype: ir.DataType,
+    also: Iterable[QuantizationJob] = (),
 ) -> tuple[PartTensor, ...]:
     """Returns the lazy tensors of one quantized weight in one layout; every write proves that the bytes read back.
 
     Args:
         job: the weight and how it is quantized.
-        layout: name of the layout; part of what makes two tensors equal.
-        pack: codes, scales and zero points -> the operator's arrays.
-        unpack: exact inverse of ``pack``.
-        parts: name, element type and shape of each array.
+        stored: how it is stored.
+        name: what the tensors' names begin with.
+        scale_dtype: element type of the scales.
+        also: other weights that the tensors take the place of.
     """
-    return lazy_parts((layout, *job.key), lambda: packed_arrays(job, layout, pack, unpack), parts, (job,))
+    parts = named_parts(stored, name, scale_dtype)
+    return lazy_parts((stored.name, *job.key), lambda: packed_arrays(job, stored), parts, (job, *also))
 
 
-def packed_arrays(
-    job: QuantizationJob,
-    layout: str,
-    pack: Callable[[QuantizedWeight], Arrays],
-    unpack: Callable[[Arrays], QuantizedWeight],
-) -> Arrays:
+def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:
     """Quantizes a weight, lays it out, proves that the bytes read back, and tells the job that it is written.
 
     Raises:
         QuantizationError: the weight cannot be quantized, or its bytes do not read back.
     """
     quantized = job.quantize()
-    arrays = pack(quantized)
-    back = unpack(arrays)
+    arrays = stored.pack(quantized)
+    back = stored.unpack(arrays)
     same = np.array_equal(back.codes, quantized.codes) and np.array_equal(back.scales, quantized.scales)
     if back.zero_points is not None and quantized.zero_points is not None:
         same = same and np.array_equal(back.zero_points, quantized.zero_points)
     if not same or (back.zero_points is None) != (quantized.zero_points is None):
-        raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {layout} do not read back")
+        raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {stored.name} do not read back")
     job.written(job, quantized, sum(a.nbytes for a in arrays))
     drop_pages(job.weight)
     return arrays

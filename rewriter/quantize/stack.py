@@ -10,8 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, packed_arrays
-from rewriter.quantize.types import QuantizedWeight
+from rewriter.quantize.job import (
+    Arrays,
+    PartTensor,
+    QuantizationJob,
+    StoredWeight,
+    named_parts,
+    packed_arrays,
+)
 
 Sink = Callable[[int, npt.NDArray[np.generic]], None]
 
@@ -74,22 +80,20 @@ class _Stack:
 
 
 def packed_stack(
-    jobs: Sequence[QuantizationJob],
-    layout: str,
-    pack: Callable[[QuantizedWeight], Arrays],
-    unpack: Callable[[Arrays], QuantizedWeight],
-    parts: Sequence[tuple[str, ir.DataType, Sequence[int]]],
+    jobs: Sequence[QuantizationJob], stored: StoredWeight, name: str, scale_dtype: ir.DataType
 ) -> tuple[PartTensor, ...]:
     """Returns the lazy tensors of a stack of quantized weights in one layout; every expert's bytes are read back.
 
     Args:
         jobs: one for each expert; all with one shape and one spec.
-        layout: name of the layout; part of what makes two tensors equal.
-        pack: codes, scales and zero points of one expert -> the operator's arrays, the codes first.
-        unpack: exact inverse of ``pack``.
-        parts: name, element type and shape [E, ...] of each array.
+        stored: how one expert is stored.
+        name: what the tensors' names begin with.
+        scale_dtype: element type of the scales.
     """
     own = tuple(jobs)
-    key = (layout, *(job.key for job in own))
-    stack = _Stack(key, len(own), lambda expert: packed_arrays(own[expert], layout, pack, unpack))
-    return tuple(StackTensor(stack, i, dtype, shape, name, own) for i, (name, dtype, shape) in enumerate(parts))
+    key = (f"{stored.name}-stack", *(job.key for job in own))
+    stack = _Stack(key, len(own), lambda expert: packed_arrays(own[expert], stored))
+    parts = named_parts(stored, name, scale_dtype)
+    return tuple(
+        StackTensor(stack, i, part.dtype, (len(own), *part.shape), part.name, own) for i, part in enumerate(parts)
+    )

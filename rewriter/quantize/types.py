@@ -61,6 +61,30 @@ class WeightContext:
 
 
 @dataclass(frozen=True)
+class QuantizedShape:
+    """What a stored layout must know of a quantized weight.
+
+    Attributes:
+        n: output features.
+        k: input features.
+        bits: 2, 4 or 8.
+        block: input features per scale; 0 is the whole row.
+        symmetric: True for no zero points.
+    """
+
+    n: int
+    k: int
+    bits: int
+    block: int
+    symmetric: bool = True
+
+    @property
+    def blocks(self) -> int:
+        """Scales of a row."""
+        return -(-self.k // self.block) if self.block else 1
+
+
+@dataclass(frozen=True)
 class QuantizedWeight:
     """A quantized [N, K] weight; ``dequantized = (code - zero_point) * scale``.
 
@@ -77,6 +101,12 @@ class QuantizedWeight:
     zero_points: CodeArray | None
     bits: int
     block_size: int
+
+    @property
+    def shape(self) -> QuantizedShape:
+        """What a layout must know of it."""
+        n, k = self.codes.shape
+        return QuantizedShape(n, k, self.bits, self.block_size, self.zero_points is None)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """Returns the [N, K] float32 weight that a kernel computes with; in one buffer of its size."""

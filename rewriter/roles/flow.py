@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx_ir as ir
 
 from rewriter.graph.contents import subgraphs
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
+from rewriter.operators.matmul_nbits import MATMUL_NBITS, attributes_of
 from rewriter.roles import algebra, operators, views
 from rewriter.roles.facts import (
     DATA,
@@ -59,10 +61,10 @@ class Flow:
 
     def _width(self, node: ir.Node | None) -> int | None:
         """Output features of a linear, read off its weight: a model may declare a name for them."""
-        if node is None or node.op_type not in ("MatMul", "Gemm", "MatMulNBits"):
+        if node is None or node.op_type not in ("MatMul", "Gemm", MATMUL_NBITS.name):
             return None
-        if node.op_type == "MatMulNBits":
-            return views.attribute_int(node, "N", 0) or None
+        if node.op_type == MATMUL_NBITS.name:
+            return attributes_of(node).n or None
         weight = self.facts.get(node.inputs[1]) if node.inputs[1] is not None else None
         if not isinstance(weight, View) or weight.shape is None or len(weight.shape) < 2:
             return None
@@ -224,7 +226,7 @@ class Flow:
     def _gather_constant(self, node: ir.Node, data: View, chosen: Fact) -> Fact:
         if isinstance(chosen, View):
             return views.gathered(node, data, chosen)
-        quantized = node.op_type == "GatherBlockQuantized"
+        quantized = node.op_type == GATHER_BLOCK_QUANTIZED.name
         if isinstance(chosen, Route):
             if data.rank < 3:
                 return Route(chosen.router, chosen.expert)  # a bias or a scale per expert

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from rewriter.operators.form import OPERATORS as EXPERTS
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
+
 LINEAR: Final = frozenset({
-    "MatMul", "Gemm", "Einsum", "MatMulNBits", "FusedMatMul", "TransposeMatMul", "MatMulBnb4", "MatMulFpQ4",
+    "MatMul", "Gemm", "Einsum", MATMUL_NBITS.name, "FusedMatMul", "TransposeMatMul", "MatMulBnb4", "MatMulFpQ4",
     "MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight", "DynamicQuantizeMatMul",
 })  # fmt: skip
 """Contractions; linear maps where one operand is a weight."""
 
-FUSED_EXPERTS: Final = frozenset({"MoE", "QMoE"})
+FUSED_EXPERTS: Final = frozenset(operator.name for operator in EXPERTS)
 
 ATTENTION: Final = frozenset({
     "Attention", "MultiHeadAttention", "GroupQueryAttention", "PagedAttention", "SparseAttention",
@@ -24,7 +28,7 @@ ATTENTION: Final = frozenset({
 
 TOP_K: Final = frozenset({"TopK", "ArgMax"})
 
-GATHER: Final = frozenset({"Gather", "GatherND", "GatherElements", "GatherBlockQuantized", "Compress"})
+GATHER: Final = frozenset({"Gather", "GatherND", "GatherElements", GATHER_BLOCK_QUANTIZED.name, "Compress"})
 """Input 1 chooses among the elements of input 0."""
 
 SCATTER: Final = frozenset({"ScatterElements", "ScatterND", "Scatter", "TensorScatter"})

@@ -14,6 +14,8 @@ from typing import Literal
 
 from rewriter.graph.declines import GLU_ON_CUDA, HALVES, Reason
 from rewriter.operators.form import GLU, ExpertForm
+from rewriter.operators.moe import MOE
+from rewriter.operators.qmoe import QMOE
 from rewriter.target.version import Version
 
 
@@ -38,7 +40,7 @@ class Kernel:
         mixed_bits: of QMoE, whether projections may differ in bits.
         multiple: of QMoE, what H and I must be multiples of.
         int8_activations: of QMoE, (bits, smallest block) at which the kernel rounds activations to 8 bits.
-        layouts: of QMoE, layouts that it reads: None for raw, else the architecture of the CUTLASS layout.
+        layouts: of QMoE, names of the layouts that it reads, the preferred first.
     """
 
     since: Version
@@ -56,7 +58,7 @@ class Kernel:
     mixed_bits: bool = False
     multiple: int = 1
     int8_activations: tuple[tuple[int, int], ...] = ()
-    layouts: tuple[int | None, ...] = (None,)
+    layouts: tuple[str, ...] = ("raw",)
 
     def refusal(self, form: ExpertForm, dtype: str, *, weighted: bool = False) -> str | None:
         """Returns why the kernel cannot run a node of this form and dtype, or runs it wrongly, or None.
@@ -132,10 +134,10 @@ _CUDA_1_23 = Kernel(
     single_block="alike",
     mixed_zero_points=False,
     multiple=64,
-    layouts=(80, 90),
+    layouts=("cutlass-sm80", "cutlass-sm90"),
 )
 _CUDA_1_24 = replace(_CUDA_1_23, since=(1, 24), zero_point_blocks=_GPU_BLOCKS[1:])
-_CUDA_1_28 = replace(_CUDA_1_24, since=(1, 28), fusions=(1, 2), constants=None, layouts=(None, 80))
+_CUDA_1_28 = replace(_CUDA_1_24, since=(1, 28), fusions=(1, 2), constants=None, layouts=("raw", "cutlass-sm80"))
 _CUDA_1_31 = replace(_CUDA_1_28, since=(1, 31), single_block="any")
 _CUDA_ACTIVATIONS_1_32 = (*_CUDA_MOE.activations, "relu2", "geglu")
 _CUDA_MOE_1_28 = replace(_CUDA_MOE, since=(1, 28), fusions=(1, 2), constants=None)
@@ -143,17 +145,17 @@ _WEBGPU_MOE = Kernel((1, 24), activations=("swiglu",), unnormalized=())
 _WEBGPU_QMOE = replace(_WEBGPU_MOE, blocks=dict.fromkeys((4, 8), _GPU_BLOCKS[1:]), single_block="alike")
 
 KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
-    ("cpu", "MoE"): (_CPU_MOE, _CPU_MOE_1_32),
-    ("cpu", "QMoE"): (_CPU_1_23, _CPU_1_24, _CPU_1_25, _CPU_1_27, _CPU_1_31),
-    ("cuda", "MoE"): (
+    ("cpu", MOE.name): (_CPU_MOE, _CPU_MOE_1_32),
+    ("cpu", QMOE.name): (_CPU_1_23, _CPU_1_24, _CPU_1_25, _CPU_1_27, _CPU_1_31),
+    ("cuda", MOE.name): (
         *(_CUDA_MOE, _CUDA_MOE_1_28),
         replace(_CUDA_MOE_1_28, since=(1, 32), activations=_CUDA_ACTIVATIONS_1_32),
     ),
-    ("cuda", "QMoE"): (
+    ("cuda", QMOE.name): (
         *(_CUDA_1_23, _CUDA_1_24, _CUDA_1_28, _CUDA_1_31),
         replace(_CUDA_1_31, since=(1, 32), activations=_CUDA_ACTIVATIONS_1_32),
     ),
-    ("webgpu", "MoE"): (_WEBGPU_MOE,),
-    ("webgpu", "QMoE"): (_WEBGPU_QMOE, replace(_WEBGPU_QMOE, since=(1, 31), single_block="any")),
+    ("webgpu", MOE.name): (_WEBGPU_MOE,),
+    ("webgpu", QMOE.name): (_WEBGPU_QMOE, replace(_WEBGPU_QMOE, since=(1, 31), single_block="any")),
 }
 """(Provider, operator) -> rows in the order of versions; the last that is not newer than the target holds."""

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rewriter.errors import TargetError, nearest
-from rewriter.operators.form import ROUTER_WEIGHTS
+from rewriter.operators.form import OPERATORS as EXPERTS
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
+from rewriter.operators.qmoe import QMOE, ROUTER_WEIGHTS
 from rewriter.target.experts import KERNELS, Kernel
 from rewriter.target.linears import LINEARS, LinearKernel
 from rewriter.target.lookups import LOOKUPS, LookupKernel
@@ -21,19 +24,9 @@ _OLDEST = (1, 23)
 _ROUTER_WEIGHTS = {"cpu", "cuda"}
 
 ADDED: Mapping[str, Mapping[str, Version]] = {
-    "QMoE": {
-        "quant_type": (1, 27),
-        "weights_prepacked": (1, 28),
-        "accuracy_level": (1, 31),
-        "fc1_expert_weight_bits": (1, 31),
-        "fc2_expert_weight_bits": (1, 31),
-        "fc3_expert_weight_bits": (1, 31),
-    },
-    "MatMulNBits": {"weight_prepacked": (1, 28)},
+    operator.name: operator.gained for operator in (*EXPERTS, MATMUL_NBITS, GATHER_BLOCK_QUANTIZED)
 }
 """Attributes that operators gained, and the version from which a runtime does not refuse them."""
-
-_QMOE_INPUTS = (((1, 27), 21), ((1, 25), 15), ((1, 24), 14), ((1, 23), 11))
 
 
 @dataclass(frozen=True)
@@ -92,26 +85,25 @@ class Target:
         return _at(LOOKUPS[self.provider], self.version)
 
     @property
-    def matmul_nbits_layouts(self) -> tuple[int | None, ...]:
-        """Layouts of B that MatMulNBits reads: None for raw, else the architecture of the CUTLASS layout."""
-        if self.provider != "cuda" or not self.has("MatMulNBits", "weight_prepacked"):
-            return (None,)
-        return (None, int(self.architecture[2:])) if self.architecture else (None,)
+    def matmul_nbits_layouts(self) -> tuple[str, ...]:
+        """Names of the layouts of B that MatMulNBits reads, the preferred first."""
+        prepacked = self.provider == "cuda" and self.has(MATMUL_NBITS.name, "weight_prepacked")
+        return ("raw", f"cutlass-{self.architecture}") if prepacked and self.architecture else ("raw",)
 
     @property
     def router_weights(self) -> bool:
         """Whether QMoE takes router_weights, and the provider's kernel heeds them."""
-        schema = _schema("QMoE") if self.installed else None
-        inputs = schema[1] if schema else next(count for since, count in _QMOE_INPUTS if since <= self.version)
+        schema = _schema(QMOE.name) if self.installed else None
+        inputs = schema[1] if schema else QMOE.input_count(self.version)
         return inputs > ROUTER_WEIGHTS and self.provider in _ROUTER_WEIGHTS
 
     @property
-    def qmoe_layouts(self) -> tuple[int | None, ...]:
-        """Layouts of the weights that QMoE reads, the preferred first; empty where nothing tells which."""
-        kernel = self.kernel("QMoE")
+    def qmoe_layouts(self) -> tuple[str, ...]:
+        """Names of the layouts of weights that QMoE reads, the preferred first; empty where nothing tells which."""
+        kernel = self.kernel(QMOE.name)
         layouts = kernel.layouts if kernel else ()
-        if self.provider == "cuda" and None not in layouts:
-            return tuple(layout for layout in layouts if f"sm{layout}" == self.architecture)
+        if self.provider == "cuda" and "raw" not in layouts:
+            return tuple(layout for layout in layouts if layout == f"cutlass-{self.architecture}")
         return layouts
 
     def kernel(self, operator: str) -> Kernel | None:
@@ -127,7 +119,7 @@ class Target:
 
     def rounds_activations(self, bits: int, block: int, accuracy_level: int = 0) -> bool:
         """Whether QMoE computes with 8-bit activations, so that its numbers cannot prove a rewrite."""
-        kernel = self.kernel("QMoE")
+        kernel = self.kernel(QMOE.name)
         rounding = kernel.int8_activations if kernel else ()
         return (accuracy_level == 4 and block > 0) or any(bits == b and block >= least for b, least in rounding)
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts
 from rewriter.graph.declines import NO_LOOP
-from rewriter.operators.form import OPERATORS
+from rewriter.operators.form import is_experts
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.axes import Located
 from rewriter.rules.blocks.contents import Output
@@ -35,7 +35,7 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value) -> None:
     while pending and len(seen) < _FAR:
         for use in pending.popleft().uses():
             node = use.node
-            if node.op_type in OPERATORS or any(_speaks(run.facts, out, indices) for out in node.outputs):
+            if is_experts(node) or any(_speaks(run.facts, out, indices) for out in node.outputs):
                 raise NotApplicable
             if node.op_type == "TopK" and _is_choice(run.facts, node.outputs[-1]):
                 pending.clear()  # what follows is of that router

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.emit import write_integers
 from rewriter.facts import Facts
 from rewriter.graph.declines import INFER_SHAPES, OTHER_WEIGHTS
 from rewriter.operators.form import GLU, ExpertForm
@@ -52,8 +53,8 @@ def logits_of_given(op: Any, facts: Facts, given: ir.Value, router: Router) -> i
     """
     weights = flat(op, facts, given, router.k)
     chosen = flat(op, facts, router.node.outputs[1], router.k)
-    rows = op.Gather(op.Shape(weights), _integers(op, [0], "rows"), axis=0)
-    shape = op.Concat(rows, _integers(op, [router.experts], "experts"), axis=0)
+    rows = op.Gather(op.Shape(weights), write_integers(op, [0], "rows"), axis=0)
+    shape = op.Concat(rows, write_integers(op, [router.experts], "experts"), axis=0)
     nothing = ir.tensor(np.array([_NOTHING], np.float32))
     logs = op.Max(op.Log(weights), op.initializer(ir.tensor(np.float32(_NOTHING), name="no_weight")))
     logits: ir.Value = op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, logs, axis=1)
@@ -68,7 +69,7 @@ def times_total(op: Any, facts: Facts, out: ir.Value, x: ir.Value, total: ir.Val
     """Returns the operator's output on ``x``, each token multiplied by the sum of its numbers in ``total`` [.., k]."""
     weights = flat(op, facts, total, block.mixing.router.k)
     newer = facts.opset >= 13
-    rows = op.ReduceSum(weights, _integers(op, [1], "axes")) if newer else op.ReduceSum(weights, axes=[1])
+    rows = op.ReduceSum(weights, write_integers(op, [1], "axes")) if newer else op.ReduceSum(weights, axes=[1])
     dtype = facts_dtype(block)
     if (total.dtype or dtype) != dtype:
         rows = op.Cast(rows, to=int(dtype))
@@ -166,13 +167,8 @@ def _extent(dim: Dim) -> int:
 
 
 def _reshaped(op: Any, value: ir.Value, shape: Sequence[int]) -> ir.Value:
-    moved: ir.Value = op.Reshape(value, _integers(op, shape, "rows_shape"))
+    moved: ir.Value = op.Reshape(value, write_integers(op, shape, "rows_shape"))
     return moved
-
-
-def _integers(op: Any, numbers: Sequence[int], name: str) -> ir.Value:
-    value: ir.Value = op.initializer(ir.tensor(np.array(numbers, np.int64), name=name))
-    return value
 
 
 def facts_dtype(block: Block) -> ir.DataType:

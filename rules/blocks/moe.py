@@ -8,13 +8,15 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rewriter.emit import write_integers, write_operator
 from rewriter.graph.declines import ONE_FLOAT_TYPE, UNSTACK, WHOLE_BLOCK, stays_float
-from rewriter.operators.form import GLU, PROJECTIONS, SLOTS, ExpertForm, form_of, input_at
+from rewriter.operators.form import GLU, ExpertForm, form_of
+from rewriter.operators.moe import MOE
+from rewriter.operators.operator import input_at
+from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, Run
 from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
 from rewriter.tensors import StackedCopy, View, ViewTensor
-
-DOMAIN = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,17 @@ def read_moe(run: Run, y: ir.Value) -> Experts:
     x, router = _required(node, 0, "input"), _required(node, 1, "router_probs")
     dtype = element_type(node)
     found = []
-    for name, slot, bias in zip(PROJECTIONS, SLOTS["MoE"]["weight"], SLOTS["MoE"]["bias"], strict=True):
-        value = input_at(node, slot)
-        if value is None and name == "fc3":
+    for slots in MOE.projections:
+        value = input_at(node, slots.weight)
+        if value is None and slots is MOE.projections[2]:
             continue
-        value = _required(node, slot, f"{name} weights")
-        weight = require_constant(run.facts, value, name)
+        value = _required(node, slots.weight, f"{slots.name} weights")
+        weight = require_constant(run.facts, value, slots.name)
         if weight.dtype != dtype:
-            raise Declined(f"{name} is {weight.dtype.name} and the input {dtype.name}", value, remedy=ONE_FLOAT_TYPE)
-        found.append(Projection(name, value, weight, input_at(node, bias)))
+            raise Declined(
+                f"{slots.name} is {weight.dtype.name} and the input {dtype.name}", value, remedy=ONE_FLOAT_TYPE
+            )
+        found.append(Projection(slots.name, value, weight, input_at(node, slots.bias)))
     experts = Experts(node, form, x, router, dtype, tuple(found))
     _require_shapes(experts)
     return experts
@@ -82,7 +86,7 @@ def read_moe(run: Run, y: ir.Value) -> Experts:
 
 def element_type(node: ir.Node) -> ir.DataType:
     """Returns the element type of x, or declines; every input of an MoE has it, so that the weights tell it too."""
-    x, fc2 = _required(node, 0, "input"), _required(node, 4, "fc2 weights")
+    x, fc2 = _required(node, 0, "input"), _required(node, MOE.projections[1].weight, "fc2 weights")
     return require_dtype(fc2 if x.dtype is None else x, FLOATS, "the input")
 
 
@@ -95,7 +99,7 @@ def require_weights_disappear(experts: Experts) -> None:
             reason = f"{projection.name} is part of a constant that stays in the model (rule unstack takes it out)"
             raise Declined(reason, producer, remedy=UNSTACK)
         for use in value.uses():
-            if use.node.op_type != "MoE" or use.idx not in SLOTS["MoE"]["weight"]:
+            if not MOE.computes(use.node) or use.idx not in [slots.weight for slots in MOE.projections]:
                 raise stays_float(use.node, f"the float weight {projection.name}")
         if value.is_graph_output():
             raise stays_float(value, f"the float weight {projection.name}")
@@ -108,7 +112,7 @@ def constant_bias(run: Run, projection: Projection) -> View | None:
 
 def needs_fusion(run: Run, fusion: int, *, instead_of: int) -> bool:
     """Whether the target's QMoE runs SwiGLU fused in the one way and not in the other."""
-    kernel = run.target.kernel("QMoE")
+    kernel = run.target.kernel(QMOE.name)
     return kernel is not None and fusion in kernel.fusions and instead_of not in kernel.fusions
 
 
@@ -122,7 +126,7 @@ def flat_router(op: Any, router: ir.Value, experts: int) -> ir.Value:
     """Returns the logits as [T, E]: runtimes refuse [B, S, E], which some exporters write."""
     if router.shape is None or router.shape.rank() != 3:
         return router
-    flat: ir.Value = op.Reshape(router, op.initializer(ir.tensor([-1, experts], name="router_shape")))
+    flat: ir.Value = op.Reshape(router, write_integers(op, [-1, experts], "router_shape"))
     return flat
 
 
@@ -135,10 +139,8 @@ def emit_moe(op: Any, experts: Experts, form: ExpertForm, weights: Sequence[ir.V
         form: what the new node computes.
         weights: fc1, fc1_bias, fc2, fc2_bias and perhaps fc3, fc3_bias.
     """
-    inputs = [experts.x, flat_router(op, experts.router, experts.projections[0].weight.shape[0]), *weights]
-    while inputs[-1] is None:
-        inputs.pop()
-    return op.MoE(*inputs, _domain=DOMAIN, **form.attributes())
+    router = flat_router(op, experts.router, experts.projections[0].weight.shape[0])
+    return write_operator(op, MOE, [experts.x, router, *weights], form.attributes())
 
 
 def _required(node: ir.Node, slot: int, what: str) -> ir.Value:

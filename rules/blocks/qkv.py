@@ -10,13 +10,15 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts
 from rewriter.graph.declines import CONSTANT, INLINE
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
+from rewriter.operators.operator import DOMAIN
 from rewriter.quantize.types import WeightSpec
 from rewriter.rule import Declined, Fed, Run
 from rewriter.rules.blocks.guards import integer_attribute
 from rewriter.rules.blocks.tied import weight_of
 from rewriter.tensors import View
 
-LINEARS = (("", "MatMul"), ("", "Gemm"), ("com.microsoft", "MatMulNBits"))
+LINEARS = (("", "MatMul"), ("", "Gemm"), (DOMAIN, MATMUL_NBITS.name))
 ROLES = ("attention.q", "attention.k", "attention.v")
 
 _QUANTIZED_SLOTS = (1, 2, 3, 5)
@@ -64,7 +66,7 @@ def read_projection(facts: Facts, node: ir.Node) -> Projection:
     x, out = node.inputs[0], node.outputs[0]
     if x is None or any(a.is_ref() for a in node.attributes.values()):
         raise Declined("an attribute is set by the caller of a function", node, remedy=INLINE)
-    operands = _quantized(facts, node) if node.op_type == "MatMulNBits" else _float(facts, node)
+    operands = _quantized(facts, node) if node.op_type == MATMUL_NBITS.name else _float(facts, node)
     view, axis = operands[1]
     n = view.shape[axis]
     uses = list(out.uses())

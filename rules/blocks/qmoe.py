@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
+from rewriter.emit import write_operator
 from rewriter.graph.declines import NAME_ARCHITECTURE, ONE_SPEC, OTHER_BITS, OTHER_BLOCK_SIZE, OTHER_TARGET, UNROLLED
-from rewriter.operators.form import ROUTER_WEIGHTS, ExpertForm
-from rewriter.operators.layout import qmoe
-from rewriter.operators.layout.qmoe import LAYOUT_KEY, QMoEArrays
+from rewriter.operators.form import ExpertForm
+from rewriter.operators.layout.stored import Layout, Refusal
+from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, ROUTER_WEIGHTS, layout_named
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.stack import packed_stack
-from rewriter.quantize.types import QuantizedWeight, WeightSpec
+from rewriter.quantize.types import QuantizedShape, WeightSpec
 from rewriter.rule import Declined, Run
-from rewriter.rules.blocks.moe import DOMAIN, Experts, Projection, flat_router
+from rewriter.rules.blocks.moe import Experts, Projection, flat_router
 from rewriter.target import Kernel, Target
 
 Jobs = tuple[QuantizationJob, ...]
@@ -30,13 +31,13 @@ class Held:
     Attributes:
         jobs: of each projection, one for each expert.
         block: input features per scale of all projections; 0 is the whole row.
-        prepacked: None for the raw layout, else the architecture of the CUTLASS layout.
+        layout: of the weights.
         accuracy_level: the attribute; 0 leaves it out.
     """
 
     jobs: tuple[Jobs, ...]
     block: int
-    prepacked: int | None
+    layout: Layout
     accuracy_level: int = 0
 
     @property
@@ -54,13 +55,13 @@ def plan_experts(run: Run, rule: str, experts: Experts, *, smaller_blocks: bool)
         experts: the MoE.
         smaller_blocks: whether a smaller block than the planned one may be taken.
     """
-    kernel = run.target.kernel("QMoE")
+    kernel = run.target.kernel(QMOE.name)
     if kernel is None or kernel.blocks is None or not run.target.qmoe_layouts:
         if kernel is None:
             raise Declined(f"target {run.target} has no QMoE", experts.node, remedy=f"{OTHER_TARGET}, or {UNROLLED}")
         reason = f"target {run.target} has no QMoE unless an architecture is named (cuda:sm80, cuda:sm90)"
         raise Declined(reason, experts.node, remedy=NAME_ARCHITECTURE)
-    prepacked = run.target.qmoe_layouts[0]
+    layout = layout_named(run.target.qmoe_layouts[0])
     asked = tuple(_jobs(run, rule, experts, projection) for projection in experts.projections)
     specs = tuple(jobs[0].context.spec for jobs in asked)
     _require_one_form(run.target, kernel, experts, specs)
@@ -73,12 +74,12 @@ def plan_experts(run: Run, rule: str, experts: Experts, *, smaller_blocks: bool)
         )
     planned = min(blocks)
     sizes = tuple(2**power for power in range(planned.bit_length() - 1, 3, -1)) if planned and smaller_blocks else ()
-    reasons = {size: _illegal(kernel, asked, size, prepacked) for size in dict.fromkeys((planned, *sizes))}
+    reasons = {size: _illegal(kernel, asked, size, layout) for size in dict.fromkeys((planned, *sizes))}
     block = next((size for size, reason in reasons.items() if reason is None), None)
     if block is None:
         others = ", ".join(str(size) for size in reasons if size != planned)
         raise Declined(f"{reasons[planned]}{f'; nor do smaller blocks fit ({others})' if others else ''}", experts.node)
-    return Held(tuple(tuple(_with_block(job, block) for job in jobs) for jobs in asked), block, prepacked)
+    return Held(tuple(tuple(_with_block(job, block) for job in jobs) for jobs in asked), block, layout)
 
 
 def emit_qmoe(op: Any, target: Target, experts: Experts, held: Held, *, weighted: bool) -> Any:
@@ -92,17 +93,31 @@ def emit_qmoe(op: Any, target: Target, experts: Experts, held: Held, *, weighted
         weighted: whether the softmax of the logits is given as router_weights.
     """
     router = flat_router(op, experts.router, experts.projections[0].weight.shape[0])
-    inputs: list[ir.Value | None] = [experts.x, router, *(None for _ in range(13))]
-    for index, (projection, jobs) in enumerate(zip(experts.projections, held.jobs, strict=True)):
-        tensors = [op.initializer(tensor) for tensor in _tensors(projection, jobs, held, experts.dtype)]
-        inputs[2 + 3 * index], inputs[3 + 3 * index] = tensors[:2]
-        inputs[4 + 3 * index] = projection.bias
-        inputs[11 + index] = tensors[2] if len(tensors) > 2 else None
+    inputs: dict[int, ir.Value | None] = {0: experts.x, 1: router}
+    for slots, projection, jobs in zip(QMOE.projections, experts.projections, held.jobs, strict=False):
+        stored = held.layout.require(jobs[0].stored_shape)
+        tensors = packed_stack(jobs, stored, projection.weight.name, experts.dtype)
+        inputs |= dict(zip(slots.parts, map(op.initializer, tensors), strict=False))
+        inputs[slots.bias] = projection.bias
     inputs[ROUTER_WEIGHTS] = op.Softmax(router, axis=-1) if weighted else None
-    while inputs[-1] is None:
-        inputs.pop()
-    out = op.QMoE(*inputs, _domain=DOMAIN, **qmoe_attributes(target, experts.form, held))
-    out.producer().metadata_props[LAYOUT_KEY] = qmoe.layout_name(held.prepacked)
+    return write_qmoe(op, inputs, qmoe_attributes(target, experts.form, held), held.layout)
+
+
+def write_qmoe(
+    op: Any, inputs: Mapping[int, ir.Value | None], attributes: Mapping[str, int | float | str], layout: Layout
+) -> ir.Value:
+    """Writes a QMoE, stamped with the layout of its weights.
+
+    Args:
+        op: onnxscript's builder.
+        inputs: by slot.
+        attributes: of the node.
+        layout: of its weights.
+    """
+    out = write_operator(op, QMOE, [inputs.get(slot) for slot in range(len(QMOE.inputs))], attributes)
+    producer = out.producer()
+    assert producer is not None
+    producer.metadata_props[LAYOUT_KEY] = layout.name
     return out
 
 
@@ -114,11 +129,15 @@ def qmoe_attributes(target: Target, form: ExpertForm, held: Held) -> dict[str, i
     found |= {f"fc{i}_expert_weight_bits": own for i, own in enumerate(bits, 1) if own != bits[0]}
     if held.block:
         found["block_size"] = held.block
-    if target.has("QMoE", "weights_prepacked"):
-        found["weights_prepacked"] = int(held.prepacked is not None)
+    found |= prepacked_attribute(target, held.layout)
     if held.accuracy_level:
         found["accuracy_level"] = held.accuracy_level
     return found
+
+
+def prepacked_attribute(target: Target, layout: Layout) -> dict[str, int]:
+    """Returns the attribute that says whether weights are raw, where the target's operator has it."""
+    return {"weights_prepacked": int(layout is not RAW)} if target.has(QMOE.name, "weights_prepacked") else {}
 
 
 def _jobs(run: Run, rule: str, experts: Experts, projection: Projection) -> Jobs:
@@ -171,7 +190,7 @@ def _require_one_form(target: Target, kernel: Kernel, experts: Experts, specs: S
                 f"QMoE on target {target} runs {runs} bits, not {spec.bits}", projection.value, remedy=OTHER_BITS
             )
     bits = [spec.bits for spec in specs]
-    if len(set(bits)) > 1 and not (kernel.mixed_bits and target.has("QMoE", "fc2_expert_weight_bits")):
+    if len(set(bits)) > 1 and not (kernel.mixed_bits and target.has(QMOE.name, "fc2_expert_weight_bits")):
         shown = " and ".join(f"{p.name} {b}" for p, b in zip(experts.projections, bits, strict=True))
         raise Declined(
             f"no kernel of target {target} runs projections of different bits ({shown})", experts.node, remedy=ONE_SPEC
@@ -182,28 +201,20 @@ def _require_one_form(target: Target, kernel: Kernel, experts: Experts, specs: S
         )
 
 
-def _illegal(kernel: Kernel, asked: Sequence[Jobs], block: int, prepacked: int | None) -> str | None:
+def _illegal(kernel: Kernel, asked: Sequence[Jobs], block: int, layout: Layout) -> str | None:
     """Returns why the projections cannot have this block size, or None."""
-    specs = [(*job.shape, job.context.spec) for job, *_ in asked]
-    return refusal(kernel, [Packing(n, k, spec.bits, spec.symmetric) for n, k, spec in specs], block, prepacked)
+    shapes = [dataclasses.replace(job.stored_shape, block=block) for job, *_ in asked]
+    return refusal(kernel, shapes, layout)
 
 
-@dataclass(frozen=True)
-class Packing:
-    """How one projection is quantized: [N, K] in codes of some bits, symmetric where it has no zero points."""
-
-    n: int
-    k: int
-    bits: int
-    symmetric: bool
-
-
-def refusal(kernel: Kernel, projections: Sequence[Packing], block: int, prepacked: int | None) -> str | None:
+def refusal(kernel: Kernel, projections: Sequence[QuantizedShape], layout: Layout) -> str | None:
     """Returns why the kernel cannot run projections that are quantized so, or None."""
     assert kernel.blocks is not None
+    block = projections[0].block
     for own in projections:
-        if reason := qmoe.illegal(own.n, own.k, own.bits, block, prepacked=prepacked):
-            return reason
+        stored = layout.of(own)
+        if isinstance(stored, Refusal):
+            return stored.reason
         if block not in kernel.blocks.get(own.bits, ()):
             return f"the target has no kernel for {own.bits} bits in blocks of {block}"
         if own.k % kernel.multiple:
@@ -226,29 +237,3 @@ def _with_block(job: QuantizationJob, block: int) -> QuantizationJob:
         return job
     own = dataclasses.replace(spec, block_size=block)
     return dataclasses.replace(job, context=dataclasses.replace(job.context, spec=own, planned=spec))
-
-
-def _tensors(projection: Projection, jobs: Jobs, held: Held, dtype: ir.DataType) -> Sequence[ir.TensorProtocol]:
-    """Returns the stacks of codes, scales and perhaps zero points."""
-    n, k = jobs[0].shape
-    spec = jobs[0].context.spec
-    shapes = qmoe.shapes(len(jobs), n, k, spec.bits, held.block, symmetric=spec.symmetric, prepacked=held.prepacked)
-    name = projection.weight.name
-    types = (ir.DataType.UINT8, dtype, ir.DataType.UINT8)
-    suffixes = (f"q{spec.bits}", "scales", "zero_points")
-    parts = [
-        (f"{name}_{suffix}", own, shape)
-        for suffix, own, shape in zip(suffixes, types, shapes, strict=True)
-        if shape is not None
-    ]
-
-    def pack(quantized: QuantizedWeight) -> Sequence[Any]:
-        arrays = qmoe.pack(quantized, prepacked=held.prepacked)
-        return [a for a in (arrays.weight, arrays.scales, arrays.zero_points) if a is not None]
-
-    def unpack(arrays: Sequence[Any]) -> QuantizedWeight:
-        zero_points = arrays[2] if len(arrays) > 2 else None
-        own = QMoEArrays(arrays[0], arrays[1], zero_points)
-        return qmoe.unpack(own, n, k, spec.bits, held.block, prepacked=held.prepacked)
-
-    return packed_stack(jobs, f"qmoe-{qmoe.layout_name(held.prepacked)}", pack, unpack, parts)

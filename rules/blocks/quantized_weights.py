@@ -6,17 +6,19 @@ E experts, N output features, K input features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from rewriter.graph.declines import OTHER_BLOCK_SIZE, OTHER_TARGET, no_kernel
 from rewriter.operators.form import ExpertForm
+from rewriter.operators.qmoe import QMOE, RAW
+from rewriter.quantize.types import QuantizedShape
 from rewriter.rule import Declined
 from rewriter.rules.blocks.block import Block, Routing, require_alike
 from rewriter.rules.blocks.contents import Packed, Weight
-from rewriter.rules.blocks.qmoe import Packing, refusal
+from rewriter.rules.blocks.qmoe import refusal
 from rewriter.target import Target
 from rewriter.tensors import View, interleaved, scaled, stacked
 
@@ -30,16 +32,14 @@ class QuantizedProjection:
         scales: [E, N, K / block].
         zero_points: [E, N, ceil(K / block * bits / 8)], or None.
         bias: [E, N], or None.
-        packing: one expert's.
-        block: input features per scale.
+        shape: of one expert's weight.
     """
 
     codes: View
     scales: View
     zero_points: View | None
     bias: View | None
-    packing: Packing
-    block: int
+    shape: QuantizedShape
 
 
 def stack_quantized_weights(block: Block, node: ir.Node) -> tuple[QuantizedProjection, QuantizedProjection]:
@@ -50,10 +50,10 @@ def stack_quantized_weights(block: Block, node: ir.Node) -> tuple[QuantizedProje
     if own[0].up is not None:
         ups = [e.up for e in own if e.up is not None]
         up = _stack([u.weight for u in ups], [u.bias for u in ups], "up", node)
-        if (up.packing, up.block) != (fc1.packing, fc1.block):
+        if up.shape != fc1.shape:
             raise Declined("gate and up are quantized in different ways", node)
         fc1 = _in_turn(fc1, up)
-    if (fc1.packing.bits, fc1.block) != (fc2.packing.bits, fc2.block):
+    if (fc1.shape.bits, fc1.shape.block) != (fc2.shape.bits, fc2.shape.block):
         raise Declined(
             "QMoE has one width and one block size for all projections, and these have several",
             node,
@@ -69,9 +69,7 @@ def stack_quantized_weights(block: Block, node: ir.Node) -> tuple[QuantizedProje
         raise Declined(f"a factor for each expert would round its {fc2.scales.dtype.name} scales", node)
     factors = [float(f) for f in np.asarray(table.numpy())]
     bias = None if fc2.bias is None else scaled(fc2.bias, factors)
-    return fc1, QuantizedProjection(
-        fc2.codes, scaled(fc2.scales, factors), fc2.zero_points, bias, fc2.packing, fc2.block
-    )
+    return fc1, QuantizedProjection(fc2.codes, scaled(fc2.scales, factors), fc2.zero_points, bias, fc2.shape)
 
 
 def _stack(weights: Sequence[Weight], biases: Sequence[View | None], what: str, node: ir.Node) -> QuantizedProjection:
@@ -98,8 +96,7 @@ def _stack(weights: Sequence[Weight], biases: Sequence[View | None], what: str, 
         stacked([w.scales for w in packed]),
         stacked([w.zero_points for w in packed if w.zero_points is not None]) if has_zeros else None,
         stacked([bias for bias in biases if bias is not None]) if has_bias else None,
-        Packing(n, k, first.bits, not has_zeros),
-        first.block,
+        QuantizedShape(n, k, first.bits, first.block, not has_zeros),
     )
 
 
@@ -110,14 +107,12 @@ def _in_turn(gate: QuantizedProjection, up: QuantizedProjection) -> QuantizedPro
     bias = None
     if gate.bias is not None or up.bias is not None:
         bias = interleaved(gate.bias or _zeros(gate), up.bias or _zeros(up))
-    own = gate.packing
     return QuantizedProjection(
         interleaved(gate.codes, up.codes),
         interleaved(gate.scales, up.scales),
         zeros,
         bias,
-        Packing(2 * own.n, own.k, own.bits, own.symmetric),
-        gate.block,
+        replace(gate.shape, n=2 * gate.shape.n),
     )
 
 
@@ -135,21 +130,21 @@ def require_kernel(
     node: ir.Node,
 ) -> bool:
     """Returns whether it needs router_weights; declines where the target has no exact QMoE of this form."""
-    kernel = target.kernel("QMoE")
-    if kernel is None or kernel.blocks is None or None not in target.qmoe_layouts:
+    kernel = target.kernel(QMOE.name)
+    if kernel is None or kernel.blocks is None or RAW.name not in target.qmoe_layouts:
         raise Declined(f"target {target} has no QMoE that reads codes as they are", node, remedy=OTHER_TARGET)
     given = routing.weights is not None
     weighted = given or kernel.refusal(form, dtype.name) is not None
     reason = kernel.refusal(form, dtype.name, weighted=weighted and target.router_weights)
     if reason is None and weighted and not target.router_weights:
         reason = "it takes no router_weights, which the block's routing needs"
-    packings = [p.packing for p in projections]
-    block = projections[0].block
-    reason = reason or refusal(kernel, packings, block, None)
-    if len({p.symmetric for p in packings}) > 1 and not kernel.mixed_zero_points:
+    shapes = [p.shape for p in projections]
+    bits, block = shapes[0].bits, shapes[0].block
+    reason = reason or refusal(kernel, shapes, RAW)
+    if len({shape.symmetric for shape in shapes}) > 1 and not kernel.mixed_zero_points:
         reason = reason or "it takes zero points for all projections or for none"
-    if target.rounds_activations(packings[0].bits, block):
-        reason = reason or f"it rounds activations to 8 bits at {packings[0].bits} bits in blocks of {block}"
+    if target.rounds_activations(bits, block):
+        reason = reason or f"it rounds activations to 8 bits at {bits} bits in blocks of {block}"
     if reason:
-        raise no_kernel("QMoE", target, reason, node)
+        raise no_kernel(QMOE.name, target, reason, node)
     return weighted

@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.rules.blocks.axes import ONE, Located, Size, Uniform, total
 from rewriter.rules.blocks.guards import integer_attribute, integers_attribute
 from rewriter.tensors import View
@@ -140,7 +141,7 @@ def _origin(facts: Facts, value: ir.Value) -> tuple[ir.Value | None, Callable[[D
         if weight is not None and weight.rank == 2 and not integer_attribute(node, "transA", 0):
             columns = weight.shape[0 if integer_attribute(node, "transB", 0) else 1]
             return first, lambda dims: None if dims is None else (*dims[:-1], Size(columns))
-    if op_type == "MatMulNBits":
+    if op_type == MATMUL_NBITS.name:
         return first, lambda dims: None if dims is None else (*dims[:-1], Size(integer_attribute(node, "N", 0)))
     if op_type in _BINARY and len(node.inputs) == 2:
         return _binary(facts, node)

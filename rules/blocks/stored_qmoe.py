@@ -4,32 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.errors import QuantizationError
-from rewriter.operators.form import (
-    PROJECTIONS,
+from rewriter.operators.form import ExpertForm, form_of
+from rewriter.operators.layout.stored import Layout
+from rewriter.operators.operator import input_at
+from rewriter.operators.qmoe import (
+    LAYOUT_KEY,
+    LAYOUTS,
+    QMOE,
+    RAW,
     ROUTER_WEIGHTS,
-    SLOTS,
-    ExpertForm,
+    LayoutName,
     Quantized,
-    form_of,
-    input_at,
+    layout_named,
     quantized_of,
 )
-from rewriter.operators.layout import cutlass, qmoe
-from rewriter.operators.layout.packing import packed_width
-from rewriter.operators.layout.qmoe import LAYOUT_KEY, QMoEArrays
-from rewriter.quantize.types import QuantizedWeight
+from rewriter.quantize.types import QuantizedShape, QuantizedWeight
 from rewriter.rule import Declined, Run
 from rewriter.rules.blocks.guards import require_constant
 from rewriter.tensors import RowsTensor, View
-
-LayoutName = Literal["raw", "cutlass-sm80", "cutlass-sm90"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,7 @@ class StoredProjection:
         scales: [E, N] or [E, N, K / block].
         zero_points: packed, or None.
         bias: [E, N], or None.
-        n: output features.
-        k: input features.
-        bits: width of a code.
-        block: input features per scale; 0 is the whole row.
+        shape: of one expert's weight.
     """
 
     name: str
@@ -53,16 +49,16 @@ class StoredProjection:
     scales: View
     zero_points: View | None
     bias: ir.Value | None
-    n: int
-    k: int
-    bits: int
-    block: int
+    shape: QuantizedShape
 
-    def expert(self, index: int, prepacked: int | None) -> QuantizedWeight:
+    @property
+    def arrays(self) -> list[View]:
+        """Codes, scales and, where there are any, zero points."""
+        return [view for view in (self.codes, self.scales, self.zero_points) if view is not None]
+
+    def expert(self, index: int, layout: Layout) -> QuantizedWeight:
         """Reads one expert back from its bytes."""
-        zeros = None if self.zero_points is None else self.zero_points.index(0, index).numpy()
-        arrays = QMoEArrays(self.codes.index(0, index).numpy(), self.scales.index(0, index).numpy(), zeros)
-        return qmoe.unpack(arrays, self.n, self.k, self.bits, self.block, prepacked=prepacked)
+        return layout.require(self.shape).unpack([view.index(0, index).numpy() for view in self.arrays])
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class StoredExperts:
         held: bits, block and layout attributes.
         router_weights: [T, E], or None.
         projections: fc1, fc2 and perhaps fc3.
-        prepacked: None for raw weights, else the architecture of their CUTLASS layout.
+        layout: of the weights.
     """
 
     node: ir.Node
@@ -83,7 +79,7 @@ class StoredExperts:
     held: Quantized
     router_weights: ir.Value | None
     projections: tuple[StoredProjection, ...]
-    prepacked: int | None
+    layout: Layout
 
 
 class ExpertRows(RowsTensor):
@@ -102,7 +98,7 @@ class ExpertRows(RowsTensor):
         what: str,
         suffix: str,
     ) -> None:
-        views = [v for v in (projection.codes, projection.scales, projection.zero_points) if v is not None]
+        views = projection.arrays
         super().__init__(
             lambda first, count: np.stack([make(first + index) for index in range(count)]),
             dtype,
@@ -110,7 +106,7 @@ class ExpertRows(RowsTensor):
             f"{projection.codes.name}_{suffix}",
             views,
         )
-        self.key = (what, dtype, shape, projection.bits, *views)
+        self.key = (what, dtype, shape, projection.shape.bits, *views)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ExpertRows) and self.key == other.key
@@ -134,33 +130,31 @@ def read_qmoe(run: Run, y: ir.Value, unmarked: LayoutName | None) -> StoredExper
         raise Declined(f"it has attributes that QMoE does not have: {', '.join(form.unknown)}", node)
     if held.quant_type != "int" or any(v is not None for v in node.inputs[ROUTER_WEIGHTS + 1 :]):
         raise Declined(f"quant_type '{held.quant_type}' or global scales; only plain integers are read", node)
-    scales = [_constant(run, node, slot, "scales") for slot in SLOTS["QMoE"]["scales"][:2]]
+    fc1, fc2, _ = QMOE.projections
+    scales = [_constant(run, node, slot, "scales") for slot in (fc1.scales, fc2.scales)]
     hidden, inter = scales[1].shape[1], scales[0].shape[1] // form.fused
     sizes = {"fc1": (form.fused * inter, hidden), "fc2": (hidden, inter), "fc3": (inter, hidden)}
     found = []
-    for index, name in enumerate(PROJECTIONS):
-        weight, scale, bias, zeros = (slots[index] for slots in SLOTS["QMoE"].values())
-        if input_at(node, weight) is None:
+    for slots, bits, symmetric in zip(QMOE.projections, held.bits, (not z for z in held.zero_points), strict=True):
+        name = slots.name
+        if input_at(node, slots.weight) is None:
             continue
-        zero_points = None if input_at(node, zeros) is None else _constant(run, node, zeros, f"{name} zero points")
         found.append(
             StoredProjection(
                 name,
-                _constant(run, node, weight, f"{name} codes"),
-                _constant(run, node, scale, f"{name} scales"),
-                zero_points,
-                input_at(node, bias),
-                *sizes[name],
-                held.bits[index],
-                held.block,
+                _constant(run, node, slots.weight, f"{name} codes"),
+                _constant(run, node, slots.scales, f"{name} scales"),
+                None if symmetric else _constant(run, node, slots.zero_points, f"{name} zero points"),
+                input_at(node, slots.bias),
+                QuantizedShape(*sizes[name], bits, held.block, symmetric),
             )
         )
     projections = tuple(found)
-    prepacked = _layout(node, held, projections, unmarked)
-    return StoredExperts(node, form, held, input_at(node, ROUTER_WEIGHTS), projections, prepacked)
+    layout = _layout(node, held, projections, unmarked)
+    return StoredExperts(node, form, held, input_at(node, ROUTER_WEIGHTS), projections, layout)
 
 
-def _constant(run: Run, node: ir.Node, slot: int, what: str) -> View:
+def _constant(run: Run, node: ir.Node, slot: int | None, what: str) -> View:
     value = input_at(node, slot)
     if value is None:
         raise Declined(f"{what} are missing", node)
@@ -172,22 +166,21 @@ def _constant(run: Run, node: ir.Node, slot: int, what: str) -> View:
 
 def _layout(
     node: ir.Node, held: Quantized, projections: tuple[StoredProjection, ...], unmarked: LayoutName | None
-) -> int | None:
+) -> Layout:
     """Returns the layout that metadata, attribute or shapes tell, in this order; then what ``unmarked`` says."""
     stamp = node.metadata_props.get(LAYOUT_KEY)
     if stamp is not None:
         try:
-            return qmoe.layout_of(stamp)
+            return layout_named(stamp)
         except QuantizationError as error:
             raise Declined(str(error), node) from error
-    raw = all(p.codes.shape[1:] == (p.n, packed_width(p.k, p.bits)) for p in projections)
-    packed = all(p.codes.shape[1:] == cutlass.shape(p.n, p.k, p.bits) for p in projections)
-    if not raw and not packed:
+    fits = [layout for layout in LAYOUTS if all(p.codes.shape[1:] == layout.order.shape(p.shape) for p in projections)]
+    if not fits:
         shapes = ", ".join(f"{p.name} {list(p.codes.shape)}" for p in projections)
         raise Declined(f"the shapes of its codes ({shapes}) fit no layout", node)
-    if held.prepacked == 0 or (held.prepacked == -1 and not packed):
-        return None
+    if held.prepacked == 0 or (held.prepacked == -1 and fits == [RAW]):
+        return RAW
     if unmarked is None or (unmarked == "raw" and held.prepacked == 1):
         reason = "neither metadata, weights_prepacked nor shapes tell its layout; name it with the option 'unmarked'"
         raise Declined(reason, node)
-    return qmoe.layout_of(unmarked)
+    return layout_named(unmarked)

@@ -5,42 +5,49 @@ from hypothesis import strategies as st
 from layout_strategies import BITS, BLOCKS, assert_same, random_weight, weights
 
 from rewriter.errors import QuantizationError
-from rewriter.operators.layout import gather_block_quantized, matmul_nbits
+from rewriter.operators import matmul_nbits
+from rewriter.operators.gather_block_quantized import TABLE, TIED, LinearAndTied
+from rewriter.operators.layout.stored import Refusal
+from rewriter.quantize.types import QuantizedShape
 
 
 @given(weights(k=st.integers(1, 60).map(lambda quarter: 4 * quarter)))
 def test_tables_come_back(q):
     v, k = q.codes.shape
-    arrays = gather_block_quantized.pack(q)
-    assert arrays.data.shape == (v, k * q.bits // 8)
-    assert_same(gather_block_quantized.unpack(arrays, v, k, q.bits, q.block_size), q)
+    stored = TABLE.require(q.shape)
+    arrays = stored.pack(q)
+    assert arrays[0].shape == (v, k * q.bits // 8)
+    assert_same(stored.unpack(arrays), q)
 
 
 @given(v=st.integers(1, 20), blocks=st.integers(1, 5), bits=BITS, block=BLOCKS, symmetric=st.booleans())
 def test_tied_tables_come_back_and_share_the_bytes_of_matmul_nbits(v, blocks, bits, block, symmetric):
     q = random_weight(v, blocks * block, bits, block, symmetric=symmetric)
-    arrays = gather_block_quantized.pack(q, tied=True)
-    shapes = gather_block_quantized.shapes((v,), blocks * block, bits, block, symmetric=symmetric, tied=True)
-    assert (arrays.data.shape, arrays.scales.shape) == shapes[:2]
-    np.testing.assert_array_equal(arrays.data, matmul_nbits.pack(q).b)
-    assert_same(gather_block_quantized.unpack(arrays, v, blocks * block, bits, block, tied=True), q)
+    stored = TIED.require(q.shape)
+    arrays = stored.pack(q)
+    assert [a.shape for a in arrays[:2]] == [stored.codes, stored.scales] and stored.scales == (v, blocks, 1)
+    np.testing.assert_array_equal(arrays[0], matmul_nbits.RAW.require(q.shape).pack(q)[0])
+    assert_same(stored.unpack(arrays), q)
 
 
-def test_shapes_of_an_expert_stack():
-    shapes = gather_block_quantized.shapes((4, 6), 96, 2, 32, symmetric=False)
-    assert shapes == ((4, 6, 24), (4, 6, 3), (4, 6, 1))
+def test_two_readers_of_one_table_must_read_the_same():
+    q = random_weight(3, 64, 4, 16, symmetric=False)
+    both = LinearAndTied(matmul_nbits.RAW.require(q.shape), TIED.require(q.shape))
+    arrays = both.pack(q)
+    assert_same(both.unpack(arrays), q)
+    with pytest.raises(QuantizationError, match="its two readers would not read the same"):
+        both.unpack([*arrays[:3], arrays[3] ^ 1])
 
 
 @pytest.mark.parametrize(
-    ("k", "bits", "block", "tied", "reason"),
+    ("k", "bits", "block", "layout", "reason"),
     [
-        (64, 5, 32, False, "bits is 5"),
-        (64, 4, 0, False, "block size 0"),
-        (63, 4, 32, False, "does not end on a byte"),
-        (80, 4, 32, True, "K = 80 is not divisible by the block size 32"),
+        (64, 5, 32, TABLE, "bits is 5"),
+        (64, 4, 0, TABLE, "block size 0"),
+        (63, 4, 32, TABLE, "does not end on a byte"),
+        (80, 4, 32, TIED, "K = 80 is not divisible by the block size 32"),
     ],
 )
-def test_illegal_tables_have_a_reason(k, bits, block, tied, reason):
-    assert reason in gather_block_quantized.illegal(k, bits, block, tied=tied)
-    with pytest.raises(QuantizationError, match=reason):
-        gather_block_quantized.pack(random_weight(4, k, bits, block), tied=tied)
+def test_illegal_tables_have_a_reason(k, bits, block, layout, reason):
+    refusal = layout.of(QuantizedShape(4, k, bits, block))
+    assert isinstance(refusal, Refusal) and reason in refusal.reason

@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from rewriter.operators.layout import qmoe
+from rewriter.operators.qmoe import RAW
 from rewriter.operators.reference import REFERENCE_OPERATORS
 from rewriter.quantize.types import QuantizedWeight
 
@@ -98,7 +98,7 @@ def random_projection(n, k, bits, block, *, symmetric, dtype, seed):
     )
 
 
-def quantized(moe, bits, block, *, symmetric=True, prepacked=None, narrow=None):
+def quantized(moe, bits, block, *, symmetric=True, layout=RAW, narrow=None):
     """Returns QMoE's slots with random codes in place of the floats of ``moe``, and the MoE of their values in float32.
 
     ``narrow`` are other bits for fc2.
@@ -117,11 +117,12 @@ def quantized(moe, bits, block, *, symmetric=True, prepacked=None, narrow=None):
             random_projection(n, k, own_bits, block, symmetric=symmetric, dtype=dtype, seed=100 * index + e)
             for e in range(experts)
         ]
-        arrays = [qmoe.pack(q, prepacked=prepacked) for q in weights]
-        slots[name] = np.stack([a.weight for a in arrays])
-        slots[f"{name}_scales"] = np.stack([a.scales for a in arrays])
+        codes, scales, *own = (
+            np.stack(p) for p in zip(*(layout.require(q.shape).pack(q) for q in weights), strict=True)
+        )
+        slots[name], slots[f"{name}_scales"] = codes, scales
         if not symmetric:
-            zeros[f"{name}_zeros"] = np.stack([a.zero_points for a in arrays])
+            (zeros[f"{name}_zeros"],) = own
         floats[name] = np.stack([q.dequantize() for q in weights])
     return slots | zeros, floats
 

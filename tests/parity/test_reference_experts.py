@@ -17,6 +17,7 @@ from reference_models import (
 )
 
 from rewriter.errors import ModelError, TargetError
+from rewriter.operators.qmoe import LAYOUTS, RAW
 
 FEEDS = ("x", "router")
 DTYPES = [np.float32, np.float16]
@@ -163,19 +164,19 @@ QMOE_FORMS = [
 @given(
     bits=st.sampled_from([2, 4, 8]),
     block=st.sampled_from([0, 32]),
-    layout=st.sampled_from([None, 80, 90]),
+    layout=st.sampled_from(LAYOUTS),
     narrow=st.sampled_from([None, 2, 4, 8]),
     dtype=st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]),
 )
 def test_qmoe_is_moe_of_its_dequantized_weights(*, attributes, form, symmetric, bits, block, layout, narrow, dtype):
-    if layout and 2 in (bits, narrow):
-        layout = None
+    if 2 in (bits, narrow):
+        layout = RAW
     moe = random_moe(inter=64, experts=4, dtype=dtype, **form)
-    slots, floats = quantized(moe, bits, block, symmetric=symmetric, prepacked=layout, narrow=narrow)
-    own = {"expert_weight_bits": bits, "weights_prepacked": int(layout is not None)}
+    slots, floats = quantized(moe, bits, block, symmetric=symmetric, layout=layout, narrow=narrow)
+    own = {"expert_weight_bits": bits, "weights_prepacked": int(layout is not RAW)}
     own |= {"block_size": block} if block else {}
     own |= {"fc2_expert_weight_bits": narrow} if narrow else {}
-    stamp = {"rewriter.layout": f"cutlass-sm{layout}"} if layout else None
+    stamp = {"rewriter.layout": layout.name} if layout is not RAW else None
     got = reference("QMoE", slots, FEEDS, attributes | own | {"k": 2}, metadata=stamp)
     expected = reference("MoE", floats, FEEDS, attributes | {"k": 2})
     np.testing.assert_array_equal(got, expected)

@@ -7,7 +7,8 @@ import pytest
 from reference_models import assert_agree, random_projection, reference
 
 from rewriter.errors import ModelError, TargetError
-from rewriter.operators.layout import gather_block_quantized, matmul_nbits
+from rewriter.operators import matmul_nbits
+from rewriter.operators.gather_block_quantized import TABLE, TIED
 
 DTYPES = [np.float32, np.float16]
 
@@ -17,12 +18,13 @@ DTYPES = [np.float32, np.float16]
 
 def matmul_slots(q, *, bias=False, float_zeros=False):
     rng = np.random.default_rng(0)
-    arrays, dtype = matmul_nbits.pack(q), q.scales.dtype
-    zeros = (q.zero_points + 0.25).astype(dtype) if float_zeros else arrays.zero_points
+    dtype = q.scales.dtype
+    b, scales, *packed = matmul_nbits.RAW.require(q.shape).pack(q)
+    zeros = (q.zero_points + 0.25).astype(dtype) if float_zeros else next(iter(packed), None)
     return {
         "x": rng.standard_normal((2, 3, q.codes.shape[1])).astype(dtype),
-        "b": arrays.b,
-        "s": arrays.scales,
+        "b": b,
+        "s": scales,
         "zeros": zeros,
         "g_idx": None,
         "bias": rng.standard_normal(q.codes.shape[0]).astype(dtype) if bias else None,
@@ -53,13 +55,13 @@ def test_matmul_nbits_with_float_zero_points(bits, dtype):
     assert_agree("MatMulNBits", matmul_slots(q, float_zeros=True), ["x"], matmul_attributes(q))
 
 
-@pytest.mark.parametrize(("value", "sm"), [(1, 80), (2, 90)])
+@pytest.mark.parametrize("value", [1, 2])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_prepacked_matmul_nbits_is_the_same_function(bits, value, sm):
+def test_prepacked_matmul_nbits_is_the_same_function(bits, value):
     q = random_projection(32, 128, bits, 64, symmetric=False, dtype=np.float32, seed=0)
     slots = matmul_slots(q)
     expected = reference("MatMulNBits", slots, ["x"], matmul_attributes(q))
-    packed = slots | {"b": matmul_nbits.pack(q, prepacked=sm).b}
+    packed = slots | {"b": matmul_nbits.LAYOUTS[value].require(q.shape).pack(q)[0]}
     got = reference("MatMulNBits", packed, ["x"], matmul_attributes(q) | {"weight_prepacked": value})
     np.testing.assert_array_equal(got, expected)
 
@@ -72,26 +74,19 @@ def test_prepacked_matmul_nbits_is_the_same_function(bits, value, sm):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_gather_block_quantized(bits, symmetric, tied, dtype):
-    arrays = gather_block_quantized.pack(
-        random_projection(11, 96, bits, 32, symmetric=symmetric, dtype=dtype, seed=0), tied=tied
-    )
+    q = random_projection(11, 96, bits, 32, symmetric=symmetric, dtype=dtype, seed=0)
+    data, scales, *zeros = (TIED if tied else TABLE).require(q.shape).pack(q)
     attributes = {"bits": bits, "block_size": 32, "quantize_axis": 2 if tied else 1}
     for rows in (np.array([[0, 3], [10, -1]]), np.array(4, np.int32), np.array([20, -30, 1])):
-        slots = {"data": arrays.data, "rows": rows, "scales": arrays.scales, "zeros": arrays.zero_points}
+        slots = {"data": data, "rows": rows, "scales": scales, "zeros": next(iter(zeros), None)}
         assert_agree("GatherBlockQuantized", slots, ["rows"], attributes)
 
 
 def test_gather_block_quantized_of_an_expert_stack():
-    experts = [
-        gather_block_quantized.pack(random_projection(6, 64, 4, 32, symmetric=False, dtype=np.float32, seed=e))
-        for e in range(5)
-    ]
-    slots = {
-        "data": np.stack([e.data for e in experts]),
-        "rows": np.array([[3, 0], [-1, 3]]),
-        "scales": np.stack([e.scales for e in experts]),
-        "zeros": np.stack([e.zero_points for e in experts]),
-    }
+    experts = [random_projection(6, 64, 4, 32, symmetric=False, dtype=np.float32, seed=e) for e in range(5)]
+    stored = TABLE.require(experts[0].shape)
+    data, scales, zeros = (np.stack(parts) for parts in zip(*map(stored.pack, experts), strict=True))
+    slots = {"data": data, "rows": np.array([[3, 0], [-1, 3]]), "scales": scales, "zeros": zeros}
     assert_agree("GatherBlockQuantized", slots, ["rows"], {"bits": 4, "block_size": 32, "quantize_axis": -1})
 
 
@@ -106,8 +101,8 @@ def test_matmul_nbits_and_gather_refuse():
         reference("MatMulNBits", slots, ["x"], attributes | {"weight_prepacked": 3})
     with pytest.raises(ModelError, match="last dimension must be K"):
         reference("MatMulNBits", slots, ["x"], attributes | {"K": 32})
-    arrays = gather_block_quantized.pack(q)
-    table = {"data": arrays.data, "rows": np.array([0]), "scales": arrays.scales}
+    data, scales = TABLE.require(q.shape).pack(q)
+    table = {"data": data, "rows": np.array([0]), "scales": scales}
     with pytest.raises(TargetError, match="gather_axis=1"):
         reference("GatherBlockQuantized", table, ["rows"], {"block_size": 32, "gather_axis": 1, "quantize_axis": 0})
     with pytest.raises(ModelError, match="scales has shape"):

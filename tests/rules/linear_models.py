@@ -8,8 +8,8 @@ import onnx_ir as ir
 from support import run
 
 import rewriter
-from rewriter.operators.layout import matmul_nbits
-from rewriter.operators.layout.matmul_nbits import MatMulNBitsArrays
+from rewriter.operators.matmul_nbits import RAW
+from rewriter.quantize.types import QuantizedShape
 
 
 def weights(*shape, dtype=np.float32, seed=0):
@@ -37,10 +37,9 @@ def quantized(model, rules, *, quantizer=None, **overrides):
 def dequantized(node):
     """The [N, K] weight that a MatMulNBits reads, from its bytes."""
     attributes = {a.name: a.value for a in node.attributes.values()}
-    arrays = [None if v is None else v.const_value.numpy() for v in node.inputs[1:4]]
-    b, scales, zeros = (*arrays, None)[:3]
+    arrays = [v.const_value.numpy() for v in node.inputs[1:4] if v is not None]
     n, k, bits, block = (attributes[name] for name in ("N", "K", "bits", "block_size"))
-    return matmul_nbits.unpack(MatMulNBitsArrays(b, scales, zeros), n, k, bits, block).dequantize()
+    return RAW.require(QuantizedShape(n, k, bits, block, len(arrays) < 3)).unpack(arrays).dequantize()
 
 
 def agrees(result, expected, feeds, *, tolerance=1e-5):

@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 
 import rewriter
 from rewriter.operators.form import GLU
-from rewriter.operators.layout import qmoe
-from rewriter.operators.layout.qmoe import LAYOUT_KEY, QMoEArrays
+from rewriter.operators.qmoe import LAYOUT_KEY, layout_named
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime
+from rewriter.quantize.types import QuantizedShape
 
 T, E, H, I = 6, 8, 64, 64  # noqa: E741
 ELEMENT = {
@@ -131,7 +131,7 @@ def dequantized(model, node):
     """fc1, fc2 and fc3 [E, N, K] as the bytes of a QMoE say, or None."""
     arrays, own = initializers_of(model), attributes_of(node)
     stamps = {p.key: p.value for p in node.metadata_props}
-    prepacked = qmoe.layout_of(stamps[LAYOUT_KEY])
+    layout = layout_named(stamps[LAYOUT_KEY])
     fused = 2 if own["activation_type"].decode() in GLU and own.get("swiglu_fusion") else 1
     names = [*node.input, *[""] * 21]
     hidden, wide = arrays[names[6]].shape[1], arrays[names[3]].shape[1]
@@ -143,11 +143,10 @@ def dequantized(model, node):
             found.append(None)
             continue
         experts = []
+        stored = layout.require(QuantizedShape(n, k, own["expert_weight_bits"], own.get("block_size", 0), not zeros))
+        parts = [arrays[name] for name in (codes, scales, zeros) if name]
         for e in range(arrays[codes].shape[0]):
-            own_zeros = arrays[zeros][e] if zeros else None
-            stored = QMoEArrays(arrays[codes][e], arrays[scales][e], own_zeros)
-            args = (n, k, own["expert_weight_bits"], own.get("block_size", 0))
-            experts.append(qmoe.unpack(stored, *args, prepacked=prepacked).dequantize())
+            experts.append(stored.unpack([part[e] for part in parts]).dequantize())
         found.append(np.stack(experts))
     return found
 

@@ -11,9 +11,9 @@ import pytest
 from block_models import Spelling, block_model
 
 import rewriter
-from rewriter.operators.layout import qmoe
-from rewriter.operators.layout.matmul_nbits import MatMulNBitsArrays, unpack
+from rewriter.operators import matmul_nbits, qmoe
 from rewriter.parity.runtime import OrtRuntime
+from rewriter.quantize.types import QuantizedShape
 
 MODELS = Path(__file__).parents[1] / "models"
 FUSE = "fuse-experts"
@@ -184,9 +184,9 @@ def test_the_layout_is_the_operators():
     arrays, before = arrays_of(result), arrays_of(model)
     codes, scales, zeros = (arrays[node.input[i]] for i in (2, 3, 11))
     for expert, old in enumerate(n for n in model.graph.node if n.op_type == "MatMulNBits" and "gate" in n.input[1]):
-        own = MatMulNBitsArrays(*(before[name] for name in old.input[1:4]))
-        expected = unpack(own, 32, 32, 4, 16)
-        found = qmoe.unpack(qmoe.QMoEArrays(codes[expert], scales[expert], zeros[expert]), 32, 32, 4, 16)
+        shape = QuantizedShape(32, 32, 4, 16, symmetric=False)
+        expected = matmul_nbits.RAW.require(shape).unpack([before[name] for name in old.input[1:4]])
+        found = qmoe.RAW.require(shape).unpack([codes[expert], scales[expert], zeros[expert]])
         np.testing.assert_array_equal(expected.dequantize(), found.dequantize())
 
 

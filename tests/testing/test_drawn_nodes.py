@@ -7,9 +7,12 @@ import pytest
 from support import histogram
 from test_strategies import drawn, smallest
 
-from rewriter.operators.form import ROUTER_WEIGHTS, SLOTS, form_of, input_at, quantized_of
-from rewriter.operators.layout import matmul_nbits
-from rewriter.operators.layout.matmul_nbits import MatMulNBitsArrays
+from rewriter.operators.form import form_of
+from rewriter.operators.matmul_nbits import RAW
+from rewriter.operators.moe import MOE
+from rewriter.operators.operator import input_at
+from rewriter.operators.qmoe import ROUTER_WEIGHTS, quantized_of
+from rewriter.quantize.types import QuantizedShape
 from rewriter.testing import (
     attention_projections,
     moe_nodes,
@@ -51,7 +54,7 @@ def test_every_activation_is_drawn(activation):
     assert (form.activation, form.gated) == (activation.split("-")[0], activation.endswith("fc3"))
     fused = {"swiglu": 1, "geglu": 1, "swiglu-concatenated": 2, "geglu-concatenated": 2}
     assert form.fusion == fused.get(activation, 0)
-    fc1, fc2 = (array(model, node.inputs[slot]).shape for slot in SLOTS["MoE"]["weight"][:2])
+    fc1, fc2 = (array(model, node.inputs[slots.weight]).shape for slots in MOE.projections[:2])
     assert fc1[1] == form.fused * fc2[2]
 
 
@@ -59,7 +62,7 @@ def test_every_activation_is_drawn(activation):
 def test_biases_are_real_or_zero_or_absent(biases):
     model = smallest(moe_nodes(biases=[biases], **MAIN))
     (node,) = nodes(model, "MoE")
-    found = [input_at(node, slot) for slot in SLOTS["MoE"]["bias"][:2]]
+    found = [input_at(node, slots.bias) for slots in MOE.projections[:2]]
     real = [value is not None and bool(array(model, value).any()) for value in found]
     assert all((value is None) == (biases == "none") for value in found)
     assert real == [biases in ("real", "mixed"), biases == "real"]
@@ -141,7 +144,7 @@ def test_zero_points_in_every_form(zero_points):
         "float": (2, [np.float32]),
     }[zero_points]
     if zero_points != "float":
-        matmul_nbits.unpack(MatMulNBitsArrays(b, scales, *(zeros or [None])), n, k, bits, block)
+        RAW.require(QuantizedShape(n, k, bits, block, not zeros)).unpack([b, scales, *zeros])
 
 
 @pytest.mark.parametrize("tying", TYINGS)

@@ -8,7 +8,9 @@ from rule_models import MODELS, RULES, rule_of
 from support import histogram
 from test_strategies import drawn
 
-from rewriter.operators.form import ROUTER_WEIGHTS, form_of, input_at
+from rewriter.operators.form import form_of
+from rewriter.operators.operator import input_at
+from rewriter.operators.qmoe import ROUTER_WEIGHTS
 from rewriter.ruleset.discover import rule_offers
 from rewriter.testing import check_model, check_rule, moe_nodes, quantized_experts
 

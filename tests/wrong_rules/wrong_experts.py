@@ -241,7 +241,7 @@ EXPERTS = (
         FUSE,
         "zero points lost",
         RULE,
-        [("tensor(fc1.zero_points), tensor(fc2.zero_points)", "None, None")],
+        [("(own.codes, own.scales, own.zero_points)", "(own.codes, own.scales, None)")],
         quantized_blocks(symmetric=False),
     ),
     Mistake(
@@ -276,7 +276,7 @@ EXPERTS = (
         FUSE,
         "4 bits whatever the codes have",
         RULE,
-        [('"expert_weight_bits": fc1.packing.bits,', '"expert_weight_bits": 4,')],
+        [('"expert_weight_bits": fc1.shape.bits,', '"expert_weight_bits": 4,')],
         quantized_blocks(bits=2),
     ),
 )

@@ -13,7 +13,7 @@ from rewriter.testing import projections, unrolled_experts
 
 VIEWS = "rules/blocks/views.py"
 MATMUL_NBITS, EMIT = "rules/blocks/matmul_nbits.py", "rewriter/emit.py"
-PACKING = "rewriter/operators/layout/packing.py"
+PACKING, STORED = "rewriter/operators/layout/packing.py", "rewriter/operators/layout/stored.py"
 
 UNSTACK, MATMUL, GEMM = "unstack", "matmul-to-matmul-nbits", "gemm-to-matmul-nbits"
 LAYOUT, EINSUM = "matmul-nbits-layout", "einsum-to-matmul"
@@ -110,8 +110,8 @@ LINEARS = (
     Mistake(
         MATMUL,
         "absolute scales",
-        EMIT,
-        [("(arrays.b, arrays.scales, arrays", "(arrays.b, abs(arrays.scales), arrays")],
+        STORED,
+        [("scales = as_shape(weight.scales,", "scales = as_shape(abs(weight.scales),")],
         lambda: MODELS[MATMUL],
     ),
     Mistake(
@@ -140,13 +140,8 @@ LINEARS = (
     Mistake(
         MATMUL,
         "signed zero point by default",
-        "rewriter/operators/layout/matmul_nbits.py",
-        [
-            (
-                "return QuantizedWeight(codes, scales, zero_points, bits, block)",
-                "return QuantizedWeight(codes ^ 8, scales, zero_points, bits, block)",
-            )
-        ],
+        STORED,
+        [("            self.unpack_codes(codes),\n", "            self.unpack_codes(codes) ^ 8,\n")],
         lambda: MODELS[MATMUL],
     ),
     Mistake(
@@ -165,13 +160,16 @@ LINEARS = (
     Mistake(
         MATMUL,
         "zero points packed high bits first",
-        "rewriter/operators/layout/matmul_nbits.py",
+        STORED,
         [
             (
-                "pack_codes(zero_points, q.bits, pad=default_zero_point(q.bits))",
-                "pack_codes(zero_points[:, ::-1], q.bits, pad=default_zero_point(q.bits))",
+                "pack_codes(rows, self.shape.bits, pad=default_zero_point(self.shape.bits))",
+                "pack_codes(rows[:, ::-1], self.shape.bits, pad=default_zero_point(self.shape.bits))",
             ),
-            ("unpack_codes(packed, bits, b_shape[1])", "unpack_codes(packed, bits, b_shape[1])[:, ::-1]"),
+            (
+                "unpack_codes(packed, shape.bits, self.scales[-1])",
+                "unpack_codes(packed, shape.bits, self.scales[-1])[:, ::-1]",
+            ),
         ],
         _long,
         _asymmetric,
@@ -187,8 +185,8 @@ LINEARS = (
     Mistake(
         MATMUL,
         "K padded in front",
-        "rewriter/operators/layout/matmul_nbits.py",
-        [("((0, 0), (0, padding))", "((0, 0), (padding, 0))")],
+        STORED,
+        [("((0, 0), (0, padding // self.shape.n))", "((0, 0), (padding // self.shape.n, 0))")],
         lambda: MODELS[MATMUL],
     ),
     Mistake(
@@ -301,12 +299,7 @@ LINEARS = (
         LAYOUT,
         "codes not taken out of the raw layout",
         "rules/matmul_nbits_layout.py",
-        [
-            (
-                "codes = matmul_nbits.unpack_b(stored, n, k, bits, block, prepacked=before)",
-                "codes = stored.reshape(n, -1)",
-            )
-        ],
+        [("old.unpack_codes(stored)", "stored.reshape(n, -1)")],
         _raw,
         ruled({LAYOUT: {"layout": "cutlass-sm80"}}, target="cuda:sm80"),
     ),
@@ -314,7 +307,7 @@ LINEARS = (
         LAYOUT,
         "laid out for another architecture",
         "rules/matmul_nbits_layout.py",
-        [("cutlass.pack(codes, bits, wanted)", "cutlass.pack(codes, bits, 80)")],
+        [("new.pack_codes(old", "LAYOUTS[1].require(shape).pack_codes(old")],
         _raw,
         ruled({LAYOUT: {"layout": "cutlass-sm90"}}, target="cuda:sm90"),
     ),
@@ -322,7 +315,7 @@ LINEARS = (
         LAYOUT,
         "the new layout not named",
         "rules/matmul_nbits_layout.py",
-        [("        if wanted is not None:\n", "        if wanted is before:\n")],
+        [("        if wanted is not RAW:\n", "        if wanted is before:\n")],
         _raw,
         ruled({LAYOUT: {"layout": "cutlass-sm80"}}, target="cuda:sm80"),
     ),

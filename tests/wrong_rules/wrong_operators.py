@@ -10,6 +10,7 @@ from rewriter.testing import moe_nodes
 ZEROS, FC3, INTERLEAVE = "moe-drop-zero-biases", "moe-fuse-fc3", "swiglu-interleave"
 TO_QMOE, TO_MOE, LAYOUT = "moe-to-qmoe", "qmoe-to-moe", "qmoe-layout"
 MOE, QMOE, STORED = "rules/blocks/moe.py", "rules/blocks/qmoe.py", "rules/blocks/stored_qmoe.py"
+LAYOUTS = "rewriter/operators/layout/stored.py"
 
 APART = {"activation_type": "silu", "k": 2, "normalize_routing_weights": 1}
 HALVES = FUSED | {"swiglu_fusion": 2}
@@ -105,29 +106,23 @@ OPERATORS = (
         TO_QMOE,
         "weights that something else reads too",
         MOE,
-        [('if use.node.op_type != "MoE" or use.idx not in SLOTS["MoE"]["weight"]:', "if False:")],
+        [("if not MOE.computes(use.node) or use.idx not in [slots.weight for slots in MOE.projections]:", "if False:")],
         lambda: moe_nodes(operators=["MoE"], activations=["relu"], obstacles=["weight-also-read"], **plain),
     ),
     Mistake(
         TO_QMOE,
         "absolute scales",
-        QMOE,
-        [("[a for a in (arrays.weight, arrays.scales,", "[a for a in (arrays.weight, abs(arrays.scales),")],
+        LAYOUTS,
+        [("scales = as_shape(weight.scales,", "scales = as_shape(abs(weight.scales),")],
         moes(),
     ),
     Mistake(
         TO_QMOE,
         "absolute scales, read back as they are",
-        "rewriter/operators/layout/qmoe.py",
+        LAYOUTS,
         [
-            (
-                'as_shape(q.scales, scales_shape, "scales"), zero_points)',
-                'abs(as_shape(q.scales, scales_shape, "scales")), zero_points)',
-            ),
-            (
-                "return QuantizedWeight(codes, scales, zero_points, bits, block)",
-                "return QuantizedWeight(codes, scales * 1, zero_points, bits, block)",
-            ),
+            ("scales = as_shape(weight.scales,", "scales = as_shape(abs(weight.scales),"),
+            ("            self.unpack_codes(codes),\n", "            self.unpack_codes(codes) * 1,\n"),
         ],
         moes(),
     ),
@@ -154,22 +149,22 @@ OPERATORS = (
         TO_QMOE,
         "zero points of fc2 in the slot of fc1",
         QMOE,
-        [("inputs[11 + index] = tensors[2]", "inputs[12 - index] = tensors[2]")],
+        [("dict(zip(slots.parts, map", "dict(zip((*slots.parts[:2], 23 - slots.parts[2]), map")],
         moes(),
         ruled(TO_QMOE, **asymmetric),
     ),
     Mistake(
         TO_QMOE,
         "zero points packed along the output features",
-        "rewriter/operators/layout/qmoe.py",
+        LAYOUTS,
         [
             (
-                "zero_points = pack_codes(rows, q.bits, pad=default_zero_point(q.bits))",
-                "zero_points = pack_codes(rows.T, q.bits).reshape(zeros_shape)",
+                "pack_codes(rows, self.shape.bits, pad=default_zero_point(self.shape.bits))",
+                "pack_codes(rows.T, self.shape.bits).reshape(self.zero_points)",
             ),
             (
-                "zero_points = unpack_codes(packed, bits, blocks if len(zeros_shape) == 2 else n).reshape(n, blocks)",
-                "zero_points = unpack_codes(packed.reshape(blocks, -1), bits, n).T",
+                "unpack_codes(packed, shape.bits, self.scales[-1]).reshape(one_a_block)",
+                "unpack_codes(packed.reshape(shape.blocks, -1), shape.bits, shape.n).T",
             ),
         ],
         moes(),
@@ -179,14 +174,19 @@ OPERATORS = (
         TO_QMOE,
         "bias in the slot after its own",
         QMOE,
-        [("inputs[4 + 3 * index] = projection.bias", "inputs[4 + 3 * (1 - index)] = projection.bias")],
+        [
+            (
+                "inputs[slots.bias] = projection.bias",
+                "inputs[QMOE.projections[projection.name == 'fc1'].bias] = projection.bias",
+            )
+        ],
         moes(relu),
     ),
     Mistake(
         TO_QMOE,
         "bias lost",
         QMOE,
-        [("inputs[4 + 3 * index] = projection.bias", "inputs[4 + 3 * index] = None")],
+        [("inputs[slots.bias] = projection.bias", "inputs[slots.bias] = None")],
         moes(),
     ),
     Mistake(
@@ -208,7 +208,7 @@ OPERATORS = (
         TO_QMOE,
         "stale shared tensor",
         "rewriter/quantize/stack.py",
-        [("key = (layout, *(job.key for job in own))", "key = (layout, *(job.shape for job in own))")],
+        [("*(job.key for job in own))", "*(job.shape for job in own))")],
         moes(nodes=2),
     ),
     Mistake(
@@ -229,8 +229,8 @@ OPERATORS = (
         "rules/qmoe_to_moe.py",
         [
             (
-                "projection.expert(index, prepacked).dequantize().astype",
-                "projection.expert(index, prepacked).dequantize().T.astype",
+                "projection.expert(index, layout).dequantize().astype",
+                "projection.expert(index, layout).dequantize().T.astype",
             )
         ],
         qmoes(attributes=relu),
@@ -239,7 +239,7 @@ OPERATORS = (
         TO_MOE,
         "zero points left out",
         STORED,
-        [("zeros = None if self.zero_points is None else self.zero_points.index(0, index).numpy()", "zeros = None")],
+        [("(not z for z in held.zero_points)", "(True for _ in held.zero_points)")],
         qmoes(asymmetric),
     ),
     Mistake(
@@ -262,8 +262,8 @@ OPERATORS = (
         STORED,
         [
             (
-                "self.key = (what, dtype, shape, projection.bits, *views)",
-                "self.key = (what, dtype, shape, projection.bits)",
+                "self.key = (what, dtype, shape, projection.shape.bits, *views)",
+                "self.key = (what, dtype, shape, projection.shape.bits)",
             )
         ],
         qmoes(nodes=2),
@@ -272,7 +272,12 @@ OPERATORS = (
         LAYOUT,
         "laid out for another architecture",
         "rules/qmoe_layout.py",
-        [("qmoe.pack(p.expert(index, before), prepacked=after)", "qmoe.pack(p.expert(index, before), prepacked=90)")],
+        [
+            (
+                "lambda index: after.pack_codes",
+                "lambda index: layout_named('cutlass-sm90').require(after.shape).pack_codes",
+            )
+        ],
         qmoes(),
         ruled({LAYOUT: {"layout": "cutlass-sm80"}}, target="cuda:sm80"),
     ),
@@ -282,8 +287,8 @@ OPERATORS = (
         "rules/qmoe_layout.py",
         [
             (
-                "out.producer().metadata_props[LAYOUT_KEY] = qmoe.layout_name(wanted)",
-                "out.producer().metadata_props[LAYOUT_KEY] = qmoe.layout_name(stored.prepacked)",
+                "return write_qmoe(op, inputs, attributes, wanted)",
+                "return write_qmoe(op, inputs, attributes, stored.layout)",
             )
         ],
         qmoes(),
@@ -293,7 +298,7 @@ OPERATORS = (
         LAYOUT,
         "off-by-one expert",
         STORED,
-        [("self.codes.index(0, index).numpy(), self", "self.codes.index(0, max(index - 1, 0)).numpy(), self")],
+        [("view.index(0, index).numpy() for view", "view.index(0, max(index - 1, 0)).numpy() for view")],
         qmoes(),
         ruled({LAYOUT: {"layout": "cutlass-sm90"}}, target="cuda:sm90@1.27"),
     ),
@@ -303,8 +308,8 @@ OPERATORS = (
         "rules/qmoe_layout.py",
         [
             (
-                'zip(SLOTS["QMoE"]["weight"], stored.projections, strict=False)',
-                'zip(SLOTS["QMoE"]["weight"][1::-1], stored.projections, strict=False)',
+                "zip(QMOE.projections, stored.projections, strict=False)",
+                "zip(QMOE.projections[1::-1], stored.projections, strict=False)",
             )
         ],
         qmoes(attributes=relu),

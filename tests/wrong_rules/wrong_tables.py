@@ -9,7 +9,7 @@ from shown import ruled, texts
 
 GATHER, TIE, SHARE = "gather-to-gather-block-quantized", "tie-quantized-embedding", "share-tied-embedding"
 PACK, UNPACK = "pack-qkv", "unpack-qkv"
-TIED, LAYOUT = "rules/blocks/tied.py", "rewriter/operators/layout/gather_block_quantized.py"
+TIED, LAYOUT = "rules/blocks/tied.py", "rewriter/operators/layout/stored.py"
 
 small = {"min_bytes": 0}
 always = ruled({UNPACK: {"when": "always"}})
@@ -116,7 +116,7 @@ TABLES = (
         GATHER,
         "quantized along the wrong axis",
         "rules/blocks/gather_block_quantized.py",
-        [("quantize_axis=axis", "quantize_axis=0")],
+        [('"quantize_axis": axis', '"quantize_axis": 0')],
         _table,
     ),
     Mistake(
@@ -124,14 +124,8 @@ TABLES = (
         "low and high nibble swapped",
         LAYOUT,
         [
-            (
-                "data = pack_codes(q.codes, q.bits).reshape(data_shape)",
-                "data = (lambda p: p << 4 | p >> 4)(pack_codes(q.codes, q.bits)).reshape(data_shape)",
-            ),
-            (
-                'data = as_shape(arrays.data, data_shape, "data").reshape(v, -1)',
-                "data = (lambda p: p << 4 | p >> 4)(arrays.data.reshape(v, -1))",
-            ),
+            ("return pack_codes(codes, bits)", "return (lambda p: p << 4 | p >> 4)(pack_codes(codes, bits))"),
+            ("return unpack_codes(packed, shape", "return unpack_codes(packed << 4 | packed >> 4, shape"),
         ],
         _table,
     ),
@@ -140,11 +134,8 @@ TABLES = (
         "signed zero point by default",
         LAYOUT,
         [
-            ("data = pack_codes(q.codes, q.bits)", "data = pack_codes(q.codes ^ 8, q.bits)"),
-            (
-                "QuantizedWeight(unpack_codes(data, bits, k), scales",
-                "QuantizedWeight(unpack_codes(data, bits, k) ^ 8, scales",
-            ),
+            ("return pack_codes(codes, bits)", "return pack_codes(codes ^ 8, bits)"),
+            ("            self.unpack_codes(codes),\n", "            self.unpack_codes(codes) ^ 8,\n"),
         ],
         _table,
     ),
@@ -219,7 +210,7 @@ TABLES = (
         TIE,
         "scales of the gather along the wrong axis",
         "rules/tie_quantized_embedding.py",
-        [("[v, h // spec.block_size, 1])\n    others", "[v, 1, h // spec.block_size])\n    others")],
+        [("[v, h // spec.block_size, 1],", "[v, 1, h // spec.block_size],")],
         _equal,
         ruled({TIE: small}, block_size=16),
     ),
@@ -282,7 +273,7 @@ TABLES = (
         PACK,
         "split in thirds",
         "rules/pack_qkv.py",
-        [("ir.tensor([p.n for p in three], dtype", "ir.tensor([sum(p.n for p in three) // 3] * 3, dtype")],
+        [('[p.n for p in three], "lengths"', '[sum(p.n for p in three) // 3] * 3, "lengths"')],
         texts(_attended(_MATMULS, (8, 8, 14))),
     ),
     Mistake(

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from onnx.reference.op_run import OpRun
 
-from rewriter.operators.reference.gather_block_quantized import GatherBlockQuantized
-from rewriter.operators.reference.matmul_nbits import MatMulNBits
-from rewriter.operators.reference.moe import MoE
-from rewriter.operators.reference.qmoe import QMoE
+from rewriter.operators.gather_block_quantized.reference import GatherBlockQuantized
+from rewriter.operators.matmul_nbits.reference import MatMulNBits
+from rewriter.operators.moe.reference import MoE
+from rewriter.operators.qmoe.reference import QMoE
 
 REFERENCE_OPERATORS: tuple[type[OpRun], ...] = (MoE, QMoE, MatMulNBits, GatherBlockQuantized)
-
-__all__ = ["REFERENCE_OPERATORS", "GatherBlockQuantized", "MatMulNBits", "MoE", "QMoE"]

@@ -13,6 +13,10 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 
+from rewriter.operators.form import OPERATORS as EXPERTS
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
+
 Plain = int | float | str | tuple[int, ...] | tuple[float, ...]
 
 _BITS = (2, 4, 8)
@@ -35,23 +39,7 @@ _FLAGS = frozenset(("allowzero", "exclusive", "fmod", "keepdims", "largest", "no
 _FLAGS |= {"normalize_routing_weights", "reverse", "saturate", "sorted", "transA", "transB", "use_sparse_mixer"}
 _COUNTS = frozenset(("K", "N", "k"))
 _SIGNED = frozenset(("gather_axis", "quantize_axis"))
-_MOE: Mapping[str, Plain] = {
-    "activation_alpha": 1.0,
-    "activation_beta": 0.0,
-    "activation_type": "relu",
-    "k": 1,
-    "normalize_routing_weights": 0,
-    "swiglu_fusion": 0,
-    "swiglu_limit": math.inf,
-    "use_sparse_mixer": 0,
-}
-_DEFAULTS: Mapping[str, Mapping[str, Plain]] = {
-    "MoE": _MOE,
-    "QMoE": {**_MOE, "accuracy_level": 0, "expert_weight_bits": 4},
-    "MatMulNBits": {"accuracy_level": 0, "bits": 4},
-    "GatherBlockQuantized": {"bits": 4, "block_size": 128, "gather_axis": 0, "quantize_axis": 1},
-}
-"""Of com.microsoft, the attributes with what an operator takes them for where they are absent."""
+_CONTRIB = {operator.name: operator for operator in (*EXPERTS, MATMUL_NBITS, GATHER_BLOCK_QUANTIZED)}
 
 
 def others(node: ir.Node, name: str, value: Plain) -> Iterator[Plain]:
@@ -84,7 +72,7 @@ def defaults(node: ir.Node, version: int) -> Mapping[str, Plain]:
     """Returns the attributes that a node lacks and may have, with what they default to."""
     known: Mapping[str, Plain | None]
     if node.domain == "com.microsoft":
-        known = _DEFAULTS.get(node.op_type, {})
+        known = _CONTRIB[node.op_type].attributes if node.op_type in _CONTRIB else {}
     else:
         schema = _schema(node, version)
         held = {} if schema is None else {n: a.default_value for n, a in schema.attributes.items()}

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rewriter.operators.form import ROUTER_WEIGHTS, SLOTS, ExpertForm
-from rewriter.operators.layout.qmoe import LAYOUT_KEY
+from rewriter.operators.form import ExpertForm
+from rewriter.operators.moe import MOE
+from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, ROUTER_WEIGHTS
 from rewriter.testing.draw.graph import Scope, small_weight, weight
 from rewriter.testing.draw.packed import Packing, stacks
 
@@ -70,11 +71,11 @@ def write_node(scope: Scope, x: str, node: FusedNode, prefix: str) -> str:
     logits = scope.op("MatMul", x, router)
     if len(node.lead) > 1 and node.flat:
         logits = scope.op("Reshape", logits, scope.ints(-1, node.experts))
-    op_type = "MoE" if node.packing is None else "QMoE"
+    operator = MOE if node.packing is None else QMOE
     slots = [x, logits, *[""] * 19]
     for index, name, size in node.projections:
         for what, value in _operands(scope, node, name, size, prefix):
-            slots[SLOTS[op_type][what][index]] = value
+            slots[getattr(operator.projections[index], what)] = value
     attributes = node.form.attributes() | node.attributes
     if node.packing is not None:
         attributes |= {"expert_weight_bits": node.packing.bits}
@@ -83,7 +84,7 @@ def write_node(scope: Scope, x: str, node: FusedNode, prefix: str) -> str:
         if node.mixing != "none":
             slots[ROUTER_WEIGHTS] = scope.op(node.mixing.capitalize(), logits)
     shape = [*node.lead, node.hidden]
-    output = scope.contrib(op_type, *slots, dtype=node.dtype, shape=shape, **attributes)
+    output = scope.contrib(operator.name, *slots, dtype=node.dtype, shape=shape, **attributes)
     if node.packing is not None and node.mark == "metadata":
         scope.nodes[-1].metadata_props.add(key=LAYOUT_KEY, value=node.packing.layout)
     return output

@@ -8,7 +8,9 @@ from dataclasses import replace
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from rewriter.operators.layout import matmul_nbits, qmoe
+from rewriter.operators import matmul_nbits
+from rewriter.operators.layout.stored import Stored, by_name
+from rewriter.quantize.types import QuantizedShape
 from rewriter.testing.draw.checked import checked
 from rewriter.testing.draw.consumers import CONSUMERS, Product, consume
 from rewriter.testing.draw.graph import DTYPES, Scope, floats
@@ -141,7 +143,8 @@ def quantized_projections(
     layout = draw(st.sampled_from(layouts))
     unit = packing.block if layout != "raw" and packing.block <= max_size else 1
     k, n = (unit * draw(st.integers(1, max_size // unit)) for _ in range(2))
-    if not matmul_nbits.illegal(n, k, packing.bits, packing.block, prepacked=qmoe.layout_of(layout)):
+    own = by_name(matmul_nbits.LAYOUTS, layout)
+    if own is not None and isinstance(own.of(QuantizedShape(n, k, packing.bits, packing.block)), Stored):
         packing = replace(packing, layout=layout)
     obstacle = draw(st.sampled_from(("", *obstacles)))
     scope = Scope(draw(st.sampled_from(OPSETS)))

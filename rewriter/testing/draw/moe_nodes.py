@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from rewriter.operators.form import GLU, OPERATORS, ExpertForm
-from rewriter.operators.layout import qmoe
+from rewriter.operators.form import GLU, ExpertForm
+from rewriter.operators.form import OPERATORS as EXPERTS
 from rewriter.operators.layout.packing import codes_per_byte
+from rewriter.operators.layout.stored import Refusal
+from rewriter.operators.qmoe import QMOE, layout_named
+from rewriter.quantize.types import QuantizedShape
 from rewriter.testing.draw.checked import checked
 from rewriter.testing.draw.fused import EXPERT_BIASES, MARKS, MIXINGS, FusedNode, write_node
 from rewriter.testing.draw.graph import DTYPES, OPERANDS, Scope, floats, sizes
@@ -18,6 +21,7 @@ from rewriter.testing.draw.model import MODERN, draw_model
 from rewriter.testing.draw.packed import BITS, LAYOUTS, Packing
 from rewriter.testing.draw.placements import PLACEMENTS
 
+OPERATORS = tuple(operator.name for operator in EXPERTS)
 ACTIVATIONS = (
     "relu",
     "relu2",
@@ -107,7 +111,7 @@ def moe_nodes(
     form = draw(_forms(experts, activations))
     obstacle = draw(st.sampled_from(("", *obstacles)))
     packing, (hidden, intermediate) = None, (draw(sizes(max_size)), draw(sizes(max_size)))
-    if operator == "QMoE":
+    if operator == QMOE.name:
         packing, hidden, intermediate = draw(_packings(max_size, form, bits, block_sizes, layouts))
     rank3 = obstacle == "router-rank3"
     unlimited = form.activation == "swiglu" and math.isinf(form.limit) and draw(st.booleans())
@@ -186,6 +190,7 @@ def _packings(
     unit = 32 if layout != "raw" and max_size >= 32 else block or codes_per_byte(width)
     hidden, intermediate = (unit * draw(st.integers(1, max(1, max_size // unit))) for _ in range(2))
     sizes = ((form.fused * intermediate, hidden), (hidden, intermediate))
-    if any(qmoe.illegal(n, k, width, block, prepacked=qmoe.layout_of(layout)) for n, k in sizes):
+    stored = [layout_named(layout).of(QuantizedShape(n, k, width, block)) for n, k in sizes]
+    if any(isinstance(own, Refusal) for own in stored):
         layout = "raw"
     return Packing(width, block, draw(st.sampled_from(("none", "packed"))), layout), hidden, intermediate

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rewriter.operators.layout import matmul_nbits, qmoe
+from rewriter.operators import matmul_nbits, qmoe
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
+from rewriter.operators.layout.stored import by_name
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.quantize.types import QuantizedWeight
 from rewriter.testing.draw.graph import Scope
 
@@ -52,14 +55,15 @@ def quantized(name: str, n: int, k: int, packing: Packing, dtype: str) -> Quanti
 def store(scope: Scope, name: str, size: tuple[int, int], packing: Packing, dtype: str) -> tuple[str, str, str]:
     """Writes the [N, K] weight ``name`` as a MatMulNBits holds it; returns B, scales and zero points, or empty."""
     weight = quantized(name, *size, packing, dtype)
-    arrays = matmul_nbits.pack(weight, prepacked=qmoe.layout_of(packing.layout))
-    scales, zeros = arrays.scales, arrays.zero_points
+    layout = by_name(matmul_nbits.LAYOUTS, packing.layout) or matmul_nbits.RAW
+    b, scales, *packed = layout.require(weight.shape).pack(weight)
+    zeros = packed[0] if packed else None
     if packing.zero_points == "flat":
         scales, zeros = scales.reshape(-1), None if zeros is None else zeros.reshape(-1)
     elif packing.zero_points == "float" and weight.zero_points is not None:
         zeros = weight.zero_points.astype(dtype)
     return (
-        scope.constant(f"{name}_Q{packing.bits}", arrays.b),
+        scope.constant(f"{name}_Q{packing.bits}", b),
         scope.constant(f"{name}_scales", scales),
         "" if zeros is None else scope.constant(f"{name}_zero_points", zeros),
     )
@@ -90,9 +94,10 @@ def multiply(
     """
     attributes: dict[str, Any] = {"N": size[0], "K": size[1], "bits": packing.bits, "block_size": packing.block}
     if packing.layout != "raw":
-        attributes["weight_prepacked"] = 2  # what the operator calls sm90
+        names = [layout.name for layout in matmul_nbits.LAYOUTS]
+        attributes["weight_prepacked"] = names.index(packing.layout)
     operands = (x, *store(scope, name, size, packing, dtype), "", bias)
-    return scope.contrib("MatMulNBits", *operands, dtype=dtype, shape=[*lead, size[0]], **attributes)
+    return scope.contrib(MATMUL_NBITS.name, *operands, dtype=dtype, shape=[*lead, size[0]], **attributes)
 
 
 def look_up(scope: Scope, ids: str, name: str, size: tuple[int, int], packing: Packing, dtype: str) -> str:
@@ -102,18 +107,14 @@ def look_up(scope: Scope, ids: str, name: str, size: tuple[int, int], packing: P
     table = scope.op("Reshape", b, scope.ints(v, h * packing.bits // 8))
     attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": packing.bits, "block_size": packing.block}
     operands = (table, ids, scales, zeros)
-    return scope.contrib("GatherBlockQuantized", *operands, dtype=dtype, shape=["T", h], **attributes)
+    return scope.contrib(GATHER_BLOCK_QUANTIZED.name, *operands, dtype=dtype, shape=["T", h], **attributes)
 
 
 def stacks(
     name: str, experts: int, size: tuple[int, int], packing: Packing, dtype: str
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Returns codes, scales and zero points of E experts [N, K] each, as QMoE reads them."""
-    prepacked = qmoe.layout_of(packing.layout)
-    own = [
-        qmoe.pack(quantized(f"{name}.{expert}", *size, packing, dtype), prepacked=prepacked)
-        for expert in range(experts)
-    ]
-    zeros = [arrays.zero_points for arrays in own if arrays.zero_points is not None]
-    weights, scales = (np.stack(arrays) for arrays in ([a.weight for a in own], [a.scales for a in own]))
-    return weights, scales, np.stack(zeros) if zeros else None
+    layout = qmoe.layout_named(packing.layout)
+    weights = [quantized(f"{name}.{expert}", *size, packing, dtype) for expert in range(experts)]
+    codes, scales, *zeros = zip(*(layout.require(weight.shape).pack(weight) for weight in weights), strict=True)
+    return np.stack(codes), np.stack(scales), np.stack(zeros[0]) if zeros else None

@@ -7,6 +7,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from rewriter.graph.contents import Slot, stored_tensors
+from rewriter.operators.moe import MOE
 from rewriter.quantize.job import PartTensor
 from rewriter.tensors import View
 from rewriter.testing.promises.agreement import jobs_of, read_in_float
@@ -14,7 +15,7 @@ from rewriter.testing.promises.sizes import parts
 
 _SMALL = 1024
 """Bytes of a constant, and of those that a rule adds, that may be left: shapes, factors, biases."""
-_GROUPS = ({"MatMul", "Gemm"}, {"Gather", "GatherND"}, {"MoE"})
+_GROUPS = ({"MatMul", "Gemm"}, {"Gather", "GatherND"}, {MOE.name})
 """Operators that read a weight alike, so that rules quantize it for each of them."""
 _ALL = set().union(*_GROUPS)
 

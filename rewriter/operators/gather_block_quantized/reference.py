@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from onnx.reference.op_run import OpRun
 
+from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.layout.packing import codes_per_byte, packed_width, unpack_codes
-from rewriter.operators.reference._common import DOMAIN, Array, dequantize, malformed, reshaped, slots, unsupported
+from rewriter.operators.operator import DOMAIN
+from rewriter.operators.reference.common import Array, dequantize, malformed, reshaped, slots, unsupported
 
-OPERATOR = "GatherBlockQuantized"
+OPERATOR = GATHER_BLOCK_QUANTIZED.name
 
 
 class GatherBlockQuantized(OpRun):

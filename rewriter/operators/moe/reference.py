@@ -6,8 +6,10 @@ from typing import Any
 
 from onnx.reference.op_run import OpRun
 
-from rewriter.operators.reference._common import DOMAIN, Array, Float32, as_float32, malformed, reshaped, slots
-from rewriter.operators.reference._experts import (
+from rewriter.operators.moe import MOE
+from rewriter.operators.operator import DOMAIN
+from rewriter.operators.reference.common import Array, Float32, as_float32, malformed, reshaped, slots
+from rewriter.operators.reference.experts import (
     Attributes,
     Linear,
     feed_forward,
@@ -17,7 +19,7 @@ from rewriter.operators.reference._experts import (
     route,
 )
 
-OPERATOR = "MoE"
+OPERATOR = MOE.name
 
 
 class MoE(OpRun):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter.operators.form import GLU
-from rewriter.operators.reference._common import Array, Float32, malformed, unsupported
+from rewriter.operators.reference.common import Array, Float32, malformed, unsupported
 
 SPARSE_MIXER_JITTER = np.float32(0.01)
 """Relative distance below the top logit, halved, beyond which the sparse mixer leaves an expert out; fixed in ORT."""

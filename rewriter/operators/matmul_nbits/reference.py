@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from onnx.reference.op_run import OpRun
 
-from rewriter.operators.layout import matmul_nbits as layout
-from rewriter.operators.layout.packing import packed_width, unpack_codes
-from rewriter.operators.reference._common import (
-    DOMAIN,
+from rewriter.operators.layout.packing import unpack_codes
+from rewriter.operators.layout.stored import Refusal
+from rewriter.operators.matmul_nbits import LAYOUTS, MATMUL_NBITS
+from rewriter.operators.operator import DOMAIN
+from rewriter.operators.reference.common import (
     Array,
     as_float32,
     dequantize,
@@ -17,11 +18,9 @@ from rewriter.operators.reference._common import (
     slots,
     unsupported,
 )
+from rewriter.quantize.types import QuantizedShape
 
-OPERATOR = "MatMulNBits"
-
-PREPACKED = {0: None, 1: 80, 2: 90}
-"""``weight_prepacked`` to the architecture whose CUTLASS layout B holds."""
+OPERATOR = MATMUL_NBITS.name
 
 
 class MatMulNBits(OpRun):
@@ -51,24 +50,22 @@ class MatMulNBits(OpRun):
             ModelError: shapes that do not belong together.
         """
         a, b, scales, zeros, g_idx, bias = slots(OPERATOR, inputs, required=(0, 1, 2), total=6)
-        if weight_prepacked not in PREPACKED:
+        if weight_prepacked not in range(len(LAYOUTS)):
             raise unsupported(OPERATOR, f"weight_prepacked={weight_prepacked}")
-        prepacked = PREPACKED[weight_prepacked]
-        if reason := layout.illegal(N, K, bits, block_size, prepacked=prepacked):
-            raise unsupported(OPERATOR, reason)
+        packed_zeros = zeros is not None and zeros.dtype == np.uint8
+        stored = LAYOUTS[weight_prepacked].of(QuantizedShape(N, K, bits, block_size, symmetric=not packed_zeros))
+        if isinstance(stored, Refusal):
+            raise unsupported(OPERATOR, stored.reason)
         if g_idx is not None and g_idx.size:
             raise unsupported(OPERATOR, "g_idx, which is deprecated")
         if a.shape[-1:] != (K,):
             raise malformed(OPERATOR, f"A has shape {list(a.shape)}; its last dimension must be K = {K}")
-        b_shape, scales_shape, _ = layout.shapes(N, K, bits, block_size, symmetric=True)
-        b = reshaped(OPERATOR, "B", b, b_shape)
-        codes = layout.unpack_b(b, N, K, bits, block_size, prepacked=prepacked)
-        if zeros is not None and zeros.dtype == np.uint8:
-            packed = reshaped(OPERATOR, "zero_points", zeros, (N, packed_width(b_shape[1], bits)))
-            zeros = unpack_codes(packed, bits, b_shape[1])
+        codes = stored.unpack_codes(reshaped(OPERATOR, "B", b, stored.codes))
+        if stored.zero_points is not None:
+            zeros = unpack_codes(reshaped(OPERATOR, "zero_points", zeros, stored.zero_points), bits, stored.scales[1])
         elif zeros is not None:
-            zeros = reshaped(OPERATOR, "zero_points", zeros, scales_shape)
-        weight = dequantize(codes, reshaped(OPERATOR, "scales", scales, scales_shape), zeros, bits, block_size)
+            zeros = reshaped(OPERATOR, "zero_points", zeros, stored.scales)
+        weight = dequantize(codes, reshaped(OPERATOR, "scales", scales, stored.scales), zeros, bits, block_size)
         y = as_float32(a) @ weight.T
         if bias is not None:
             y += as_float32(reshaped(OPERATOR, "bias", bias, (N,)))

@@ -12,8 +12,6 @@ import numpy.typing as npt
 from rewriter.errors import ModelError, TargetError
 from rewriter.operators.layout.packing import default_zero_point
 
-DOMAIN = "com.microsoft"
-
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 

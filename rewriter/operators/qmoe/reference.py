@@ -7,9 +7,11 @@ from typing import Any
 from onnx.reference.op_run import OpRun
 
 from rewriter.errors import QuantizationError
-from rewriter.operators.layout import qmoe as layout
-from rewriter.operators.reference._common import (
-    DOMAIN,
+from rewriter.operators.layout.stored import Layout, Refusal
+from rewriter.operators.moe.reference import shared_attributes
+from rewriter.operators.operator import DOMAIN
+from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, ROUTER_WEIGHTS, layout_named
+from rewriter.operators.reference.common import (
     Array,
     Float32,
     as_float32,
@@ -18,10 +20,10 @@ from rewriter.operators.reference._common import (
     slots,
     unsupported,
 )
-from rewriter.operators.reference._experts import Linear, feed_forward, flatten_tokens, mix, route
-from rewriter.operators.reference.moe import shared_attributes
+from rewriter.operators.reference.experts import Linear, feed_forward, flatten_tokens, mix, route
+from rewriter.quantize.types import QuantizedShape
 
-OPERATOR = "QMoE"
+OPERATOR = QMOE.name
 
 
 class QMoE(OpRun):
@@ -57,27 +59,28 @@ class QMoE(OpRun):
         """
         if quant_type != "int":
             raise unsupported(OPERATOR, f"quant_type '{quant_type}'")
-        slot = slots(OPERATOR, inputs, required=(0, 1, 2, 3, 5, 6), total=21)
-        if any(extra is not None for extra in slot[15:]):
+        slot = slots(OPERATOR, inputs, required=(0, 1, 2, 3, 5, 6), total=len(QMOE.inputs))
+        if any(extra is not None for extra in slot[ROUTER_WEIGHTS + 1 :]):
             raise unsupported(OPERATOR, "global or activation scales")
         shared = shared_attributes(OPERATOR, attributes)
-        x, logits, mixing = slot[0], slot[1], slot[14]
+        x, logits, mixing = slot[0], slot[1], slot[ROUTER_WEIGHTS]
         experts, wide, hidden = slot[2].shape[0], slot[3].shape[1], x.shape[-1]
         inter = wide // shared.fused
         bits = [
             expert_weight_bits if own is None else own
             for own in (fc1_expert_weight_bits, fc2_expert_weight_bits, fc3_expert_weight_bits)
         ]
-        prepacked = self._prepacked(weights_prepacked)
+        layout = self._layout(weights_prepacked)
 
-        def linear(index: int, first: int, n: int, k: int) -> Linear:
-            own = (*slot[first : first + 3], slot[10 + index])
-            name = f"fc{index}"
-            return _linear(name, own, (experts, n, k), bits[index - 1], block=max(block_size, 0), prepacked=prepacked)
+        def linear(index: int, n: int, k: int) -> Linear:
+            own = QMOE.projections[index]
+            arrays = tuple(slot[at] for at in (own.weight, own.scales, own.bias, own.zero_points) if at is not None)
+            shape = QuantizedShape(n, k, bits[index], max(block_size, 0), symmetric=arrays[3] is None)
+            return _linear(own.name, arrays, experts, layout, shape)
 
-        fc1 = linear(1, 2, shared.fused * inter, hidden)
-        fc2 = linear(2, 5, hidden, inter)
-        fc3 = None if slot[8] is None else linear(3, 8, inter, hidden)
+        fc1 = linear(0, shared.fused * inter, hidden)
+        fc2 = linear(1, hidden, inter)
+        fc3 = None if slot[QMOE.projections[2].weight] is None else linear(2, inter, hidden)
         expert = feed_forward(OPERATOR, shared, fc1, fc2, fc3)
         tokens = as_float32(flatten_tokens(OPERATOR, x, "input", hidden))
         probs = as_float32(flatten_tokens(OPERATOR, logits, "router_probs", experts))
@@ -86,64 +89,50 @@ class QMoE(OpRun):
         selected, weights = route(OPERATOR, shared, probs, mixing)
         return (mix(tokens, selected, weights, expert).reshape(x.shape).astype(x.dtype),)
 
-    def _prepacked(self, weights_prepacked: int) -> int | None:
-        """Returns None for raw weights, else the architecture of their CUTLASS layout."""
+    def _layout(self, weights_prepacked: int) -> Layout:
+        """Returns the layout of the weights."""
         stamps = {prop.key: prop.value for prop in self.onnx_node.metadata_props}
-        if layout.LAYOUT_KEY not in stamps:
+        if LAYOUT_KEY not in stamps:
             if weights_prepacked == 1:
                 raise unsupported(
-                    OPERATOR, f"weights_prepacked=1 unless the node's metadata {layout.LAYOUT_KEY} says which layout"
+                    OPERATOR, f"weights_prepacked=1 unless the node's metadata {LAYOUT_KEY} says which layout"
                 )
-            return None
+            return RAW
         try:
-            prepacked = layout.layout_of(stamps[layout.LAYOUT_KEY])
+            layout = layout_named(stamps[LAYOUT_KEY])
         except QuantizationError as error:
             raise malformed(OPERATOR, str(error)) from error
-        if (prepacked is None and weights_prepacked == 1) or (prepacked is not None and weights_prepacked == 0):
-            raise malformed(
-                OPERATOR, f"weights_prepacked={weights_prepacked} contradicts {stamps[layout.LAYOUT_KEY]} weights"
-            )
-        return prepacked
+        if weights_prepacked == int(layout is RAW):
+            raise malformed(OPERATOR, f"weights_prepacked={weights_prepacked} contradicts {layout.name} weights")
+        return layout
 
 
-def _linear(
-    name: str,
-    arrays: tuple[Array | None, ...],
-    shape: tuple[int, int, int],
-    bits: int,
-    *,
-    block: int,
-    prepacked: int | None,
-) -> Linear:
+def _linear(name: str, arrays: tuple[Array | None, ...], experts: int, layout: Layout, shape: QuantizedShape) -> Linear:
     """Returns one projection; an expert is dequantized when a token comes to it.
 
     Args:
         name: fc1, fc2 or fc3, for errors.
         arrays: codes, scales, bias and zero points.
-        shape: E, N, K.
-        bits: width of a code.
-        block: input features per scale; 0 is the whole row.
-        prepacked: None for raw codes, else the architecture of their CUTLASS layout.
+        experts: E.
+        layout: of the codes.
+        shape: of one expert's weight.
     """
     codes, scales, bias, zeros = arrays
-    experts, n, k = shape
-    if reason := layout.illegal(n, k, bits, block, prepacked=prepacked):
-        raise malformed(OPERATOR, f"{name}: {reason}")
-    codes_shape, scales_shape, zeros_shape = layout.shapes(
-        experts, n, k, bits, block, symmetric=zeros is None, prepacked=prepacked
-    )
+    stored = layout.of(shape)
+    if isinstance(stored, Refusal):
+        raise malformed(OPERATOR, f"{name}: {stored.reason}")
     if codes is None or scales is None:
         raise malformed(OPERATOR, f"{name} has no codes or no scales")
-    if codes.shape != codes_shape:
-        raise malformed(OPERATOR, f"{name} codes have shape {list(codes.shape)}; expected {list(codes_shape)}")
-    scales = reshaped(OPERATOR, f"{name}_scales", scales, scales_shape)
-    if zeros is not None and zeros_shape is not None:
-        zeros = reshaped(OPERATOR, f"{name}_zero_points", zeros, zeros_shape)
-    offsets = None if bias is None else reshaped(OPERATOR, f"{name}_bias", bias, (experts, n))
+    if codes.shape != (experts, *stored.codes):
+        expected = [experts, *stored.codes]
+        raise malformed(OPERATOR, f"{name} codes have shape {list(codes.shape)}; expected {expected}")
+    stacks = [codes, reshaped(OPERATOR, f"{name}_scales", scales, (experts, *stored.scales))]
+    if zeros is not None and stored.zero_points is not None:
+        stacks.append(reshaped(OPERATOR, f"{name}_zero_points", zeros, (experts, *stored.zero_points)))
+    offsets = None if bias is None else reshaped(OPERATOR, f"{name}_bias", bias, (experts, shape.n))
 
     def run(expert: int, x: Float32) -> Float32:
-        own = layout.QMoEArrays(codes[expert], scales[expert], None if zeros is None else zeros[expert])
-        y = x @ layout.unpack(own, n, k, bits, block, prepacked=prepacked).dequantize().T
+        y = x @ stored.unpack([stack[expert] for stack in stacks]).dequantize().T
         return y if offsets is None else y + as_float32(offsets[expert])
 
     return run
