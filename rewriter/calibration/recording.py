@@ -36,33 +36,40 @@ class Recorder:
         self._sites = sites
         keys = [(site.x, site.turned) for site in sites.linears] + [(site.x, False) for site in sites.experts]
         self._inputs = {key: RowsFile(folder, f"x{index}") for index, key in enumerate(dict.fromkeys(keys))}
+        self._named: dict[str, list[tuple[bool, RowsFile]]] = {}
+        for (value, turned), file in self._inputs.items():
+            self._named.setdefault(value.name or "", []).append((turned, file))
+        self._routed: dict[str, list[tuple[int, ExpertSite]]] = {}
+        for index, block in enumerate(sites.experts):
+            self._routed.setdefault(block.logits.name or "", []).append((index, block))
         self._lookups = [np.zeros(site.rows, np.int64) for site in sites.lookups]
         self._down: list[Rows] = []
         self._choices: list[Choice] = []
         self._weights: dict[Part, list[Seen]] = {}
         self._importance = _Importance()
 
-    def see(self, values: Mapping[str, Array], kept: Array | None) -> None:
-        """Takes note of one run.
+    def see(self, name: str, array: Array, kept: npt.NDArray[np.bool_] | None) -> None:
+        """Takes note of a value in one run; the runs of a value come in one order for all values.
 
         Args:
-            values: the sites' values by name.
-            kept: [T] booleans: the tokens that are no padding; None for all.
+            name: of the value.
+            array: what it is.
+            kept: [T] the tokens that are no padding; None for all.
 
         Raises:
-            TargetError: a value is not finite.
+            TargetError: the value is not finite.
         """
-        for (value, turned), file in self._inputs.items():
-            array = values[value.name or ""]
+        for turned, file in self._named.get(name, ()):
             rows = _rows(np.swapaxes(array, -1, -2) if turned else array, kept).astype(np.float32)
             if not np.isfinite(rows).all():
-                raise TargetError(f"the model computes no finite numbers at '{value.name}' on these tokens")
+                raise TargetError(f"the model computes infinity or NaN at '{name}' on these inputs")
             file.append(rows)
-        for index, expert in enumerate(self._sites.experts):
-            append_choice(self._folder, f"c{index}", choose(expert, _rows(values[expert.logits.name or ""], kept)))
+        for index, block in self._routed.get(name, ()):
+            append_choice(self._folder, f"c{index}", choose(block, _rows(array, kept)))
         for index, lookup in enumerate(self._sites.lookups):
-            ids = _rows(values[lookup.ids.name or ""][..., None], kept).reshape(-1).astype(np.int64)
-            self._lookups[index] += np.bincount(ids % lookup.rows, minlength=lookup.rows)
+            if lookup.ids.name == name:
+                ids = _rows(array[..., None], kept).reshape(-1).astype(np.int64)
+                self._lookups[index] += np.bincount(ids % lookup.rows, minlength=lookup.rows)
 
     def finish(self) -> Calibration:
         """Tells apart what each expert saw, and computes what the down projections saw."""

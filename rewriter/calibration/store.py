@@ -237,11 +237,19 @@ class Calibration:
         """Returns the experts that each token was sent to, [tokens, k]."""
         return read_choice(self.folder, choice.id, choice.k)
 
-    def _require_files(self) -> None:
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files beside the manifest."""
+        return (*self._sizes(), IMPORTANCE, *(f"{name}.npy" for name in self._frequencies.values()))
+
+    def _sizes(self) -> dict[str, int]:
         wanted = {f"{entry.id}.f16": entry.rows * entry.features * 2 for entry in self._rows.values()}
         wanted |= {f"{entry.id}.exp": entry.rows for entry in self._rows.values()}
         wanted |= {f"{entry.id}.choice": entry.tokens * entry.k * 2 for entry in self._choices.values()}
-        for name, size in wanted.items():
+        return {name: size for name, size in wanted.items() if size}
+
+    def _require_files(self) -> None:
+        for name, size in self._sizes().items():
             file = self.folder / name
-            if size and (not file.is_file() or file.stat().st_size != size):
+            if not file.is_file() or file.stat().st_size != size:
                 raise UsageError(f"'{file}' is missing or cut; calibrate again")

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from rewriter.cli.apply import apply
+from rewriter.cli.calibrate import calibrate
 from rewriter.cli.check import check
 from rewriter.cli.explain import explain
 from rewriter.cli.inspect import inspect
@@ -37,7 +38,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 parity or a limit failed, or a rule named by --require never fired; "
     "2 bad usage, rule set or model. REWRITER_DEBUG=1 shows tracebacks.",
 )
-for _command in (apply, inspect, explain, check, rules):
+for _command in (apply, inspect, explain, calibrate, check, rules):
     app.command(no_args_is_help=_command is not rules)(_command)
 
 
@@ -68,6 +69,8 @@ def rewriter(
         what that would do, without doing it
     [bold]rewriter check model.onnx out/model.onnx[/bold]
         how far the outputs of two models are apart
+    [bold]rewriter calibrate model.onnx --tokens tokens.npy -o calibration[/bold]
+        what each weight sees on real tokens
     [bold]rewriter rules[/bold]
         which rules and rule sets there are
     """

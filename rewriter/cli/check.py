@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rewriter.cli.options import AsJson
+from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens, given_tokens
 
 if TYPE_CHECKING:
     from rewriter.parity.runtime import Array
@@ -23,6 +24,11 @@ def check(
             metavar="FILE.npz", show_default=False, help="Arrays to feed, by input name; by default random ones."
         ),
     ] = None,
+    tokens: Tokens = None,
+    text: Text = None,
+    tokenizer: Tokenizer = None,
+    length: Length = 512,
+    sequences: Sequences = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
     logits: Annotated[
         list[str],
@@ -48,6 +54,10 @@ def check(
             help="Fail where logits agree on the best token more rarely.",
         ),
     ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="X", show_default=False, help="Fail where the KL on tokens is larger on average."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
@@ -57,6 +67,8 @@ def check(
         on seeded random inputs
     [bold]rewriter check model.onnx out/model.onnx --inputs feeds.npz --min-top1 0.95[/bold]
         on inputs of your own, exit 1 where fewer than 95% of the best tokens agree
+    [bold]rewriter check model.onnx out/model.onnx --tokens tokens.npy --max-kl 0.05[/bold]
+        perplexity, KL divergence and top-1 agreement on real tokens, with their 95% intervals
     [bold]rewriter check model.onnx out/model.onnx --json[/bold]
         the same for a program
     """
@@ -69,11 +81,25 @@ def check(
     from rewriter.errors import ParityError, UsageError, nearest
     from rewriter.parity.limits import exceeded
     from rewriter.parity.model import check
+    from rewriter.parity.runs import read_feeds
     from rewriter.parity.runtime import runtime as find_runtime
     from rewriter.report import document
     from rewriter.ruleset import ParitySettings
 
-    feeds = None if inputs is None else _feeds(inputs)
+    ids = given_tokens(tokens, text, tokenizer, length, sequences)
+    if ids is not None:
+        for option, given in (
+            ("--inputs", inputs),
+            ("--max-relative-l2", max_relative_l2),
+            ("--min-snr-db", min_snr_db),
+        ):
+            if given is not None:
+                raise UsageError(f"{option} is not about tokens; give the one or the other")
+        _check_quality(before, after, ids, runtime, logits, min_top1, max_kl, as_json=as_json, quiet=quiet)
+        return
+    if max_kl is not None:
+        raise UsageError("--max-kl is about --tokens or --text")
+    feeds = None if inputs is None else read_feeds(inputs)
     limits = ParitySettings(max_relative_l2=max_relative_l2, min_snr_db=min_snr_db, min_top1=min_top1)
     with working("running both models", quiet=quiet or as_json):
         try:
@@ -98,15 +124,50 @@ def check(
         raise typer.Exit(1)
 
 
-def _feeds(file: Path) -> dict[str, Array]:
-    import numpy as np
+def _check_quality(
+    before: Path,
+    after: Path,
+    tokens: Array,
+    runtime: str,
+    logits: list[str],
+    min_top1: float | None,
+    max_kl: float | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measures two language models on real tokens."""
+    from dataclasses import replace
 
-    from rewriter.errors import UsageError
+    from rich.text import Text as Line
 
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no file '{file}'; give an .npz file with an array for each input") from error
-    except Exception as error:  # what numpy raises depends on the bytes it meets
-        raise UsageError(f"'{file}' is not an .npz file of plain arrays; write it with numpy.savez") from error
+    from rewriter.cli import tables
+    from rewriter.cli.console import console, count_bar, print_json, shout, show
+    from rewriter.errors import ParityError, UsageError
+    from rewriter.parity.quality import compare_quality
+    from rewriter.report import document
+
+    if len(logits) > 1:
+        raise UsageError("--logits may be given once with tokens")
+    with count_bar("running both models", "sequences", quiet=quiet or as_json) as told:
+        try:
+            found = compare_quality(before, after, tokens, provider=runtime, logits="".join(logits), progress=told)
+        except ParityError as error:  # no figure of a comparison, but two models that have none
+            raise UsageError(str(error)) from error
+    failures = []
+    if max_kl is not None and not found.kl.value <= max_kl:
+        failures.append(f"KL divergence {found.kl.value:.4g} is above {max_kl:g}")
+    if min_top1 is not None and not found.top1.value >= min_top1:
+        failures.append(f"top-1 agreement {found.top1.value:.2%} is below {min_top1:.2%}")
+    if as_json:
+        print_json(document(replace(found, failures=tuple(failures))), quiet=quiet)
+    else:
+        screen = console(quiet=quiet)
+        names = ((f"{after}", "bold"), " against ", (f"{before}", "bold"))
+        where = f"{found.sequences:,} sequences, {found.tokens:,} tokens"
+        screen.print(Line.assemble(*names, f", run by {runtime} on {where}\n"), soft_wrap=True)
+        show(screen, tables.quality(found))
+    for failure in failures:
+        shout(failure)
+    if failures:
+        raise typer.Exit(1)

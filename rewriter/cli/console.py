@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
@@ -168,6 +169,18 @@ def working(text: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         return
     with Console(stderr=True, highlight=False, markup=False).status(text) as status:
         yield status.update
+
+
+@contextmanager
+def count_bar(text: str, unit: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Shows a bar of things done with the time left on a terminal; gives what tells it how many, and of how many."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

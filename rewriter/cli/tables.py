@@ -12,7 +12,9 @@ from rewriter.report import Left, Proof, Refusal, Report, RoleSummary
 from rewriter.text import figure, names, nbytes
 
 if TYPE_CHECKING:
+    from rewriter.calibration.store import Choice
     from rewriter.parity.metrics import Metrics
+    from rewriter.report.quality import Quality
 
 
 def fired(report: Report) -> Sheet | None:
@@ -130,3 +132,36 @@ def _proof(proofs: Sequence[Proof], used: int) -> tuple[str, str]:
 
 def _percent(value: float) -> str:
     return figure(value, ".2%")
+
+
+def coverage(choices: Sequence[Choice]) -> Sheet | None:
+    """Tokens by expert, summed up for each layer; None where there are no experts."""
+    if not choices:
+        return None
+    made = Sheet("Tokens that experts saw", "|layer", ">experts", ">fewest", ">median", ">most", ">none", "seen least")
+    for choice in choices[: 6 * TOP]:
+        counts = sorted(choice.counts)
+        least = sorted(range(choice.experts), key=lambda expert: (choice.counts[expert], expert))[:4]
+        shown = ", ".join(f"{expert} ({choice.counts[expert]:,})" for expert in least)
+        numbers = (choice.experts, counts[0], counts[len(counts) // 2], counts[-1], counts.count(0))
+        made.add("-" if choice.layer is None else str(choice.layer), *(f"{number:,}" for number in numbers), shown)
+    made.rest(len(choices) - 6 * TOP)
+    return made
+
+
+def quality(found: Quality) -> Sheet:
+    """Perplexity, KL divergence and top-1 agreement, with their intervals."""
+    made = Sheet("Quality", "|measure", ">value", ">95% interval")
+    ppl = ".4f"
+    rows = (
+        ("perplexity before", found.perplexity_before, ppl),
+        ("perplexity after", found.perplexity_after, ppl),
+        ("perplexity increase", found.perplexity_increase, "+.2%"),
+        ("KL, mean", found.kl, ".4f"),
+        ("KL, 99th percentile", found.kl_p99, ".4f"),
+        ("same most likely token", found.top1, ".2%"),
+    )
+    for name, estimate, form in rows:
+        low, high = figure(estimate.low, form), figure(estimate.high, form)
+        made.add(name, figure(estimate.value, form), "-" if estimate.low is None else f"{low} to {high}")
+    return made

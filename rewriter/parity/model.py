@@ -105,8 +105,8 @@ def check(
         UsageError: the feeds do not fit, or the runtime is not installed.
     """
     before, after = io.held(before), io.held(after)
-    first, second = _read(before), _read(after)
-    _check_interface(first, second)
+    first, second = read(before), read(after)
+    check_interface(first, second)
     if feeds is None:
         given: int | None = seed
         feeds = random_inputs(first, seed)
@@ -116,8 +116,8 @@ def check(
     runtime = runtime or OrtRuntime()
     results: list[dict[str, Array]] = []
     for source, model in ((before, first), (after, second)):
-        with _runnable(source, model) as runnable:
-            results.append(runtime.run(runnable, feeds))
+        with runnable(source, model) as whole:
+            results.append(runtime.run(whole, feeds))
     expected, actual = results
     outputs = {}
     for name, value in expected.items():
@@ -129,14 +129,15 @@ def check(
     return ModelParity(runtime.name, given, outputs)
 
 
-def _read(model: io.Plain) -> ir.Model:
+def read(model: io.Plain) -> ir.Model:
+    """Returns a model in memory, its weights where they are."""
     if isinstance(model, ir.Model):
         return model
     return from_proto(model) if isinstance(model, onnx.ModelProto) else io.load(model)
 
 
 @contextlib.contextmanager
-def _runnable(source: io.Plain, model: ir.Model) -> Iterator[onnx.ModelProto | Path]:
+def runnable(source: io.Plain, model: ir.Model) -> Iterator[onnx.ModelProto | Path]:
     """What a runtime can take: a file, or a message where it is small."""
     if isinstance(source, onnx.ModelProto):
         yield source
@@ -149,7 +150,8 @@ def _runnable(source: io.Plain, model: ir.Model) -> Iterator[onnx.ModelProto | P
             yield io.save(model, Path(directory) / "model")
 
 
-def _check_interface(before: ir.Model, after: ir.Model) -> None:
+def check_interface(before: ir.Model, after: ir.Model) -> None:
+    """Raises a ParityError where two models differ in their inputs or outputs."""
     for what, first, second in (
         ("inputs", _inputs(before), _inputs(after)),
         ("outputs", _described(before.graph.outputs), _described(after.graph.outputs)),

@@ -69,19 +69,30 @@ def token_feeds(model: ir.Model, tokens: Array) -> dict[str, Array]:
     Raises:
         UsageError: the model has no input of token ids, or not of this shape, or an id is beyond its table.
     """
-    found = token_input(model)
-    if found is None:
-        raise UsageError("the model has no input of token ids; give feeds of your own, an .npz file for each run")
-    value, rows = found
-    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < rows:
-        worst = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
-        raise UsageError(f"token {worst} is none of the {rows:,} of the model; these tokens are of another tokenizer")
+    value = require_tokens(model, tokens)
     feeds = random_inputs(model, batch=len(tokens), sequence=tokens.shape[1])
     name = value.name or ""
     if feeds[name].size != tokens.size:
         shape, given = list(feeds[name].shape), list(tokens.shape)
         raise UsageError(f"input '{name}' takes {shape}, which {given} tokens do not fit; cut them so that they do")
     return feeds | {name: tokens.astype(feeds[name].dtype).reshape(feeds[name].shape)}
+
+
+def require_tokens(model: ir.Model, tokens: Array) -> ir.Value:
+    """Returns the input of token ids.
+
+    Raises:
+        UsageError: there is none, or an id is beyond its table.
+    """
+    found = token_input(model)
+    if found is None:
+        raise UsageError("the model has no input of token ids; give feeds of your own, an .npz file for each run")
+    value, rows = found
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or most >= rows:
+        worst = least if least < 0 else most
+        raise UsageError(f"token {worst} is none of the model's {rows:,}; the tokens are of another tokenizer")
+    return value
 
 
 def token_input(model: ir.Model) -> tuple[ir.Value, int] | None:

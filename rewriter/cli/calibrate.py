@@ -1,0 +1,72 @@
+"""``rewriter calibrate``: what the weights of a model see on real tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rewriter.cli.options import Model
+from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens
+
+
+def calibrate(
+    model: Model,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FOLDER", show_default=False, help="Where the calibration goes."),
+    ],
+    tokens: Tokens = None,
+    text: Text = None,
+    tokenizer: Tokenizer = None,
+    length: Length = 512,
+    sequences: Sequences = None,
+    feeds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            show_default=False,
+            help="In place of tokens: an .npz file for each run, with an array for each input.",
+        ),
+    ] = None,
+    provider: Annotated[str, typer.Option(metavar="cpu|cuda", help="What runs the model.")] = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing calibration.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+) -> None:
+    """Run a float model on real tokens and keep what each of its weights saw, each expert its own.
+
+    Some ten thousand tokens of the kind that the model will meet are enough for most experts. The folder takes two
+    bytes for each number that a weight saw.
+
+    [bold]rewriter calibrate model.onnx --tokens tokens.npy -o calibration[/bold]
+        token ids [sequences, length]
+    [bold]rewriter calibrate model.onnx --text book.txt --tokenizer tokenizer.json -o calibration[/bold]
+        text, cut into sequences of 512 tokens
+    [bold]rewriter calibrate model.onnx --feeds inputs -o calibration[/bold]
+        inputs of your own, an .npz file for each run
+    """
+    from rich.text import Text as Line
+
+    from rewriter.calibration.capture import calibrate as capture
+    from rewriter.cli import tables
+    from rewriter.cli.console import console, count_bar, labelled, show
+    from rewriter.cli.token_options import given_tokens
+    from rewriter.errors import UsageError
+    from rewriter.text import nbytes
+
+    ids = given_tokens(tokens, text, tokenizer, length, sequences)
+    if (ids is None) == (feeds is None):
+        raise UsageError("give the inputs to calibrate on: --tokens, --text with --tokenizer, or --feeds")
+    if feeds is not None and not feeds.is_dir():
+        raise UsageError(f"--feeds {feeds}: there is no such directory; give one with an .npz file for each run")
+    files = None if feeds is None else sorted(feeds.glob("*.npz"))
+    with count_bar(f"running {model}", "runs", quiet=quiet) as told:
+        found = capture(model, out, tokens=ids, feeds=files, provider=provider, overwrite=overwrite, progress=told)
+    screen = console(quiet=quiet)
+    names = len({part.source for part in found.weights})
+    screen.print(Line.assemble((f"{model}", "bold"), f" on {found.tokens:,} tokens: {names:,} weights saw something\n"))
+    show(screen, tables.coverage(found.choices))
+    size = sum(file.stat().st_size for file in out.iterdir())
+    screen.print(labelled("Size", nbytes(size)))
+    screen.print(labelled("Output", out), soft_wrap=True)

@@ -1,0 +1,186 @@
+"""Perplexity, KL divergence and top-1 agreement of two language models on real tokens, with their intervals."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rewriter import io
+from rewriter.errors import ParityError, UsageError, nearest
+from rewriter.parity.model import check_interface, read
+from rewriter.parity.runs import Progress, TokenRuns, run_many
+from rewriter.parity.runtime import Array, OrtRuntime
+from rewriter.report.quality import Estimate, Quality
+
+Doubles = npt.NDArray[np.float64]
+
+_RESAMPLED = 400
+"""How often the sequences are drawn anew for an interval."""
+
+_ROWS = 32
+"""Positions whose distributions are computed at a time: a vocabulary may have 250,000 tokens."""
+
+
+def compare_quality(
+    before: io.Model,
+    after: io.Model,
+    tokens: Array,
+    *,
+    provider: str = "cpu",
+    logits: str = "",
+    progress: Progress | None = None,
+) -> Quality:
+    """Runs two language models, one after the other, on the same tokens, each sequence from its beginning.
+
+    Args:
+        before: what is expected; a path, a model or a message.
+        after: what is measured against it.
+        tokens: [sequences, length] ids, at least two of each sequence.
+        provider: cpu or cuda.
+        logits: output with the scores [B, S, V]; by default that named so.
+        progress: told the runs done and the runs in all, of both models.
+
+    Raises:
+        ParityError: the models' inputs or outputs differ.
+        UsageError: the tokens are none of these models, or they have no logits for every position.
+        ModelError: a model cannot be read.
+        TargetError: the runtime cannot run a model.
+    """
+    before, after = io.held(before), io.held(after)
+    first, second = read(before), read(after)
+    check_interface(first, second)
+    name = _logits(first, logits)
+    runtime = OrtRuntime(provider, threads=0)
+    told = progress or (lambda done, total: None)
+    count = len(tokens)
+    found: list[_Sequence] = []
+    with tempfile.TemporaryDirectory() as directory:
+        kept = Path(directory) / "expected"
+
+        def measure(index: int, actual: Array) -> None:
+            expected = np.memmap(kept, dtype, "r", index * int(np.prod(shape)) * dtype.itemsize, shape)
+            found.append(_measure(expected, actual, tokens[index]))
+
+        shape, dtype = _run(before, first, name, tokens, runtime, lambda _, array: _append(kept, array), told, 0)
+        _run(after, second, name, tokens, runtime, measure, told, count)
+    return _summed_up(found, runtime.name)
+
+
+def _run(
+    source: io.Plain,
+    model: ir.Model,
+    name: str,
+    tokens: Array,
+    runtime: OrtRuntime,
+    take: Callable[[int, Array], None],
+    told: Progress,
+    done: int,
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Hands the logits [S, V] of each sequence on; returns their shape and dtype."""
+    value = next(v for v in model.graph.outputs if v.name == name)
+    runs = TokenRuns(model, tokens)
+    if tokens.shape[1] < 2:
+        raise UsageError("a sequence of one token has no next one to predict; give at least two")
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+    for index, _, array in run_many(
+        source, model, runs, [value], runtime, lambda n, _: told(done + n, 2 * len(tokens))
+    ):
+        shape, dtype = array.shape[-2:], array.dtype
+        if array.ndim < 2 or array.size != tokens.shape[1] * array.shape[-1]:
+            given = f"{list(array.shape)} for {tokens.shape[1]} tokens"
+            raise UsageError(f"output '{name}' is {given}: there are no logits for every position")
+        take(index, array.reshape(shape))
+    return shape, dtype
+
+
+def _append(file: Path, array: Array) -> None:
+    with file.open("ab") as stream:
+        stream.write(np.ascontiguousarray(array).tobytes())
+
+
+def _logits(model: ir.Model, asked: str) -> str:
+    names = [value.name or "" for value in model.graph.outputs]
+    if asked:
+        if asked not in names:
+            raise UsageError(f"the models have no output '{asked}'{nearest(asked, names)}")
+        return asked
+    named = [name for name in names if name.rpartition(".")[2] == "logits"]
+    if not named:
+        raise UsageError("no output is named logits; say which holds the scores of the tokens (--logits)")
+    return named[0]
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """What was measured of one sequence of S tokens.
+
+    Attributes:
+        before: negative log-likelihoods of the next tokens, [S - 1].
+        after: the same, of the model that is measured.
+        kl: divergences, [S].
+        same: whether the most likely token is the same, [S].
+    """
+
+    before: Doubles
+    after: Doubles
+    kl: Doubles
+    same: npt.NDArray[np.bool_]
+
+
+def _measure(expected: Array, actual: Array, tokens: Array) -> _Sequence:
+    if expected.shape != actual.shape:
+        raise ParityError(f"the logits differ in shape: {list(expected.shape)} and {list(actual.shape)}")
+    losses: list[tuple[Doubles, Doubles, Doubles, npt.NDArray[np.bool_]]] = []
+    for first in range(0, len(expected), _ROWS):
+        e, a = (_log_softmax(part[first : first + _ROWS].astype(np.float64)) for part in (expected, actual))
+        if not (np.isfinite(e.max(axis=1)).all() and np.isfinite(a.max(axis=1)).all()):
+            raise ParityError("the logits of a model are not finite")
+        p = np.exp(e)
+        with np.errstate(invalid="ignore"):
+            kl = np.where(p > 0, p * (e - a), 0.0).sum(axis=1)
+        following = tokens[first + 1 : first + 1 + _ROWS].astype(np.intp)
+        rows = np.arange(len(following))
+        losses.append((-e[rows, following], -a[rows, following], kl, e.argmax(axis=1) == a.argmax(axis=1)))
+    return _Sequence(*(np.concatenate(parts) for parts in zip(*losses, strict=True)))
+
+
+def _log_softmax(rows: Doubles) -> Doubles:
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        result: Doubles = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def _summed_up(found: list[_Sequence], runtime: str) -> Quality:
+    before, after, kl, same = (
+        np.stack([getattr(sequence, name) for sequence in found]) for name in ("before", "after", "kl", "same")
+    )
+    draws = np.random.default_rng(0).integers(0, len(found), (_RESAMPLED, len(found)))
+
+    def estimate(figure: Callable[[npt.NDArray[np.intp]], float]) -> Estimate:
+        value = figure(np.arange(len(found)))
+        if len(found) < 2:
+            return Estimate(value)
+        low, high = np.quantile([figure(draw) for draw in draws], (0.025, 0.975))
+        return Estimate(value, float(low), float(high))
+
+    b, a, k, s = (rows.mean(axis=1) for rows in (before, after, kl, same))
+    return Quality(
+        runtime=runtime,
+        sequences=len(found),
+        tokens=kl.size,
+        perplexity_before=estimate(lambda i: float(np.exp(b[i].mean()))),
+        perplexity_after=estimate(lambda i: float(np.exp(a[i].mean()))),
+        perplexity_increase=estimate(lambda i: float(np.expm1((a[i] - b[i]).mean()))),
+        kl=estimate(lambda i: float(k[i].mean())),
+        kl_p99=estimate(lambda i: float(np.quantile(kl[i], 0.99))),
+        top1=estimate(lambda i: float(s[i].mean())),
+    )
