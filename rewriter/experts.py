@@ -3,10 +3,12 @@
 import warnings
 
 from rewriter.operators import form as _form
-from rewriter.operators.form import GLU, PROJECTIONS, ExpertForm, form_of, is_experts  # noqa: F401
+from rewriter.operators.activation import ACTIVATIONS as _ACTIVATIONS
+from rewriter.operators.form import PROJECTIONS, ExpertForm, form_of, is_experts  # noqa: F401
 from rewriter.operators.operator import input_at  # noqa: F401
 from rewriter.operators.qmoe import ROUTER_WEIGHTS, Quantized, quantized_of  # noqa: F401
 
+GLU = tuple(activation.name for activation in _ACTIVATIONS if activation.gated)
 OPERATORS = tuple(operator.name for operator in _form.OPERATORS)
 _PARTS = ("weight", "scales", "bias", "zero_points")
 SLOTS = {

@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Recogniser
+from rewriter.operators.activation import SILU, SWIGLU
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN, input_at
 from rewriter.operators.qmoe import QMOE
@@ -59,9 +60,9 @@ class MoEFuseFc3(Rule):
         kernel = self.run.target.kernel(QMOE.name)
         if kernel is not None and form.activation in kernel.fc3:
             raise NotApplicable
-        if form.activation not in ("silu", "swiglu"):
+        if form.activation not in (SILU.name, SWIGLU.name):
             raise Declined(f"'{form.activation}' gated by fc3 has no fused form; silu and swiglu have", node)
-        if form.activation == "silu" and (form.alpha, form.beta, form.limit) != (1.0, 0.0, math.inf):
+        if form.activation == SILU.name and (form.alpha, form.beta, form.limit) != (1.0, 0.0, math.inf):
             raise Declined("silu gated by fc3 with alpha, beta or a limit is defined nowhere", node)
         require_weights_disappear(experts)
         fc1, fc2, fc3 = experts.projections
@@ -72,7 +73,7 @@ class MoEFuseFc3(Rule):
             fc2.value,
             fc2.bias,
         ]
-        return emit_moe(op, experts, dataclasses.replace(form, activation="swiglu", fusion=1, gated=False), weights)
+        return emit_moe(op, experts, dataclasses.replace(form, activation=SWIGLU.name, fusion=1, gated=False), weights)
 
     def _bias(self, experts: Experts) -> tuple[View, View] | None:
         """The biases of gate and linear half [E, I]; zeros where only one has one."""

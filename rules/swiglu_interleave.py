@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from rewriter.facts import Recogniser
-from rewriter.operators.form import GLU
 from rewriter.operators.operator import DOMAIN
 from rewriter.rule import NotApplicable, Rule
 from rewriter.rules.blocks import computed, views
@@ -41,7 +40,7 @@ class SwigluInterleave(Rule):
         if not needs_fusion(self.run, 1, instead_of=2):
             raise NotApplicable
         experts = read_moe(self.run, y)
-        if experts.form.activation not in GLU:
+        if not experts.form.glu:
             raise NotApplicable
         require_weights_disappear(experts)
         fc1, fc2 = experts.projections

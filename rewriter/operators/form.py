@@ -9,6 +9,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from rewriter.graph.contents import integer, number, text
+from rewriter.operators.activation import SWIGLU, activation_of
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import ExpertsOperator, input_at
 from rewriter.operators.qmoe import QMOE, ROUTER_WEIGHTS
@@ -17,8 +18,6 @@ OPERATORS: tuple[ExpertsOperator, ...] = (MOE, QMOE)
 """The operators that run experts."""
 ExpertsName = Literal["MoE", "QMoE"]
 FLOAT_EXPERTS: ExpertsName = "MoE"
-GLU = ("swiglu", "geglu")
-"""Activations of one linear that multiply another: both are rows of fc1, or the other is fc3."""
 PROJECTIONS = tuple(slots.name for slots in MOE.projections)
 
 
@@ -28,11 +27,11 @@ class ExpertForm:
 
     Attributes:
         k: experts per token.
-        activation: relu, relu2, gelu (tanh), silu, identity, swiglu, geglu, or what an exporter calls it.
-        alpha: of SwiGLU, in ``G * sigmoid(alpha * G) * (L + beta)``.
+        activation: the name of one of ``ACTIVATIONS``, or what an exporter calls it.
+        alpha: of SwiGLU; see ``Activation.swiglu``.
         beta: of SwiGLU.
         limit: of SwiGLU; infinite where there is none.
-        fusion: of ``GLU``: 0 gate and linear apart in fc1 and fc3, 1 rows interleaved in fc1, 2 concatenated.
+        fusion: of a gated activation; see ``Activation.fusions``.
         normalize: whether the weights of the k experts add up to one.
         sparse_mixer: whether Phi-MoE's router is used.
         gated: whether there is an fc3.
@@ -51,9 +50,15 @@ class ExpertForm:
     unknown: tuple[str, ...] = ()
 
     @property
+    def glu(self) -> bool:
+        """Whether the activation multiplies another linear: both are rows of fc1, or the other is fc3."""
+        known = activation_of(self.activation)
+        return known is not None and known.gated
+
+    @property
     def fused(self) -> int:
         """How many halves fc1 holds: 2 for a fused gate, else 1."""
-        return 2 if self.activation in GLU and self.fusion else 1
+        return 2 if self.glu and self.fusion else 1
 
     def attributes(self) -> dict[str, int | float | str]:
         """Returns the attributes of a node of this form; those of SwiGLU only where it is one, and no infinity."""
@@ -64,9 +69,9 @@ class ExpertForm:
         }
         if self.sparse_mixer:
             found["use_sparse_mixer"] = 1
-        if self.activation in GLU:
+        if self.glu:
             found["swiglu_fusion"] = self.fusion
-        if self.activation == "swiglu":
+        if self.activation == SWIGLU.name:
             found |= {"activation_alpha": self.alpha, "activation_beta": self.beta}
             if math.isfinite(self.limit):
                 found["swiglu_limit"] = self.limit

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rewriter.graph.declines import GLU_ON_CUDA, HALVES, Reason
-from rewriter.operators.form import GLU, ExpertForm
+from rewriter.operators.activation import SWIGLU
+from rewriter.operators.form import ExpertForm
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE
 from rewriter.target.version import Version
@@ -75,11 +76,11 @@ class Kernel:
             return Reason(f"{dtype.lower()} has no kernel (it runs {', '.join(self.dtypes).lower()})", HALVES)
         if form.gated and form.activation not in self.fc3:
             return f"fc3 beside '{form.activation}' has no kernel"
-        if form.activation in GLU and not form.gated and form.fusion not in self.fusions:
+        if form.glu and not form.gated and form.fusion not in self.fusions:
             return f"swiglu_fusion={form.fusion} has no kernel (it runs {', '.join(map(str, self.fusions))})"
         if form.sparse_mixer and not self.sparse_mixer:
             return "use_sparse_mixer has no kernel"
-        if form.activation == "swiglu" and self.constants and not _same(form, self.constants):
+        if form.activation == SWIGLU.name and self.constants and not _same(form, self.constants):
             return f"its SwiGLU is fixed to alpha, beta and limit {self.constants}"
         if not (form.normalize or form.sparse_mixer or weighted or dtype in self.unnormalized):
             return f"normalize_routing_weights=0 is not heeded in {dtype.lower()}"

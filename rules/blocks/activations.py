@@ -16,9 +16,10 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Recogniser
 from rewriter.graph.declines import CONSTANT
+from rewriter.operators.activation import IDENTITY, Step
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Content, Located
-from rewriter.rules.blocks.contents import Factor, Features, Linear, Output, Step
+from rewriter.rules.blocks.contents import Factor, Features, Linear, Output
 from rewriter.rules.blocks.guards import float_attribute, text_attribute
 from rewriter.tensors import View
 
@@ -29,7 +30,7 @@ def as_features(held: Content | None) -> Features | None:
     """Returns a content as features; a linear of a linear is a linear of what lies between them."""
     if isinstance(held, Features):
         return held
-    if isinstance(held, Output) and held.activation.kind == "identity" and held.inner is not None:
+    if isinstance(held, Output) and held.activation.kind is IDENTITY and held.inner is not None:
         return Features((Factor(Linear(held.inner, held.down, held.bias, held.by)),))
     return None
 

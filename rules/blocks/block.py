@@ -12,7 +12,7 @@ from rewriter.facts import Facts
 from rewriter.graph.declines import WHOLE_BLOCK, reason_of
 from rewriter.rule import Declined, NotApplicable
 from rewriter.rules.blocks.axes import Axes, Located
-from rewriter.rules.blocks.contents import Activation, Output
+from rewriter.rules.blocks.contents import Activated, Output
 from rewriter.rules.blocks.mixing import Complete, Mixed, Mixing, Term, Weighted
 from rewriter.tensors import View
 
@@ -39,7 +39,7 @@ class Block:
         return self.experts[0].gate.x
 
     @property
-    def activation(self) -> Activation:
+    def activation(self) -> Activated:
         """The function between the projections."""
         return self.experts[0].activation
 

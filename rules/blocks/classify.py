@@ -13,18 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.graph.declines import OTHER_FUNCTION
+from rewriter.operators.activation import ACTIVATIONS, SILU, SWIGLU, Step
 from rewriter.rule import Declined
-from rewriter.rules.blocks.contents import Activation, Factor, Features, Linear, Step
+from rewriter.rules.blocks.contents import Activated, Factor, Features, Linear
 
-_PLAIN: dict[tuple[Step, ...], Activation] = {
-    (): Activation("identity"),
-    (("relu",),): Activation("relu"),
-    (("clip", 0.0, math.inf),): Activation("relu"),
-    (("gelu",),): Activation("gelu"),
-}
-
-
-Found = tuple[Activation, Linear, Linear | None]
+Found = tuple[Activated, Linear, Linear | None]
 """An activation, the linear that is activated, and the one that multiplies it."""
 
 
@@ -41,39 +34,32 @@ def classify(features: Features, node: ir.Node) -> Found:
     factors, scale = _without_gelu([_simple(factor) for factor in features.factors], features.scale)
     gated = _swish(factors) if scale == 1 else None
     if gated is None:
-        found = (_plain(factors) or _geglu(factors)) if scale == 1 else None
+        found = _spelled(factors) if scale == 1 else None
         if found is not None:
             return found
         raise Declined(f"MoE has no activation {describe(features)}", node, remedy=OTHER_FUNCTION)
     gate, alpha, others = gated
     limit = _limit(gate.steps)
     if not others and gate.steps == () and alpha == 1:
-        return Activation("silu"), gate.linear, None
+        return Activated(SILU), gate.linear, None
     if len(others) == 1 and limit is not None and others[0].linear.x is gate.linear.x:
         up = others[0]
         clipped, beta = _clipped(up.steps, limit)
         if clipped:
-            return Activation("swiglu", alpha, beta, None if math.isinf(limit) else limit), gate.linear, up.linear
+            return Activated(SWIGLU, alpha, beta, None if math.isinf(limit) else limit), gate.linear, up.linear
     raise Declined(f"MoE has no activation {describe(features)}", node, remedy=OTHER_FUNCTION)
 
 
-def _plain(factors: Sequence[Factor]) -> Found | None:
-    """A function of one linear, or the square of relu."""
-    kind = _PLAIN.get(factors[0].steps)
-    if kind is not None and len(factors) == 1:
-        return kind, factors[0].linear, None
-    if kind == Activation("relu") and len(factors) == 2 and factors[0] == factors[1]:
-        return Activation("relu2"), factors[0].linear, None
-    return None
-
-
-def _geglu(factors: Sequence[Factor]) -> Found | None:
-    """The tanh form of gelu of one linear times another of the same tokens."""
-    if len(factors) != 2:
-        return None
-    for gate, up in (factors, factors[::-1]):
-        if gate.steps == (("gelu",),) and not up.steps and up.linear.x is gate.linear.x:
-            return Activation("geglu"), gate.linear, up.linear
+def _spelled(factors: Sequence[Factor]) -> Found | None:
+    """A function of one linear, to a power, or times another linear of the same tokens: as the records spell them."""
+    first = factors[0]
+    for known in ACTIVATIONS:
+        if known.gated:
+            for gate, up in (factors, factors[::-1]) if len(factors) == 2 else ():
+                if gate.steps in known.spellings and not up.steps and up.linear.x is gate.linear.x:
+                    return Activated(known), gate.linear, up.linear
+        elif first.steps in known.spellings and list(factors) == [first] * known.power:
+            return Activated(known), first.linear, None
     return None
 
 

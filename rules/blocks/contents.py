@@ -12,6 +12,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from rewriter.operators.activation import Activation, Step
 from rewriter.rules.blocks.axes import Atom, Content
 from rewriter.tensors import View
 
@@ -179,10 +180,6 @@ class Linear:
         return dataclasses.replace(self, weight=self.weight.expert(position), bias=bias, by="one")
 
 
-Step = tuple[str | float, ...]
-"""An elementwise function: its name and its constants."""
-
-
 @dataclass(frozen=True)
 class Factor:
     """Elementwise functions of a linear, the first applied first."""
@@ -220,17 +217,17 @@ class Features(Content):
 
 
 @dataclass(frozen=True)
-class Activation:
+class Activated:
     """The function between an expert's projections, as com.microsoft::MoE has it.
 
     Attributes:
-        kind: relu, relu2 (its square), gelu (tanh), silu, identity, swiglu, or geglu (gelu of one times another).
+        kind: which.
         alpha: of swiglu: g * sigmoid(alpha * g) * (l + beta).
         beta: see alpha.
         limit: g is at most this and l at most this in magnitude; None for no limit.
     """
 
-    kind: Literal["relu", "relu2", "gelu", "silu", "identity", "swiglu", "geglu"]
+    kind: Activation
     alpha: float = 1.0
     beta: float = 0.0
     limit: float | None = None
@@ -249,7 +246,7 @@ class Output(Content):
         inner: what down reads; not compared.
     """
 
-    activation: Activation
+    activation: Activated
     gate: Linear
     up: Linear | None
     down: Weight

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from rewriter.emit import write_integers
 from rewriter.facts import Facts
 from rewriter.graph.declines import INFER_SHAPES, OTHER_WEIGHTS
-from rewriter.operators.form import GLU, ExpertForm
+from rewriter.operators.form import ExpertForm
 from rewriter.rule import Declined, Fed
 from rewriter.rules.blocks.axes import Atom, Dim, Size, only, total
 from rewriter.rules.blocks.block import Block, Routing
@@ -27,11 +27,11 @@ def form_of(block: Block, routing: Routing) -> ExpertForm:
     activation = block.activation
     return ExpertForm(
         k=block.mixing.router.k,
-        activation=activation.kind,
+        activation=activation.kind.name,
         alpha=activation.alpha,
         beta=activation.beta,
         limit=math.inf if activation.limit is None else activation.limit,
-        fusion=1 if activation.kind in GLU else 0,
+        fusion=int(activation.kind.gated),
         normalize=routing.normalize,
     )
 

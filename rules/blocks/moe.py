@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from rewriter.emit import write_integers, write_operator
 from rewriter.graph.declines import ONE_FLOAT_TYPE, UNSTACK, WHOLE_BLOCK, stays_float
-from rewriter.operators.form import GLU, ExpertForm, form_of
+from rewriter.operators.form import ExpertForm, form_of
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import input_at
 from rewriter.operators.qmoe import QMOE
@@ -157,9 +157,9 @@ def _require_shapes(experts: Experts) -> None:
         raise Declined(f"fc2 has shape {list(fc2.shape)}; expected [E, H, I]", experts.node)
     e, h, i = fc2.shape
     form = experts.form
-    if form.activation in GLU and not form.fusion and not form.gated:
+    if form.glu and not form.fusion and not form.gated:
         raise Declined("swiglu_fusion=0 needs the linear half in fc3", experts.node)
-    if form.activation in GLU and form.fusion and form.gated:
+    if form.glu and form.fusion and form.gated:
         raise Declined(f"fc3 beside swiglu_fusion={form.fusion}, which holds it in fc1", experts.node)
     expected = {"fc1": (e, form.fused * i, h), "fc2": (e, h, i), "fc3": (e, i, h)}
     for projection in experts.projections:

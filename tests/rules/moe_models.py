@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 import rewriter
-from rewriter.operators.form import GLU
+from rewriter.operators.activation import activation_of
 from rewriter.operators.qmoe import LAYOUT_KEY, layout_named
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime
 from rewriter.quantize.types import QuantizedShape
@@ -40,7 +40,7 @@ def moe_model(
 ):
     """One MoE (or several in a row) with random weights; ``bias`` is none, zero or random."""
     rng = np.random.default_rng(seed)
-    fused = 2 if attributes["activation_type"] in GLU and attributes.get("swiglu_fusion") else 1
+    fused = 2 if activation_of(attributes["activation_type"]).gated and attributes.get("swiglu_fusion") else 1
     element = ELEMENT[np.dtype(dtype)]
     initializers, graph_nodes, x = {}, [], "x"
     for index in range(nodes):
@@ -132,7 +132,7 @@ def dequantized(model, node):
     arrays, own = initializers_of(model), attributes_of(node)
     stamps = {p.key: p.value for p in node.metadata_props}
     layout = layout_named(stamps[LAYOUT_KEY])
-    fused = 2 if own["activation_type"].decode() in GLU and own.get("swiglu_fusion") else 1
+    fused = 2 if activation_of(own["activation_type"].decode()).gated and own.get("swiglu_fusion") else 1
     names = [*node.input, *[""] * 21]
     hidden, wide = arrays[names[6]].shape[1], arrays[names[3]].shape[1]
     sizes = [(wide, hidden), (hidden, wide // fused), (wide, hidden)]

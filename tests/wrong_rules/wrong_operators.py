@@ -43,7 +43,7 @@ OPERATORS = (
         ZEROS,
         "attributes lost",
         "rewriter/operators/form.py",
-        [('if self.activation == "swiglu":', 'if self.activation == "swiglu" and self.gated:')],
+        [("if self.activation == SWIGLU.name:", "if self.activation == SWIGLU.name and self.gated:")],
         moes(bias="zero"),
     ),
     Mistake(
@@ -78,7 +78,7 @@ OPERATORS = (
         FC3,
         "interleaved rows called halves",
         "rules/moe_fuse_fc3.py",
-        [('activation="swiglu", fusion=1,', 'activation="swiglu", fusion=2,')],
+        [("activation=SWIGLU.name, fusion=1,", "activation=SWIGLU.name, fusion=2,")],
         moes(APART, fc3=True),
     ),
     Mistake(

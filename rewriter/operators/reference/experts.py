@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rewriter.operators.form import GLU
+from rewriter.operators.activation import Activation, activation_of
 from rewriter.operators.reference.common import Array, Float32, malformed, unsupported
 
 SPARSE_MIXER_JITTER = np.float32(0.01)
@@ -38,7 +38,8 @@ class Attributes:
     @property
     def fused(self) -> int:
         """How many halves fc1 holds: 2 for a fused gate, else 1."""
-        return 2 if self.activation_type in GLU and self.swiglu_fusion else 1
+        known = activation_of(self.activation_type)
+        return 2 if known is not None and known.gated and self.swiglu_fusion else 1
 
 
 def route(
@@ -94,15 +95,16 @@ def mix(
     return y
 
 
-def require_activation(operator: str, attributes: Attributes) -> None:
-    """Asked before any shape, of which an activation that nobody defines may have its own.
+def require_activation(operator: str, attributes: Attributes) -> Activation:
+    """Returns the activation; asked before any shape, of which one that nobody defines may have its own.
 
     Raises:
         TargetError: ONNX Runtime does not define the activation.
     """
-    activation = attributes.activation_type
-    if activation not in GLU and activation not in _ACTIVATIONS:
-        raise unsupported(operator, f"activation_type '{activation}'")
+    known = activation_of(attributes.activation_type)
+    if known is None:
+        raise unsupported(operator, f"activation_type '{attributes.activation_type}'")
+    return known
 
 
 def feed_forward(operator: str, attributes: Attributes, fc1: Linear, fc2: Linear, fc3: Linear | None) -> Linear:
@@ -112,33 +114,31 @@ def feed_forward(operator: str, attributes: Attributes, fc1: Linear, fc2: Linear
         TargetError: a combination with fc3 that ONNX Runtime does not define.
         ModelError: an unfused gate without fc3.
     """
-    activation = attributes.activation_type
+    activation = require_activation(operator, attributes)
+    fusion = attributes.swiglu_fusion
     if attributes.swiglu_limit is not None and not attributes.swiglu_limit >= 0:
         raise malformed(operator, f"swiglu_limit={attributes.swiglu_limit}")
-    if activation in GLU:
-        if attributes.swiglu_fusion not in (0, 1, 2):
-            raise unsupported(operator, f"swiglu_fusion={attributes.swiglu_fusion}")
-        if attributes.swiglu_fusion and fc3 is not None:
-            raise unsupported(operator, f"fc3 beside swiglu_fusion={attributes.swiglu_fusion}, which holds it in fc1")
-        if not attributes.swiglu_fusion and activation == "geglu":
-            raise unsupported(operator, "geglu with swiglu_fusion=0")
-        if not attributes.swiglu_fusion and fc3 is None:
+    if activation.gated:
+        if fusion and fc3 is not None and fusion in activation.fusions:
+            raise unsupported(operator, f"fc3 beside swiglu_fusion={fusion}, which holds it in fc1")
+        if fusion not in activation.fusions:
+            raise unsupported(operator, f"{activation.name} with swiglu_fusion={fusion}")
+        if not fusion and fc3 is None:
             raise malformed(operator, "swiglu_fusion=0 needs fc3")
-    elif fc3 is not None and activation != "silu":
-        raise unsupported(operator, f"fc3 with activation_type '{activation}': only silu and swiglu are gated")
+    elif fc3 is not None and not activation.fc3:
+        gated = "only silu and swiglu are gated"
+        raise unsupported(operator, f"fc3 with activation_type '{activation.name}': {gated}")
     elif fc3 is not None and not _is_plain(attributes):
         raise unsupported(operator, "silu with fc3 and activation_alpha, activation_beta or swiglu_limit")
+    limit = math.inf if attributes.swiglu_limit is None else attributes.swiglu_limit
 
     def run(expert: int, x: Float32) -> Float32:
-        h = fc1(expert, x)
-        if activation in GLU:
-            gate, linear = _halves(attributes, h, None if fc3 is None else fc3(expert, x))
-            h = _gelu(gate) * linear if activation == "geglu" else _swiglu(attributes, gate, linear)
-        else:
-            h = _ACTIVATIONS[activation](h)
-            if fc3 is not None:
-                h = h * fc3(expert, x)
-        return fc2(expert, h)
+        gate, linear = fc1(expert, x), None if fc3 is None else fc3(expert, x)
+        if activation.gated and linear is None:
+            gate, linear = _halves(fusion, gate)
+        return fc2(
+            expert, activation.apply(gate, linear, attributes.activation_alpha, attributes.activation_beta, limit)
+        )
 
     return run
 
@@ -178,44 +178,15 @@ def _sparse_mixer(logits: Float32) -> tuple[npt.NDArray[np.intp], Float32]:
     return np.stack(selected, axis=-1), np.stack(weights, axis=-1)
 
 
-def _halves(attributes: Attributes, h: Float32, up: Float32 | None) -> tuple[Float32, Float32]:
-    """Splits [T, 2 * I] into gate and linear, or takes the linear half from fc3."""
-    if up is not None:
-        return h, up
-    if attributes.swiglu_fusion == 1:
+def _halves(fusion: int, h: Float32) -> tuple[Float32, Float32]:
+    """Splits [T, 2 * I] into gate and linear half."""
+    if fusion == 1:
         return h[:, 0::2], h[:, 1::2]
     half = h.shape[1] // 2
     return h[:, :half], h[:, half:]
-
-
-def _swiglu(attributes: Attributes, gate: Float32, linear: Float32) -> Float32:
-    if attributes.swiglu_limit is not None:
-        limit = np.float32(attributes.swiglu_limit)
-        gate = np.minimum(gate, limit)
-        linear = np.clip(linear, -limit, limit)
-    alpha, beta = np.float32(attributes.activation_alpha), np.float32(attributes.activation_beta)
-    return gate * _sigmoid(alpha * gate) * (linear + beta)
-
-
-def _sigmoid(x: Float32) -> Float32:
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)), np.float32)
-
-
-def _gelu(x: Float32) -> Float32:
-    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
-    return np.asarray(0.5 * x * (1 + np.tanh(inner)), np.float32)
 
 
 def _is_plain(attributes: Attributes) -> bool:
     limit = attributes.swiglu_limit
     unlimited = limit is None or math.isinf(limit)
     return attributes.activation_alpha == 1 and attributes.activation_beta == 0 and unlimited
-
-
-_ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
-    "relu": lambda x: np.maximum(x, np.float32(0)),
-    "relu2": lambda x: np.square(np.maximum(x, np.float32(0))),
-    "gelu": _gelu,
-    "silu": lambda x: x * _sigmoid(x),
-    "identity": lambda x: x,
-}

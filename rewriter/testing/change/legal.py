@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 
+from rewriter.operators.activation import ACTIVATIONS
 from rewriter.operators.form import OPERATORS as EXPERTS
 from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
@@ -23,7 +24,7 @@ _BITS = (2, 4, 8)
 _BLOCKS = (16, 32, 64, 128)
 _NAMED: Mapping[str, tuple[Plain, ...]] = {
     "accuracy_level": (0, 1, 4),
-    "activation_type": ("relu", "relu2", "gelu", "silu", "identity", "swiglu", "geglu"),
+    "activation_type": tuple(activation.name for activation in ACTIVATIONS),
     "approximate": ("none", "tanh"),
     "bits": _BITS,
     "block_size": _BLOCKS,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from rewriter.operators.form import GLU, ExpertForm
+from rewriter.operators.activation import ACTIVATIONS as KNOWN
+from rewriter.operators.activation import SWIGLU
 from rewriter.operators.form import OPERATORS as EXPERTS
+from rewriter.operators.form import ExpertForm
 from rewriter.operators.layout.packing import codes_per_byte
 from rewriter.operators.layout.stored import Refusal
 from rewriter.operators.qmoe import QMOE, layout_named
@@ -22,19 +25,11 @@ from rewriter.testing.draw.packed import BITS, LAYOUTS, Packing
 from rewriter.testing.draw.placements import PLACEMENTS
 
 OPERATORS = tuple(operator.name for operator in EXPERTS)
+_FUSIONS = {1: "", 2: "-concatenated", 0: "-fc3"}
 ACTIVATIONS = (
-    "relu",
-    "relu2",
-    "gelu",
-    "silu",
-    "identity",
-    "swiglu",
-    "swiglu-concatenated",
-    "swiglu-fc3",
-    "silu-fc3",
-    "relu-fc3",
-    "geglu",
-    "geglu-concatenated",
+    *(own.name for own in KNOWN if not own.gated),
+    *(f"{own.name}{_FUSIONS[fusion]}" for own in KNOWN for fusion in own.fusions),
+    *("silu-fc3", "relu-fc3"),
 )
 """Activation and how it is gated: not at all, by rows of fc1 in turn or after one another, or by fc3."""
 CONSTANTS = ((1.0, 0.0, math.inf), (1.702, 1.0, 7.0), (1.702, 1.0, math.inf))
@@ -114,7 +109,7 @@ def moe_nodes(
     if operator == QMOE.name:
         packing, hidden, intermediate = draw(_packings(max_size, form, bits, block_sizes, layouts))
     rank3 = obstacle == "router-rank3"
-    unlimited = form.activation == "swiglu" and math.isinf(form.limit) and draw(st.booleans())
+    unlimited = form.activation == SWIGLU.name and math.isinf(form.limit) and draw(st.booleans())
     node = FusedNode(
         form,
         experts,
@@ -159,20 +154,20 @@ def moe_nodes(
 @st.composite
 def _forms(draw: st.DrawFn, experts: int, activations: Sequence[str]) -> ExpertForm:
     activation, _, gate = draw(st.sampled_from(activations)).partition("-")
-    swiglu = activation == "swiglu"
+    swiglu = activation == SWIGLU.name
     alpha, beta, limit = draw(st.sampled_from(CONSTANTS)) if swiglu else CONSTANTS[0]
     sparse = experts > 1 and draw(st.integers(0, 7)) == 7
-    return ExpertForm(
+    form = ExpertForm(
         k=2 if sparse else draw(st.integers(1, experts)),
         activation=activation,
         alpha=alpha,
         beta=beta,
         limit=limit,
-        fusion={"concatenated": 2, "fc3": 0}.get(gate, int(activation in GLU)),
         normalize=draw(st.booleans()),
         sparse_mixer=sparse,
         gated=gate == "fc3",
     )
+    return replace(form, fusion={"concatenated": 2, "fc3": 0}.get(gate, int(form.glu)))
 
 
 @st.composite
