@@ -105,9 +105,11 @@ class QuantizationDocument(_Strict):
     default: SpecDocument = Field(default_factory=SpecDocument)
     """For a weight that no override selects; merged field by field with what this rule set extends."""
     include: list[SelectorDocument] = Field(default_factory=list)
-    """Only these weights are quantized; empty for all. Replaces that of what this rule set extends."""
+    """Only these weights are quantized; empty for all. Added to those of what this rule set extends."""
     exclude: list[SelectorDocument] = Field(default_factory=list)
-    """These weights stay float. Replaces that of what this rule set extends."""
+    """These weights stay float. Added to those of what this rule set extends."""
+    drop: list[SelectorDocument] = Field(default_factory=list)
+    """Entries of `include` and `exclude` of what this rule set extends that hold no more, as they are written there."""
     overrides: list[OverrideDocument] = Field(default_factory=list)
     """Appended to those of what this rule set extends."""
 

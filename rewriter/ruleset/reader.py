@@ -152,11 +152,17 @@ def _plan(base: QuantizationPlan, source: Source, document: QuantizationDocument
     def selectors(name: str, entries: Sequence[SelectorDocument]) -> tuple[Selector, ...]:
         return tuple(entry.selector(source.where(("quantization", name, i))) for i, entry in enumerate(entries))
 
-    given = document.given()
+    dropped = selectors("drop", document.drop)
+    inherited = (*base.include, *base.exclude)
+    for i, entry in enumerate(dropped):
+        if entry not in inherited:
+            hint = nearest(str(entry), map(str, inherited)) or " (it has none)"
+            reason = f"what this rule set extends has no entry '{entry}' in include or exclude{hint}"
+            raise source.error(("quantization", "drop", i), reason)
     overrides = zip(selectors("overrides", document.overrides), document.overrides, strict=True)
     return QuantizationPlan(
         default=replace(base.default, **document.default.given()),
-        include=selectors("include", document.include) if "include" in given else base.include,
-        exclude=selectors("exclude", document.exclude) if "exclude" in given else base.exclude,
+        include=(*(s for s in base.include if s not in dropped), *selectors("include", document.include)),
+        exclude=(*(s for s in base.exclude if s not in dropped), *selectors("exclude", document.exclude)),
         overrides=(*base.overrides, *(Override(selector, entry.changes()) for selector, entry in overrides)),
     )

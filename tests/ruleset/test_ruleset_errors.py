@@ -125,6 +125,10 @@ FAULTS = {
         "3:1: duplicate key 'description' (first on line 1)",
     ),
     "duplicate key below": ("parity: {local: all, local: none}", "1:22: duplicate key 'local' (first on line 1)"),
+    "nothing to drop": (
+        "extends: base\nquantization: {drop: [{role: routers}]}",
+        "2:23: what this rule set extends has no entry 'role routers' in include or exclude (did you mean 'role rou",
+    ),
     "no YAML": ("parity: {local: all", "1:20: not valid YAML: expected ',' or '}', but got '<stream end>'"),
     "tab": ("parity:\n\tlocal: all", "2:1: not valid YAML: found character '\\t' that cannot start any token"),
     "two documents": ("description: a\n---\ndescription: b", "2:1: not valid YAML: but found another document"),

@@ -118,12 +118,29 @@ def test_later_base_wins_and_each_is_read_once(toy, write):
     write(layer.format(bits=2) + "description: two\n", "sub/two.yaml")
     write(layer.format(bits=4), "sub/four.yaml")
     write("quantization: {overrides: [{role: b, bits: 8}]}\nextends: [two.yaml, four.yaml]", "sub/both.yaml")
-    found = load(write("extends: [sub/both.yaml, sub/two.yaml]\nquantization: {exclude: []}"))
+    found = load(write("extends: [sub/both.yaml, sub/two.yaml]\nquantization: {drop: [{role: router}]}"))
     assert found.description == "two"
     assert found.plan.default == WeightSpec(bits=4, block_size=64)
     assert [override.changes["bits"] for override in found.plan.overrides] == [2, 4, 8]
     assert found.plan.exclude == ()
     assert len(found.phases) == 1
+
+
+def test_what_is_excluded_is_added_to_what_the_base_excludes(toy, write):
+    """A set of one's own that keeps another weight float must not quantize the router that its base keeps float."""
+    found = load(write("extends: base\nquantization: {exclude: [{role: lm_head}], include: [{role: 'a*'}]}"))
+    assert found.plan.exclude == (Selector(role=("router",)), Selector(role=("lm_head",)))
+    assert found.plan.include == (Selector(role=("a*",)),)
+    set_by_key = load("base", overrides={"quantization.exclude": [{"role": "lm_head"}]})
+    assert [selector.role for selector in set_by_key.plan.exclude] == [("router",), ("lm_head",)]
+
+
+def test_an_entry_of_the_base_is_dropped_as_it_is_written(toy, write):
+    text = "extends: base\nquantization: {drop: [{role: router}], exclude: [{role: lm_head}], include: [{role: x}]}"
+    write(text, "two.yaml")
+    assert load(write("extends: ./two.yaml")).plan.exclude == (Selector(role=("lm_head",)),)
+    third = load(write("extends: ./two.yaml\nquantization: {drop: [{role: [x]}, {role: lm_head}]}"))
+    assert (third.plan.include, third.plan.exclude) == ((), ())
 
 
 def test_replaced_phase_keeps_its_place(toy, write):
