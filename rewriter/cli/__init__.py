@@ -14,7 +14,6 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -26,9 +25,11 @@ from rewriter.cli.explain import explain
 from rewriter.cli.inspect import inspect
 from rewriter.cli.rules import rules
 from rewriter.errors import ParityError, RewriterError, RewriterWarning, nearest
+from rewriter.process import TerminatedError, clean_endings, open_streams
 
 DONE, FAILED, BAD, INTERRUPTED = 0, 1, 2, 130
 _DEBUG = "REWRITER_DEBUG"
+_COMPLETING = "_REWRITER_COMPLETE"
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -86,22 +87,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     debug = bool(os.environ.get(_DEBUG))
-    if sys.stdout is None:  # closed by the shell; the next file that is opened would take its place
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 -- for as long as the process lives
+    open_streams()
     try:
-        with contextlib.nullcontext() if debug else _without_warnings():
+        with clean_endings(), contextlib.nullcontext() if debug else _without_warnings():
             code = typer.main.get_command(app).main(
                 list(sys.argv[1:] if arguments is None else arguments), prog_name="rewriter", standalone_mode=False
             )
             sys.stdout.flush()
     except SystemExit as error:
+        if _COMPLETING not in os.environ:  # no code of this package exits
+            _say(f"a rule or a library ended the program (exit code {error.code}); see which one with {_DEBUG}=1")
+            return BAD
         code = error.code
     except BaseException as error:
         if debug and not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
         code = _failed(error)
     if code == INTERRUPTED:
-        _say("interrupted")
+        _say("interrupted")  # said here, since a command that is aborted returns the code
     return code if isinstance(code, int) else DONE
 
 
@@ -129,6 +132,9 @@ def _failed(error: BaseException) -> int:
     match error:
         case KeyboardInterrupt() | typer.Abort():
             return INTERRUPTED
+        case TerminatedError():
+            _say(str(error))
+            return error.code
         case BrokenPipeError():
             _silence()
             return DONE
@@ -157,7 +163,8 @@ def _silence() -> None:
 
 def _say(message: str, kind: Literal["error", "warning"] = "error") -> None:
     color = typer.colors.RED if kind == "error" else typer.colors.YELLOW
-    typer.echo(f"{typer.style(f'{kind}:', fg=color, bold=True)} {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        typer.echo(f"{typer.style(f'{kind}:', fg=color, bold=True)} {' '.join(message.split())}", err=True)
 
 
 def _usage(error: Any) -> str:

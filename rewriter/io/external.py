@@ -11,6 +11,8 @@ from rewriter.errors import ModelError
 from rewriter.graph.contents import stored_tensors
 from rewriter.tensors.mapped import MappedFile, MappedTensor
 
+_READ = "rewriter.read"
+
 
 def map_external_data(model: ir.Model, base_dir: Path) -> None:
     """Checks all external data of a model just read and replaces its tensors by :class:`MappedTensor`.
@@ -34,18 +36,41 @@ def map_external_data(model: ir.Model, base_dir: Path) -> None:
             file, size = files[location]
             _check_extent(slot.label, tensor, size)
             slot.put(MappedTensor(tensor, base_dir, file))
+    model.meta[_READ] = tuple(file for file, _ in files.values())
 
 
-def require_external_data(model: ir.Model) -> None:
+def keep_external_data(model: ir.Model, copy: ir.Model) -> None:
     """Checks that the data files of a model made elsewhere are there, since they are read long after.
+
+    Args:
+        model: made elsewhere.
+        copy: of it; it knows the files from then on.
 
     Raises:
         ModelError: one is missing.
     """
+    files: dict[str, MappedFile] = {}
     for slot in stored_tensors(model):
         tensor = slot.tensor
-        if isinstance(tensor, ir.ExternalTensor) and tensor.raw is None and not Path(tensor.path).is_file():
-            raise ModelError(f"{slot.label}: there is no external data file '{tensor.path}'; put it back")
+        if isinstance(tensor, ir.ExternalTensor) and os.fspath(tensor.path) not in files:
+            try:
+                files[os.fspath(tensor.path)] = MappedFile(Path(tensor.path))
+            except OSError as error:
+                if tensor.raw is None:
+                    raise ModelError(
+                        f"{slot.label}: there is no external data file '{tensor.path}'; put it back"
+                    ) from error
+    copy.meta[_READ] = model.meta.get(_READ, tuple(files.values()))
+
+
+def require_unchanged(model: ir.Model) -> None:
+    """Refuses a model whose data files were replaced, changed or removed since it was read.
+
+    Raises:
+        ModelError: names the file.
+    """
+    for file in model.meta.get(_READ, ()):
+        file.require_unchanged()
 
 
 def _open(label: str, location: str, base_dir: Path) -> tuple[MappedFile, int]:

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.errors import ModelError
-from rewriter.io.external import map_external_data, require_external_data
+from rewriter.io.external import keep_external_data, map_external_data
 from rewriter.io.messages import from_proto, name_standard_domain
 from rewriter.io.reading import model_file, read_proto
 from rewriter.io.validate import unsorted, validate
@@ -66,11 +66,11 @@ def copied(model: ir.Model) -> ir.Model:
     Raises:
         ModelError: an invalid graph, one whose nodes are not in topological order, or external data that is not there.
     """
-    require_external_data(model)
     validate(model)
     if any(unsorted(model)):
         raise ModelError("the model's nodes are in no topological order; call model.graph.sort()")
     copy = model.clone()
+    keep_external_data(model, copy)
     name_standard_domain(copy)
     return copy
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from rewriter.errors import ModelError, UsageError
 from rewriter.graph.contents import Slot, stored_tensors, swapped, total_bytes
 from rewriter.io.beside import data_of, others_of
+from rewriter.io.external import require_unchanged
 from rewriter.io.loading import source_path
 from rewriter.io.output import complete_directory
 from rewriter.io.place import Place
@@ -67,7 +68,7 @@ def save(
 
     Raises:
         UsageError: the output exists, holds the input, or cannot be written.
-        ModelError: the model is too large for the ``.onnx`` format.
+        ModelError: the model is too large for the ``.onnx`` format, or its data changed while they were read.
     """
     workers = max_workers if max_workers is not None else _processors()
     budget = memory if memory is not None else DEFAULT_MEMORY
@@ -83,6 +84,7 @@ def save(
     single = total <= SINGLE_FILE_BYTES and max_shard_size is None
     slots = list(stored_tensors(model))
     streamed = [] if single else [slot for slot in slots if _is_streamed(slot)]
+    require_unchanged(model)
     place.require_without(_inputs(model))
     place.require_room(total, largest_file(streamed, max_shard_size))
     with complete_directory(place, name, lambda: data_of(place.directory, name)) as partial, swapped() as swap:
@@ -97,6 +99,7 @@ def save(
         _write(model, partial / name)
         for other in others:
             shutil.copyfile(other, partial / other.name)
+        require_unchanged(model)
     return place.given / name
 
 
@@ -104,14 +107,16 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     """Returns the model with every tensor in memory, computed where it was lazy; the model is unchanged.
 
     Raises:
-        ModelError: it does not fit into a protobuf message (2 GB).
+        ModelError: it does not fit into a protobuf message (2 GB), or its data changed while they were read.
     """
+    require_unchanged(model)
     slots = list(stored_tensors(model))
     _check_limit(total_bytes(model))
     with swapped() as swap:
         for slot, tensor in in_memory(slots, Meter(0, None), _processors()):
             swap(slot, tensor)
         proto: onnx.ModelProto = ir.to_proto(model)
+    require_unchanged(model)
     _check_limit(proto.ByteSize())
     return proto
 

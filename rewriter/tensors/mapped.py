@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.errors import ModelError
 from rewriter.tensors.view import Array, RowsTensor, View, ViewTensor
 
 
 class MappedFile:
-    """One data file, mapped when the first tensor in it is read."""
+    """One data file, mapped when the first tensor in it is read; it must stay as it was when this was made."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._before = _state(path.stat())
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
 
@@ -26,12 +29,37 @@ class MappedFile:
         with self._lock:
             if self._map is None:
                 with self._path.open("rb") as file:
+                    if _state(os.fstat(file.fileno())) != self._before:
+                        raise self._changed()
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return self._map
 
     def drop(self, start: int, stop: int) -> None:
         if self._map is not None:
             _drop(self._map, start, stop)
+
+    def require_unchanged(self) -> None:
+        """Refuses a file that was replaced, changed or removed since this was made: what was read may be of two files.
+
+        Raises:
+            ModelError: names it.
+        """
+        try:
+            after = _state(self._path.stat())
+        except OSError:
+            after = None
+        if after != self._before:
+            raise self._changed()
+
+    def _changed(self) -> ModelError:
+        return ModelError(
+            f"the data file '{self._path}' was changed while it was read; run again when nothing writes it"
+        )
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What tells a file from another in its place, or from what it was."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class MappedTensor(ir.ExternalTensor):

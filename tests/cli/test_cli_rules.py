@@ -27,7 +27,7 @@ def test_rules_shows_one_in_full(run):
     assert "role expert.*" in out
     out = run("rules", "unstack")[1]
     assert "rule, from package rewriter.rules" in out
-    assert "rule set, from package rules" in out
+    assert "rule set, from package rewriter.rules" in out
 
 
 def test_rules_speaks_json(run):

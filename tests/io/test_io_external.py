@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from io_models import MODELS, external, fails, linear
+from io_models import MODELS, content, external, fails, linear
 from onnx import TensorProto, helper
 
 from rewriter import io
+from rewriter.errors import ModelError
 from rewriter.graph.contents import stored_tensors
 from rewriter.tensors import MappedTensor, View, ViewTensor, drop_pages
 
@@ -158,3 +160,43 @@ def test_dropped_pages_leave_memory_and_come_back(tmp_path: Path) -> None:
         assert mapped_mb() - start < 8
         assert held.numpy().sum() == 0
     drop_pages(ir.Tensor(np.zeros(3)))
+
+
+def rewritten(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def replaced(file: Path) -> None:
+    file.rename(file.with_suffix(".old"))
+    shutil.copy(file.with_suffix(".old"), file)
+
+
+CHANGES = {
+    "written": rewritten,
+    "replaced": replaced,
+    "shorter": lambda file: os.truncate(file, 100),
+    "longer": lambda file: os.truncate(file, 1 << 20),
+    "removed": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("read_before", [False, True])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_data_that_change_after_they_were_checked_are_refused(
+    tmp_path: Path, change: Callable[[Path], None], read_before: bool
+) -> None:
+    path = external(tmp_path / "in")
+    model = io.load(path)
+    foreign = io.copied(ir.load(path))
+    lazy = ir.LazyTensor(lambda: ir.tensor([1.0]), ir.DataType.FLOAT, ir.Shape([1]), name="w")
+    if read_before:  # and nothing of it is read again: what was computed of it is old
+        content(model)
+        for each in (model, foreign):
+            each.graph.initializers["w"].const_value = lazy
+    change(tmp_path / "in" / "w.data")
+    for each in (model, foreign):
+        with pytest.raises(ModelError, match=r"w.data' was changed while it was read"):
+            io.save(each, tmp_path / "out")
+        with pytest.raises(ModelError, match=r"w.data' was changed while it was read"):
+            io.to_proto(each)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
