@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -106,7 +106,7 @@ class Rule(RewriteRuleClassBase):
         run: facts, target and quantizer of the present run.
     """
 
-    recognisers: ClassVar[Sequence[Recogniser | Transfer]] = ()
+    recognisers: ClassVar[Iterable[Recogniser | Transfer]] = ()
     run: Run
 
     def rewrite(self, op: Any, *args: Any, **bindings: Any) -> Any:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import onnx_ir as ir
 
 from rewriter.emit import require_matmul_nbits, write_integers
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts, Recogniser, Transfer
 from rewriter.graph.declines import INFER_SHAPES
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks import experts
@@ -58,7 +58,7 @@ class Product:
 class EinsumToMatMul(Rule):
     """The rule at an Einsum."""
 
-    recognisers: ClassVar[Sequence[Recogniser]] = experts.RECOGNISERS  # those of sizes among them
+    recognisers: ClassVar[Iterable[Recogniser | Transfer]] = experts.RECOGNISERS  # those of sizes among them
 
     def __init__(self) -> None:
         super().__init__(name="einsum-to-matmul")

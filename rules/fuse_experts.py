@@ -28,14 +28,14 @@ Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import onnx_ir as ir
 
 from rewriter.emit import write_operator
-from rewriter.facts import Recogniser
+from rewriter.facts import Recogniser, Transfer
 from rewriter.graph.declines import BY_EXPERT, OTHER_TARGET, no_kernel
 from rewriter.operators.form import FLOAT_EXPERTS, PROJECTIONS, ExpertForm, ExpertsName
 from rewriter.operators.moe import MOE
@@ -68,7 +68,7 @@ COMPLETING = ("Add", "ReduceSum", "Cast", "MatMul", "Einsum")
 class FuseExperts(Rule):
     """The rule at one operator that completes a block."""
 
-    recognisers: ClassVar[Sequence[Recogniser]] = experts.RECOGNISERS
+    recognisers: ClassVar[Iterable[Recogniser | Transfer]] = experts.RECOGNISERS
 
     def __init__(self, op_type: str, into: ExpertsName) -> None:
         super().__init__(name="fuse-experts")
@@ -187,7 +187,7 @@ class FuseExperts(Rule):
 class Unfused(Rule):
     """Says at a router's choice why its experts stay apart, where no operator completes a block."""
 
-    recognisers: ClassVar[Sequence[Recogniser]] = experts.RECOGNISERS
+    recognisers: ClassVar[Iterable[Recogniser | Transfer]] = experts.RECOGNISERS
 
     def __init__(self) -> None:
         super().__init__(name="fuse-experts")
@@ -202,7 +202,7 @@ class Unfused(Rule):
 class UnfusedArgMax(Rule):
     """Says the same where a router chooses otherwise, as Switch, NLLB and Phi-3.5 do."""
 
-    recognisers: ClassVar[Sequence[Recogniser]] = experts.RECOGNISERS
+    recognisers: ClassVar[Iterable[Recogniser | Transfer]] = experts.RECOGNISERS
 
     def __init__(self) -> None:
         super().__init__(name="fuse-experts")

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts, Family
 from rewriter.graph.declines import CONSTANT
 from rewriter.operators.activation import IDENTITY, Step
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Content, Located
 from rewriter.rules.blocks.contents import Factor, Features, Linear, Output
 from rewriter.rules.blocks.guards import float_attribute, text_attribute
+from rewriter.rules.blocks.laws import of_number, of_two
 from rewriter.tensors import View
+
+activations = Family("activations")
 
 _UNARY = ("Sigmoid", "Relu", "Gelu", "Tanh", "Erf", "Softplus", "HardSigmoid", "HardSwish", "Elu", "LeakyRelu", "Mish")
 
@@ -49,6 +52,12 @@ def then(held: Content | None, step: Step) -> Features | None:
     return Features((Factor(factor.linear, (*steps, step)),))
 
 
+@of_two.at("Mul")
+def multiply(a: Located, b: Located, node: ir.Node) -> Features | None:
+    """Returns the product of features."""
+    return product(a.content, b.content)
+
+
 def product(a: Content, b: Content) -> Features | None:
     """Returns the product of features."""
     first, second = as_features(a), as_features(b)
@@ -57,15 +66,18 @@ def product(a: Content, b: Content) -> Features | None:
     return Features((*first.factors, *second.factors), first.scale * second.scale)
 
 
-def power(a: Content, exponent: float) -> Features | None:
+@of_number.at("Pow")
+def power(a: Located, exponent: float, node: ir.Node) -> Features | None:
     """Returns features squared or cubed."""
-    square = product(a, a) if exponent in (2, 3) else None
-    return square if square is None or exponent == 2 else product(square, a)
+    held = a.content
+    square = product(held, held) if exponent in (2, 3) else None
+    return square if square is None or exponent == 2 else product(square, held)
 
 
-def summed(a: Content, b: Content) -> Features | None:
+@of_two.at("Add")
+def add_cube(a: Located, b: Located, node: ir.Node) -> Features | None:
     """Returns ``x + number * x^3``, the inner function of gelu's tanh form; None for any other sum."""
-    x, cube = as_features(a), as_features(b)
+    x, cube = as_features(a.content), as_features(b.content)
     if x is None or cube is None or len(x.factors) != 1 or cube.factors != x.factors * 3:
         return None
     return then(x, ("cubic", cube.scale))
@@ -79,8 +91,10 @@ def times(held: Content, number: float) -> Features | None:
     return dataclasses.replace(features, scale=features.scale * number)
 
 
-def with_number(op_type: str, held: Content, number: float) -> Features | None:
+@of_number.at("Mul", "Add", "Div", "Sub", "Min", "Max")
+def with_number(a: Located, number: float, node: ir.Node) -> Features | None:
     """Returns the features after an elementwise operator with one number."""
+    held, op_type = a.content, node.op_type
     if op_type in ("Min", "Max"):
         return then(held, ("clip", *((-math.inf, number) if op_type == "Min" else (number, math.inf))))
     if op_type == "Sub":
@@ -90,33 +104,31 @@ def with_number(op_type: str, held: Content, number: float) -> Features | None:
     return then(held, ("add", number)) if op_type == "Add" else times(held, number)
 
 
-class Unary(Recogniser):
+@activations.at(*_UNARY)
+@activations.at("FastGelu", domain="com.microsoft")
+def unary(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
     """An elementwise function without constants."""
+    return _after(facts, x, lambda features: then(features, _step(node)))
 
-    def __init__(self, op_type: str, domain: str = "") -> None:
-        super().__init__(name=op_type)
-        self._op_type = op_type
-        self._domain = domain
 
-    def pattern(self, op: Any, x: Any) -> Any:
-        where = {"_domain": self._domain} if self._domain else {}
-        return getattr(op, self._op_type)(x, _outputs=["out"], **where)
+@activations.at("Swish")
+@activations.at("QuickGelu", domain="com.microsoft")
+def swish(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
+    """``x * Sigmoid(alpha * x)``."""
+    alpha = float_attribute(node, "alpha", 1.702 if node.op_type == "QuickGelu" else 1.0)
 
-    def recognise(self, facts: Facts, *, x: ir.Value, out: ir.Value) -> Located | None:
-        located = facts.get(x, Located)
-        node = out.producer()
-        features = None if located is None or node is None else as_features(located.content)
-        if features is None or located is None or node is None:
-            return None
-        held = self._swish(features, node) if self._op_type in ("QuickGelu", "Swish") else then(features, _step(node))
-        return None if held is None else Located(held, located.axes)
-
-    def _swish(self, features: Features, node: ir.Node) -> Features | None:
-        """``x * Sigmoid(alpha * x)``."""
-        alpha = float_attribute(node, "alpha", 1.702 if self._op_type == "QuickGelu" else 1.0)
-        scaled = features if alpha == 1 else then(features, ("scale", alpha))
-        gate = then(scaled, ("sigmoid",))
+    def gated(features: Features) -> Features | None:
+        gate = then(features if alpha == 1 else then(features, ("scale", alpha)), ("sigmoid",))
         return None if gate is None else product(features, gate)
+
+    return _after(facts, x, gated)
+
+
+def _after(facts: Facts, x: ir.Value, function: Callable[[Features], Features | None]) -> Located | None:
+    located = facts.get(x, Located)
+    features = None if located is None else as_features(located.content)
+    held = None if features is None else function(features)
+    return None if located is None or held is None else Located(held, located.axes)
 
 
 def _step(node: ir.Node) -> Step:
@@ -125,28 +137,23 @@ def _step(node: ir.Node) -> Step:
     return (node.op_type.lower() if node.op_type != "Gelu" else "Gelu(erf)",)
 
 
-class Clip(Recogniser):
+@activations.at("Clip")
+def clip(facts: Facts, node: ir.Node, x: ir.Value, *others: ir.Value | None) -> Located | None:
     """Constant bounds, as inputs or (before opset 11) as attributes."""
-
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.Clip(x, _allow_other_inputs=True, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, x: ir.Value, out: ir.Value) -> Located | None:
-        located = facts.get(x, Located)
-        node = out.producer()
-        if located is None or node is None or as_features(located.content) is None:
-            return None
-        bounds = []
-        for position, name, default in ((1, "min", -math.inf), (2, "max", math.inf)):
-            bound = float_attribute(node, name, default)
-            if position < len(node.inputs) and node.inputs[position] is not None:
-                given = number_of(facts, node.inputs[position])
-                if given is None:
-                    raise Declined("a bound of Clip is not constant", node, remedy=CONSTANT)
-                bound = given
-            bounds.append(bound)
-        held = then(located.content, ("clip", *bounds))
-        return None if held is None else Located(held, located.axes)
+    located = facts.get(x, Located)
+    if located is None or as_features(located.content) is None:
+        return None
+    bounds = []
+    for position, name, default in ((1, "min", -math.inf), (2, "max", math.inf)):
+        bound = float_attribute(node, name, default)
+        if position < len(node.inputs) and node.inputs[position] is not None:
+            given = number_of(facts, node.inputs[position])
+            if given is None:
+                raise Declined("a bound of Clip is not constant", node, remedy=CONSTANT)
+            bound = given
+        bounds.append(bound)
+    held = then(located.content, ("clip", *bounds))
+    return None if held is None else Located(held, located.axes)
 
 
 def number_of(facts: Facts, value: ir.Value | None) -> float | None:
@@ -155,10 +162,3 @@ def number_of(facts: Facts, value: ir.Value | None) -> float | None:
     if view is None or view.size != 1 or view.dtype in (ir.DataType.STRING, ir.DataType.BOOL):
         return None
     return float(np.asarray(view.numpy()).reshape(-1)[0])
-
-
-RECOGNISERS: tuple[Recogniser, ...] = (
-    *(Unary(name) for name in (*_UNARY, "Swish")),
-    *(Unary(name, "com.microsoft") for name in ("QuickGelu", "FastGelu")),
-    Clip(),
-)

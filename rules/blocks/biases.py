@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import onnx_ir as ir
+
 from rewriter.rules.blocks.axes import Content, Located, find, fits
 from rewriter.rules.blocks.contents import By, Factor, Features, Output, Router
+from rewriter.rules.blocks.laws import of_constant, of_two
 from rewriter.rules.blocks.mixing import Stack
 from rewriter.tensors import View
+
+
+@of_constant.at("Add")
+def add_bias(data: Located, bias: View, node: ir.Node) -> Content | None:
+    """Returns the content with a constant added to its features."""
+    return with_bias(data, bias)
 
 
 def with_bias(data: Located, bias: View) -> Content | None:
@@ -35,9 +44,13 @@ def with_bias(data: Located, bias: View) -> Content | None:
     return _biased(data.content, dataclasses.replace(row, shape=(experts, n), strides=(0, *row.strides)))
 
 
-def with_chosen_bias(data: Located, stack: Stack) -> Content | None:
+@of_two.at("Add")
+def add_chosen_bias(data: Located, other: Located, node: ir.Node) -> Content | None:
     """Returns the content with each chosen expert's bias [E, N] added."""
-    return _biased(data.content, stack.view) if stack.view.rank == 2 and _by(data.content) == stack.router else None
+    stack = other.content
+    if not isinstance(stack, Stack) or stack.view.rank != 2 or _by(data.content) != stack.router:
+        return None
+    return _biased(data.content, stack.view)
 
 
 def total_features(data: Located) -> int | None:

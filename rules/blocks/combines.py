@@ -8,20 +8,29 @@ Source: transformers' eager experts and batched_mm, mobius' unrolled blocks, den
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts, Family
 from rewriter.rules.blocks.axes import Atom, Content, Located, Size, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Output
 from rewriter.rules.blocks.guards import integer_attribute, text_attribute
+from rewriter.rules.blocks.laws import of_any, of_two
 from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Term, Weighted
+from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import faulty, last_axis, summed_weights
 from rewriter.rules.blocks.sizes import static
 from rewriter.rules.blocks.uniform import seeded
 from rewriter.tensors import View
+
+combines = Family("combines")
+
+
+@of_two.at("Mul")
+def mask_weights(a: Located, b: Located, node: ir.Node) -> Share | None:
+    """Returns weights times the mask of an expert."""
+    return masked(a.content, b.content, node)
 
 
 def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
@@ -32,6 +41,19 @@ def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
         a = faulty(a, "a weight is masked by the choice of another slot or router", node)
     slots = None if a.slot is None else frozenset({a.slot})
     return Share(dataclasses.replace(a, slot=None), b.expert, slots)
+
+
+@of_any.at("Mul")
+def weigh(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir.Node) -> Located | None:
+    """Returns anything times a mask, a share or weights."""
+    if isinstance(b.content, Mask) and a is None:
+        return Located(masked_unknown(b.content, node), b.axes)
+    if not isinstance(b.content, Share | Mixing):
+        return None
+    rows = a or token_rows(facts, value)
+    axes = b.axes if rows is None else unify(rows.axes, b.axes)
+    mixed = None if axes is None else weighted(value, a, b, node)
+    return None if mixed is None or axes is None else Located(mixed, axes)
 
 
 def masked_unknown(mask: Mask, node: ir.Node) -> Share:
@@ -62,8 +84,10 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
     return None
 
 
-def added(a: Content, b: Content) -> Content | None:
+@of_two.at("Add")
+def add_sums(first: Located, second: Located, node: ir.Node) -> Content | None:
     """Returns the sum of two sums of experts, or of two shares of one expert."""
+    a, b = first.content, second.content
     if isinstance(a, Mixed) and isinstance(b, Mixed):
         return Mixed(a.mixing if a.mixing.fault else b.mixing, (a, b)) if a.mixing == b.mixing else None
     if not isinstance(a, Share) or not isinstance(b, Share) or (a.mixing, a.expert) != (b.mixing, b.expert):
@@ -73,18 +97,14 @@ def added(a: Content, b: Content) -> Content | None:
     return dataclasses.replace(a if a.mixing.fault else b, slots=a.slots | b.slots)
 
 
-class Equal(Recogniser):
+@combines.at("Equal")
+def equal(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
     """The slots that hold an expert; with all experts' numbers along a dimension, of every expert."""
-
-    def pattern(self, op: Any, a: Any, b: Any) -> Any:
-        return op.Equal(a, b, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Located | None:
-        for chosen, numbers in ((a, b), (b, a)):
-            located, view = facts.get(chosen, Located), facts.get(numbers, View)
-            if located is not None and view is not None and isinstance(located.content, Chosen):
-                return _mask(located, located.content, view)
-        return None
+    for chosen, numbers in ((a, b), (b, a)):
+        located, view = facts.get(chosen, Located), facts.get(numbers, View)
+        if located is not None and view is not None and isinstance(located.content, Chosen):
+            return _mask(located, located.content, view)
+    return None
 
 
 def _mask(located: Located, held: Chosen, view: View) -> Located | None:
@@ -108,41 +128,29 @@ def _experts(count: int) -> tuple[Atom, ...]:
     return (Atom("expert", Size(count)),)
 
 
-class OneHot(Recogniser):
+@combines.at("OneHot")
+def one_hot(facts: Facts, node: ir.Node, chosen: ir.Value, depth: ir.Value, values: ir.Value) -> Located | None:
     """The mask of every expert, ones and zeros along a new last dimension."""
-
-    def pattern(self, op: Any, chosen: Any, depth: Any, values: Any) -> Any:
-        return op.OneHot(chosen, depth, values, _outputs=["out"])
-
-    def recognise(
-        self, facts: Facts, *, chosen: ir.Value, depth: ir.Value, values: ir.Value, out: ir.Value
-    ) -> Located | None:
-        located, pair = facts.get(chosen, Located), facts.get(values, View)
-        node = out.producer()
-        if node is None or located is None or not isinstance(located.content, Chosen) or pair is None:
-            return None
-        held = located.content
-        if static(facts, node, 1) != [held.router.experts] or not last_axis(node, located.rank + 1):
-            return None
-        if [float(v) for v in np.asarray(pair.numpy()).reshape(-1)] != [0.0, 1.0]:
-            return None
-        return Located(Mask(held.router, None, held.slot), (*located.axes, _experts(held.router.experts)))
+    located, pair = facts.get(chosen, Located), facts.get(values, View)
+    if located is None or not isinstance(located.content, Chosen) or pair is None:
+        return None
+    held = located.content
+    if static(facts, node, 1) != [held.router.experts] or not last_axis(node, located.rank + 1):
+        return None
+    if [float(v) for v in np.asarray(pair.numpy()).reshape(-1)] != [0.0, 1.0]:
+        return None
+    return Located(Mask(held.router, None, held.slot), (*located.axes, _experts(held.router.experts)))
 
 
-class Where(Recogniser):
+@combines.at("Where")
+def where(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.Value) -> Located | None:
     """Weights where a mask holds, else zero."""
-
-    def pattern(self, op: Any, mask: Any, yes: Any, no: Any) -> Any:
-        return op.Where(mask, yes, no, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, mask: ir.Value, yes: ir.Value, no: ir.Value, out: ir.Value) -> Located | None:
-        node = out.producer()
-        held, weights = facts.get(mask, Located), facts.get(yes, Located)
-        if node is None or held is None or weights is None or not _is_zero(facts, no, held, weights):
-            return None
-        axes = unify(held.axes, weights.axes)
-        share = None if axes is None else masked(weights.content, held.content, node)
-        return None if share is None or axes is None else Located(share, axes)
+    held, weights = facts.get(mask, Located), facts.get(yes, Located)
+    if held is None or weights is None or not _is_zero(facts, no, held, weights):
+        return None
+    axes = unify(held.axes, weights.axes)
+    share = None if axes is None else masked(weights.content, held.content, node)
+    return None if share is None or axes is None else Located(share, axes)
 
 
 def _is_zero(facts: Facts, value: ir.Value, *others: Located) -> bool:
@@ -154,49 +162,40 @@ def _is_zero(facts: Facts, value: ir.Value, *others: Located) -> bool:
     return located is not None and axes is not None and seeded(located, Located(others[0].content, axes)) is not None
 
 
-class ScatterElements(Recogniser):
+@combines.at("ScatterElements")
+def scatter_elements(
+    facts: Facts, node: ir.Node, zeros: ir.Value, chosen: ir.Value, weights: ir.Value
+) -> Located | None:
     """Weights written into zeros [.., E] where their experts are: the share of every expert."""
-
-    def pattern(self, op: Any, zeros: Any, chosen: Any, weights: Any) -> Any:
-        return op.ScatterElements(zeros, chosen, weights, _outputs=["out"])
-
-    def recognise(
-        self, facts: Facts, *, zeros: ir.Value, chosen: ir.Value, weights: ir.Value, out: ir.Value
-    ) -> Located | None:
-        node = out.producer()
-        seed, index, values = (facts.get(v, Located) for v in (zeros, chosen, weights))
-        if node is None or seed is None or index is None or values is None:
-            return None
-        held, mixing = index.content, values.content
-        if not isinstance(held, Chosen) or not isinstance(mixing, Mixing) or held.router != mixing.router:
-            return None
-        router = held.router
-        wide = (*index.axes[:-1], _experts(router.experts))
-        plain = text_attribute(node, "reduction", "none") in ("none", "add")
-        aligned = index.rank > 0 and index.axes == values.axes and bool(only(index.axes[-1], "slot"))
-        if not aligned or not last_axis(node, index.rank, 0):
-            return None
-        same = seed.rank == len(wide) and all(total(a) == total(b) for a, b in zip(seed.axes, wide, strict=True))
-        if not plain or held.slot is not None or seed.content != Uniform(0.0) or not same:
-            return None
-        return Located(Share(mixing, None, frozenset(range(router.k))), wide)
+    seed, index, values = (facts.get(v, Located) for v in (zeros, chosen, weights))
+    if seed is None or index is None or values is None:
+        return None
+    held, mixing = index.content, values.content
+    if not isinstance(held, Chosen) or not isinstance(mixing, Mixing) or held.router != mixing.router:
+        return None
+    router = held.router
+    wide = (*index.axes[:-1], _experts(router.experts))
+    plain = text_attribute(node, "reduction", "none") in ("none", "add")
+    aligned = index.rank > 0 and index.axes == values.axes and bool(only(index.axes[-1], "slot"))
+    if not aligned or not last_axis(node, index.rank, 0):
+        return None
+    same = seed.rank == len(wide) and all(total(a) == total(b) for a, b in zip(seed.axes, wide, strict=True))
+    if not plain or held.slot is not None or seed.content != Uniform(0.0) or not same:
+        return None
+    return Located(Share(mixing, None, frozenset(range(router.k))), wide)
 
 
-class ReduceSum(Recogniser):
+@combines.at("ReduceSum")
+def reduce_sum(facts: Facts, node: ir.Node, data: ir.Value, *others: ir.Value | None) -> Located | None:
     """The sum over slots or over experts."""
-
-    def pattern(self, op: Any, data: Any) -> Any:
-        return op.ReduceSum(data, _allow_other_inputs=True, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, data: ir.Value, out: ir.Value) -> Located | None:
-        node, located = out.producer(), facts.get(data, Located)
-        if node is None or located is None or not located.rank:
-            return None
-        axes = static(facts, node, 1, "axes", [])
-        keep = integer_attribute(node, "keepdims", 1)
-        if axes is None or len(axes) != 1 or keep not in (0, 1):
-            return None
-        return summed(located, axes[0] % located.rank, keep=bool(keep))
+    located = facts.get(data, Located)
+    if located is None or not located.rank:
+        return None
+    axes = static(facts, node, 1, "axes", [])
+    keep = integer_attribute(node, "keepdims", 1)
+    if axes is None or len(axes) != 1 or keep not in (0, 1):
+        return None
+    return summed(located, axes[0] % located.rank, keep=bool(keep))
 
 
 def summed(located: Located, axis: int, *, keep: bool) -> Located | None:
@@ -211,12 +210,3 @@ def summed(located: Located, axis: int, *, keep: bool) -> Located | None:
     if isinstance(held, Weighted) and only(located.axes[axis], held.over):
         return Located(Complete(held), left)
     return None
-
-
-RECOGNISERS: tuple[Recogniser, ...] = (
-    Equal(),
-    OneHot(),
-    Where(),
-    ScatterElements(),
-    ReduceSum(),
-)

@@ -6,52 +6,42 @@ Source: torch.bmm(weights, outputs) and torch.einsum("te,teh->th", ..) behind to
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx_ir as ir
 
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts, Family
 from rewriter.rules.blocks.axes import Axes, Dim, Located, only, unify
 from rewriter.rules.blocks.combines import weighted
 from rewriter.rules.blocks.contents import Output
 from rewriter.rules.blocks.guards import text_attribute
 from rewriter.rules.blocks.mixing import Complete, Share, Weighted
 
+contractions = Family("contractions")
 
-class MatMul(Recogniser):
+
+@contractions.at("MatMul")
+def matmul(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
     """Shares [.., 1, E] times outputs [.., E, H]."""
-
-    def pattern(self, op: Any, a: Any, b: Any) -> Any:
-        return op.MatMul(a, b, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Located | None:
-        pair = _pair(facts, a, b)
-        if pair is None or not pair[0].rank == pair[1].rank >= 2:
-            return None
-        share, output = pair
-        lead = unify(share.axes[:-2], output.axes[:-2])
-        if lead is None or share.axes[-2] or not _are_experts(share.axes[-1], output.axes[-2]):
-            return None
-        return _complete(b, share, output, out, (*lead, (), output.axes[-1]))
-
-
-class Einsum(Recogniser):
-    """Shares and outputs by letters; the experts' is the one that is summed."""
-
-    def pattern(self, op: Any, a: Any, b: Any) -> Any:
-        return op.Einsum(a, b, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Located | None:
-        node = out.producer()
-        assert node is not None
-        operands, _, result = text_attribute(node, "equation", "").replace(" ", "").partition("->")
-        terms = operands.split(",")
-        for x, y, letters in ((a, b, terms), (b, a, terms[::-1])):
-            pair = _pair(facts, x, y)
-            if pair is not None and len(letters) == 2:
-                axes = _contracted(*pair, letters[0], letters[1], result)
-                return None if axes is None else _complete(y, *pair, out, axes)
+    pair = _pair(facts, a, b)
+    if pair is None or not pair[0].rank == pair[1].rank >= 2:
         return None
+    share, output = pair
+    lead = unify(share.axes[:-2], output.axes[:-2])
+    if lead is None or share.axes[-2] or not _are_experts(share.axes[-1], output.axes[-2]):
+        return None
+    return _complete(b, share, output, node.outputs[0], (*lead, (), output.axes[-1]))
+
+
+@contractions.at("Einsum")
+def einsum(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
+    """Shares and outputs by letters; the experts' is the one that is summed."""
+    operands, _, result = text_attribute(node, "equation", "").replace(" ", "").partition("->")
+    terms = operands.split(",")
+    for x, y, letters in ((a, b, terms), (b, a, terms[::-1])):
+        pair = _pair(facts, x, y)
+        if pair is not None and len(letters) == 2:
+            axes = _contracted(*pair, letters[0], letters[1], result)
+            return None if axes is None else _complete(y, *pair, node.outputs[0], axes)
+    return None
 
 
 def _contracted(share: Located, output: Located, mixing: str, mixed: str, result: str) -> Axes | None:
@@ -85,6 +75,3 @@ def _complete(value: ir.Value, share: Located, output: Located, out: ir.Value, a
     assert node is not None
     held = weighted(value, output, share, node)
     return Located(Complete(held), axes) if isinstance(held, Weighted) and held.over == "expert" else None
-
-
-RECOGNISERS: tuple[Recogniser, ...] = (MatMul(), Einsum())

@@ -1,38 +1,33 @@
-"""Every recogniser of MoE blocks, a family per file."""
+"""Every recogniser of MoE blocks, a family per file, and those that other packages add to the families."""
 
 from __future__ import annotations
 
-from rewriter.facts import Recogniser
-from rewriter.rules.blocks import (
-    activations,
-    combines,
-    computed,
-    contractions,
-    elementwise,
-    gathers,
-    grouped,
-    linears,
-    movement,
-    parts,
-    routers,
-    sizes,
-    uniform,
-    views,
-)
+from collections.abc import Iterator
 
-RECOGNISERS: tuple[Recogniser, ...] = (
-    *views.RECOGNISERS,
-    *computed.RECOGNISERS,
-    *sizes.RECOGNISERS,
-    *movement.RECOGNISERS,
-    *parts.RECOGNISERS,
-    *uniform.RECOGNISERS,
-    *gathers.RECOGNISERS,
-    *routers.RECOGNISERS,
-    *linears.RECOGNISERS,
-    *activations.RECOGNISERS,
-    *combines.RECOGNISERS,
-    *contractions.RECOGNISERS,
-    *grouped.RECOGNISERS,
-    *elementwise.RECOGNISERS,
-)
+from rewriter.facts import Recogniser, Transfer
+from rewriter.facts.outside import load_recognisers
+from rewriter.rules.blocks import computed, gathers, movement, parts, sizes, views
+from rewriter.rules.blocks.activations import activations
+from rewriter.rules.blocks.combines import combines
+from rewriter.rules.blocks.contractions import contractions
+from rewriter.rules.blocks.elementwise import elementwise
+from rewriter.rules.blocks.grouped import rows
+from rewriter.rules.blocks.linears import linears
+from rewriter.rules.blocks.routers import routers
+from rewriter.rules.blocks.uniform import numbers
+
+
+class _Blocks:
+    """The recognisers, as the families hold them when they are asked for."""
+
+    def __iter__(self) -> Iterator[Recogniser | Transfer]:
+        load_recognisers()
+        for module in (views, computed, sizes, movement, parts):
+            yield from module.RECOGNISERS
+        yield from numbers
+        yield from gathers.RECOGNISERS
+        for family in (routers, linears, activations, combines, contractions, rows, elementwise):
+            yield from family
+
+
+RECOGNISERS = _Blocks()

@@ -8,11 +8,10 @@ Source: MatMul, Gemm, Einsum and com.microsoft::MatMulNBits, with biases as thei
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts, Family
 from rewriter.graph.declines import PLAIN_MATMUL
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import as_features
@@ -24,6 +23,8 @@ from rewriter.rules.blocks.guards import float_attribute, integer_attribute, tex
 from rewriter.rules.blocks.mixing import Stack
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.tensors import View
+
+linears = Family("linears")
 
 
 def apply(held: Content | None, weight: Weight, by: By, node: ir.Node, read: ir.Value) -> Content | None:
@@ -75,28 +76,22 @@ def _float_weight(facts: Facts, value: ir.Value | None) -> View | None:
     return view if view is not None and view.rank >= 2 and view.dtype.is_floating_point() else None
 
 
-class MatMul(Recogniser):
+@linears.at("MatMul")
+def matmul(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
     """``MatMul(x, w)``; the weight may be constant, or gathered by a router's choice and on either side."""
-
-    def pattern(self, op: Any, a: Any, b: Any) -> Any:
-        return op.MatMul(a, b, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Located | None:
-        node = out.producer()
-        assert node is not None
-        view = _float_weight(facts, b)
-        if view is not None:
-            return _times_constant(facts, a, view, node)
-        left, right = facts.get(a, Located), facts.get(b, Located)
-        if right is not None and isinstance(right.content, Stack):
-            data = _operand(facts, a)
-            return None if data is None else _times_chosen(_tokens_behind(facts, data, a), right, node, a)
-        if left is None or right is None or not isinstance(left.content, Stack):
-            return None
-        if min(left.rank, right.rank) > 1:
-            flipped = _times_chosen(_flip(_tokens_behind(facts, right, b)), _flip(left), node, b)
-            return None if flipped is None else _flip(flipped)
+    view = _float_weight(facts, b)
+    if view is not None:
+        return _times_constant(facts, a, view, node)
+    left, right = facts.get(a, Located), facts.get(b, Located)
+    if right is not None and isinstance(right.content, Stack):
+        data = _operand(facts, a)
+        return None if data is None else _times_chosen(_tokens_behind(facts, data, a), right, node, a)
+    if left is None or right is None or not isinstance(left.content, Stack):
         return None
+    if min(left.rank, right.rank) > 1:
+        flipped = _times_chosen(_flip(_tokens_behind(facts, right, b)), _flip(left), node, b)
+        return None if flipped is None else _flip(flipped)
+    return None
 
 
 def _flip(located: Located) -> Located:
@@ -145,136 +140,115 @@ def _feature_size(data: Located, position: int) -> int | None:
     return None if atom is None else atom.size.constant
 
 
-class Gemm(Recogniser):
+@linears.at("Gemm")
+def gemm(facts: Facts, node: ir.Node, x: ir.Value, w: ir.Value, *others: ir.Value | None) -> Located | None:
     """``Gemm(x, w[, c])`` with no factors and no transposition of x."""
-
-    def pattern(self, op: Any, x: Any, w: Any) -> Any:
-        return op.Gemm(x, w, _allow_other_inputs=True, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, x: ir.Value, w: ir.Value, out: ir.Value) -> Located | None:
-        node = out.producer()
-        view = _float_weight(facts, w)
-        assert node is not None
-        if view is None or view.rank != 2 or integer_attribute(node, "transA", 0):
-            return None
-        c = node.inputs[2] if len(node.inputs) > 2 else None
-        if float_attribute(node, "alpha", 1.0) != 1.0 or (c is not None and float_attribute(node, "beta", 1.0) != 1.0):
-            raise Declined("alpha or beta of Gemm is not 1", node, remedy=PLAIN_MATMUL)
-        product = _times_constant(facts, x, view.T if integer_attribute(node, "transB", 0) else view, node)
-        if product is None or c is None:
-            return product
-        bias = facts.get(c, View)
-        held = None if bias is None else with_bias(product, bias)
-        return None if held is None else dataclasses.replace(product, content=held)
-
-
-class MatMulNBits(Recogniser):
-    """``MatMulNBits(x, codes, scales, ..)`` in the standard layout."""
-
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.MatMulNBits(x, _domain="com.microsoft", _allow_other_inputs=True, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, x: ir.Value, out: ir.Value) -> Located | None:
-        node = out.producer()
-        assert node is not None
-        inputs = [*node.inputs, *[None] * (6 - len(node.inputs))]
-        codes, scales, zeros = (facts.get(value, View) for value in inputs[1:4])
-        bits, block = integer_attribute(node, "bits", 4), integer_attribute(node, "block_size", 0)
-        k, n = integer_attribute(node, "K", 0), integer_attribute(node, "N", 0)
-        if codes is None or scales is None or not (k and n and block) or (zeros is None) != (inputs[3] is None):
-            return None
-        if inputs[4] is not None or integer_attribute(node, "weight_prepacked", 0):
-            raise Declined("the codes are reordered (g_idx) or prepacked", node)
-        if zeros is not None and zeros.dtype != ir.DataType.UINT8:
-            raise Declined("the zero points are not packed integers", node)
-        blocks, blob = -(-k // block), block * bits // 8
-        if (codes.size, scales.size) != (n * blocks * blob, n * blocks) or (zeros is not None and zeros.size % n):
-            return None
-        weight = Packed(
-            codes.reshape((n, blocks, blob)),
-            scales.reshape((n, blocks)),
-            None if zeros is None else zeros.reshape((n, zeros.size // n)),
-            k,
-            bits,
-            block,
-        )
-        data = _operand(facts, x, k)
-        if data is None or not data.rank or _feature_size(data, -1) != k:
-            return None
-        held = apply(data.content, weight, "one", node, x)
-        bias = facts.get(inputs[5], View)
-        if held is None or (bias is None) != (inputs[5] is None):
-            return None
-        product = Located(held, put(data.axes, data.rank - 1, feature(n)))
-        if bias is None:
-            return product
-        biased = with_bias(product, bias)
-        return None if biased is None else dataclasses.replace(product, content=biased)
-
-
-class Einsum(Recogniser):
-    """``Einsum(x, w)`` with one contracted index, the weight constant or gathered by a router's choice."""
-
-    def pattern(self, op: Any, a: Any, b: Any) -> Any:
-        return op.Einsum(a, b, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, a: ir.Value, b: ir.Value, out: ir.Value) -> Located | None:
-        node = out.producer()
-        assert node is not None
-        equation = text_attribute(node, "equation", "").replace(" ", "")
-        operands, _, result = equation.partition("->")
-        terms = operands.split(",")
-        if len(terms) != 2 or not result or "." in equation:
-            return None
-        for x, w, letters in ((a, b, terms), (b, a, terms[::-1])):
-            weight = self._weight(facts, w, letters[1])
-            if weight is None:
-                continue
-            data = _operand(facts, x)
-            if data is not None and weight[2] != "one":
-                data = _tokens_behind(facts, data, x)
-            return None if data is None else self._contract(data, weight, letters, result, (node, x))
+    view = _float_weight(facts, w)
+    if view is None or view.rank != 2 or integer_attribute(node, "transA", 0):
         return None
-
-    @staticmethod
-    def _weight(facts: Facts, value: ir.Value, letters: str) -> tuple[Axes, View, By] | None:
-        """The weight with its axes: [E, ..] constant or gathered, or of one expert."""
-        located = facts.get(value, Located)
-        if located is not None and isinstance(located.content, Stack):
-            return located.axes, located.content.view, located.content.router
-        view = _float_weight(facts, value)
-        if view is None or view.rank not in (2, 3) or len(letters) != view.rank:
-            return None
-        axes = tuple((Atom("weight", Size(d), i),) for i, d in enumerate(view.shape))
-        if view.rank == 2:
-            return axes, view, "one"
-        return ((Atom("expert", Size(view.shape[0])),), *axes[1:]), view, "all"
-
-    @staticmethod
-    def _contract(
-        data: Located, weight: tuple[Axes, View, By], letters: list[str], result: str, at: tuple[ir.Node, ir.Value]
-    ) -> Located | None:
-        axes, view, by = weight
-        if (len(letters[0]), len(letters[1])) != (data.rank, len(axes)) or len(set(letters[0])) != data.rank:
-            return None
-        x, w = dict(zip(letters[0], data.axes, strict=True)), dict(zip(letters[1], axes, strict=True))
-        summed = [letter for letter in x if letter in w and letter not in result]
-        free = [letter for letter in w if letter not in x and only(w[letter], "weight")]
-        if len(summed) != 1 or len(free) != 1 or set(result) != (set(x) | set(w)) - set(summed):
-            return None
-        inner, outer = only(w[summed[0]], "weight"), only(w[free[0]], "weight")
-        k = only(x[summed[0]], "feature")
-        if inner is None or outer is None or k is None or k.size != inner.size or outer.size.constant is None:
-            return None
-        dims: dict[str, Axes] = {}
-        for letter in result:
-            both = unify((x.get(letter, ()),), (w.get(letter, ()),))
-            if both is None:
-                return None
-            dims[letter] = both if letter != free[0] else (feature(outer.size.constant),)
-        order = (outer.index, inner.index)
-        held = apply(data.content, Dense(view.transpose(order if by == "one" else (0, *order))), by, *at)
-        return None if held is None else Located(held, tuple(dims[letter][0] for letter in result))
+    c = node.inputs[2] if len(node.inputs) > 2 else None
+    if float_attribute(node, "alpha", 1.0) != 1.0 or (c is not None and float_attribute(node, "beta", 1.0) != 1.0):
+        raise Declined("alpha or beta of Gemm is not 1", node, remedy=PLAIN_MATMUL)
+    product = _times_constant(facts, x, view.T if integer_attribute(node, "transB", 0) else view, node)
+    if product is None or c is None:
+        return product
+    bias = facts.get(c, View)
+    held = None if bias is None else with_bias(product, bias)
+    return None if held is None else dataclasses.replace(product, content=held)
 
 
-RECOGNISERS: tuple[Recogniser, ...] = (MatMul(), Gemm(), MatMulNBits(), Einsum())
+@linears.at("MatMulNBits", domain="com.microsoft")
+def matmul_nbits(facts: Facts, node: ir.Node, x: ir.Value, *others: ir.Value | None) -> Located | None:
+    """``MatMulNBits(x, codes, scales, ..)`` in the standard layout."""
+    inputs = [*node.inputs, *[None] * (6 - len(node.inputs))]
+    codes, scales, zeros = (facts.get(value, View) for value in inputs[1:4])
+    bits, block = integer_attribute(node, "bits", 4), integer_attribute(node, "block_size", 0)
+    k, n = integer_attribute(node, "K", 0), integer_attribute(node, "N", 0)
+    if codes is None or scales is None or not (k and n and block) or (zeros is None) != (inputs[3] is None):
+        return None
+    if inputs[4] is not None or integer_attribute(node, "weight_prepacked", 0):
+        raise Declined("the codes are reordered (g_idx) or prepacked", node)
+    if zeros is not None and zeros.dtype != ir.DataType.UINT8:
+        raise Declined("the zero points are not packed integers", node)
+    blocks, blob = -(-k // block), block * bits // 8
+    if (codes.size, scales.size) != (n * blocks * blob, n * blocks) or (zeros is not None and zeros.size % n):
+        return None
+    weight = Packed(
+        codes.reshape((n, blocks, blob)),
+        scales.reshape((n, blocks)),
+        None if zeros is None else zeros.reshape((n, zeros.size // n)),
+        k,
+        bits,
+        block,
+    )
+    data = _operand(facts, x, k)
+    if data is None or not data.rank or _feature_size(data, -1) != k:
+        return None
+    held = apply(data.content, weight, "one", node, x)
+    bias = facts.get(inputs[5], View)
+    if held is None or (bias is None) != (inputs[5] is None):
+        return None
+    product = Located(held, put(data.axes, data.rank - 1, feature(n)))
+    if bias is None:
+        return product
+    biased = with_bias(product, bias)
+    return None if biased is None else dataclasses.replace(product, content=biased)
+
+
+@linears.at("Einsum")
+def einsum(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
+    """``Einsum(x, w)`` with one contracted index, the weight constant or gathered by a router's choice."""
+    equation = text_attribute(node, "equation", "").replace(" ", "")
+    operands, _, result = equation.partition("->")
+    terms = operands.split(",")
+    if len(terms) != 2 or not result or "." in equation:
+        return None
+    for x, w, letters in ((a, b, terms), (b, a, terms[::-1])):
+        weight = _weight(facts, w, letters[1])
+        if weight is None:
+            continue
+        data = _operand(facts, x)
+        if data is not None and weight[2] != "one":
+            data = _tokens_behind(facts, data, x)
+        return None if data is None else _contract(data, weight, letters, result, (node, x))
+    return None
+
+
+def _weight(facts: Facts, value: ir.Value, letters: str) -> tuple[Axes, View, By] | None:
+    """The weight with its axes: [E, ..] constant or gathered, or of one expert."""
+    located = facts.get(value, Located)
+    if located is not None and isinstance(located.content, Stack):
+        return located.axes, located.content.view, located.content.router
+    view = _float_weight(facts, value)
+    if view is None or view.rank not in (2, 3) or len(letters) != view.rank:
+        return None
+    axes = tuple((Atom("weight", Size(d), i),) for i, d in enumerate(view.shape))
+    if view.rank == 2:
+        return axes, view, "one"
+    return ((Atom("expert", Size(view.shape[0])),), *axes[1:]), view, "all"
+
+
+def _contract(
+    data: Located, weight: tuple[Axes, View, By], letters: list[str], result: str, at: tuple[ir.Node, ir.Value]
+) -> Located | None:
+    axes, view, by = weight
+    if (len(letters[0]), len(letters[1])) != (data.rank, len(axes)) or len(set(letters[0])) != data.rank:
+        return None
+    x, w = dict(zip(letters[0], data.axes, strict=True)), dict(zip(letters[1], axes, strict=True))
+    summed = [letter for letter in x if letter in w and letter not in result]
+    free = [letter for letter in w if letter not in x and only(w[letter], "weight")]
+    if len(summed) != 1 or len(free) != 1 or set(result) != (set(x) | set(w)) - set(summed):
+        return None
+    inner, outer = only(w[summed[0]], "weight"), only(w[free[0]], "weight")
+    k = only(x[summed[0]], "feature")
+    if inner is None or outer is None or k is None or k.size != inner.size or outer.size.constant is None:
+        return None
+    dims: dict[str, Axes] = {}
+    for letter in result:
+        both = unify((x.get(letter, ()),), (w.get(letter, ()),))
+        if both is None:
+            return None
+        dims[letter] = both if letter != free[0] else (feature(outer.size.constant),)
+    order = (outer.index, inner.index)
+    held = apply(data.content, Dense(view.transpose(order if by == "one" else (0, *order))), by, *at)
+    return None if held is None else Located(held, tuple(dims[letter][0] for letter in result))

@@ -9,20 +9,22 @@ Source: transformers' routers as torch.onnx and mobius write them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts, Family
 from rewriter.graph.declines import OTHER_FUNCTION, OTHER_WEIGHTS, Reason, reason_of
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Size, only, put, tokens
 from rewriter.rules.blocks.contents import Router, Scores
 from rewriter.rules.blocks.guards import cast_type, integer_attribute
+from rewriter.rules.blocks.laws import of_number, of_two
 from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixing, Share, Stack, Total, Weighted
 from rewriter.rules.blocks.sizes import shape_of, static
 from rewriter.tensors import View
+
+routers = Family("routers")
 
 _ROUNDING = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -32,74 +34,58 @@ def last_axis(node: ir.Node, rank: int, default: int = -1) -> bool:
     return integer_attribute(node, "axis", default) % rank == rank - 1
 
 
-class Softmax(Recogniser):
+@routers.at("Softmax")
+def softmax(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None:
     """Over all experts, or over the chosen ones."""
-
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.Softmax(x, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, x: ir.Value, out: ir.Value) -> Scores | Located | None:
-        node = out.producer()
-        assert node is not None
-        located = facts.get(x, Located)
-        if located is not None and isinstance(located.content, Mixing):
-            held = located.content
-            axis = integer_attribute(node, "axis", -1 if facts.opset >= 13 else 1) % located.rank
-            if not only(located.axes[axis], "slot") or held.slot is not None:
-                raise Declined("Softmax is not over the chosen experts", node)
-            if (held.stage, held.scale, held.table, held.scores.function) != ("raw", 1.0, None, "logits"):
-                raise Declined("Softmax over chosen weights that are no logits", node)
-            return dataclasses.replace(located, content=dataclasses.replace(held, stage="softmax", value=out))
-        scores = scores_of(facts, x)
-        axis = integer_attribute(node, "axis", -1 if facts.opset >= 13 else 1)
-        dims = shape_of(facts, x) if axis != -1 else None
-        if scores.function != "logits" or (axis != -1 and (not dims or axis % len(dims) != len(dims) - 1)):
-            return None
-        return Scores(scores.logits, "softmax")
+    located = facts.get(x, Located)
+    if located is not None and isinstance(located.content, Mixing):
+        held = located.content
+        axis = integer_attribute(node, "axis", -1 if facts.opset >= 13 else 1) % located.rank
+        if not only(located.axes[axis], "slot") or held.slot is not None:
+            raise Declined("Softmax is not over the chosen experts", node)
+        if (held.stage, held.scale, held.table, held.scores.function) != ("raw", 1.0, None, "logits"):
+            raise Declined("Softmax over chosen weights that are no logits", node)
+        return dataclasses.replace(located, content=dataclasses.replace(held, stage="softmax", value=node.outputs[0]))
+    scores = scores_of(facts, x)
+    axis = integer_attribute(node, "axis", -1 if facts.opset >= 13 else 1)
+    dims = shape_of(facts, x) if axis != -1 else None
+    if scores.function != "logits" or (axis != -1 and (not dims or axis % len(dims) != len(dims) - 1)):
+        return None
+    return Scores(scores.logits, "softmax")
 
 
-class Sigmoid(Recogniser):
+@routers.at("Sigmoid")
+def sigmoid(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None:
     """Of every logit."""
-
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.Sigmoid(x, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, x: ir.Value, out: ir.Value) -> Scores | Located | None:
-        scores = scores_of(facts, x)
-        return Scores(scores.logits, "sigmoid") if scores.function == "logits" else None
+    scores = scores_of(facts, x)
+    return Scores(scores.logits, "sigmoid") if scores.function == "logits" else None
 
 
-class Cast(Recogniser):
+@routers.at("Cast")
+def cast(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None:
     """Casts that do not round scores; of weights, where they are rounded is remembered."""
-
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.Cast(x, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, x: ir.Value, out: ir.Value) -> Scores | Located | None:
-        node = out.producer()
-        assert node is not None
-        to = cast_type(node)
-        located = facts.get(x, Located)
-        if to is None:
+    to = cast_type(node)
+    located = facts.get(x, Located)
+    if to is None:
+        return None
+    if located is not None and isinstance(located.content, Mixing | Share | Total):
+        held = located.content
+        if not to.is_floating_point():
             return None
-        if located is not None and isinstance(located.content, Mixing | Share | Total):
-            held = located.content
-            if not to.is_floating_point():
-                return None
-            if to not in _ROUNDING or isinstance(held, Total):
-                return located
-            return dataclasses.replace(located, content=rounded(held, to, out))
-        if located is not None and isinstance(located.content, Chosen):
-            return located if to in (ir.DataType.INT64, ir.DataType.INT32) else None
-        if located is not None and isinstance(located.content, Mask):
+        if to not in _ROUNDING or isinstance(held, Total):
             return located
-        if located is not None and isinstance(located.content, Weighted | Complete):
-            return located if _sums_wider(located.content, x.dtype, to) else None
-        known = facts.get(x, Scores)
-        if known is None and located is not None:
-            return located if to == x.dtype else None
-        exact = to == x.dtype or (to == ir.DataType.FLOAT and x.dtype in (None, ir.DataType.FLOAT, *_ROUNDING))
-        return scores_of(facts, x) if exact else None
+        return dataclasses.replace(located, content=rounded(held, to, node.outputs[0]))
+    if located is not None and isinstance(located.content, Chosen):
+        return located if to in (ir.DataType.INT64, ir.DataType.INT32) else None
+    if located is not None and isinstance(located.content, Mask):
+        return located
+    if located is not None and isinstance(located.content, Weighted | Complete):
+        return located if _sums_wider(located.content, x.dtype, to) else None
+    known = facts.get(x, Scores)
+    if known is None and located is not None:
+        return located if to == x.dtype else None
+    exact = to == x.dtype or (to == ir.DataType.FLOAT and x.dtype in (None, ir.DataType.FLOAT, *_ROUNDING))
+    return scores_of(facts, x) if exact else None
 
 
 def _sums_wider(held: Weighted | Complete, dtype: ir.DataType | None, to: ir.DataType) -> bool:
@@ -122,71 +108,55 @@ def scores_of(facts: Facts, value: ir.Value) -> Scores:
     return facts.get(value, Scores) or Scores(value, "logits")
 
 
-class TopK(Recogniser):
+@routers.at("TopK")
+def top_k(facts: Facts, node: ir.Node, scores: ir.Value, k: ir.Value) -> dict[ir.Value, object] | None:
     """The k largest scores along the last axis: their values and their indices."""
-
-    def pattern(self, op: Any, scores: Any, k: Any) -> Any:
-        return op.TopK(scores, k, _outputs=["values", "indices"])
-
-    def recognise(
-        self, facts: Facts, *, scores: ir.Value, k: ir.Value, values: ir.Value, indices: ir.Value
-    ) -> dict[ir.Value, object] | None:
-        node = values.producer()
-        assert node is not None
-        dims = shape_of(facts, scores)
-        count = static(facts, node, 1)
-        if not dims or count is None or len(count) != 1 or not _is_float(scores):
-            return None
-        experts = dims[-1].constant
-        if experts is None or not 1 <= count[0] <= experts or not last_axis(node, len(dims)):
-            return None
-        fault = "" if integer_attribute(node, "largest", 1) == 1 else "TopK takes the smallest scores"
-        router = Router(node, scores_of(facts, scores), count[0], experts, fault)
-        axes = (*tokens(dims[:-1]), (Atom("slot", Size(count[0])),))
-        return {
-            values: Located(Mixing(router, router.scores, scores, value=values), axes),
-            indices: Located(Chosen(router), axes),
-        }
+    values, indices = node.outputs
+    dims = shape_of(facts, scores)
+    count = static(facts, node, 1)
+    if not dims or count is None or len(count) != 1 or not _is_float(scores):
+        return None
+    experts = dims[-1].constant
+    if experts is None or not 1 <= count[0] <= experts or not last_axis(node, len(dims)):
+        return None
+    fault = "" if integer_attribute(node, "largest", 1) == 1 else "TopK takes the smallest scores"
+    router = Router(node, scores_of(facts, scores), count[0], experts, fault)
+    axes = (*tokens(dims[:-1]), (Atom("slot", Size(count[0])),))
+    return {
+        values: Located(Mixing(router, router.scores, scores, value=values), axes),
+        indices: Located(Chosen(router), axes),
+    }
 
 
 def _is_float(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype.is_floating_point()
 
 
-class Masked(Recogniser):
+@routers.at("Where")
+def masked(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.Value) -> Scores | None:
     """Scores of which some are set to a number, as those of groups that were not selected."""
-
-    def pattern(self, op: Any, mask: Any, yes: Any, no: Any) -> Any:
-        return op.Where(mask, yes, no, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, mask: ir.Value, yes: ir.Value, no: ir.Value, out: ir.Value) -> Scores | None:
-        for value, other in ((yes, no), (no, yes)):
-            scores, number = facts.get(value, Scores), number_of(facts, other)
-            if scores is not None and scores.function != "logits" and number is not None and number >= 0:
-                return Scores(out, "positive")
-        return None
+    for value, other in ((yes, no), (no, yes)):
+        scores, number = facts.get(value, Scores), number_of(facts, other)
+        if scores is not None and scores.function != "logits" and number is not None and number >= 0:
+            return Scores(node.outputs[0], "positive")
+    return None
 
 
-class GatherElements(Recogniser):
+@routers.at("GatherElements")
+def gather_elements(facts: Facts, node: ir.Node, scores: ir.Value, chosen: ir.Value) -> Located | None:
     """The chosen experts' weights, taken from other scores than those that selected."""
-
-    def pattern(self, op: Any, scores: Any, chosen: Any) -> Any:
-        return op.GatherElements(scores, chosen, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, scores: ir.Value, chosen: ir.Value, out: ir.Value) -> Located | None:
-        node = out.producer()
-        located = facts.get(chosen, Located)
-        if node is None or located is None or not isinstance(located.content, Chosen):
-            return None
-        dims = shape_of(facts, scores)
-        held = located.content
-        if held.slot is not None or not dims or not last_axis(node, len(dims), 0) or len(dims) != located.rank:
-            return None
-        if tokens(dims[:-1]) != located.axes[:-1] or not only(located.axes[-1], "slot"):
-            return None
-        if dims[-1].constant != held.router.experts:
-            return None
-        return Located(Mixing(held.router, scores_of(facts, scores), scores, value=out), located.axes)
+    located = facts.get(chosen, Located)
+    if located is None or not isinstance(located.content, Chosen):
+        return None
+    dims = shape_of(facts, scores)
+    held = located.content
+    if held.slot is not None or not dims or not last_axis(node, len(dims), 0) or len(dims) != located.rank:
+        return None
+    if tokens(dims[:-1]) != located.axes[:-1] or not only(located.axes[-1], "slot"):
+        return None
+    if dims[-1].constant != held.router.experts:
+        return None
+    return Located(Mixing(held.router, scores_of(facts, scores), scores, value=node.outputs[0]), located.axes)
 
 
 def summed_weights(located: Located, axis: int, *, keep: bool) -> Located | None:
@@ -197,8 +167,10 @@ def summed_weights(located: Located, axis: int, *, keep: bool) -> Located | None
     return Located(Total(held), put(located.axes, axis, *([()] if keep else [])))
 
 
-def divided(a: Content, b: Content, node: ir.Node) -> Mixing | None:
+@of_two.at("Div")
+def divide_by_sum(first: Located, second: Located, node: ir.Node) -> Mixing | None:
     """Returns weights over their sum."""
+    a, b = first.content, second.content
     if not isinstance(a, Mixing) or not isinstance(b, Total):
         return None
     if a != b.mixing:
@@ -218,8 +190,10 @@ def faulty(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
     )
 
 
-def with_epsilon(a: Content, number: float, node: ir.Node) -> Total | None:
+@of_number.at("Add")
+def add_epsilon(first: Located, number: float, node: ir.Node) -> Total | None:
     """Returns a sum of weights plus a number; at fault where a sum of these can notice it in float32."""
+    a = first.content
     if not isinstance(a, Total) or number < 0:
         return None
     router, mixing = a.mixing.router, a.mixing
@@ -232,18 +206,20 @@ def with_epsilon(a: Content, number: float, node: ir.Node) -> Total | None:
     return a
 
 
-class Clip(Recogniser):
+@routers.at("Clip")
+def clip(facts: Facts, node: ir.Node, x: ir.Value, low: ir.Value, *others: ir.Value | None) -> Located | None:
     """A lower bound of the sum of weights, against a division by zero."""
+    located, bound = facts.get(x, Located), number_of(facts, low)
+    if located is None or bound is None or any(v is not None for v in node.inputs[2:]):
+        return None
+    total = bounded(located.content, bound, node)
+    return None if total is None else dataclasses.replace(located, content=total)
 
-    def pattern(self, op: Any, x: Any, low: Any) -> Any:
-        return op.Clip(x, low, _allow_other_inputs=True, _outputs=["out"])
 
-    def recognise(self, facts: Facts, *, x: ir.Value, low: ir.Value, out: ir.Value) -> Located | None:
-        located, node, bound = facts.get(x, Located), out.producer(), number_of(facts, low)
-        if located is None or node is None or bound is None or any(v is not None for v in node.inputs[2:]):
-            return None
-        total = bounded(located.content, bound, node)
-        return None if total is None else dataclasses.replace(located, content=total)
+@of_number.at("Max")
+def bound(first: Located, low: float, node: ir.Node) -> Total | None:
+    """Returns a sum of weights that is at least a number."""
+    return bounded(first.content, low, node)
 
 
 def bounded(a: Content, low: float, node: ir.Node) -> Total | None:
@@ -253,8 +229,14 @@ def bounded(a: Content, low: float, node: ir.Node) -> Total | None:
     return Total(faulty(a.mixing, f"the sum of the weights is at least {low:g}", node))
 
 
-def scaled(a: Content, number: float, out: ir.Value) -> Mixing | Share | None:
-    """Returns weights times a number."""
+@of_number.at("Mul", "Div")
+def scale(first: Located, number: float, node: ir.Node) -> Mixing | Share | None:
+    """Returns weights times a number, or over one."""
+    a, out = first.content, node.outputs[0]
+    if node.op_type == "Div":
+        if not number:
+            return None
+        number = 1 / number
     if isinstance(a, Mixing):
         return dataclasses.replace(a, scale=a.scale * number, value=out)
     if isinstance(a, Share):
@@ -262,8 +244,10 @@ def scaled(a: Content, number: float, out: ir.Value) -> Mixing | Share | None:
     return None
 
 
-def scaled_by_table(a: Content, b: Content, node: ir.Node) -> Mixing | None:
+@of_two.at("Mul")
+def scale_by_table(first: Located, second: Located, node: ir.Node) -> Mixing | None:
     """Returns weights times a factor that is gathered for every chosen expert."""
+    a, b = first.content, second.content
     if not isinstance(a, Mixing) or not isinstance(b, Stack):
         return None
     if b.router != a.router or b.view.rank != 1 or a.table is not None:
@@ -287,6 +271,3 @@ def chosen_from(stack: View, located: Located, axis: int) -> Located | None:
 def without_unit(located: Located) -> Located | None:
     """Returns indices [.., 1], as GatherND takes them, without the last dimension."""
     return dataclasses.replace(located, axes=located.axes[:-1]) if not located.axes[-1] else None
-
-
-RECOGNISERS: tuple[Recogniser, ...] = (Softmax(), Sigmoid(), Cast(), TopK(), Masked(), GatherElements(), Clip())

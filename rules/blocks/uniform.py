@@ -7,15 +7,17 @@ Source: ConstantOfShape(Shape(x)), Expand(0, shape), with a Cast or CastLike beh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.facts import Facts, Recogniser
-from rewriter.rules.blocks.axes import Atom, Axes, Located, Size, Uniform, total
+from rewriter.facts import Facts, Family
+from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Size, Uniform, total
+from rewriter.rules.blocks.laws import of_two
 from rewriter.rules.blocks.sizes import integers_of
 from rewriter.tensors import View
+
+numbers = Family("numbers")
 
 
 def seeded(seed: Located, other: Located) -> Axes | None:
@@ -27,46 +29,41 @@ def seeded(seed: Located, other: Located) -> Axes | None:
     return other.axes if fits else None
 
 
-class ConstantOfShape(Recogniser):
+@of_two.at("Add")
+def zeros_plus(a: Located, b: Located, node: ir.Node) -> Content | None:
+    """Returns what is added to zeros."""
+    return b.content if isinstance(a.content, Uniform) and seeded(a, b) is not None else None
+
+
+@of_two.at("Sub")
+def minus_zeros(a: Located, b: Located, node: ir.Node) -> Content | None:
+    """Returns what zeros are taken from."""
+    return a.content if seeded(b, a) is not None else None
+
+
+@numbers.at("ConstantOfShape")
+def constant_of_shape(facts: Facts, node: ir.Node, shape: ir.Value) -> Located | None:
     """One number in a shape that is known."""
-
-    def pattern(self, op: Any, shape: Any) -> Any:
-        return op.ConstantOfShape(shape, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, shape: ir.Value, out: ir.Value) -> Located | None:
-        node = out.producer()
-        attribute = None if node is None else node.attributes.get("value")
-        number = 0.0 if attribute is None else float(attribute.as_tensor().numpy().reshape(-1)[0])
-        sizes = integers_of(facts, shape)
-        return None if sizes is None else Located(Uniform(number), repeated(sizes.sizes))
+    attribute = None if node is None else node.attributes.get("value")
+    number = 0.0 if attribute is None else float(attribute.as_tensor().numpy().reshape(-1)[0])
+    sizes = integers_of(facts, shape)
+    return None if sizes is None else Located(Uniform(number), repeated(sizes.sizes))
 
 
-class ExpandedNumber(Recogniser):
+@numbers.at("Expand")
+def expanded_number(facts: Facts, node: ir.Node, number: ir.Value, shape: ir.Value) -> Located | None:
     """A constant scalar expanded to a shape that is known."""
-
-    def pattern(self, op: Any, number: Any, shape: Any) -> Any:
-        return op.Expand(number, shape, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, number: ir.Value, shape: ir.Value, out: ir.Value) -> Located | None:
-        sizes, value = integers_of(facts, shape), uniform_of(facts, number)
-        return None if sizes is None or value is None else Located(Uniform(value), repeated(sizes.sizes))
+    sizes, value = integers_of(facts, shape), uniform_of(facts, number)
+    return None if sizes is None or value is None else Located(Uniform(value), repeated(sizes.sizes))
 
 
-class SameNumber(Recogniser):
+@numbers.at("Cast", "CastLike")
+def same_number(facts: Facts, node: ir.Node, number: ir.Value, *others: ir.Value | None) -> Located | None:
     """A cast of one number, to the type of another value too."""
-
-    def __init__(self, op_type: str) -> None:
-        super().__init__(name=op_type)
-        self._op_type = op_type
-
-    def pattern(self, op: Any, number: Any) -> Any:
-        return getattr(op, self._op_type)(number, _allow_other_inputs=True, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, number: ir.Value, out: ir.Value) -> Located | None:
-        located, value = facts.get(number, Located), uniform_of(facts, number)
-        if value is None or value not in (0.0, 1.0):
-            return None
-        return located or Located(Uniform(value), ())
+    located, value = facts.get(number, Located), uniform_of(facts, number)
+    if value is None or value not in (0.0, 1.0):
+        return None
+    return located or Located(Uniform(value), ())
 
 
 def uniform_of(facts: Facts, value: ir.Value) -> float | None:
@@ -82,11 +79,3 @@ def uniform_of(facts: Facts, value: ir.Value) -> float | None:
 def repeated(sizes: Sequence[Size]) -> Axes:
     """Returns the axes of something that depends on no index."""
     return tuple(() if size == Size() else (Atom("repeat", size),) for size in sizes)
-
-
-RECOGNISERS: tuple[Recogniser, ...] = (
-    ConstantOfShape(),
-    ExpandedNumber(),
-    SameNumber("Cast"),
-    SameNumber("CastLike"),
-)

@@ -36,7 +36,11 @@ EXPERTS = (
         "a lost expert",
         BLOCK,
         [
-            ('raise Declined(f"expert {expert} of {router.experts} is missing", _last(mixed).node)', "continue"),
+            (
+                'raise Declined(f"expert {expert} of {router.experts} is missing", _last(mixed).node,'
+                " remedy=WHOLE_BLOCK)",
+                "continue",
+            ),
             ("if len(found) != router.experts:", "if len(found) > router.experts:"),
             ("found[expert] for expert in range(router.experts))", "found[expert] for expert in sorted(found))"),
         ],
