@@ -32,6 +32,7 @@ from rewriter.ruleset.schema import json_schema
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 GUIDE = DOCS / "writing-a-rule.md"
+RECOGNISER_GUIDE = DOCS / "writing-a-recogniser.md"
 PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
 MODELS = ROOT / "tests" / "models"
 EXAMPLE = ROOT / "tests" / "example_package"
@@ -199,7 +200,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p != GUIDE], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in (GUIDE, RECOGNISER_GUIDE)], ids=lambda page: page.name)
 def test_snippets_run(page, folder):
     output, names = "", {"__name__": "__main__"}
     for block in blocks(page):
@@ -323,11 +324,11 @@ class Reader:
         path.write_text(before)
 
 
-def test_the_guide_ends_in_a_rule_that_works(tmp_path):
-    folder = tmp_path / "empty"
+def followed(guide, folder):
+    """Does what a guide says, in an empty folder."""
     folder.mkdir()
     reader = Reader(folder)
-    for block in blocks(GUIDE):
+    for block in blocks(guide):
         if block.language == "sh":
             for words in commands(block):
                 reader.run(words)
@@ -341,6 +342,14 @@ def test_the_guide_ends_in_a_rule_that_works(tmp_path):
             assert "output" in block.words, block.where
             contains(reader.output, block.text, block.where)
 
+
+def test_the_guide_ends_in_a_recogniser_that_works(tmp_path):
+    followed(RECOGNISER_GUIDE, tmp_path / "empty")
+
+
+def test_the_guide_ends_in_a_rule_that_works(tmp_path):
+    folder = tmp_path / "empty"
+    followed(GUIDE, folder)
     for path in sorted(EXAMPLE.rglob("*")):
         if path.is_file() and path.suffix in (".py", ".toml", ".yaml"):
             written = (folder / path.relative_to(EXAMPLE)).read_text()
