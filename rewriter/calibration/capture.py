@@ -12,33 +12,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter import io
+from rewriter.calibration.forms import prepare
 from rewriter.calibration.recording import Recorder
-from rewriter.calibration.sites import find_sites
 from rewriter.calibration.store import MANIFEST, Calibration
-from rewriter.engine.context import ModelRun
-from rewriter.engine.driver import Engine
 from rewriter.errors import UsageError
-from rewriter.facts import Facts
-from rewriter.graph.contents import bodies
 from rewriter.io.output import complete_directory
-from rewriter.parity.local import LocalProver
 from rewriter.parity.model_inputs import token_input
 from rewriter.parity.runs import GivenRuns, Progress, Runs, TokenRuns, run_many
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime
-from rewriter.quantize import ALGORITHMS
-from rewriter.quantize.plan import CUSTOM
-from rewriter.rule import Rule
-from rewriter.ruleset import load
-from rewriter.target import Target
-
-_RULES = {
-    "phases": [
-        {"name": "fuse", "rules": ["fuse-experts"]},
-        {"name": "normalise", "rules": ["swiglu-interleave", "moe-fuse-fc3"]},
-        {"name": "unbatch", "rules": ["einsum-to-matmul", "unbatch"]},
-    ]
-}
-"""What brings the experts of a model into the forms that are looked at."""
 
 
 def calibrate(
@@ -72,15 +53,15 @@ def calibrate(
     """
     place = io.Place.of(out, overwrite=overwrite, keep=[model] if isinstance(model, str | os.PathLike) else [])
     runtime = OrtRuntime(provider, threads=0)
-    run = _fused(io.own_copy(model), provider)
-    runs = _runs(run.model, tokens, feeds)
-    sites = find_sites(run)
+    ours = io.own_copy(model)
+    runs = _runs(ours, tokens, feeds)
+    sites = prepare(ours, provider)
     if not sites.values:
         raise UsageError("the model has no float weight that a calibration would help; is it quantized already?")
     with complete_directory(place, MANIFEST, lambda: _stale(Path(out))) as folder:
         recorder = Recorder(folder, sites)
-        for index, name, array in run_many(run.model, run.model, runs, sites.values, runtime, progress):
-            recorder.see(name, array, _kept(run.model, runs.feeds(index)))
+        for index, name, array in run_many(ours, ours, runs, sites.values, runtime, progress):
+            recorder.see(name, array, _kept(ours, runs.feeds(index)))
         document = recorder.finish().document()
         (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
     return Calibration.open(out)
@@ -92,19 +73,6 @@ def _stale(folder: Path) -> Iterable[str]:
         return Calibration.open(folder).files
     except UsageError:  # there is none, or none that can be told from other files
         return ()
-
-
-def _fused(model: ir.Model, provider: str) -> ModelRun:
-    """Brings experts into the forms that the provider runs; that each is right is proved as always."""
-    rule_set = load(_RULES)
-    target = Target.parse("auto" if provider == "cpu" else provider)
-    run = ModelRun(model, rule_set.plan, target, {CUSTOM: ALGORITHMS["rtn"], **ALGORITHMS})
-    Engine(run, LocalProver(rule_set.parity.local, rule_set.parity.seed)).apply(rule_set)
-    rules = [rule for phase in rule_set.phases for bound in phase.rules for rule in bound.rules]
-    run.facts = Facts(model, dict.fromkeys(r for rule in rules if isinstance(rule, Rule) for r in rule.recognisers))
-    for body in bodies(model):
-        run.facts.compute(body)
-    return run
 
 
 def _runs(model: ir.Model, tokens: Array | None, feeds: Sequence[Feeds | Path] | None) -> Runs:

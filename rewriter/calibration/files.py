@@ -30,6 +30,7 @@ class RowsFile:
         self.features = features
         self.rows = 0
         self.squares = np.zeros(features)
+        self.counts: list[int] = []
         self._values = folder / f"{name}.f16"
         self._exponents = folder / f"{name}.exp"
 
@@ -39,6 +40,7 @@ class RowsFile:
             self.features = rows.shape[1]
             self.squares = np.zeros(self.features)
         self.rows += len(rows)
+        self.counts.append(len(rows))
         self.squares += np.square(rows, dtype=np.float64).sum(axis=0)
         largest = np.abs(rows).max(axis=1, initial=0)
         exponents = np.maximum(np.frexp(largest)[1] - SAFE_EXPONENT, 0).astype(np.int8)

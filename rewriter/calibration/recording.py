@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rewriter.calibration.experts import choose, down_inputs
 from rewriter.calibration.files import Array, RowsFile, append_choice, read_choice
 from rewriter.calibration.identity import Part
-from rewriter.calibration.sites import ExpertSite, Sites
+from rewriter.calibration.sites import ExpertSite, GatheredSite, Sites
 from rewriter.calibration.store import IMPORTANCE, Calibration, Choice, Rows, Seen
 from rewriter.errors import TargetError
 
@@ -34,7 +34,9 @@ class Recorder:
         """
         self._folder = folder
         self._sites = sites
-        keys = [(site.x, site.turned) for site in sites.linears] + [(site.x, False) for site in sites.experts]
+        keys = [(site.x, site.turned) for site in sites.linears]
+        keys += [(site.x, site.turned) for site in sites.gathered]
+        keys += [(site.x, False) for site in sites.experts]
         self._inputs = {key: RowsFile(folder, f"x{index}") for index, key in enumerate(dict.fromkeys(keys))}
         self._named: dict[str, list[tuple[bool, RowsFile]]] = {}
         for (value, turned), file in self._inputs.items():
@@ -42,6 +44,8 @@ class Recorder:
         self._routed: dict[str, list[tuple[int, ExpertSite]]] = {}
         for index, block in enumerate(sites.experts):
             self._routed.setdefault(block.logits.name or "", []).append((index, block))
+        self._gathered: dict[str, list[Array]] = {site.ids.name or "": [] for site in sites.gathered}
+        self._nd = {site.ids.name for site in sites.gathered if site.nd}
         self._lookups = [np.zeros(site.rows, np.int64) for site in sites.lookups]
         self._down: list[Rows] = []
         self._choices: list[Choice] = []
@@ -66,6 +70,9 @@ class Recorder:
             file.append(rows)
         for index, block in self._routed.get(name, ()):
             append_choice(self._folder, f"c{index}", choose(block, _rows(array, kept)))
+        if name in self._gathered:
+            whole = name not in self._nd or array.shape[-1:] == (1,)
+            self._gathered[name].append(array.reshape(-1) if whole else array[:0].reshape(-1))
         for index, lookup in enumerate(self._sites.lookups):
             if lookup.ids.name == name:
                 ids = _rows(array[..., None], kept).reshape(-1).astype(np.int64)
@@ -76,10 +83,11 @@ class Recorder:
         for site in self._sites.linears:
             file = self._inputs[site.x, site.turned]
             for part in site.parts:
-                self._weights.setdefault(part, []).append(Seen(file.name))
-                self._importance.add(part, file.squares, file.rows)
+                self._note(part, Seen(file.name), file.squares, file.rows)
         for index, block in enumerate(self._sites.experts):
             self._finish_block(f"c{index}", block)
+        for index, gathered in enumerate(self._sites.gathered):
+            self._finish_gathered(f"g{index}", gathered)
         rows = [Rows(file.name, file.features, file.rows) for file in self._inputs.values()]
         frequencies = {}
         for index, (lookup, counts) in enumerate(zip(self._sites.lookups, self._lookups, strict=True)):
@@ -105,10 +113,45 @@ class Recorder:
                 down.append(down_inputs(block, expert, x))
             for parts, rows, total in ((before, file, squares), (after, down, down.squares - behind)):
                 for part in sorted(parts[expert], key=str):
-                    self._weights.setdefault(part, []).append(Seen(rows.name, name, expert))
-                    self._importance.add(part, total, len(mine))
+                    self._note(part, Seen(rows.name, name, expert), total, len(mine))
         self._down.append(Rows(down.name, down.features, down.rows, sorted=True))
-        self._choices.append(Choice(name, block.experts, block.form.k, block.layer, tuple(counts)))
+        self._choices.append(Choice(name, len(chosen), block.experts, block.form.k, block.layer, tuple(counts)))
+
+    def _finish_gathered(self, name: str, site: GatheredSite) -> None:
+        """Tells whose the rows are that an index chose a matrix for: one for each row, several, or several rows one."""
+        file = self._inputs[site.x, site.turned]
+        runs = [ids.astype(np.int64) % site.experts for ids in self._gathered[site.ids.name or ""]]
+        whose = [_aligned(ids, rows) for ids, rows in zip(runs, file.counts, strict=True)]
+        widths = {ids.shape[1] for ids in whose if ids is not None and len(ids)}
+        if len(widths) > 1 or any(ids is None for ids in whose):
+            return
+        k = widths.pop() if widths else 1
+        chosen = np.concatenate(
+            [ids.reshape(-1, k) for ids in whose if ids is not None and len(ids)] or [np.empty((0, k))]
+        ).astype(np.uint16)
+        append_choice(self._folder, name, chosen)
+        counts = []
+        for expert in range(site.experts):
+            mine = np.nonzero((chosen == expert).any(axis=1))[0]
+            counts.append(len(mine))
+            squares = np.zeros(file.features)
+            for first in range(0, len(mine), _CHUNK):
+                squares += np.square(file.read(mine[first : first + _CHUNK]), dtype=np.float64).sum(axis=0)
+            self._note(Part(site.source, expert), Seen(file.name, name, expert), squares, len(mine))
+        self._choices.append(Choice(name, len(chosen), site.experts, k, site.layer, tuple(counts)))
+
+    def _note(self, part: Part, seen: Seen, squares: Doubles, count: int) -> None:
+        self._weights.setdefault(part, []).append(seen)
+        self._importance.add(part, squares, count)
+
+
+def _aligned(ids: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64] | None:
+    """The indices [n] as [rows, k]; None where they do not fit."""
+    if not rows:  # as where a loop over experts comes to one that no token chose
+        return np.empty((0, 1), np.int64)
+    if ids.size and ids.size % rows == 0:
+        return ids.reshape(rows, -1)
+    return np.repeat(ids, rows // ids.size)[:, None] if ids.size and rows % ids.size == 0 else None
 
 
 class _Importance:

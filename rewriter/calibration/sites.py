@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from rewriter.calibration.identity import Part, stored_parts
-from rewriter.engine.context import ModelRun
-from rewriter.graph.contents import integer
-from rewriter.operators.form import ExpertForm, form_of, is_experts
-from rewriter.operators.moe import MOE
-from rewriter.operators.operator import input_at
+from rewriter.operators.form import ExpertForm
 from rewriter.tensors import View
 
 
@@ -79,6 +75,29 @@ class ExpertSite:
 
 
 @dataclass(frozen=True)
+class GatheredSite:
+    """A value that is multiplied with matrices of a stack, which the input chooses.
+
+    Attributes:
+        x: [.., K], or with ``turned`` [.., K, N].
+        turned: whether the features are its last axis but one.
+        ids: the experts that are taken from the stack.
+        nd: whether they are indices of a GatherND, each a row of numbers: of one, where it takes whole matrices.
+        source: name of the stack.
+        experts: E.
+        layer: index of the layer, or None.
+    """
+
+    x: ir.Value
+    turned: bool
+    ids: ir.Value
+    nd: bool
+    source: str
+    experts: int
+    layer: int | None
+
+
+@dataclass(frozen=True)
 class LookupSite:
     """A table of which rows are looked up.
 
@@ -99,6 +118,7 @@ class Sites:
 
     linears: tuple[LinearSite, ...]
     experts: tuple[ExpertSite, ...]
+    gathered: tuple[GatheredSite, ...]
     lookups: tuple[LookupSite, ...]
 
     @property
@@ -107,51 +127,13 @@ class Sites:
         values = [site.x for site in self.linears]
         values += [site.x for site in self.experts]
         values += [site.logits for site in self.experts]
+        values += [value for site in self.gathered for value in (site.x, site.ids)]
         values += [site.ids for site in self.lookups]
         return tuple(dict.fromkeys(values))
 
-
-def find_sites(run: ModelRun) -> Sites:
-    """Finds where the main graph of a model applies its weights; the facts of ``run`` tell what is a weight."""
-    linears: dict[tuple[ir.Value, bool], LinearSite] = {}
-    experts, lookups = [], []
-    for node in run.model.graph:
-        if is_experts(node):
-            site = _experts(run, node)
-            if site is not None:
-                experts.append(site)
-        elif node.domain == "" and node.op_type in ("MatMul", "Gemm"):
-            for x, turned, weight in _linears(run, node):
-                found = linears.setdefault((x, turned), LinearSite(x, turned))
-                found.parts += [part for part in stored_parts(weight) if part not in found.parts]
-        elif node.domain == "" and node.op_type == "Gather" and run.role(node).name == "embedding":
-            table = run.facts.get(node.inputs[0], View)
-            if table is not None and table.rank == 2 and integer(node, "axis", 0) == 0 and node.inputs[1] is not None:
-                lookups.append(LookupSite(node.inputs[1], table.name, table.shape[0]))
-    return Sites(tuple(site for site in linears.values() if site.parts), tuple(experts), tuple(lookups))
-
-
-def _linears(run: ModelRun, node: ir.Node) -> Iterator[tuple[ir.Value, bool, View]]:
-    """Yields x, whether it is turned, and the weight [N, K], for the operand of a product that is a weight."""
-    left, right = node.inputs[0], node.inputs[1]
-    gemm = node.op_type == "Gemm"
-    a, b = run.facts.get(left, View), run.facts.get(right, View)
-    turned = gemm and bool(integer(node, "transA", 0))
-    if left is not None and a is None and b is not None and b.rank == 2:
-        yield left, turned, b if gemm and integer(node, "transB", 0) else b.T
-    if right is not None and b is None and a is not None and a.rank == 2:
-        yield right, not (gemm and integer(node, "transB", 0)), a.T if turned else a
-
-
-def _experts(run: ModelRun, node: ir.Node) -> ExpertSite | None:
-    """Reads an MoE whose weights are constants."""
-    if not MOE.computes(node):
-        return None
-    weights = [run.facts.get(input_at(node, slots.weight), View) for slots in MOE.projections]
-    biases = [run.facts.get(input_at(node, slots.bias), View) for slots in MOE.projections]
-    x, logits = input_at(node, 0), input_at(node, 1)
-    form = form_of(node)
-    fc1, fc2, fc3 = weights
-    if x is None or logits is None or fc1 is None or fc2 is None or form.unknown or (form.gated and fc3 is None):
-        return None
-    return ExpertSite(x, logits, form, fc1, biases[0], fc2, fc3, biases[2], run.role(node).layer)
+    def without(self, parts: Collection[Part]) -> Sites:
+        """Returns the sites less what they say of some stored matrices."""
+        sources = {part.source for part in parts}
+        kept = [replace(site, parts=[part for part in site.parts if part not in parts]) for site in self.linears]
+        gathered = tuple(site for site in self.gathered if site.source not in sources)
+        return replace(self, linears=tuple(site for site in kept if site.parts), gathered=gathered)

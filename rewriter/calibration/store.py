@@ -48,22 +48,19 @@ class Choice:
 
     Attributes:
         id: names the file.
+        tokens: how many were routed.
         experts: E.
         k: experts per token.
         layer: index of the layer, or None.
-        counts: rows that each expert saw, [E].
+        counts: tokens that each expert saw, [E].
     """
 
     id: str
+    tokens: int
     experts: int
     k: int
     layer: int | None
     counts: tuple[int, ...]
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens were routed."""
-        return sum(self.counts) // self.k
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def run_many(
         loaded = runtime.load(whole)
         for index in range(len(runs)):
             feeds = runs.feeds(index)
-            found = loaded.run(feeds, names)
+            found = loaded.run(feeds, names) if names else {}
             for name in given:
                 yield index, name, feeds[name]
             yield from ((index, name, array) for name, array in found.items())

@@ -21,7 +21,7 @@ MODELS = Path(__file__).parents[1] / "models"
 GROUPED = MODELS / "hf_exporter" / "qwen3_moe__default.onnx"
 TOKENS = np.random.default_rng(1).integers(0, 100, (3, 12))
 
-FUSING = (
+FORMS = (
     "genai/gpt_oss_fp32_cpu",
     "genai/lfm2_moe_fp32_cpu",
     "hf_exporter/gpt_oss__default",
@@ -29,13 +29,14 @@ FUSING = (
     "hf_exporter/qwen3_moe__default",
     "hf_exporter/qwen3_moe__ortcuda",
     "mobius/gemma4_silu_static_unroll_pr324_f32",
+    "mobius/gemma4_static_unroll_pr324_f16",
     "mobius/granitemoehybrid_static_unroll_f32",
     "mobius/qwen3_moe_dense_experts_f32",
     "mobius/llama_tied_dense_f32",
 )
 
 
-@pytest.mark.parametrize("name", FUSING)
+@pytest.mark.parametrize("name", FORMS)
 def test_every_weight_that_is_quantized_is_known(name, tmp_path, monkeypatch):
     file = MODELS / f"{name}.onnx"
     calibration = calibrate(file, tmp_path / "c", tokens=TOKENS)
