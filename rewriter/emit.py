@@ -16,6 +16,20 @@ from rewriter.operators.operator import DOMAIN, Operator
 from rewriter.quantize.job import QuantizationJob, packed_parts
 from rewriter.rule import Declined, Run
 
+
+def typed(value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str | None]) -> ir.Value:
+    """Notes element type and shape of a value that the replacement has made; returns it.
+
+    Raises:
+        ValueError: the value is the model's own, which declares its type itself.
+    """
+    producer = value.producer()
+    if producer is None or producer.graph is not None:
+        raise ValueError(f"'{value.name}' is the model's own value, so its type cannot be set")
+    value.dtype, value.shape = dtype, ir.Shape(shape)
+    return value
+
+
 AccuracyLevel = Literal[0, 1, 2, 3, 4]
 
 

@@ -51,12 +51,15 @@ class Replacement:
         covers: the nodes of the block; they go as far as nothing else reads them, and the proof runs them.
         fed: what is known of the values that the block reads.
         roles: what the weights of the nodes that make these new values are for, where it is not the root's role.
+        layouts: matched node -> the layout of its weights, where the rule knows it and the node's metadata does not
+            tell; the proof then reads them so.
     """
 
     outputs: Mapping[ir.Value, ir.Value]
     covers: Sequence[ir.Node]
     fed: Mapping[ir.Value, Fed] = field(default_factory=dict)
     roles: Mapping[ir.Value, str] = field(default_factory=dict)
+    layouts: Mapping[ir.Node, str] = field(default_factory=dict)
 
 
 class Run(Protocol):

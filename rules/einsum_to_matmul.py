@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from rewriter.emit import require_matmul_nbits, write_integers
+from rewriter.emit import require_matmul_nbits, typed, write_integers
 from rewriter.facts import Facts, Recogniser, Transfer
 from rewriter.graph.declines import INFER_SHAPES
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
@@ -91,7 +91,7 @@ class EinsumToMatMul(Rule):
         if len(product.inner) > 1:
             x = _reshaped(op, x, len(lead), [weight.shape[-2]])
         if x is not given:
-            x.dtype, x.shape = view.dtype, ir.Shape([*(sizes.get(letter) for letter in lead), weight.shape[-2]])
+            typed(x, view.dtype, [*(sizes.get(letter) for letter in lead), weight.shape[-2]])
         out = op.MatMul(x, op.initializer(ViewTensor(weight)))
         if len(product.columns) > 1:
             out = _reshaped(op, out, len(lead), [sizes[letter] for letter in product.columns])

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from rewriter.graph.declines import OTHER_TARGET
 from rewriter.operators.layout.stored import Layout, Refusal, Stored
 from rewriter.operators.operator import DOMAIN
-from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, LayoutName, layout_named
-from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.operators.qmoe import QMOE, LayoutName, layout_named
+from rewriter.rule import Declined, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks.qmoe import prepacked_attribute, write_qmoe
 from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredProjection, read_qmoe
 
@@ -34,7 +34,7 @@ class QMoELayout(Rule):
     def pattern(self, op: Any, x: Any) -> Any:
         return op.QMoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
 
-    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
+    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Replacement:
         del x
         stored = read_qmoe(self.run, y, self._unmarked)
         node = stored.node
@@ -47,12 +47,11 @@ class QMoELayout(Rule):
             if isinstance(own, Refusal):
                 raise Declined(f"{projection.name}: {own.reason}", node)
             inputs[slots.weight] = op.initializer(_laid_out(projection, stored.layout, own))
-        if stored.layout is not RAW:  # the proof reads the matched node by the layout in its metadata
-            node.metadata_props[LAYOUT_KEY] = stored.layout.name
         attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
         attributes.pop("weights_prepacked", None)
         attributes |= prepacked_attribute(self.run.target, wanted)
-        return write_qmoe(op, inputs, attributes, wanted)
+        out = write_qmoe(op, inputs, attributes, wanted)
+        return Replacement({y: out}, [node], layouts={node: stored.layout.name})
 
     def _wanted(self, node: ir.Node) -> Layout:
         target = self.run.target

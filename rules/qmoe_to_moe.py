@@ -21,8 +21,8 @@ from rewriter.graph.declines import no_kernel
 from rewriter.operators.layout.stored import Layout
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN
-from rewriter.operators.qmoe import LAYOUT_KEY, RAW, LayoutName
-from rewriter.rule import Declined, Rule, Run
+from rewriter.operators.qmoe import LayoutName
+from rewriter.rule import Declined, Replacement, Rule, Run
 from rewriter.rules.blocks.guards import FLOATS, integer_attribute, require_dtype
 from rewriter.rules.blocks.moe import flat_router
 from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredExperts, StoredProjection, read_qmoe
@@ -38,17 +38,16 @@ class QMoEToMoE(Rule):
     def pattern(self, op: Any, x: Any, router: Any) -> Any:
         return op.QMoE(x, router, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
 
-    def rewrite(self, op: Any, *, x: ir.Value, router: ir.Value, y: ir.Value) -> Any:
+    def rewrite(self, op: Any, *, x: ir.Value, router: ir.Value, y: ir.Value) -> Replacement:
         dtype = require_dtype(x, FLOATS, "the input")
         stored = read_qmoe(self.run, y, self._unmarked)
         _require_own_weights(stored, router)
         _require_heeded(self.run, stored, dtype)
-        if stored.layout is not RAW:  # the proof reads the matched node by the layout that its metadata names
-            stored.node.metadata_props[LAYOUT_KEY] = stored.layout.name
         inputs: list[ir.Value | None] = [x, flat_router(op, router, stored.projections[0].codes.shape[0])]
         for projection in stored.projections:
             inputs += [op.initializer(_dequantized(projection, stored.layout, dtype)), projection.bias]
-        return write_operator(op, MOE, inputs, stored.form.attributes())
+        out = write_operator(op, MOE, inputs, stored.form.attributes())
+        return Replacement({y: out}, [stored.node], layouts={stored.node: stored.layout.name})
 
 
 def _require_own_weights(stored: StoredExperts, router: ir.Value) -> None:

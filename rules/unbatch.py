@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from rewriter.emit import require_matmul_nbits, write_integers
+from rewriter.emit import require_matmul_nbits, typed, write_integers
 from rewriter.facts import Facts, Recogniser
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks import computed, views
@@ -51,13 +51,15 @@ class Unbatch(Rule):
         for matrix in matrices:
             job = self.run.quantize(matrix.T, node, str(self.name), stack.dtype.numpy())
             require_matmul_nbits(self.run, job, w)
-        rows = x
+        rows, k = x, stack.shape[1]
+        row_shape = (1, None, k)
         if len(sizes) == 2:
-            rows = op.Reshape(x, write_integers(op, [1, -1, stack.shape[1]], "one_batch"))
+            rows = typed(op.Reshape(x, write_integers(op, [1, -1, k], "one_batch")), stack.dtype, row_shape)
         parts = []
         for e, matrix in enumerate(matrices):
-            own = rows if batch == 1 else op.Gather(rows, write_integers(op, [e], "expert"), axis=0)
-            own.dtype, own.shape = stack.dtype, ir.Shape([1, None, stack.shape[1]])
+            own = rows
+            if batch != 1:
+                own = typed(op.Gather(rows, write_integers(op, [e], "expert"), axis=0), stack.dtype, row_shape)
             parts.append(op.MatMul(own, op.initializer(ViewTensor(matrix))))
         return Replacement({y: op.Concat(*parts, axis=0)}, [node], {x: Fed(stack.dtype, fed_shape(sizes))})
 

@@ -7,8 +7,19 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
+from rewriter.engine import purity
+
 pytest_plugins = ["rewriter.testing.plugin"]
 collect_ignore = ["example_package"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _pure_matches():
+    """Every match of every test leaves the model as it was."""
+    with purity.checked():
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx_ir as ir
 from onnxscript.rewriter import RULE_NAME_TAG
 
+from rewriter.engine.interface import contradicts
 from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_of_order
 from rewriter.errors import RuleError
 from rewriter.graph._onnxscript import MatchFailureError
@@ -57,8 +58,7 @@ class Committer:
             body = self._body(root)
             body.insert_before(body[0], constants)  # in sight of all that may share them later
         for old, new in outputs.items():
-            new.type = new.type or old.type
-            new.shape = new.shape or old.shape
+            _declare(new, old)
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         change = Change(self._remove_dead(rewrite.matched), [*constants, *nodes], list(outputs.values()))
         if unordered:
@@ -94,6 +94,8 @@ class Committer:
                 raise self._fault(rewrite, f"the replacement of '{old.name}' is defined nowhere")
             if old.dtype is not None and new.dtype is not None and old.dtype != new.dtype:
                 raise self._fault(rewrite, f"'{old.name}' is {old.dtype.name}, its replacement {new.dtype.name}")
+            if contradicts(old.shape, new.shape):
+                raise self._fault(rewrite, f"'{old.name}' is {old.shape}, its replacement {new.shape}")
             if any(use.node in rewrite.nodes for use in old.uses()):
                 raise self._fault(rewrite, f"the replacement reads '{old.name}', which it replaces")
             if _is_identity_of(old, new) and not _may_take_name(new, rewrite.graph):
@@ -222,6 +224,15 @@ class Committer:
             count += 1
         taken.add(name)
         return name
+
+
+def _declare(new: ir.Value, old: ir.Value) -> None:
+    """Gives a value the type of the one that it takes the place of; an output's declaration stays as it is, whole."""
+    if old.is_graph_output():
+        new.type, new.shape, new.doc_string = old.type, old.shape, old.doc_string
+        new.metadata_props.update(old.metadata_props)
+    else:
+        new.type, new.shape = new.type or old.type, new.shape or old.shape
 
 
 def _heir(rewrite: Rewrite, nodes: Sequence[ir.Node]) -> ir.Node | None:

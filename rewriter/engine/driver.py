@@ -14,7 +14,9 @@ from onnxscript.rewriter import RewriteRule
 
 from rewriter.engine.commit import Committer
 from rewriter.engine.context import ModelRun
+from rewriter.engine.interface import interface, require_same
 from rewriter.engine.proposal import Rewrite
+from rewriter.engine.purity import unchanged
 from rewriter.errors import NonConvergenceError, RewriterError, RuleError
 from rewriter.facts import DeclineTracer, Facts, Recogniser, Transfer
 from rewriter.graph._onnxscript import MatchFailureError, OpKey, compiled, replaced_outputs, replacement, root_operator
@@ -90,10 +92,14 @@ class Engine:
             RuleError: a rule broke its contract.
             ParityError: a rewrite is wrong.
         """
+        declared = interface(self._run.model)
         with without_cycle_collection():
             for phase in rule_set.phases:
                 self._phase(phase)
                 self._committer.drop_dead_constants()
+                last = self.outcome.applications[-1].node if self.outcome.applications else phase.name
+                tried = [bound.name for bound in phase.rules]
+                require_same(declared, interface(self._run.model), tried, last)
         self.outcome.proofs = list(self._proofs)
         return self.outcome
 
@@ -148,7 +154,8 @@ class Engine:
             if node.graph is None:
                 continue
             for candidate in (*table.get((node.domain, node.op_type), ()), *everywhere):
-                rewrite = self._match(candidate, node, tracer)
+                with unchanged(self._run.model, candidate.name, node):
+                    rewrite = self._match(candidate, node, tracer)
                 if rewrite is not None and self._commit(rewrite, phase.name, sweep, tracer):
                     fired.append((candidate.name, rewrite.where))
                     break
@@ -194,6 +201,7 @@ class Engine:
             imports=imports,
             fed=block.fed,
             roles=block.roles,
+            layouts=block.layouts,
         )
 
     def _commit(self, rewrite: Rewrite, phase: str, sweep: int, tracer: DeclineTracer) -> bool:

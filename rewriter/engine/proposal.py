@@ -28,6 +28,7 @@ class Rewrite:
         imports: domain -> version that the graph, or the function it is in, has.
         fed: what the rule knows of values that the matched nodes read.
         roles: what the weights of the nodes that make these new values are for.
+        layouts: matched node -> the layout of its weights, where its metadata does not tell.
     """
 
     rule: str
@@ -41,6 +42,7 @@ class Rewrite:
     imports: Mapping[str, int]
     fed: Mapping[ir.Value, Fed] = field(default_factory=dict)
     roles: Mapping[ir.Value, str] = field(default_factory=dict)
+    layouts: Mapping[ir.Node, str] = field(default_factory=dict)
 
     @property
     def where(self) -> str:

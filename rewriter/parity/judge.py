@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -14,25 +14,31 @@ from rewriter.operators.operator import input_at
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, ROUTER_WEIGHTS, quantized_of
 from rewriter.target import Target
 
+_TOLD: Mapping[ir.Node, str] = {}
 _INT8_ACTIVATIONS = "rounds activations to 8 bits"
 
 
-def cannot_run(nodes: Iterable[ir.Node], provider: str) -> str:
+def cannot_run(nodes: Iterable[ir.Node], provider: str, layouts: Mapping[ir.Node, str] = _TOLD) -> str:
     """Returns why the installed runtime's provider cannot run the nodes, or runs them wrongly; empty where it can.
 
     The reference runs what its operators define, and raises at what they do not.
+
+    Args:
+        nodes: what is to run.
+        provider: where.
+        layouts: node -> the layout of its weights, where its metadata does not tell.
     """
     if provider == "reference":
         return ""
-    return next((reason for node in nodes if (reason := _cannot_run(node, _target(provider)))), "")
+    return next((reason for node in nodes if (reason := _cannot_run(node, _target(provider), layouts.get(node)))), "")
 
 
-def cannot_judge(nodes: Iterable[ir.Node], provider: str) -> str:
-    """Returns why the provider's numbers prove nothing about the nodes; empty where they do."""
+def cannot_judge(nodes: Iterable[ir.Node], provider: str, layouts: Mapping[ir.Node, str] = _TOLD) -> str:
+    """Returns why the provider's numbers prove nothing about the nodes; empty where they do; see ``cannot_run``."""
     if provider == "reference":
         return ""
     nodes = list(nodes)
-    reason = cannot_run(nodes, provider)
+    reason = cannot_run(nodes, provider, layouts)
     return reason or next((inexact for node in nodes if (inexact := _inexact(node, _target(provider)))), "")
 
 
@@ -40,7 +46,7 @@ def _target(provider: str) -> Target:
     return Target.parse("auto" if provider == "cpu" else provider)
 
 
-def _cannot_run(node: ir.Node, target: Target) -> str:
+def _cannot_run(node: ir.Node, target: Target, layout: str | None) -> str:
     if MATMUL_NBITS.computes(node) or GATHER_BLOCK_QUANTIZED.computes(node):
         reason = _linear(node, target) if MATMUL_NBITS.computes(node) else _lookup(node, target)
         return f"{node.op_type} on {target}: {reason}" if reason else ""
@@ -58,7 +64,7 @@ def _cannot_run(node: ir.Node, target: Target) -> str:
     reason = kernel.refusal(form_of(node), _name(dtype), weighted=weighted)
     if reason is None and operator is QMOE:
         bits = set(quantized_of(node).bits[:2])
-        layout = node.metadata_props.get(LAYOUT_KEY, RAW.name)
+        layout = layout or node.metadata_props.get(LAYOUT_KEY, RAW.name)
         if layout not in target.qmoe_layouts:
             reason = f"the {layout} layout has no kernel"
         elif len(bits) > 1 and not kernel.mixed_bits:

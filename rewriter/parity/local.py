@@ -68,7 +68,9 @@ class LocalProver:
         names: dict[ir.Value, str] = {}
         imports = {**rewrite.imports, **rewrite.opsets}
         related = related_nodes(rewrite)
-        before = Subgraph(names, list(rewrite.outputs), {*rewrite.matched, *related}, run.facts, imports)
+        before = Subgraph(
+            names, list(rewrite.outputs), {*rewrite.matched, *related}, run.facts, imports, layouts=rewrite.layouts
+        )
         kept = {node for node in rewrite.matched if rewrite.outputs.keys().isdisjoint(node.outputs)}
         inside = {*rewrite.nodes, *related, *kept}
         after = Subgraph(names, list(rewrite.outputs.values()), inside, run.facts, imports, rewrite.outputs)
@@ -79,11 +81,12 @@ class LocalProver:
             return Proof(rewrite.rule, "none", 0.0, 0.0, node, skipped)
         before.experts = after.experts = experts
         runtime = self._runtime if rewrite.nodes else self._reference
-        because = cannot_judge((*rewrite.matched, *rewrite.nodes), runtime.name)
+        nodes = (*rewrite.matched, *rewrite.nodes)
+        because = cannot_judge(nodes, runtime.name, rewrite.layouts)
         fed = {value: names[value] for value in (*before.fed, *after.fed)}
         feeds = random_feeds(fed, np.random.default_rng(self._seed), rewrite, experts)
         judges = [self._reference, runtime] if because else [runtime]
-        if because and cannot_run((*rewrite.matched, *rewrite.nodes), runtime.name):
+        if because and cannot_run(nodes, runtime.name, rewrite.layouts):
             judges.pop()  # what is inexact may judge where nothing else runs, but not what runs wrongly
         model, own = before.model(dequantized(before, jobs, experts), feeds)
         runtime, expected = _first_to_run(judges, model, own, rewrite.root)
@@ -237,13 +240,14 @@ def _relative(expected: Array, actual: Array) -> tuple[float, tuple[int, ...]]:
 
 def _signature(rewrite: Rewrite) -> object:
     """What two rewrites of one structural class have in common: rule, operators, attributes, types and shapes."""
-    return (rewrite.rule, *(_node_signature(node) for node in (*rewrite.matched, *rewrite.nodes)))
+    layouts = rewrite.layouts
+    return (rewrite.rule, *(_node_signature(node, layouts.get(node)) for node in (*rewrite.matched, *rewrite.nodes)))
 
 
-def _node_signature(node: ir.Node) -> object:
+def _node_signature(node: ir.Node, layout: str | None) -> object:
     attributes = tuple(sorted((a.name, repr(a.value)) for a in node.attributes.values()))
     types = tuple(_type_signature(v) for v in (*node.inputs, *node.outputs))
-    return (node.domain, node.op_type, attributes, node.metadata_props.get(LAYOUT_KEY), types)
+    return (node.domain, node.op_type, attributes, layout or node.metadata_props.get(LAYOUT_KEY), types)
 
 
 def _type_signature(value: ir.Value | None) -> object:

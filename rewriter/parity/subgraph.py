@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.operators.qmoe import LAYOUT_KEY
 from rewriter.parity.subgraph_inputs import Feeds
 from rewriter.parity.weights import fed_weights, first_experts, stacks_of
 from rewriter.tensors import View, ViewTensor
@@ -36,10 +37,12 @@ class Subgraph:
         facts: Facts,
         imports: Mapping[str, int],
         instead: Mapping[ir.Value, ir.Value] | None = None,
+        layouts: Mapping[ir.Node, str] | None = None,
     ) -> None:
         self._names = names
         self._instead = instead or {}
         self._imports = imports
+        self._layouts = layouts or {}
         self._outputs = outputs
         self.nodes: list[ir.Node] = []
         self.constants: dict[ir.Value, ir.TensorProtocol] = {}
@@ -116,7 +119,8 @@ class Subgraph:
             self._names.setdefault(out, f"v{len(self._names)}")
         proto = onnx.helper.make_node(node.op_type, inputs, [self._names[v] for v in node.outputs], domain=node.domain)
         proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
-        for key, text in node.metadata_props.items():
+        layout = {LAYOUT_KEY: self._layouts[node]} if node in self._layouts else {}
+        for key, text in {**node.metadata_props, **layout}.items():
             proto.metadata_props.add(key=key, value=text)
         return proto
 

@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis.strategies import SearchStrategy
 
 from rewriter.api import Result, apply
+from rewriter.engine import purity
 from rewriter.errors import ParityError, RewriterError, RuleError
 from rewriter.report import Report
 from rewriter.testing.drawing import Seen, terse
@@ -123,7 +124,8 @@ def run(rule: RuleUnderTest, model: ir.Model, what: str = "it") -> Result[ir.Mod
         AssertionError: it fails or raises; the message says so of ``what``.
     """
     try:
-        return apply(model, as_rules(rule), overrides={"parity.local": "all"})
+        with purity.checked():
+            return apply(model, as_rules(rule), overrides={"parity.local": "all"})
     except ParityError as error:
         raise AssertionError(f"{what} failed its parity: {error}") from None
     except RuleError as error:

@@ -43,6 +43,7 @@ CAUGHT = {
     r"the model runs and the result does not": "whole model: the result does not run",
     r"the checker accepts the model": "checker: the result is invalid",
     r"fires again": "second run: not idempotent",
+    r"raised RuleError: .* changed the model while it was matched": "purity: a match edits the model",
     r"raised RuleError": "engine: the rule fails",
 }
 """What the first line of a complaint says -> what caught it."""

@@ -47,6 +47,7 @@ _with_bias = texts(
     ("(float[t, 40] x) => (float[t, n] y) { y = Gemm(x, w, b) }", {"w": normal(40, 24), "b": normal(24)}),
 )
 _batched = texts(("(float[3, t, 32] x) => (float[3, t, 16] y) { y = MatMul(x, w) }", {"w": normal(3, 32, 16)}))
+_alone = texts(("(float[1, t, 32] x) => (float[3, t, 16] y) { y = MatMul(x, w) }", {"w": normal(3, 32, 16)}))
 _long = texts(("(float[t, 40] x) => (float[t, n] y) { y = MatMul(x, w) }", {"w": normal(40, 24)}))
 
 
@@ -261,6 +262,13 @@ LINEARS = (
         "rules/unbatch.py",
         [('_integers(op, [e], "expert")', '_integers(op, [0], "expert")')],
         _batched,
+    ),
+    Mistake(
+        "unbatch",
+        "the model's own rows made to fit",
+        "rules/unbatch.py",
+        [("            own = rows\n", "            own = rows; own.shape = ir.Shape(row_shape)\n")],
+        _alone,
     ),
     Mistake(
         EINSUM,

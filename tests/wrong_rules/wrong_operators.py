@@ -296,6 +296,19 @@ OPERATORS = (
     ),
     Mistake(
         LAYOUT,
+        "the matched node stamped before anything is proved",
+        "rules/qmoe_layout.py",
+        [
+            (
+                "        inputs = dict(enumerate(node.inputs))",
+                '        inputs = dict(enumerate(node.inputs)); node.metadata_props["rewriter.layout"] = wanted.name',
+            )
+        ],
+        qmoes(),
+        ruled({LAYOUT: {"layout": "cutlass-sm80"}}, target="cuda:sm80"),
+    ),
+    Mistake(
+        LAYOUT,
         "off-by-one expert",
         STORED,
         [("view.index(0, index).numpy() for view", "view.index(0, max(index - 1, 0)).numpy() for view")],

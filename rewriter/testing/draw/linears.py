@@ -73,7 +73,8 @@ def projections(
             )
             terms.append(consume(draw, inner, x, product))
         if obstacle == "several-matrices":
-            both = inner.op("MatMul", x, inner.weight("both", (2, k, n), dtype))
+            rows = inner.op("Reshape", x, inner.ints(1, -1, k)) if draw(st.booleans()) else x
+            both = inner.op("MatMul", rows, inner.weight("both", (2, k, n), dtype))
             terms.append(inner.op("ReduceMax", both, keepdims=0))
         if obstacle == "weight-also-read":
             terms.append(inner.op("ReduceMax", name, keepdims=0))
