@@ -16,7 +16,7 @@ from rewriter import io
 from rewriter.engine.context import ModelRun
 from rewriter.engine.driver import Engine, Prover, Watch, without_cycle_collection
 from rewriter.errors import RuleSetError, UsageError
-from rewriter.graph.contents import all_nodes
+from rewriter.graph.contents import Slot, all_nodes
 from rewriter.inspection.left import left_in_float
 from rewriter.inspection.weights import bytes_by_family, sizes
 from rewriter.io.validate import validate
@@ -26,6 +26,7 @@ from rewriter.operators.qmoe import QMOE
 from rewriter.parity.local import LocalProver
 from rewriter.parity.model import ModelParity, check
 from rewriter.parity.runtime import Feeds, Runtime
+from rewriter.parity.written import require_sources
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.importance import Importance
 from rewriter.quantize.plan import CUSTOM
@@ -56,6 +57,7 @@ class Result(Generic[M]):
     ir_model: ir.Model
     rule_set: RuleSet
     _report: Callable[[], Report]
+    _inspect: Callable[[Sequence[Slot], ir.Model], None]
     _original: io.Model
     _saved: Path | None = None
     _parity: ModelParity | None = None
@@ -116,6 +118,7 @@ class Result(Generic[M]):
         Raises:
             UsageError: the directory exists, or cannot be written.
             QuantizationError: a weight is not finite; nothing is left behind.
+            ParityError: what was written is not what was computed; nothing is left behind.
         """
         place = path if isinstance(path, io.Place) else io.Place.of(path, overwrite=overwrite)
         source = io.source_path(self.ir_model)
@@ -127,6 +130,7 @@ class Result(Generic[M]):
             max_shard_size=max_shard_size,
             progress=progress,
             copy_others_from=source if self._from_folder else None,
+            inspect=self._inspect,
         )
         return self._saved
 
@@ -217,7 +221,7 @@ def apply(
             already_quantized=dict(sorted(kept.items())),
         )
 
-    return Result(ours, rule_set, report, model)
+    return Result(ours, rule_set, report, lambda given, written: require_sources(given, written, run.recorded), model)
 
 
 def _names(model: ir.Model) -> list[tuple[str, str]]:

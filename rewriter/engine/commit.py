@@ -12,6 +12,7 @@ from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_o
 from rewriter.errors import RuleError
 from rewriter.graph._onnxscript import MatchFailureError
 from rewriter.graph.contents import stored_tensors
+from rewriter.quantize.job import PartTensor
 from rewriter.tensors import View, ViewTensor, constant
 
 Container = ir.Graph | ir.Function
@@ -141,6 +142,8 @@ class Committer:
                     nodes.append(node)
                 self._constants[key] = home
             if home is not value:
+                if not _hold_the_same(value.const_value, _tensor_of(home)):
+                    raise self._fault(rewrite, f"'{value.name}' would share the constant '{home.name}', which differs")
                 value.replace_all_uses_with(home)
                 shared[value] = home
         return shared, nodes
@@ -254,6 +257,22 @@ def _key(tensor: ir.TensorProtocol) -> object:
     if isinstance(tensor, ir.Tensor) and tensor.nbytes <= _SMALL:
         return tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes()
     return getattr(tensor, "key", None) or ("view", View.whole(tensor, ""))
+
+
+def _tensor_of(constant: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or of a Constant node's output."""
+    producer = constant.producer()
+    return constant.const_value if producer is None else producer.attributes["value"].as_tensor()
+
+
+def _hold_the_same(one: ir.TensorProtocol | None, other: ir.TensorProtocol | None) -> bool:
+    """Whether one constant may stand for another; asked without their keys, by which they were found."""
+    if one is None or other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if not isinstance(one, PartTensor) or not isinstance(other, PartTensor):
+        return isinstance(one, PartTensor) == isinstance(other, PartTensor)
+    weights = [[(job.weight, job.context.spec) for job in tensor.jobs] for tensor in (one, other)]
+    return one.index == other.index and weights[0] == weights[1]
 
 
 def _empty(attribute: ir.Attr) -> list[ir.Value]:

@@ -126,6 +126,10 @@ class ModelRun:
         """The weights written so far, the largest error first."""
         return tuple(sorted(self._weights.values(), key=lambda w: (-w.relative_rms, w.name)))
 
+    def recorded(self, job: QuantizationJob) -> Weight | None:
+        """Returns what is known of a weight since it was computed, None where it was not."""
+        return self._weights.get(job.key)
+
     def _written(self, job: QuantizationJob, quantized: QuantizedWeight, nbytes: int) -> None:
         self._weights[job.key] = weight_record(job, nbytes, relative_rms(job.weight.numpy(), quantized))
 

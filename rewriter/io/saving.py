@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import onnx
@@ -18,6 +18,7 @@ from rewriter.io.loading import source_path
 from rewriter.io.output import complete_directory
 from rewriter.io.place import Place
 from rewriter.io.streaming import Meter, Progress, in_memory, largest_file, on_disk
+from rewriter.io.verify import verify
 from rewriter.tensors import ViewTensor
 
 SINGLE_FILE_BYTES = 256 << 20
@@ -43,6 +44,7 @@ def save(
     max_shard_size: int | None = None,
     progress: Progress | None = None,
     copy_others_from: str | os.PathLike[str] | None = None,
+    inspect: Callable[[Sequence[Slot], ir.Model], None] | None = None,
 ) -> Path:
     """Writes a model into a directory of its own, tensor by tensor; the same model gives the same bytes.
 
@@ -62,6 +64,7 @@ def save(
         progress: called with bytes written and bytes in all, by one thread at a time.
         copy_others_from: an input model file: the other files in its directory (tokenizer, configuration) are copied,
             folders are not; other models only where a ``genai_config.json`` says that they belong together.
+        inspect: shown the tensors that were written and the model read back, before it appears.
 
     Returns:
         Path of the written ``.onnx`` file.
@@ -69,6 +72,7 @@ def save(
     Raises:
         UsageError: the output exists, holds the input, or cannot be written.
         ModelError: the model is too large for the ``.onnx`` format, or its data changed while they were read.
+        ParityError: what was written is not what was computed.
     """
     workers = max_workers if max_workers is not None else _processors()
     budget = memory if memory is not None else DEFAULT_MEMORY
@@ -90,13 +94,24 @@ def save(
     with complete_directory(place, name, lambda: data_of(place.directory, name)) as partial, swapped() as swap:
         apart = {id(slot) for slot in streamed}
         meter = Meter(total, progress)
+        digests: dict[int, bytes] = {}
         for slot, tensor in on_disk(
-            streamed, partial, name, meter=meter, memory=budget, workers=workers, max_shard_size=max_shard_size
+            streamed,
+            partial,
+            name,
+            meter=meter,
+            memory=budget,
+            workers=workers,
+            max_shard_size=max_shard_size,
+            digests=digests,
         ):
             swap(slot, tensor)
-        for slot, tensor in in_memory([slot for slot in slots if id(slot) not in apart], meter, workers):
+        for slot, tensor in in_memory([slot for slot in slots if id(slot) not in apart], meter, workers, digests):
             swap(slot, tensor)
         _write(model, partial / name)
+        written = verify(model, slots, partial / name, digests, workers)
+        if inspect is not None:
+            inspect(slots, written)
         for other in others:
             shutil.copyfile(other, partial / other.name)
         require_unchanged(model)
@@ -113,7 +128,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     slots = list(stored_tensors(model))
     _check_limit(total_bytes(model))
     with swapped() as swap:
-        for slot, tensor in in_memory(slots, Meter(0, None), _processors()):
+        for slot, tensor in in_memory(slots, Meter(0, None), _processors(), {}):
             swap(slot, tensor)
         proto: onnx.ModelProto = ir.to_proto(model)
     require_unchanged(model)

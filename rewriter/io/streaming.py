@@ -12,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.graph.contents import Slot
+from rewriter.quantize.job import PartTensor
 from rewriter.tensors import drop_pages
+from rewriter.tensors.digest import DigestingFile, digest_of
 
 Progress = Callable[[int, int], None]
 
@@ -34,12 +36,19 @@ class Meter:
                 self._progress(self._done, self._total)
 
 
-def in_memory(slots: Sequence[Slot], meter: Meter, workers: int) -> Iterator[tuple[Slot, ir.TensorProtocol]]:
-    """Yields the slots whose tensor is lazy or on disk, with the tensor read or computed; others stay as they are."""
+def in_memory(
+    slots: Sequence[Slot], meter: Meter, workers: int, digests: dict[int, bytes]
+) -> Iterator[tuple[Slot, ir.TensorProtocol]]:
+    """Yields the slots whose tensor is lazy or on disk, with the tensor read or computed; others stay as they are.
+
+    ``digests`` takes, by the id of each lazy tensor, the digest of what was computed.
+    """
     absent = [slot for slot in slots if isinstance(slot.tensor, ir.LazyTensor | ir.ExternalTensor)]
 
     def read(slot: Slot) -> ir.TensorProtocol:
         tensor = ir.Tensor(np.array(slot.tensor.numpy()), dtype=slot.tensor.dtype, name=slot.tensor.name)
+        if isinstance(slot.tensor, ir.LazyTensor):
+            digests[id(slot.tensor)] = digest_of(tensor.tobytes())
         drop_pages(slot.tensor)
         meter.add(tensor.nbytes)
         return tensor
@@ -61,6 +70,7 @@ def on_disk(
     memory: int,
     workers: int,
     max_shard_size: int | None,
+    digests: dict[int, bytes],
 ) -> Iterator[tuple[Slot, ir.TensorProtocol]]:
     """Writes the tensors of ``slots`` into data files; yields each slot with the external tensor that was written.
 
@@ -72,6 +82,7 @@ def on_disk(
         memory: bytes of computed tensors in flight.
         workers: threads.
         max_shard_size: bytes of each data file, or None for a single file.
+        digests: takes, by the id of each lazy tensor, the digest of what was written.
     """
     sources = {id(slot.tensor): slot.tensor for slot in slots}
     shards = _shards(list(sources.values()), max_shard_size)
@@ -79,7 +90,7 @@ def on_disk(
     for index, shard in enumerate(shards):
         file = f"{name}.data" if len(shards) == 1 else f"{name}-{index + 1:05d}-of-{len(shards):05d}.data"
         external = ir.external_data.convert_tensors_to_external(
-            [_Metered(tensor, meter) for tensor in shard],
+            [_Metered(tensor, meter, digests) for tensor in shard],
             directory,
             file,
             max_workers=workers,
@@ -99,12 +110,19 @@ def largest_file(slots: Sequence[Slot], max_shard_size: int | None) -> int:
 class _Metered(ir.LazyTensor):
     """A tensor that is counted, and its mapped source dropped from memory, once it is written."""
 
-    def __init__(self, tensor: ir.TensorProtocol, meter: Meter) -> None:
+    def __init__(self, tensor: ir.TensorProtocol, meter: Meter, digests: dict[int, bytes]) -> None:
         super().__init__(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
         self._meter = meter
+        self._digests = digests
 
     def tofile(self, file: Any) -> None:
-        super().tofile(file)
+        tensor = self.raw()
+        if isinstance(tensor, ir.LazyTensor) and not (isinstance(tensor, PartTensor) and tensor.is_digested):
+            digesting = DigestingFile(file)
+            super().tofile(digesting)
+            self._digests[id(tensor)] = digesting.value()
+        else:
+            super().tofile(file)
         drop_pages(self.raw())
         self._meter.add(self.nbytes)
 

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from rewriter.errors import QuantizationError, RewriterError
 from rewriter.quantize.types import QuantizedShape, QuantizedWeight, Quantizer, WeightContext, check_promise
 from rewriter.tensors import View, drop_pages
+from rewriter.tensors.digest import digest_of
 
 Arrays = Sequence[npt.NDArray[Any]]
 
@@ -124,9 +125,14 @@ class PartTensor(ir.LazyTensor):
     """One of several tensors that come from one evaluation.
 
     Attributes:
+        stacked: whether it holds a part of each job's weight, one after another; else of the first job's.
         key: equal for equal tensors, so that the commit can share them.
         jobs: the weights that it is made of.
+        parts: the evaluation.
+        index: which of its parts this is.
     """
+
+    stacked: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -142,6 +148,17 @@ class PartTensor(ir.LazyTensor):
         )
         self.key = (*parts.key, index)
         self.jobs = jobs
+        self.parts = parts
+        self.index = index
+
+    @property
+    def is_digested(self) -> bool:
+        """Whether its job takes the digest of its bytes; not of types narrower than a byte."""
+        return self.dtype.bitwidth >= 8
+
+    def digest(self) -> bytes:
+        """Returns the digest of its bytes, as its job computed them last."""
+        return self.parts.digest(self.index)
 
 
 class Parts(Protocol):
@@ -149,24 +166,43 @@ class Parts(Protocol):
 
     key: tuple[object, ...]
 
+    @property
+    def unpack(self) -> Callable[[Arrays], QuantizedWeight] | None:
+        """Reads a weight back from its parts; None where nobody said how."""
+
     def take(self, index: int) -> npt.NDArray[np.generic]:
         """Returns one of them."""
+
+    def digest(self, index: int) -> bytes:
+        """Returns the digest of one of them, as the evaluation gave it."""
 
 
 class _Parts:
     """Evaluates once, hands each part out, and lets go when all have been taken."""
 
-    def __init__(self, key: tuple[object, ...], evaluate: Callable[[], Arrays]) -> None:
+    def __init__(
+        self,
+        key: tuple[object, ...],
+        evaluate: Callable[[], Arrays],
+        unpack: Callable[[Arrays], QuantizedWeight] | None,
+    ) -> None:
         self.key = key
+        self.unpack = unpack
         self._evaluate = evaluate
+        self._digests: list[bytes] = []
         self._lock = threading.Lock()
         self._kept: dict[int, npt.NDArray[np.generic]] = {}
 
     def take(self, index: int) -> npt.NDArray[np.generic]:
         with self._lock:
             if index not in self._kept:
-                self._kept = dict(enumerate(self._evaluate()))
+                arrays = self._evaluate()
+                self._digests = [digest_of(array) for array in arrays]
+                self._kept = dict(enumerate(arrays))
             return self._kept.pop(index)
+
+    def digest(self, index: int) -> bytes:
+        return self._digests[index]
 
 
 def lazy_parts(
@@ -174,6 +210,7 @@ def lazy_parts(
     evaluate: Callable[[], Arrays],
     parts: Sequence[Part],
     jobs: tuple[QuantizationJob, ...] = (),
+    unpack: Callable[[Arrays], QuantizedWeight] | None = None,
 ) -> tuple[PartTensor, ...]:
     """Returns one lazy tensor per part of what ``evaluate`` returns.
 
@@ -182,8 +219,9 @@ def lazy_parts(
         evaluate: computes all parts; called once for all of them, and again only if a part is read again.
         parts: name, element type and shape of each.
         jobs: the weights that the parts are made of.
+        unpack: reads the weight of the first job back from the parts, so that what was written can be looked at.
     """
-    shared = _Parts(key, evaluate)
+    shared = _Parts(key, evaluate, unpack)
     return tuple(PartTensor(shared, i, *part[1:], part.name, jobs) for i, part in enumerate(parts))
 
 
@@ -209,7 +247,7 @@ def packed_parts(
         also: other weights that the tensors take the place of.
     """
     parts = named_parts(stored, name, scale_dtype)
-    return lazy_parts((stored.name, *job.key), lambda: packed_arrays(job, stored), parts, (job, *also))
+    return lazy_parts((stored.name, *job.key), lambda: packed_arrays(job, stored), parts, (job, *also), stored.unpack)
 
 
 def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:

@@ -18,6 +18,8 @@ from rewriter.quantize.job import (
     named_parts,
     packed_arrays,
 )
+from rewriter.quantize.types import QuantizedWeight
+from rewriter.tensors.digest import Digest
 
 Sink = Callable[[int, npt.NDArray[np.generic]], None]
 
@@ -25,18 +27,19 @@ Sink = Callable[[int, npt.NDArray[np.generic]], None]
 class StackTensor(PartTensor):
     """A part of a stack; the codes are written expert by expert, so that they are never in memory whole."""
 
+    stacked = True
+
     def __init__(self, stack: _Stack, index: int, *args: Any) -> None:
         super().__init__(stack, index, *args)
         self._stack = stack
-        self._index = index
 
     def first(self, experts: int) -> npt.NDArray[np.generic]:
         """Returns the part of the first ``experts``; the others are not computed."""
-        return np.stack([self._stack.compute(expert)[self._index] for expert in range(experts)])
+        return np.stack([self._stack.compute(expert)[self.index] for expert in range(experts)])
 
     def tofile(self, file: Any) -> None:
         """Writes the codes as they are computed; scales and zero points are kept for their own turn."""
-        if self._index:
+        if self.index:
             super().tofile(file)
         else:
             self._stack.evaluate(lambda _, codes: file.write(np.ascontiguousarray(codes).data))
@@ -45,8 +48,16 @@ class StackTensor(PartTensor):
 class _Stack:
     """Computes all parts at once: the codes go out expert by expert, the small rest is kept until it is taken."""
 
-    def __init__(self, key: tuple[object, ...], experts: int, compute: Callable[[int], Arrays]) -> None:
+    def __init__(
+        self,
+        key: tuple[object, ...],
+        experts: int,
+        compute: Callable[[int], Arrays],
+        unpack: Callable[[Arrays], QuantizedWeight],
+    ) -> None:
         self.key = key
+        self.unpack = unpack
+        self._digests: list[Digest] = []
         self._experts = experts
         self.compute = compute
         self._lock = threading.Lock()
@@ -68,10 +79,18 @@ class _Stack:
                 self._evaluate(None)
             return self._kept.pop(index)
 
+    def digest(self, index: int) -> bytes:
+        """Returns the digest of one part, as its experts were computed in turn."""
+        return self._digests[index].value()
+
     def _evaluate(self, sink: Sink | None) -> None:
         kept: dict[int, npt.NDArray[np.generic]] = {}
+        self._digests = []
         for expert in range(self._experts):
             arrays = self.compute(expert)
+            self._digests = self._digests or [Digest() for _ in arrays]
+            for digest, part in zip(self._digests, arrays, strict=True):
+                digest.add(part)
             if sink is not None:
                 sink(expert, arrays[0])
             for index, part in enumerate(arrays[1:], 1):
@@ -92,7 +111,7 @@ def packed_stack(
     """
     own = tuple(jobs)
     key = (f"{stored.name}-stack", *(job.key for job in own))
-    stack = _Stack(key, len(own), lambda expert: packed_arrays(own[expert], stored))
+    stack = _Stack(key, len(own), lambda expert: packed_arrays(own[expert], stored), stored.unpack)
     parts = named_parts(stored, name, scale_dtype)
     return tuple(
         StackTensor(stack, i, part.dtype, (len(own), *part.shape), part.name, own) for i, part in enumerate(parts)
