@@ -105,7 +105,7 @@ class Rule(RewriteRuleClassBase):
     """An onnxscript rule that may use facts and quantize weights; the engine binds ``run`` for each run.
 
     Attributes:
-        recognisers: what must have been stated before this rule is tried.
+        recognisers: what must have been stated, beside what is constant, before this rule is tried.
         run: facts, target and quantizer of the present run.
     """
 

@@ -23,12 +23,14 @@ import onnx_ir as ir
 
 from rewriter.emit import require_matmul_nbits, typed, write_integers
 from rewriter.facts import Facts, Recogniser, Transfer
+from rewriter.facts.shapes import fed_shape, shape_of
+from rewriter.facts.size import Dims
+from rewriter.graph.attributes import text_attribute
 from rewriter.graph.declines import INFER_SHAPES
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks import experts
-from rewriter.rules.blocks.guards import FLOATS, text_attribute
+from rewriter.rules.blocks.guards import FLOATS
 from rewriter.rules.blocks.readers import require_one_reader
-from rewriter.rules.blocks.sizes import Dims, fed_shape, shape_of
 from rewriter.tensors import View, ViewTensor
 
 

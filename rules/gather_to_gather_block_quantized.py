@@ -15,22 +15,21 @@ Source:       com.microsoft::GatherBlockQuantized; experts in batches from torch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 
 from rewriter.emit import write_integers
-from rewriter.facts import Recogniser
+from rewriter.facts.integers import static
+from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.declines import INFER_SHAPES, MIN_BYTES, ONE_FLOAT_TYPE, ONE_SPEC, reason_of, stays_float
 from rewriter.operators.gather_block_quantized import TABLE
 from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.quantize.job import QuantizationJob
 from rewriter.rule import Declined, NotApplicable, Rule, Run
-from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.gather_block_quantized import gather, quantized_rows
-from rewriter.rules.blocks.guards import FLOATS, integer_attribute, integers
+from rewriter.rules.blocks.guards import FLOATS
 from rewriter.rules.blocks.readers import contracted_axis, readers, reads_rows
 from rewriter.tensors import View
 
@@ -54,8 +53,6 @@ class Rows:
 
 class GatherToGatherBlockQuantized(Rule):
     """The rule at a Gather, at a GatherND, or at a GatherND whose index was given its last axis by an Unsqueeze."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self, op_type: str, unsqueezed: bool, min_bytes: int) -> None:
         super().__init__(name="gather-to-gather-block-quantized", remove_nodes=False)
@@ -149,7 +146,7 @@ def _appended_axis(run: Run, index: ir.Value) -> bool:
     node = index.producer()
     if node is None or node.op_type != "Unsqueeze" or node.inputs[0] is None:
         return False
-    axes = integers(run.facts, node, 1, "axes")
+    axes = static(run.facts, node, 1, "axes")
     shape = node.inputs[0].shape
     return axes is not None and len(axes) == 1 and axes[0] in (-1, None if shape is None else shape.rank())
 

@@ -11,23 +11,18 @@ Source:       com.microsoft::MatMulNBits; torch.onnx writes nn.Linear as Gemm(tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 
 from rewriter.emit import AccuracyLevel, matmul_nbits
-from rewriter.facts import Recogniser
+from rewriter.graph.attributes import integer_attribute
 from rewriter.rule import Rule
-from rewriter.rules.blocks import computed, views
-from rewriter.rules.blocks.guards import integer_attribute
 from rewriter.rules.blocks.matmul_nbits import addend, read_linear, takes_bias
 
 
 class GemmToMatMulNBits(Rule):
     """The rule; ``accuracy_level`` is the operator's attribute, 0 leaves it out."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self, accuracy_level: AccuracyLevel) -> None:
         super().__init__(name="gemm-to-matmul-nbits")

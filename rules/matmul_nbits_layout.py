@@ -18,13 +18,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.emit import write_operator
+from rewriter.graph.attributes import integer_attribute
 from rewriter.operators.layout.stored import Layout, Refusal, by_name
 from rewriter.operators.matmul_nbits import LAYOUTS, MATMUL_NBITS, RAW
 from rewriter.operators.operator import DOMAIN
 from rewriter.operators.qmoe import LayoutName
 from rewriter.quantize.types import QuantizedShape
 from rewriter.rule import Declined, NotApplicable, Rule
-from rewriter.rules.blocks.guards import integer_attribute, require_constant
+from rewriter.rules.blocks.guards import require_constant
 from rewriter.tensors import RowsTensor, View
 
 

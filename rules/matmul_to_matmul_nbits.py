@@ -12,22 +12,17 @@ Source:       com.microsoft::MatMulNBits; every exporter's linear layers and uns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 
 from rewriter.emit import AccuracyLevel, matmul_nbits
-from rewriter.facts import Recogniser
 from rewriter.rule import Rule
-from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.matmul_nbits import read_linear
 
 
 class MatMulToMatMulNBits(Rule):
     """The rule; ``accuracy_level`` is the operator's attribute, 0 leaves it out."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self, accuracy_level: AccuracyLevel) -> None:
         super().__init__(name="matmul-to-matmul-nbits")

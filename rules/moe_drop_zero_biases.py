@@ -9,26 +9,22 @@ Source:       the model builder of onnxruntime-genai writes zeros for models wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from rewriter.emit import write_operator
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts
 from rewriter.operators.form import form_of
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN
 from rewriter.rule import NotApplicable, Rule
-from rewriter.rules.blocks import computed, views
 from rewriter.tensors import View
 
 
 class MoEDropZeroBiases(Rule):
     """The rule at an MoE."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self) -> None:
         super().__init__(name="moe-drop-zero-biases")

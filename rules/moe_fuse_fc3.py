@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.facts import Recogniser
 from rewriter.operators.activation import SILU, SWIGLU
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN, input_at
 from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, NotApplicable, Rule
-from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.moe import (
     Experts,
     constant_bias,
@@ -40,8 +37,6 @@ from rewriter.tensors import View
 
 class MoEFuseFc3(Rule):
     """The rule at an MoE."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self) -> None:
         super().__init__(name="moe-fuse-fc3")

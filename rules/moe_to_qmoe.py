@@ -15,27 +15,22 @@ Source:       com.microsoft::QMoE; the model builder of onnxruntime-genai, mobiu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 
 from rewriter.emit import AccuracyLevel
-from rewriter.facts import Recogniser
 from rewriter.graph.declines import FROM_FLOAT, OTHER_TARGET, UNROLLED, no_kernel
 from rewriter.operators.form import form_of
 from rewriter.operators.operator import DOMAIN, input_at
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, ROUTER_WEIGHTS
 from rewriter.rule import Declined, NotApplicable, Rule
-from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.moe import element_type, read_moe, require_weights_disappear
 from rewriter.rules.blocks.qmoe import Held, emit_qmoe, plan_experts
 
 
 class MoEToQMoE(Rule):
     """The rule at an MoE."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self, accuracy_level: AccuracyLevel, smaller_blocks: bool) -> None:
         super().__init__(name="moe-to-qmoe")

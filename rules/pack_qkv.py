@@ -14,15 +14,13 @@ Source:       ONNX Runtime's builder packs so; mobius and torch.onnx write the t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 
 from rewriter.emit import write_integers
-from rewriter.facts import Recogniser
+from rewriter.graph.attributes import integer_attribute
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
-from rewriter.rules.blocks import computed, views
-from rewriter.rules.blocks.guards import integer_attribute
 from rewriter.rules.blocks.qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
 from rewriter.rules.blocks.tied import weight_of
 from rewriter.tensors import View, ViewTensor, joined
@@ -32,8 +30,6 @@ _SPLIT_TAKES_LENGTHS = 13
 
 class PackQKV(Rule):
     """The rule at one operator, where that is q."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self, domain: str, op_type: str) -> None:
         super().__init__(name="pack-qkv", remove_nodes=False)

@@ -17,13 +17,14 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.emit import write_operator
+from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.declines import no_kernel
 from rewriter.operators.layout.stored import Layout
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN
 from rewriter.operators.qmoe import LayoutName
 from rewriter.rule import Declined, Replacement, Rule, Run
-from rewriter.rules.blocks.guards import FLOATS, integer_attribute, require_dtype
+from rewriter.rules.blocks.guards import FLOATS, require_dtype
 from rewriter.rules.blocks.moe import flat_router
 from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredExperts, StoredProjection, read_qmoe
 

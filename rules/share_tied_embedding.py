@@ -11,15 +11,13 @@ Source:       exporters that save a tied model's state as two tensors; mobius wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.facts import Recogniser
+from rewriter.graph.attributes import integer_attribute
 from rewriter.rule import NotApplicable, Rule
-from rewriter.rules.blocks import computed, views
-from rewriter.rules.blocks.guards import integer_attribute
 from rewriter.rules.blocks.readers import origin
 from rewriter.rules.blocks.tied import read_table
 from rewriter.tensors import View
@@ -27,8 +25,6 @@ from rewriter.tensors import View
 
 class ShareTiedEmbedding(Rule):
     """The rule at the Gather."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self, min_bytes: int) -> None:
         super().__init__(name="share-tied-embedding", remove_nodes=False)

@@ -11,23 +11,18 @@ Source:       com.microsoft::MoE; the CPU provider loads only swiglu_fusion=1
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.facts import Recogniser
 from rewriter.operators.operator import DOMAIN
 from rewriter.rule import NotApplicable, Rule
-from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.moe import constant_bias, emit_moe, needs_fusion, read_moe, require_weights_disappear
 from rewriter.tensors import View, ViewTensor
 
 
 class SwigluInterleave(Rule):
     """The rule at an MoE."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self) -> None:
         super().__init__(name="swiglu-interleave")

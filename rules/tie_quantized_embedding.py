@@ -17,18 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
 from rewriter.emit import AccuracyLevel, on_parts, require_matmul_nbits, scale_type, write_integers
-from rewriter.facts import Recogniser
 from rewriter.graph.declines import INFER_SHAPES, ONE_SPEC, reason_of
 from rewriter.operators.gather_block_quantized import TIED, LinearAndTied
 from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.quantize.job import PartTensor, QuantizationJob, packed_parts
 from rewriter.rule import Declined, Replacement, Rule, Run
-from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.gather_block_quantized import gather
 from rewriter.rules.blocks.matmul_nbits import addend, read_weight, takes_bias
 from rewriter.rules.blocks.tied import Table, inputs_of, read_table
@@ -71,8 +69,6 @@ class Tied:
 
 class TieQuantizedEmbedding(Rule):
     """The rule at the Gather."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self, form: Form, min_bytes: int, accuracy_level: AccuracyLevel) -> None:
         super().__init__(name="tie-quantized-embedding", remove_nodes=False)

@@ -11,26 +11,22 @@ Source:       experts that are all computed, as Llama 4 and gpt-oss do outside o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 
 from rewriter.emit import require_matmul_nbits, typed, write_integers
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts
+from rewriter.facts.shapes import fed_shape, shape_of
+from rewriter.facts.size import Dims, Size
 from rewriter.rule import Declined, Fed, NotApplicable, Replacement, Rule
-from rewriter.rules.blocks import computed, views
-from rewriter.rules.blocks.axes import Size
 from rewriter.rules.blocks.guards import FLOATS
 from rewriter.rules.blocks.readers import require_one_reader
-from rewriter.rules.blocks.sizes import Dims, fed_shape, shape_of
 from rewriter.tensors import View, ViewTensor
 
 
 class Unbatch(Rule):
     """The rule at a MatMul."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self) -> None:
         super().__init__(name="unbatch")

@@ -14,18 +14,16 @@ Source:       packed projections of ONNX Runtime's builder; mixed precision as l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
-from rewriter.facts import Recogniser
+from rewriter.facts.integers import static
+from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.declines import stays_float
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
-from rewriter.rules.blocks import computed, views
-from rewriter.rules.blocks.guards import integer_attribute, integers
 from rewriter.rules.blocks.qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
 from rewriter.rules.blocks.readers import readers
 from rewriter.rules.blocks.tied import inputs_of, weight_of
@@ -53,8 +51,6 @@ class Packed:
 
 class UnpackQKV(Rule):
     """The rule at one operator."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self, domain: str, op_type: str, when: When) -> None:
         super().__init__(name="unpack-qkv", remove_nodes=False)
@@ -138,7 +134,7 @@ def _by_split(run: Run, projection: Projection) -> Packed | None:
         return None
     node = uses[0].node
     n, count = projection.n, len(node.outputs)
-    lengths = integers(run.facts, node, 1, "split", [n // count] * count if n % count == 0 else [])
+    lengths = static(run.facts, node, 1, "split", [n // count] * count if n % count == 0 else [])
     if not _is_last(projection.out, integer_attribute(node, "axis", 0)) or lengths is None or len(lengths) != 3:
         return None
     q, k, v = lengths
@@ -151,8 +147,8 @@ def _by_slices(run: Run, projection: Projection) -> Packed | None:
         return None
     bounds = []
     for node in nodes:
-        starts, ends = integers(run.facts, node, 1, "starts"), integers(run.facts, node, 2, "ends")
-        axes, steps = integers(run.facts, node, 3, "axes", []), integers(run.facts, node, 4, "", [1])
+        starts, ends = static(run.facts, node, 1, "starts"), static(run.facts, node, 2, "ends")
+        axes, steps = static(run.facts, node, 3, "axes", []), static(run.facts, node, 4, "", [1])
         if not starts or not ends or not axes or len(axes) != 1 or steps != [1]:
             return None
         if not _is_last(projection.out, axes[0]):

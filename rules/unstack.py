@@ -12,16 +12,17 @@ Source:       mobius, torch.onnx (dynamo and TorchScript), transformers' exporte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts
+from rewriter.facts.constants import Views
+from rewriter.facts.moves import OPERATORS
 from rewriter.graph.declines import CONSTANT, NOT_WHOLE, Reason
 from rewriter.rule import Declined, NotApplicable, Rule
-from rewriter.rules.blocks import computed, views
 from rewriter.rules.blocks.guards import FLOATS
 from rewriter.tensors import View, ViewTensor
 
@@ -41,8 +42,6 @@ class Readers:
 
 class Unstack(Rule):
     """The rule at one movement operator."""
-
-    recognisers: ClassVar[Sequence[Recogniser]] = (*views.RECOGNISERS, *computed.RECOGNISERS)
 
     def __init__(self, op_type: str) -> None:
         super().__init__(name="unstack", remove_nodes=False)
@@ -109,7 +108,7 @@ def _names_output(node: ir.Node) -> bool:
 
 
 def _is_view(facts: Facts, node: ir.Node) -> bool:
-    return any(facts.get(out, View) is not None or facts.get(out, views.Views) is not None for out in node.outputs)
+    return any(facts.get(out, View) is not None or facts.get(out, Views) is not None for out in node.outputs)
 
 
 def _selects_from_stack(facts: Facts, node: ir.Node) -> bool:
@@ -145,4 +144,5 @@ def _readers(facts: Facts, stack: ir.Value) -> Readers:
 
 def rule() -> list[Rule]:
     """Builds the rule, at every movement operator."""
-    return [Unstack(recogniser.name) for recogniser in views.RECOGNISERS if recogniser.name != "SplitToSequence"]
+    ends = {*OPERATORS, "Cast", "SequenceAt"} - {"SplitToSequence", "Expand", "Tile"}
+    return [Unstack(op_type) for op_type in sorted(ends)]

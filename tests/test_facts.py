@@ -12,15 +12,15 @@ from rewriter.engine.context import ModelRun
 from rewriter.engine.driver import Engine
 from rewriter.errors import RuleError
 from rewriter.facts import Facts, Recogniser
+from rewriter.facts.constants import constants
 from rewriter.quantize import ALGORITHMS
 from rewriter.rule import Declined, Rule
-from rewriter.rules.blocks import computed, views
 from rewriter.ruleset import load
 from rewriter.target import Target
 from rewriter.tensors import View
 from rewriter.testing import unrolled_experts
 
-RECOGNISERS = (*views.RECOGNISERS, *computed.RECOGNISERS)
+RECOGNISERS = tuple(constants)
 STACK = "<float[3,2,2] W = {0,1,2,3,4,5,6,7,8,9,10,11}, int64 zero = {0}, int64[1] one = {1}>"
 
 

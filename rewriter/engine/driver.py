@@ -19,6 +19,7 @@ from rewriter.engine.proposal import Rewrite
 from rewriter.engine.purity import unchanged
 from rewriter.errors import NonConvergenceError, RewriterError, RuleError
 from rewriter.facts import DeclineTracer, Facts, Recogniser, Transfer
+from rewriter.facts.constants import constants
 from rewriter.graph._onnxscript import MatchFailureError, OpKey, compiled, replaced_outputs, replacement, root_operator
 from rewriter.graph.contents import all_nodes, bodies, name_of
 from rewriter.quantize.job import quantized_once
@@ -137,7 +138,7 @@ class Engine:
                 own = copy.copy(rule)
                 if isinstance(own, Rule):
                     own.run = self._run
-                    recognisers |= dict.fromkeys(own.recognisers)
+                    recognisers |= dict.fromkeys((*constants, *own.recognisers))
                 candidate = _Candidate(bound.name, compiled(own))
                 key = root_operator(candidate.rule)
                 (everywhere if key is None else table.setdefault(key, [])).append(candidate)

@@ -96,6 +96,10 @@ class Facts:
         fact = known[kind]
         return fact if isinstance(fact, kind) else None
 
+    def of(self, value: ir.Value) -> Iterable[object]:
+        """Returns every fact that has been stated about ``value``."""
+        return self._facts.get(value, {}).values()
+
     def derived(self, value: ir.Value, kind: type[F], compute: Callable[[], F]) -> F:
         """Returns a fact that follows from the graph around ``value``; computed once and kept with the others."""
         known = self._derived.setdefault(value, {})

@@ -15,12 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
+from rewriter.graph.attributes import float_attribute, text_attribute
 from rewriter.graph.declines import CONSTANT
 from rewriter.operators.activation import IDENTITY, Step
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Content, Located
 from rewriter.rules.blocks.contents import Factor, Features, Linear, Output
-from rewriter.rules.blocks.guards import float_attribute, text_attribute
 from rewriter.rules.blocks.laws import of_number, of_two
 from rewriter.tensors import View
 

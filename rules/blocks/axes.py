@@ -13,44 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import onnx_ir as ir
-
-Symbol = str | tuple[ir.Value, int]
-"""A dimension that is not known: its name in the model, or an axis of a value."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """A product of an integer and of unknown dimensions."""
-
-    factor: int = 1
-    symbols: tuple[Symbol, ...] = ()
-
-    def __mul__(self, other: Size) -> Size:
-        return Size(self.factor * other.factor, tuple(sorted((*self.symbols, *other.symbols), key=_order)))
-
-    def __floordiv__(self, other: Size) -> Size | None:
-        """The exact quotient, or None where it is not known to be one."""
-        if not other.factor or self.factor % other.factor:
-            return None
-        left = list(self.symbols)
-        for symbol in other.symbols:
-            if symbol not in left:
-                return None
-            left.remove(symbol)
-        return Size(self.factor // other.factor, tuple(left))
-
-    @property
-    def constant(self) -> int | None:
-        """The integer, where nothing is unknown."""
-        return None if self.symbols else self.factor
-
-
-def _order(symbol: Symbol) -> tuple[int, str, int]:
-    return (0, symbol, 0) if isinstance(symbol, str) else (id(symbol[0]), "", symbol[1])
-
-
-ONE = Size()
+from rewriter.facts.integers import Shaped
+from rewriter.facts.size import ONE, Dims, Integers, Size
 
 Kind = Literal["token", "slot", "expert", "feature", "weight", "row", "group", "repeat"]
 
@@ -90,7 +54,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Located:
+class Located(Shaped):
     """A value's content and where its indices lie: one tuple of indices per dimension, empty for an extent of 1."""
 
     content: Content
@@ -100,6 +64,19 @@ class Located:
     def rank(self) -> int:
         """Number of dimensions."""
         return len(self.axes)
+
+    @property
+    def dims(self) -> Dims:
+        """The extents."""
+        return tuple(total(dim) for dim in self.axes)
+
+    @property
+    def integers(self) -> Integers | None:
+        """The elements of a vector of one integer."""
+        if not isinstance(self.content, Uniform) or self.rank != 1 or not self.content.value.is_integer():
+            return None
+        count = total(self.axes[0]).constant
+        return None if count is None else Integers((Size(int(self.content.value)),) * count)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
-from rewriter.rules.blocks.axes import Atom, Content, Located, Size, Uniform, only, put, total, unify
+from rewriter.facts.integers import static
+from rewriter.facts.size import Size
+from rewriter.graph.attributes import integer_attribute, text_attribute
+from rewriter.rules.blocks.axes import Atom, Content, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Output
-from rewriter.rules.blocks.guards import integer_attribute, text_attribute
 from rewriter.rules.blocks.laws import of_any, of_two
 from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Term, Weighted
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import faulty, last_axis, summed_weights
-from rewriter.rules.blocks.sizes import static
 from rewriter.rules.blocks.uniform import seeded
 from rewriter.tensors import View
 

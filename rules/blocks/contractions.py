@@ -9,10 +9,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
+from rewriter.graph.attributes import text_attribute
 from rewriter.rules.blocks.axes import Axes, Dim, Located, only, unify
 from rewriter.rules.blocks.combines import weighted
 from rewriter.rules.blocks.contents import Output
-from rewriter.rules.blocks.guards import text_attribute
 from rewriter.rules.blocks.mixing import Complete, Share, Weighted
 
 contractions = Family("contractions")

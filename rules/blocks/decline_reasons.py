@@ -7,13 +7,13 @@ from collections import deque
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.facts.size import Integers
 from rewriter.graph.declines import NO_LOOP
 from rewriter.operators.form import is_experts
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.axes import Located
 from rewriter.rules.blocks.contents import Output
 from rewriter.rules.blocks.mixing import Chosen, Complete, Mixed
-from rewriter.rules.blocks.sizes import Integers
 
 _FAR = 4096
 _NEAR = 64

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
+from rewriter.facts.integers import integers_of
+from rewriter.facts.size import Integers, arithmetic
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Content, Located, unify
 from rewriter.rules.blocks.laws import of_any, of_constant, of_number, of_two
-from rewriter.rules.blocks.sizes import Integers, arithmetic, integers_of
 from rewriter.tensors import View
 
 elementwise = Family("elementwise")

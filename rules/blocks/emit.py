@@ -11,15 +11,16 @@ import onnx_ir as ir
 
 from rewriter.emit import write_integers
 from rewriter.facts import Facts
+from rewriter.facts.shapes import fed_shape, shape_of
+from rewriter.facts.size import Size
+from rewriter.graph.attributes import cast_type
 from rewriter.graph.declines import INFER_SHAPES, OTHER_WEIGHTS
 from rewriter.operators.form import ExpertForm
 from rewriter.rule import Declined, Fed
-from rewriter.rules.blocks.axes import Atom, Dim, Size, only, total
+from rewriter.rules.blocks.axes import Atom, Dim, only, total
 from rewriter.rules.blocks.block import Block, Routing
 from rewriter.rules.blocks.contents import Router
-from rewriter.rules.blocks.guards import cast_type
 from rewriter.rules.blocks.movement import token_rows
-from rewriter.rules.blocks.sizes import fed_shape, shape_of
 
 
 def form_of(block: Block, routing: Routing) -> ExpertForm:

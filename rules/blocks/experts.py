@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 from rewriter.facts import Recogniser, Transfer
 from rewriter.facts.outside import load_recognisers
-from rewriter.rules.blocks import computed, gathers, movement, parts, sizes, views
+from rewriter.facts.shapes import sizes
 from rewriter.rules.blocks.activations import activations
 from rewriter.rules.blocks.combines import combines
 from rewriter.rules.blocks.contractions import contractions
 from rewriter.rules.blocks.elementwise import elementwise
+from rewriter.rules.blocks.gathers import gathers
 from rewriter.rules.blocks.grouped import rows
 from rewriter.rules.blocks.linears import linears
+from rewriter.rules.blocks.movement import movement
 from rewriter.rules.blocks.routers import routers
 from rewriter.rules.blocks.uniform import numbers
 
@@ -22,11 +24,19 @@ class _Blocks:
 
     def __iter__(self) -> Iterator[Recogniser | Transfer]:
         load_recognisers()
-        for module in (views, computed, sizes, movement, parts):
-            yield from module.RECOGNISERS
-        yield from numbers
-        yield from gathers.RECOGNISERS
-        for family in (routers, linears, activations, combines, contractions, rows, elementwise):
+        for family in (
+            sizes,
+            movement,
+            numbers,
+            gathers,
+            routers,
+            linears,
+            activations,
+            combines,
+            contractions,
+            rows,
+            elementwise,
+        ):
             yield from family
 
 

@@ -13,11 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
+from rewriter.facts.integers import integers_of
+from rewriter.facts.size import Size
+from rewriter.graph.attributes import cast_type, float_attribute, integer_attribute, text_attribute
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
-from rewriter.rules.blocks.axes import Atom, Axes, Content, Dim, Located, Size, Uniform, only, put, total, unify
+from rewriter.rules.blocks.axes import Atom, Axes, Content, Dim, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Output, Router
-from rewriter.rules.blocks.guards import cast_type, float_attribute, integer_attribute, text_attribute
 from rewriter.rules.blocks.joined import joined, router_of
 from rewriter.rules.blocks.mixing import Chosen
 from rewriter.rules.blocks.rows import (
@@ -32,7 +34,6 @@ from rewriter.rules.blocks.rows import (
     Sorted,
     row,
 )
-from rewriter.rules.blocks.sizes import integers_of
 from rewriter.rules.blocks.uniform import uniform_of
 from rewriter.tensors import View
 

@@ -12,14 +12,15 @@ import dataclasses
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
+from rewriter.facts.size import Size
+from rewriter.graph.attributes import float_attribute, integer_attribute, text_attribute
 from rewriter.graph.declines import PLAIN_MATMUL
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import as_features
-from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Size, feature, only, put, unify
+from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, feature, only, put, unify
 from rewriter.rules.blocks.biases import with_bias
 from rewriter.rules.blocks.classify import classify
 from rewriter.rules.blocks.contents import By, Dense, Factor, Features, Linear, Output, Packed, Tokens, Weight
-from rewriter.rules.blocks.guards import float_attribute, integer_attribute, text_attribute
 from rewriter.rules.blocks.mixing import Stack
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.tensors import View

@@ -5,13 +5,13 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.facts.size import Integers
 from rewriter.graph.declines import NOT_AN_OUTPUT, ONE_READER, stays_float
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Located, Uniform
 from rewriter.rules.blocks.block import Block, Routing
 from rewriter.rules.blocks.contents import Tokens
 from rewriter.rules.blocks.rows import Arange
-from rewriter.rules.blocks.sizes import Integers
 from rewriter.tensors import View
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rewriter.emit import require_matmul_nbits
+from rewriter.graph.attributes import float_attribute, integer_attribute
 from rewriter.graph.declines import (
     INFER_SHAPES,
     ON_THE_RIGHT,
@@ -18,7 +19,7 @@ from rewriter.graph.declines import (
 )
 from rewriter.quantize.job import QuantizationJob
 from rewriter.rule import Declined, NotApplicable, Run
-from rewriter.rules.blocks.guards import FLOATS, float_attribute, integer_attribute, require_constant, require_dtype
+from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
 from rewriter.tensors import View
 
 

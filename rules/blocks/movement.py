@@ -1,38 +1,47 @@
 """Movement operators: the same content on other axes, or a part of it; and the same for vectors of sizes.
 
-Facts stated: ``Located`` (of whatever content the input has), ``Integers``.
-Source: every exporter; see FORMS of the tests' models.
+Facts stated: ``Located`` (of whatever content the input has), ``Integers``, ``Pieces``.
+Source: every exporter; what an operator does is read by ``rewriter.facts.moves``, for constants too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import onnx_ir as ir
 
-from rewriter.facts import Facts, Recogniser
-from rewriter.rules.blocks.activations import as_features
-from rewriter.rules.blocks.axes import (
-    ONE,
-    Atom,
-    Axes,
-    Dim,
-    Located,
-    Size,
-    feature,
-    put,
-    reshape,
-    tokens,
-    total,
+from rewriter.facts import Facts, Family
+from rewriter.facts.integers import static
+from rewriter.facts.moves import (
+    OPERATORS,
+    Cut,
+    Drop,
+    Insert,
+    Move,
+    Moves,
+    Parts,
+    Permute,
+    Regroup,
+    Repeat,
+    Select,
+    Take,
+    inserted,
+    read,
 )
+from rewriter.facts.shapes import shape_of
+from rewriter.facts.size import ONE, Dims, Integers, Size
+from rewriter.rule import Declined
+from rewriter.rules.blocks.activations import as_features
+from rewriter.rules.blocks.axes import Atom, Dim, Located, Pieces, feature, put, reshape, tokens, total
 from rewriter.rules.blocks.contents import Tokens
-from rewriter.rules.blocks.guards import integer_attribute, integers_attribute
-from rewriter.rules.blocks.sizes import Integers, integers_of, reshaped, shape_of, static
 from rewriter.tensors import View
 
-Moved = object | Mapping[ir.Value, object] | None
+movement = Family("movement")
+_T = TypeVar("_T", Located, Integers)
+_ROOTS = frozenset({"Identity", "Unsqueeze", "Reshape", "Expand", "Tile"})
+"""Operators at which a value that has no content yet may be tokens."""
 
 
 def token_rows(facts: Facts, value: ir.Value, features: int | None = None) -> Located | None:
@@ -54,23 +63,100 @@ def token_rows(facts: Facts, value: ir.Value, features: int | None = None) -> Lo
     return Located(Tokens(value), (*tokens(dims[:-1]), feature(last)))
 
 
-def cut_at(data: Located, axis: int, start: int, count: int, step: int = 1) -> Located | None:
-    """Returns evenly stepping positions along one dimension, which stays; one position fixes its index."""
+@movement.at(*OPERATORS)
+def moved(facts: Facts, node: ir.Node, data: ir.Value, *operands: ir.Value | None) -> Mapping[ir.Value, object] | None:
+    """What a movement operator makes of a content, or of sizes; constants have facts of their own."""
+    if facts.get(data, View) is not None:
+        return None
+    integers = facts.get(data, Integers)
+    known = facts.get(data, Located)
+    held = known or (token_rows(facts, data) if node.op_type in _ROOTS else None)
+    try:
+        if integers is not None:
+            found = read(facts, node, () if integers.scalar else (Size(len(integers.sizes)),))
+            return _each(found, integers, _integers_moved)
+        if held is None:
+            return None
+        found = read(facts, node, held.dims)
+        if known is None and node.op_type == "Reshape":  # tokens are what they are, in no other shape
+            found = {value: () for value, moves in found.items() if moves == (Regroup(held.dims),)}
+        return _each(found, held, _located_moved)
+    except (Declined, IndexError, ValueError, ZeroDivisionError):  # an operand depends on an input, or does not fit
+        return None
+
+
+def _each(
+    found: Mapping[ir.Value, Moves | Parts], held: _T, by: Callable[[_T, Move], _T | None]
+) -> dict[ir.Value, object]:
+    """What the moves of each output make of a fact."""
+    stated: dict[ir.Value, object] = {}
+    for value, moves in found.items():
+        if not isinstance(moves, Parts):
+            part = _all(held, moves, by)
+            if part is not None:
+                stated[value] = part
+            continue
+        pieces: list[object] = [_all(held, some, by) for some in moves.items]
+        items = tuple(piece for piece in pieces if isinstance(piece, Located))
+        if len(items) == len(pieces):
+            stated[value] = Pieces(items)
+    return stated
+
+
+def _all(held: _T, moves: Moves, by: Callable[[_T, Move], _T | None]) -> _T | None:
+    """What moves make of a fact, one after the other; None where one of them makes nothing that has a name."""
+    found: _T | None = held
+    for move in moves:
+        found = None if found is None else by(found, move)
+    return found
+
+
+def _located_moved(data: Located, move: Move) -> Located | None:
+    """A content on the axes that a move leaves it."""
+    match move:
+        case Permute(order):
+            return replace(data, axes=tuple(data.axes[p] for p in order))
+        case Cut(axis, start, count, step):
+            return _cut(data, axis, start, count, step) if step > 0 else None
+        case Take(axis, position):
+            taken = _cut(data, axis, position, 1, 1)
+            return None if taken is None or taken.axes[axis] else replace(taken, axes=put(taken.axes, axis))
+        case Insert(axes):
+            return replace(data, axes=inserted(data.axes, axes, ()))
+        case Drop(axes):
+            for axis in reversed(axes):
+                picked = _pick(data, axis, 0)
+                if picked is None:
+                    return None
+                data = replace(picked, axes=put(picked.axes, axis))
+            return data
+        case Regroup(sizes):
+            grouped = reshape(data.axes, sizes)
+            return None if grouped is None else replace(data, axes=grouped)
+        case Repeat(counts, tiled=True):
+            pairs = zip(counts, data.axes, strict=True)
+            return replace(data, axes=tuple((Atom("repeat", n), *dim) if n != ONE else dim for n, dim in pairs))
+        case Repeat(sizes):
+            return _expanded(data, sizes)
+        case Select():
+            return None
+
+
+def _cut(data: Located, axis: int, start: int, count: int, step: int) -> Located | None:
+    """Evenly stepping positions along one dimension, which stays; one position fixes its index."""
     dim = data.axes[axis]
     if (start, count, step) == (0, total(dim).constant, 1):
         return data
     if count == 1:
-        return pick(data, axis, start)
+        return _pick(data, axis, start)
     if len(dim) != 1:
         return None
     part = (as_features(data.content) or data.content).part(dim[0], start, count, step)
-    if part is None:
-        return None
-    return Located(part, put(data.axes, axis, (replace(dim[0], size=Size(count)),)))
+    return None if part is None else Located(part, put(data.axes, axis, (replace(dim[0], size=Size(count)),)))
 
 
-def pick(data: Located, axis: int, position: int) -> Located | None:
-    """Returns one position along a dimension, which stays with extent 1."""
+def _pick(data: Located, axis: int, position: int) -> Located | None:
+    """One position along a dimension, which stays with extent 1."""
     dim = data.axes[axis]
     if not dim:
         return data
@@ -78,178 +164,40 @@ def pick(data: Located, axis: int, position: int) -> Located | None:
     return None if fixed is None else Located(fixed, put(data.axes, axis, ()))
 
 
-class Movement(Recogniser):
-    """``Op(data, operands...)``; a value that has no content yet may be tokens where ``roots`` says so."""
-
-    roots = False
-
-    def pattern(self, op: Any, data: Any) -> Any:
-        return getattr(op, type(self).__name__)(data, _allow_other_inputs=True, _outputs=["out"])
-
-    def recognise(self, facts: Facts, *, data: ir.Value | None, out: ir.Value) -> Moved:
-        node = out.producer()
-        if data is None or node is None or facts.get(data, View) is not None:
+def _expanded(data: Located, sizes: Dims) -> Located | None:
+    lacking = len(sizes) - data.rank
+    axes: list[Dim] = [()] * lacking + list(data.axes)
+    for position, size in enumerate((ONE,) * -lacking + sizes):
+        if size in (ONE, total(axes[position])):
+            continue
+        if axes[position]:
             return None
-        sizes = facts.get(data, Integers)
-        if sizes is not None:
-            return self.sizes(facts, sizes, node)
-        located = facts.get(data, Located)
-        if located is None and self.roots:
-            located = token_rows(facts, data)
-        try:
-            return None if located is None else self.move(facts, located, node)
-        except (IndexError, ValueError, ZeroDivisionError):  # operands that the operator itself would refuse
-            return None
+        axes[position] = (Atom("repeat", size),)
+    return replace(data, axes=tuple(axes))
 
-    def sizes(self, facts: Facts, sizes: Integers, node: ir.Node) -> Moved:
+
+def _integers_moved(held: Integers, move: Move) -> Integers | None:
+    """What a move makes of a scalar or a vector of sizes."""
+    match move:
+        case Cut(_, start, count, step):
+            return Integers(tuple(held.sizes[start + i * step] for i in range(count)))
+        case Select(_, positions):
+            return Integers(tuple(held.sizes[position] for position in positions))
+        case Take(_, position):
+            return Integers((held.sizes[position],), scalar=True)
+        case Insert((0,)) if held.scalar:
+            return replace(held, scalar=False)
+        case Drop((0,)):
+            return replace(held, scalar=True)
+        case Regroup((size,)) if size.constant == len(held.sizes):
+            return replace(held, scalar=False)
+    return None
+
+
+@movement.at("SequenceAt")
+def part(facts: Facts, node: ir.Node, sequence: ir.Value, position: ir.Value) -> Located | None:
+    """One part of a sequence."""
+    pieces, where = facts.get(sequence, Pieces), static(facts, node, 1)
+    if pieces is None or where is None or not -len(pieces.items) <= where[0] < len(pieces.items):
         return None
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Moved:
-        raise NotImplementedError
-
-
-class Identity(Movement):
-    """The same."""
-
-    roots = True
-
-    def sizes(self, facts: Facts, sizes: Integers, node: ir.Node) -> Integers:
-        return sizes
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Located:
-        return data
-
-
-class Transpose(Movement):
-    """Any permutation; without ``perm`` the dimensions are reversed."""
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Located:
-        perm = integers_attribute(node, "perm", range(data.rank)[::-1])
-        return replace(data, axes=tuple(data.axes[p] for p in perm))
-
-
-class Unsqueeze(Movement):
-    """New dimensions of extent 1."""
-
-    roots = True
-
-    def sizes(self, facts: Facts, sizes: Integers, node: ir.Node) -> Integers | None:
-        return replace(sizes, scalar=False) if sizes.scalar else None
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Located | None:
-        new = static(facts, node, 1, "axes")
-        if new is None:
-            return None
-        rank = data.rank + len(new)
-        at = {a % rank for a in new}
-        if len(at) != len(new):
-            return None
-        kept = iter(data.axes)
-        return replace(data, axes=tuple(() if i in at else next(kept) for i in range(rank)))
-
-
-class Squeeze(Movement):
-    """Dimensions of extent 1, gone; an index that had one position only is fixed there."""
-
-    def sizes(self, facts: Facts, sizes: Integers, node: ir.Node) -> Integers | None:
-        return replace(sizes, scalar=True) if len(sizes.sizes) == 1 else None
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Located | None:
-        sizes = [total(dim).constant for dim in data.axes]
-        ones = None if None in sizes else [i for i, size in enumerate(sizes) if size == 1]
-        gone = static(facts, node, 1, "axes", ones)
-        if gone is None:
-            return None
-        at = sorted({a % data.rank for a in gone}, reverse=True)
-        for position in at:
-            if any(atom.size != ONE for atom in data.axes[position]):
-                return None
-            moved = pick(data, position, 0)
-            if moved is None:
-                return None
-            data = replace(moved, axes=put(moved.axes, position))
-        return data
-
-
-class Reshape(Movement):
-    """Another shape, constant or computed from shapes, that cuts no index."""
-
-    roots = True
-
-    def sizes(self, facts: Facts, sizes: Integers, node: ir.Node) -> Integers | None:
-        target = static(facts, node, 1)
-        return replace(sizes, scalar=False) if target in ([-1], [1]) and len(sizes.sizes) == 1 else None
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Located | None:
-        target = integers_of(facts, node.inputs[1])
-        if target is None:
-            return None
-        sizes = tuple(total(dim) for dim in data.axes)
-        keep = not integer_attribute(node, "allowzero", 0)
-        dims = reshaped(sizes, target.sizes, keep_zeros=keep)
-        if dims is None:
-            return None
-        fresh = facts.get(node.inputs[0], Located) is None if node.inputs[0] is not None else True
-        if fresh:
-            return data if dims == sizes else None
-        axes = reshape(data.axes, dims)
-        return None if axes is None else replace(data, axes=axes)
-
-
-class Flatten(Movement):
-    """Two dimensions, cut at an axis."""
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Located:
-        axis = integer_attribute(node, "axis", 1)
-        axis = axis + data.rank if axis < 0 else axis
-        return replace(data, axes=(_joined(data.axes[:axis]), _joined(data.axes[axis:])))
-
-
-def _joined(axes: Axes) -> Dim:
-    return tuple(atom for dim in axes for atom in dim)
-
-
-class Expand(Movement):
-    """Dimensions of extent 1 repeated; nothing depends on which repetition it is."""
-
-    roots = True
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Located | None:
-        target = integers_of(facts, node.inputs[1])
-        if target is None:
-            return None
-        lacking = len(target.sizes) - data.rank
-        axes: list[Dim] = [()] * lacking + list(data.axes)
-        wanted = (ONE,) * -lacking + target.sizes
-        for position, size in enumerate(wanted):
-            if size in (ONE, total(axes[position])):
-                continue
-            if axes[position]:
-                return None
-            axes[position] = (Atom("repeat", size),)
-        return replace(data, axes=tuple(axes))
-
-
-class Tile(Movement):
-    """Repetitions in front of what they repeat."""
-
-    roots = True
-
-    def move(self, facts: Facts, data: Located, node: ir.Node) -> Located | None:
-        counts = static(facts, node, 1)
-        if counts is None or len(counts) != data.rank:
-            return None
-        pairs = zip(counts, data.axes, strict=True)
-        return replace(data, axes=tuple((Atom("repeat", Size(n)), *dim) if n != 1 else dim for n, dim in pairs))
-
-
-RECOGNISERS: tuple[Recogniser, ...] = (
-    Identity(),
-    Transpose(),
-    Unsqueeze(),
-    Squeeze(),
-    Reshape(),
-    Flatten(),
-    Expand(),
-    Tile(),
-)
+    return pieces.items[where[0]]

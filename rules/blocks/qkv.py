@@ -9,12 +9,12 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.declines import CONSTANT, INLINE
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.operator import DOMAIN
 from rewriter.quantize.types import WeightSpec
 from rewriter.rule import Declined, Fed, Run
-from rewriter.rules.blocks.guards import integer_attribute
 from rewriter.rules.blocks.tied import weight_of
 from rewriter.tensors import View
 

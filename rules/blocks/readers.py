@@ -8,8 +8,9 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.facts.integers import static
+from rewriter.graph.attributes import integer_attribute, integers_attribute
 from rewriter.graph.declines import stays_float
-from rewriter.rules.blocks.guards import integer_attribute, integers, integers_attribute
 from rewriter.tensors import View
 
 
@@ -105,11 +106,11 @@ def _moved(facts: Facts, use: Use, axes: Sequence[int]) -> list[int] | None:
         case "Transpose":
             return [axes[p] for p in integers_attribute(node, "perm", range(len(axes))[::-1])]
         case "Unsqueeze":
-            new = integers(facts, node, 1, "axes")
+            new = static(facts, node, 1, "axes")
             rank = len(axes) + len(new or ())
             kept = iter(axes)
             return None if new is None else [0 if i in {a % rank for a in new} else next(kept) for i in range(rank)]
         case "Squeeze":
-            gone = integers(facts, node, 1, "axes")
+            gone = static(facts, node, 1, "axes")
             return None if gone is None else [a for i, a in enumerate(axes) if i not in {g % len(axes) for g in gone}]
     return None

@@ -13,15 +13,17 @@ import dataclasses
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
+from rewriter.facts.integers import static
+from rewriter.facts.shapes import shape_of
+from rewriter.facts.size import Size
+from rewriter.graph.attributes import cast_type, integer_attribute
 from rewriter.graph.declines import OTHER_FUNCTION, OTHER_WEIGHTS, Reason, reason_of
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
-from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Size, only, put, tokens
+from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, only, put, tokens
 from rewriter.rules.blocks.contents import Router, Scores
-from rewriter.rules.blocks.guards import cast_type, integer_attribute
 from rewriter.rules.blocks.laws import of_number, of_two
 from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixing, Share, Stack, Total, Weighted
-from rewriter.rules.blocks.sizes import shape_of, static
 from rewriter.tensors import View
 
 routers = Family("routers")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.declines import MIN_BYTES, OTHER_RULES_WEIGHTS, stays_float
 from rewriter.rule import Declined, NotApplicable, Run
-from rewriter.rules.blocks.guards import FLOATS, integer_attribute
+from rewriter.rules.blocks.guards import FLOATS
 from rewriter.rules.blocks.readers import gathers_rows, readers
 from rewriter.tensors import View, same_elements
 

@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
-from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Size, Uniform, total
+from rewriter.facts.integers import integers_of
+from rewriter.facts.size import Size
+from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Uniform, total
 from rewriter.rules.blocks.laws import of_two
-from rewriter.rules.blocks.sizes import integers_of
 from rewriter.tensors import View
 
 numbers = Family("numbers")

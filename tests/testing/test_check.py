@@ -21,7 +21,6 @@ from rewriter.api import apply
 from rewriter.emit import matmul_nbits
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.rules import unstack
-from rewriter.rules.blocks import computed, views
 from rewriter.rules.unstack import Unstack, read
 from rewriter.tensors import View, ViewTensor
 from rewriter.testing import check_model, check_rule, describe, near_misses, projections, unrolled_experts
@@ -292,7 +291,3 @@ def test_a_slow_test_is_no_failure_unless_a_deadline_is_set(holds, own):
     few = settings(fresh, max_examples=2, database=None, **given)
     with pytest.raises(DeadlineExceeded) if own else contextlib.nullcontext():
         holds(Relu(slow), models, settings=few)
-
-
-def test_recognisers_are_those_of_the_rule():
-    assert (*views.RECOGNISERS, *computed.RECOGNISERS) == tuple(Unstack("Gather").recognisers)

@@ -11,7 +11,7 @@ from shown import quantized_texts, ruled, texts
 
 from rewriter.testing import projections, unrolled_experts
 
-VIEWS = "rules/blocks/views.py"
+MOVES = "rewriter/facts/moves.py"
 MATMUL_NBITS, EMIT = "rules/blocks/matmul_nbits.py", "rewriter/emit.py"
 PACKING, STORED = "rewriter/operators/layout/packing.py", "rewriter/operators/layout/stored.py"
 
@@ -66,25 +66,25 @@ LINEARS = (
     Mistake(
         UNSTACK,
         "off-by-one expert",
-        VIEWS,
-        [("return view.index(axis, where[0])", "return view.index(axis, (where[0] + 1) % extent)")],
+        MOVES,
+        [("return (Take(axis, where[0]),)", "return (Take(axis, (where[0] + 1) % extent),)")],
         _selected(),
     ),
     Mistake(
         UNSTACK,
         "transposed square weight",
-        VIEWS,
-        [("range(view.rank)[::-1]))", "range(view.rank)))")],
+        MOVES,
+        [("range(len(dims))[::-1])", "range(len(dims)))")],
         _selected(),
     ),
     Mistake(
         UNSTACK,
         "wrong Gather axis",
-        VIEWS,
+        MOVES,
         [
             (
-                'axis = integer_attribute(node, "axis", 0) % view.rank\n        indices = facts',
-                "axis = 0\n        indices = facts",
+                'axis = integer_attribute(node, "axis", 0) % len(dims)\n    indices = facts',
+                "axis = 0\n    indices = facts",
             )
         ],
         _selected(),
@@ -92,11 +92,11 @@ LINEARS = (
     Mistake(
         UNSTACK,
         "a Split's parts counted from one",
-        VIEWS,
+        MOVES,
         [
             (
-                "for out, s, n in zip(node.outputs, _starts(lengths), lengths, strict=True)}",
-                "for out, s, n in zip(node.outputs, (*_starts(lengths)[1:], 0), lengths, strict=True)}",
+                "return dict(zip(node.outputs, _cuts(axis, lengths), strict=True))",
+                "return dict(zip(node.outputs, [*_cuts(axis, lengths)[1:], *_cuts(axis, lengths)[:1]], strict=True))",
             )
         ],
         _selected(selections=["split"]),
