@@ -25,7 +25,7 @@ class NeedsArguments(Rule):
 
 WRONG_RULES = {
     "'rule' is a function and no rule: write rule()": unstack.rule,
-    "'rules.unstack' is a module and no rule: write unstack.rule()": unstack,
+    "'rewriter.rules.unstack' is a module and no rule: write unstack.rule()": unstack,
     "a strategy stands where the rule should be": projections(),
     "'moe-int4' is a rule set and no rule: write rewriter.load('moe-int4')": "moe-int4",
     "unknown rule 'unstak' (did you mean 'unstack'?)": "unstak",
