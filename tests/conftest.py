@@ -6,6 +6,7 @@ A package of rules of its own is tested by test_docs, which installs it.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,21 @@ from rewriter.engine import purity
 
 pytest_plugins = ["rewriter.testing.plugin"]
 collect_ignore = ["example_package"]
+
+HERE = Path(__file__).parent
+LONG = (
+    *("cli", "golden", "rules", "testing", "wrong_rules"),  # processes, whole models, drawn ones
+    *("parity/test_model.py", "roles/test_roles_bodies.py", "roles/test_roles_models.py"),
+    *("test_api.py", "test_docs.py", "test_explain.py", "test_html.py", "test_inspect.py", "test_real_models.py"),
+)
+"""Folders and files that ``pytest -m quick`` leaves out."""
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what is quick."""
+    for item in items:
+        if not any(item.path.is_relative_to(HERE / name) for name in LONG):
+            item.add_marker("quick")
 
 
 @pytest.fixture(autouse=True, scope="session")
