@@ -15,6 +15,8 @@ from rewriter.facts import Facts, Family
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import float_attribute, integer_attribute, text_attribute
 from rewriter.graph.declines import PLAIN_MATMUL
+from rewriter.operators.form import DOMAIN
+from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import as_features
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, feature, only, put, unify
@@ -158,7 +160,7 @@ def gemm(facts: Facts, node: ir.Node, x: ir.Value, w: ir.Value, *others: ir.Valu
     return None if held is None else dataclasses.replace(product, content=held)
 
 
-@linears.at("MatMulNBits", domain="com.microsoft")
+@linears.at(MATMUL_NBITS.name, domain=DOMAIN)
 def matmul_nbits(facts: Facts, node: ir.Node, x: ir.Value, *others: ir.Value | None) -> Located | None:
     """``MatMulNBits(x, codes, scales, ..)`` in the standard layout."""
     inputs = [*node.inputs, *[None] * (6 - len(node.inputs))]
