@@ -19,6 +19,7 @@ from rewriter.engine.driver import Engine
 from rewriter.facts import Facts
 from rewriter.graph.contents import bodies
 from rewriter.operators.moe import MOE
+from rewriter.operators.qmoe import QMOE
 from rewriter.parity.local import LocalProver
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.plan import CUSTOM
@@ -37,7 +38,7 @@ _RUNNABLE = {
 }
 """What brings experts into forms that a provider runs, and that are looked at."""
 _KNOWABLE = {
-    "phases": [_FUSE, {"name": "fuse-rounded", "rules": [{"fuse-experts": {"into": "QMoE"}}]}],
+    "phases": [_FUSE, {"name": "fuse-rounded", "rules": [{"fuse-experts": {"into": QMOE.name}}]}],
     "quantization": {"default": {"block_size": 0}},
 }
 """What makes experts known. A second phase takes those whose factors would round half weights."""

@@ -15,8 +15,8 @@ from rewriter.facts import Facts, Family
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import float_attribute, integer_attribute, text_attribute
 from rewriter.graph.declines import PLAIN_MATMUL
-from rewriter.operators.form import DOMAIN
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
+from rewriter.operators.operator import DOMAIN
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import as_features
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, feature, only, put, unify
