@@ -30,6 +30,7 @@ def calibrate(
     feeds: Sequence[Feeds | Path] | None = None,
     provider: str = "cpu",
     overwrite: bool = False,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Runs a float model and writes what each of its weights saw into a folder.
@@ -41,6 +42,7 @@ def calibrate(
         feeds: inputs by name, or an ``.npz`` file of them, for each run, in place of tokens.
         provider: cpu or cuda.
         overwrite: replace a calibration that is there.
+        memory: bytes that a loaded model may take, by default 4 GiB; a larger one is run part after part.
         progress: told the runs done and the runs in all.
 
     Returns:
@@ -60,7 +62,7 @@ def calibrate(
         raise UsageError("the model has no float weight that a calibration would help; is it quantized already?")
     with complete_directory(place, MANIFEST, lambda: _stale(Path(out))) as folder:
         recorder = Recorder(folder, sites)
-        for index, name, array in run_many(ours, ours, runs, sites.values, runtime, progress):
+        for index, name, array in run_many(ours, ours, runs, sites.values, runtime, memory=memory, progress=progress):
             recorder.see(name, array, _kept(ours, runs.feeds(index)))
         document = recorder.finish().document()
         (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")

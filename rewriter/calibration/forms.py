@@ -17,13 +17,13 @@ from rewriter.calibration.sites import ExpertSite, Sites
 from rewriter.engine.context import ModelRun
 from rewriter.engine.driver import Engine
 from rewriter.facts import Facts
+from rewriter.facts.constants import constants
 from rewriter.graph.contents import bodies
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE
 from rewriter.parity.local import LocalProver
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.plan import CUSTOM
-from rewriter.rule import Rule
 from rewriter.ruleset import load
 from rewriter.target import Target
 from rewriter.target.experts import Kernel
@@ -77,12 +77,11 @@ def prepare(model: ir.Model, provider: str) -> Sites:
 
 
 def _rewritten(model: ir.Model, rules: Mapping[str, object], target: Target) -> ModelRun:
-    """Rewrites a model, each class of rewrites proved as always; the facts of the run are those of its end."""
+    """Rewrites a model, each class of rewrites proved as always; what the run knows at its end is what is constant."""
     rule_set = load(rules)
     run = ModelRun(model, rule_set.plan, target, {CUSTOM: ALGORITHMS["rtn"], **ALGORITHMS})
     Engine(run, LocalProver(rule_set.parity.local, rule_set.parity.seed)).apply(rule_set)
-    bound = [rule for phase in rule_set.phases for entry in phase.rules for rule in entry.rules]
-    run.facts = Facts(model, dict.fromkeys(r for rule in bound if isinstance(rule, Rule) for r in rule.recognisers))
+    run.facts = Facts(model, constants)
     for body in bodies(model):
         run.facts.compute(body)
     return run

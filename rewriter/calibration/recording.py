@@ -12,8 +12,9 @@ from rewriter.calibration.experts import choose, down_inputs
 from rewriter.calibration.files import Array, RowsFile, append_choice, read_choice
 from rewriter.calibration.identity import Part
 from rewriter.calibration.sites import ExpertSite, GatheredSite, Sites
-from rewriter.calibration.store import IMPORTANCE, Calibration, Choice, Rows, Seen
+from rewriter.calibration.store import Calibration, Choice, Rows, Seen
 from rewriter.errors import TargetError
+from rewriter.quantize.importance import CALIBRATED
 
 Float32 = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -93,7 +94,7 @@ class Recorder:
         for index, (lookup, counts) in enumerate(zip(self._sites.lookups, self._lookups, strict=True)):
             frequencies[lookup.source] = f"f{index}"
             np.save(self._folder / f"f{index}.npy", counts)
-        np.savez(self._folder / IMPORTANCE, **self._importance.arrays())  # type: ignore[arg-type]
+        np.savez(self._folder / CALIBRATED, **self._importance.arrays())  # type: ignore[arg-type]
         tokens = self._lookups[0].sum() if self._lookups else max((entry.rows for entry in rows), default=0)
         return Calibration(self._folder, int(tokens), [*rows, *self._down], self._choices, self._weights, frequencies)
 

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from rewriter.calibration.files import read_choice, read_rows
 from rewriter.calibration.identity import Part, stored_parts
 from rewriter.errors import UsageError
+from rewriter.quantize.importance import CALIBRATED
 from rewriter.tensors import View
 
 MANIFEST = "calibration.json"
-IMPORTANCE = "importance.npz"
 VERSION = 1
 
 Float32 = npt.NDArray[np.float32]
@@ -210,7 +210,7 @@ class Calibration:
 
     def importance(self) -> dict[str, npt.NDArray[np.float32]]:
         """Returns mean squares of what each weight saw: [K], or [E, K] of a stack, by name of the initializer."""
-        with np.load(self.folder / IMPORTANCE) as stored:
+        with np.load(self.folder / CALIBRATED) as stored:
             return {name: stored[name] for name in stored.files}
 
     def _count(self, seen: Seen) -> int:
@@ -237,7 +237,7 @@ class Calibration:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files beside the manifest."""
-        return (*self._sizes(), IMPORTANCE, *(f"{name}.npy" for name in self._frequencies.values()))
+        return (*self._sizes(), CALIBRATED, *(f"{name}.npy" for name in self._frequencies.values()))
 
     def _sizes(self) -> dict[str, int]:
         wanted = {f"{entry.id}.f16": entry.rows * entry.features * 2 for entry in self._rows.values()}

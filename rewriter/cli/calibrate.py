@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewriter.cli.options import Model
+from rewriter.cli.options import Model, size
 from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens
 
 
@@ -31,6 +31,15 @@ def calibrate(
         ),
     ] = None,
     provider: Annotated[str, typer.Option(metavar="cpu|cuda", help="What runs the model.")] = "cpu",
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=size,
+            metavar="SIZE",
+            show_default=False,
+            help="What the loaded model may take, by default 4GiB; a larger one is run layers after layers.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing calibration.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
@@ -62,11 +71,12 @@ def calibrate(
         raise UsageError(f"--feeds {feeds}: there is no such directory; give one with an .npz file for each run")
     files = None if feeds is None else sorted(feeds.glob("*.npz"))
     with count_bar(f"running {model}", "runs", quiet=quiet) as told:
-        found = capture(model, out, tokens=ids, feeds=files, provider=provider, overwrite=overwrite, progress=told)
+        found = capture(
+            model, out, tokens=ids, feeds=files, provider=provider, overwrite=overwrite, memory=memory, progress=told
+        )
     screen = console(quiet=quiet)
     names = len({part.source for part in found.weights})
     screen.print(Line.assemble((f"{model}", "bold"), f" on {found.tokens:,} tokens: {names:,} weights saw something\n"))
     show(screen, tables.coverage(found.choices))
-    size = sum(file.stat().st_size for file in out.iterdir())
-    screen.print(labelled("Size", nbytes(size)))
+    screen.print(labelled("Size", nbytes(sum((out / file).stat().st_size for file in found.files))))
     screen.print(labelled("Output", out), soft_wrap=True)

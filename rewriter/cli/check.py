@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rewriter.cli.options import AsJson
+from rewriter.cli.options import AsJson, size
 from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens, given_tokens
 
 if TYPE_CHECKING:
@@ -58,6 +58,15 @@ def check(
         float | None,
         typer.Option(min=0, metavar="X", show_default=False, help="Fail where the KL on tokens is larger on average."),
     ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=size,
+            metavar="SIZE",
+            show_default=False,
+            help="With tokens: what a loaded model may take, by default 4GiB; a larger one is run layers after layers.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
@@ -95,7 +104,7 @@ def check(
         ):
             if given is not None:
                 raise UsageError(f"{option} is not about tokens; give the one or the other")
-        _check_quality(before, after, ids, runtime, logits, min_top1, max_kl, as_json=as_json, quiet=quiet)
+        _check_quality(before, after, ids, runtime, logits, min_top1, max_kl, memory, as_json=as_json, quiet=quiet)
         return
     if max_kl is not None:
         raise UsageError("--max-kl is about --tokens or --text")
@@ -132,6 +141,7 @@ def _check_quality(
     logits: list[str],
     min_top1: float | None,
     max_kl: float | None,
+    memory: int | None,
     *,
     as_json: bool,
     quiet: bool,
@@ -151,7 +161,9 @@ def _check_quality(
         raise UsageError("--logits may be given once with tokens")
     with count_bar("running both models", "sequences", quiet=quiet or as_json) as told:
         try:
-            found = compare_quality(before, after, tokens, provider=runtime, logits="".join(logits), progress=told)
+            found = compare_quality(
+                before, after, tokens, provider=runtime, logits="".join(logits), memory=memory, progress=told
+            )
         except ParityError as error:  # no figure of a comparison, but two models that have none
             raise UsageError(str(error)) from error
     failures = []

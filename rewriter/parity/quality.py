@@ -35,6 +35,7 @@ def compare_quality(
     *,
     provider: str = "cpu",
     logits: str = "",
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Quality:
     """Runs two language models, one after the other, on the same tokens, each sequence from its beginning.
@@ -45,6 +46,7 @@ def compare_quality(
         tokens: [sequences, length] ids, at least two of each sequence.
         provider: cpu or cuda.
         logits: output with the scores [B, S, V]; by default that named so.
+        memory: bytes that a loaded model may take, by default 4 GiB; a larger one is run part after part.
         progress: told the runs done and the runs in all, of both models.
 
     Raises:
@@ -68,8 +70,10 @@ def compare_quality(
             expected = np.memmap(kept, dtype, "r", index * int(np.prod(shape)) * dtype.itemsize, shape)
             found.append(_measure(expected, actual, tokens[index]))
 
-        shape, dtype = _run(before, first, name, tokens, runtime, lambda _, array: _append(kept, array), told, 0)
-        _run(after, second, name, tokens, runtime, measure, told, count)
+        shape, dtype = _run(
+            before, first, name, tokens, runtime, lambda _, array: _append(kept, array), told, 0, memory
+        )
+        _run(after, second, name, tokens, runtime, measure, told, count, memory)
     return _summed_up(found, runtime.name)
 
 
@@ -82,6 +86,7 @@ def _run(
     take: Callable[[int, Array], None],
     told: Progress,
     done: int,
+    memory: int | None,
 ) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Hands the logits [S, V] of each sequence on; returns their shape and dtype."""
     value = next(v for v in model.graph.outputs if v.name == name)
@@ -90,9 +95,12 @@ def _run(
         raise UsageError("a sequence of one token has no next one to predict; give at least two")
     shape: tuple[int, ...] = ()
     dtype: np.dtype[Any] = np.dtype(np.float32)
-    for index, _, array in run_many(
-        source, model, runs, [value], runtime, lambda n, _: told(done + n, 2 * len(tokens))
-    ):
+    count = len(tokens)
+
+    def progress(now: int, total: int) -> None:
+        told(done + now * count // total, 2 * count)
+
+    for index, _, array in run_many(source, model, runs, [value], runtime, memory=memory, progress=progress):
         shape, dtype = array.shape[-2:], array.dtype
         if array.ndim < 2 or array.size != tokens.shape[1] * array.shape[-1]:
             given = f"{list(array.shape)} for {tokens.shape[1]} tokens"

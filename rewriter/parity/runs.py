@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from rewriter.errors import UsageError
+from rewriter.graph.contents import total_bytes
 from rewriter.io import Plain
 from rewriter.parity.model import runnable
 from rewriter.parity.model_inputs import require_tokens, token_feeds
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime
+from rewriter.parity.stages import stages
 
 Progress = Callable[[int, int], None]
 
@@ -104,17 +106,20 @@ def run_many(
     runs: Runs,
     values: Sequence[ir.Value],
     runtime: OrtRuntime,
+    *,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, str, Array]]:
-    """Runs a model on many inputs.
+    """Runs a model on many inputs; one that is large, part after part, each on all inputs.
 
     Args:
-        source: what was given: the file is run as it is, where nothing else than its outputs is asked for.
+        source: what was given: the file is run as it is, where it is small and nothing else is asked for.
         model: the same as a model in memory.
         runs: the inputs.
         values: what to return: outputs, or any other values of the main graph.
         runtime: what runs it.
-        progress: told the runs done and the runs in all.
+        memory: bytes that a loaded part may take; by default ``MEMORY``.
+        progress: told the runs of parts done, and how many there are in all.
 
     Yields:
         Index of the run, name and array of each value; of one value in the order of the runs.
@@ -122,28 +127,76 @@ def run_many(
     Raises:
         TargetError: the runtime cannot run the model.
     """
-    names = [value.name or "" for value in values if not value.is_graph_input()]
-    given = [value.name or "" for value in values if value.is_graph_input()]
-    inner = any(not value.is_graph_output() for value in values if not value.is_graph_input())
-    with _more_outputs(model, values), runnable(model if inner else source, model) as whole:
-        loaded = runtime.load(whole)
-        for index in range(len(runs)):
-            feeds = runs.feeds(index)
-            found = loaded.run(feeds, names) if names else {}
-            for name in given:
-                yield index, name, feeds[name]
-            yield from ((index, name, array) for name, array in found.items())
-            if progress is not None:
-                progress(index + 1, len(runs))
+    for value in dict.fromkeys(values):
+        if value.is_graph_input():
+            yield from ((index, value.name or "", runs.feeds(index)[value.name or ""]) for index in range(len(runs)))
+    wanted = [value for value in values if not value.is_graph_input()]
+    most = (MEMORY if memory is None else memory) // _COPIES
+    told = progress or (lambda done, total: None)
+    if not wanted:
+        return
+    if total_bytes(model) <= most and all(value.is_graph_output() for value in wanted):
+        with runnable(source, model) as whole:
+            loaded = runtime.load(whole)
+            for index in range(len(runs)):
+                found = loaded.run(runs.feeds(index), [value.name or "" for value in wanted])
+                yield from ((index, name, array) for name, array in found.items())
+                told(index + 1, len(runs))
+        return
+    parts = list(stages(model, set(wanted), most))
+    with tempfile.TemporaryDirectory() as directory:
+        carried = _Carried(Path(directory))
+        for number, stage in enumerate(parts):
+            carried.tell_types(stage.model)
+            with runnable(stage.model, stage.model) as whole:
+                loaded = runtime.load(whole)
+                for index in range(len(runs)):
+                    feeds = runs.feeds(index)
+                    own = {name: feeds[name] for name in stage.inputs if name in feeds}
+                    own |= {name: carried.read(name, index) for name in stage.carried}
+                    found = loaded.run(own, [*dict.fromkeys((*stage.kept, *stage.wanted))])
+                    for name in stage.kept:
+                        carried.write(name, index, found[name])
+                    yield from ((index, name, found[name]) for name in stage.wanted)
+                    told(number * len(runs) + index + 1, len(parts) * len(runs))
+            carried.drop(stage.done)
 
 
-@contextlib.contextmanager
-def _more_outputs(model: ir.Model, values: Sequence[ir.Value]) -> Iterator[None]:
-    """Makes values outputs of the graph until the block ends."""
-    outputs = model.graph.outputs
-    before = list(outputs)
-    outputs.extend(value for value in values if not value.is_graph_output() and not value.is_graph_input())
-    try:
-        yield
-    finally:
-        outputs[:] = before
+MEMORY = 4 << 30
+"""Bytes that a loaded model, or a part of one, may take."""
+
+_COPIES = 4
+"""How many times the bytes of its constants a runtime may take: the message, its own copy, and what it packs."""
+
+
+class _Carried:
+    """Values on their way from one part of a model to another, on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: dict[str, int] = {}
+        self._kinds: dict[tuple[str, int], tuple[np.dtype[Any], tuple[int, ...]]] = {}
+
+    def write(self, name: str, run: int, array: Array) -> None:
+        self._names.setdefault(name, len(self._names))
+        self._kinds[name, run] = (array.dtype, array.shape)
+        self._file(name, run).write_bytes(np.ascontiguousarray(array).tobytes())
+
+    def read(self, name: str, run: int) -> Array:
+        dtype, shape = self._kinds[name, run]
+        return np.frombuffer(self._file(name, run).read_bytes(), dtype).reshape(shape)
+
+    def tell_types(self, model: ir.Model) -> None:
+        """Gives inputs of a part the types that earlier parts made: a runtime needs to know them."""
+        for value in model.graph.inputs:
+            if (value.name, 0) in self._kinds:
+                dtype, shape = self._kinds[value.name or "", 0]
+                value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(dtype)), ir.Shape([None] * len(shape))
+
+    def drop(self, names: Sequence[str]) -> None:
+        for name, run in [key for key in self._kinds if key[0] in names]:
+            self._file(name, run).unlink()
+            del self._kinds[name, run]
+
+    def _file(self, name: str, run: int) -> Path:
+        return self._folder / f"{self._names[name]}.{run}"

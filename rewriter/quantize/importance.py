@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from rewriter.errors import UsageError, nearest
 from rewriter.quantize.types import FloatArray
 
+CALIBRATED = "importance.npz"
+"""The file of a calibration folder with the importance of every weight."""
+
 
 class Importance:
     """Importance by weight: [K] under the name of a weight, or [K] or [E, K] under the name of an expert stack."""
 
-    def __init__(self, arrays: Mapping[str, FloatArray]) -> None:
+    def __init__(self, arrays: Mapping[str, FloatArray], *, others: bool = False) -> None:
         """Checks the values.
 
         Args:
             arrays: by name of a weight or of a stack; finite and not negative.
+            others: whether some may be of weights that are not quantized.
 
         Raises:
             UsageError: an array is of another rank, or holds something else.
@@ -31,6 +36,7 @@ class Importance:
             if not np.isfinite(array).all() or (array < 0).any():
                 raise UsageError(f"importance of '{name}' holds a negative value or one that is not finite")
         self._arrays = arrays
+        self._others = others
         self._used: set[str] = set()
 
     @classmethod
@@ -50,17 +56,19 @@ class Importance:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Importance:
-        """Reads a NumPy ``.npz`` file with an array for each weight.
+        """Reads a NumPy ``.npz`` file with an array for each weight, or the one in a calibration folder.
 
         Raises:
             UsageError: the file is missing, is no such file, or holds wrong values.
         """
+        folder = Path(path).is_dir()
+        path = Path(path) / CALIBRATED if folder else path
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
         except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
             raise UsageError(f"importance file '{path}' cannot be read ({error}); give a NumPy .npz file") from error
-        return cls(arrays)
+        return cls(arrays, others=folder)
 
     def of(self, weight: str, stack: str, expert: int | None, features: int) -> FloatArray | None:
         """Returns the [K] importance for one weight, or None where none is given.
@@ -87,7 +95,7 @@ class Importance:
         Raises:
             UsageError: names the first and the nearest weight.
         """
-        for name in self._arrays:
+        for name in () if self._others else self._arrays:
             if name not in self._used:
                 hint = nearest(name, names)
                 raise UsageError(f"importance is given for '{name}', which is no quantized weight{hint}")
