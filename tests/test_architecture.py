@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,11 @@ def test_only_the_command_line_prints(file):
 def test_modules_say_what_they_are(file):
     tree = ast.parse(file.read_text())
     assert not tree.body or ast.get_docstring(tree)
+
+
+def test_every_room_is_on_the_map():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    words = set(re.findall(r"\w+", text))
+    assert not {room for room in FLOOR_OF if not room.startswith("_")} - words
+    paths = re.findall(r"`((?:rewriter|rules|tests|docs)/[\w/.<>]+)`", text)
+    assert not [path for path in paths if "<" not in path and not (ROOT / path).exists()]
