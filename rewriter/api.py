@@ -164,6 +164,7 @@ def apply(
     prover: Prover | None = None,
     progress: Callable[[str, int], None] | None = None,
     watch: Watch | None = None,
+    strict: bool = False,
 ) -> Result[Any]:
     """Rewrites a model by a rule set; the given model is left as it is.
 
@@ -177,6 +178,7 @@ def apply(
         prover: proves each rewrite before it is committed; by default as the rule set's ``parity`` says.
         progress: told the phase and the number of rewrites so far.
         watch: told of every rule that was tried and did not fire.
+        strict: a rewrite that fails its proof raises ProofError; else it is left out, and ``report.declines`` says so.
 
     Raises:
         RuleSetError: the rule set is wrong, or a name in it matches nothing in the model.
@@ -195,7 +197,7 @@ def apply(
     run = ModelRun(ours, rule_set.plan, runtime, quantizers, importance)
     before = bytes_by_family(ours, run.role)
     prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
-    outcome = Engine(run, prove, progress, watch).apply(rule_set)
+    outcome = Engine(run, prove, progress, watch, strict=strict).apply(rule_set)
     _require_names(rule_set, [*seen, *run.readers], {*ROLES, *run.roles})
     importance.require_used(weight for _, weight in run.readers)
     validate(ours)

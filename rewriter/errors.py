@@ -48,6 +48,16 @@ class ParityError(RewriterError):
     """A rewrite, or a whole model, does not compute what it should."""
 
 
+class ProofError(ParityError):
+    """A replacement does not compute what it replaces; carries the rule's name, the node and what differs."""
+
+    def __init__(self, rule: str, node: str, message: str) -> None:
+        super().__init__(f"rule {rule} at node {node}: {message}; the rewrite is wrong")
+        self.rule = rule
+        self.node = node
+        self.message = message
+
+
 class QuantizationError(RewriterError):
     """A weight cannot be quantized (non-finite values), or a quantizer broke its promise."""
 

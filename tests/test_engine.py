@@ -107,8 +107,18 @@ def test_a_wrong_rewrite_fails_its_proof_and_nothing_is_committed():
     model = parse(CHAIN)
     before = snapshot(model)
     with pytest.raises(ParityError, match=r"rule relu-to-abs at node middle: 'b' differs by"):
-        rewriter.apply(model, [Swap("Relu", "Abs")])
+        rewriter.apply(model, [Swap("Relu", "Abs")], strict=True)
     assert snapshot(model) == before
+
+
+def test_a_wrong_rewrite_is_left_out_and_the_rest_goes_on():
+    model = parse(CHAIN)
+    result = rewriter.apply(model, [Swap("Relu", "Abs"), Swap("Identity", "Cast", to=1)])
+    failed = [decline for decline in result.report.declines if decline.failed]
+    assert failed == list(result.report.declines) and result.report.refusals[0].failed
+    assert [(decline.rule, decline.node) for decline in failed] == [("relu-to-abs", "middle")]
+    assert failed[0].reason.startswith("the rewrite is wrong and was left out: 'b' differs by")
+    assert result.report.applied == {"identity-to-cast": 2}
 
 
 def test_every_decline_has_its_reason_and_culprit():

@@ -89,6 +89,12 @@ def apply(
             help="Size of each data file; by default there is one.",
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="End the run where a rewrite fails its proof; else it is left out, and the exit code is 1."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
     """Rewrite a model by a rule set, quantize its weights, prove the rewrites, and save it.
@@ -134,6 +140,7 @@ def apply(
             target=target,
             imatrix=imatrix,
             progress=lambda phase, count: tell(f"{phase}: {count:,} rewrites"),
+            strict=strict,
         )
     with byte_bar(f"writing {out}", quiet=quiet) as told:
         saved = result.save(place, memory=memory, max_shard_size=max_shard_size, progress=told)
@@ -166,7 +173,8 @@ def apply(
         report_files.write_page(html, done)
         screen.print(labelled("Page", html), soft_wrap=True)
 
-    failures = [*found.failures, *_never_fired(require, done)]
+    wrong = [f"rule {r.rule} at node {r.declines[0].node}: {r.reason}" for r in done.refusals if r.failed]
+    failures = [*wrong, *found.failures, *_never_fired(require, done)]
     for failure in failures:
         shout(f"{failure}; the output is kept")
     if failures:

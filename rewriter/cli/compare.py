@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rewriter import io
-from rewriter.api import Result
+from rewriter.api import QUANTIZED_OPERATORS, Result
 from rewriter.errors import ParityError, RewriterError, TargetError, UsageError
+from rewriter.graph.contents import all_nodes
 from rewriter.io.reading import model_file
+from rewriter.parity.expected import expected_l2
 from rewriter.parity.limits import exceeded, limited
 from rewriter.parity.model_inputs import random_inputs
 from rewriter.parity.runtime import OrtRuntime, available
@@ -51,7 +53,9 @@ def compare(result: Result[Any], original: Path, asked: bool | None) -> Comparis
         return Comparison(failures=(f"the rewritten model does not run where the original does: {error}",))
     except ParityError as error:
         return Comparison(failures=(str(error),))
-    return dataclasses.replace(parity.comparison, failures=exceeded(parity, limits))
+    quantized = any(node.op_type in QUANTIZED_OPERATORS for node in all_nodes(result.ir_model))
+    expected = expected_l2(result.ir_model, result.report.weights, quantized=quantized)
+    return dataclasses.replace(parity.comparison, failures=exceeded(parity, limits, expected))
 
 
 def _impossible(reason: str, wanted: bool) -> Comparison:

@@ -17,7 +17,7 @@ from rewriter.engine.context import ModelRun
 from rewriter.engine.interface import interface, require_same
 from rewriter.engine.proposal import Rewrite
 from rewriter.engine.purity import unchanged
-from rewriter.errors import NonConvergenceError, RewriterError, RuleError
+from rewriter.errors import NonConvergenceError, ProofError, RewriterError, RuleError
 from rewriter.facts import DeclineTracer, Facts, Recogniser, Transfer
 from rewriter.facts.constants import constants
 from rewriter.graph._onnxscript import MatchFailureError, OpKey, compiled, replaced_outputs, replacement, root_operator
@@ -28,7 +28,7 @@ from rewriter.rule import Replacement, Rule
 from rewriter.ruleset import Phase, RuleSet
 
 Prover = Callable[[Rewrite, ModelRun], Proof | None]
-"""Proves a rewrite before it is committed; raises ParityError where it is wrong."""
+"""Proves a rewrite before it is committed; raises ProofError where it is wrong."""
 
 _TOLD_EVERY = 256
 
@@ -68,6 +68,8 @@ class Engine:
         prove: Prover,
         progress: Callable[[str, int], None] | None = None,
         watch: Watch | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
         """Prepares a run.
 
@@ -76,11 +78,14 @@ class Engine:
             prove: called on every rewrite before it is committed.
             progress: told the phase and the number of applications so far, now and then.
             watch: looks on.
+            strict: a rewrite that fails its proof ends the run; else it is declined, and the rest goes on.
         """
         self._run = run
         self._prove = prove
         self._progress = progress or (lambda phase, count: None)
         self._watch = watch
+        self._strict = strict
+        self._failed: dict[tuple[str, str], Decline] = {}
         self._committer = Committer(run.model)
         self._proofs: dict[Proof, int] = {}
         self.outcome = Outcome()
@@ -91,7 +96,7 @@ class Engine:
         Raises:
             NonConvergenceError: a phase still fires after its last allowed sweep.
             RuleError: a rule broke its contract.
-            ParityError: a rewrite is wrong.
+            ProofError: a rewrite is wrong, and the run is strict.
         """
         declared = interface(self._run.model)
         with without_cycle_collection():
@@ -102,6 +107,7 @@ class Engine:
                 tried = [bound.name for bound in phase.rules]
                 require_same(declared, interface(self._run.model), tried, last)
         self.outcome.proofs = list(self._proofs)
+        self.outcome.declines[:0] = self._failed.values()
         return self.outcome
 
     def _phase(self, phase: Phase) -> None:
@@ -160,7 +166,10 @@ class Engine:
                 if rewrite is not None and self._commit(rewrite, phase.name, sweep, tracer):
                     fired.append((candidate.name, rewrite.where))
                     break
-                if tracer.reason:
+                if tracer.failed:
+                    failed = tracer.record(candidate.name, phase.name, node)
+                    self._failed.setdefault((failed.rule, failed.node), failed)
+                elif tracer.reason:
                     declines.append(tracer.record(candidate.name, phase.name, node))
                 if self._watch is not None:
                     self._watch.attempted(phase.name, candidate.name, node, tracer)
@@ -216,6 +225,12 @@ class Engine:
         except MatchFailureError as declined:
             rewrite.discard()
             tracer.decline(declined.reason, declined.failure_sources)
+            return False
+        except ProofError as wrong:
+            rewrite.discard()
+            if self._strict:
+                raise
+            tracer.fail(f"the rewrite is wrong and was left out: {wrong.message}", rewrite.root)
             return False
         except BaseException:
             rewrite.discard()

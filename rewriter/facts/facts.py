@@ -166,7 +166,10 @@ class Facts:
 
 
 class DeclineTracer(MatchingTracer):
-    """Keeps the reason for which the last attempt of a rule ended, and where; ``mismatch`` where no pattern matched."""
+    """Keeps the reason for which the last attempt of a rule ended, and where.
+
+    ``mismatch`` says why no pattern matched; ``failed`` whether there was a rewrite, and its proof showed it wrong.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,12 +179,18 @@ class DeclineTracer(MatchingTracer):
         """Forgets the last attempt."""
         self.mismatch = ""
         self.reason = ""
+        self.failed = False
         self.culprits: list[ir.Node | ir.Value] = []
 
     def decline(self, reason: str, culprits: Iterable[ir.Node | ir.Value]) -> None:
         """Keeps why and where."""
         self.reason = reason
         self.culprits = list(culprits)
+
+    def fail(self, reason: str, node: ir.Node) -> None:
+        """Keeps why a rewrite failed its proof: its rule is wrong here."""
+        self.decline(reason, [node])
+        self.failed = True
 
     def record(self, rule: str, phase: str, node: ir.Node) -> Decline:
         """Returns what a report says of an attempt that ended with a reason."""
@@ -195,6 +204,7 @@ class DeclineTracer(MatchingTracer):
             culprit=(name_of(fault) if isinstance(fault, ir.Node) else fault.name) or name_of(node),
             remedy=why.remedy,
             expected=why.expected,
+            failed=self.failed,
         )
 
     def log(self, rule: Any, container: Any, node: ir.Node, match_result: Any, status: MatchStatus) -> None:

@@ -95,6 +95,7 @@ def no_kernel(
 
 ONE_SPEC = "give all experts of a layer one spec: overrides by role and layer"
 UNSTACK = "run rule unstack in an earlier phase (extends: unstack)"
+RELABEL = "give fc1 the dims [E, I, H] and fc2 [E, H, I]: runtimes read the same memory so"
 FROM_FLOAT = "start from the float model, or run rule qmoe-to-moe before"
 ONE_READER = "give the other reader a copy of its own, or remove it"
 NOT_AN_OUTPUT = "take it off the graph's outputs"

@@ -14,6 +14,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from rewriter.errors import UsageError
 from rewriter.io.loading import copied, load, parsed
+from rewriter.io.sequences import untyped_sequences
 
 
 class Exported(Protocol):
@@ -45,10 +46,12 @@ def own_copy(model: Model) -> ir.Model:
     declared = [(v, v.type, v.shape and v.shape.copy()) for v in (*ours.graph.inputs, *ours.graph.outputs)]
     if any(_lacks_type(node.inputs[0]) for node in ours.graph if node.op_type in _TYPED):
         with _quiet("onnx_ir.passes.common.shape_inference"):
-            order = list(ours.graph.initializers.values())
+            order, sequences = list(ours.graph.initializers.values()), untyped_sequences(ours)
             ShapeInferencePass()(ours)
             ours.graph.initializers.clear()  # the pass puts large ones last
             ours.graph.initializers.update((value.name or "", value) for value in order)
+        for value in sequences:
+            value.type = value.shape = None
         for value, dtype, shape in declared:
             value.type, value.shape = dtype, shape
     return ours

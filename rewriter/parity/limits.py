@@ -8,8 +8,14 @@ from rewriter.parity.model import ModelParity
 from rewriter.ruleset import ParitySettings
 
 
-def exceeded(parity: ModelParity, limits: ParitySettings) -> tuple[str, ...]:
-    """Returns one line for each limit that the outputs exceed, and for each output that is finite on one side only."""
+def exceeded(parity: ModelParity, limits: ParitySettings, expected: float = math.inf) -> tuple[str, ...]:
+    """Returns one line for each limit that the outputs exceed, and for each output that is finite on one side only.
+
+    Args:
+        parity: how two models differ.
+        limits: what the user allows.
+        expected: relative L2 that what was done explains; held where the user sets no limit of it.
+    """
     lines = []
     for name, metrics in parity.outputs.items():
         if math.isinf(metrics.max_abs):
@@ -20,6 +26,11 @@ def exceeded(parity: ModelParity, limits: ParitySettings) -> tuple[str, ...]:
             continue
         if limits.max_relative_l2 is not None and not metrics.relative_l2 <= limits.max_relative_l2:
             lines.append(f"output '{name}': relative L2 {metrics.relative_l2:.3g} is above {limits.max_relative_l2:g}")
+        if limits.max_relative_l2 is None and not metrics.relative_l2 <= expected:
+            lines.append(
+                f"output '{name}': relative L2 {metrics.relative_l2:.3g} is far above what was quantized explains"
+                f" ({expected:.2g}); parity.max_relative_l2 sets another limit"
+            )
         if limits.min_snr_db is not None and not metrics.snr_db >= limits.min_snr_db:
             lines.append(f"output '{name}': SNR {metrics.snr_db:.1f} dB is below {limits.min_snr_db:g} dB")
         if limits.min_top1 is not None and metrics.top1 is not None and not metrics.top1 >= limits.min_top1:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from rewriter.engine.context import ModelRun
 from rewriter.engine.proposal import Rewrite
-from rewriter.errors import ParityError, TargetError
+from rewriter.errors import ProofError, TargetError
 from rewriter.operators.qmoe import LAYOUT_KEY
 from rewriter.parity.float32 import HALVES, widened
 from rewriter.parity.judge import cannot_judge, cannot_run
@@ -46,19 +46,27 @@ class LocalProver:
         self._runtime = runtime or default_runtime()
         self._reference = ReferenceRuntime()
         self._proved: dict[object, Proof] = {}
+        self._failed: dict[object, ProofError] = {}
 
     def __call__(self, rewrite: Rewrite, run: ModelRun) -> Proof | None:
         """Returns the proof of ``rewrite``.
 
         Raises:
-            ParityError: the replacement does not compute what the matched subgraph does.
+            ProofError: the replacement does not compute what the matched subgraph does.
         """
         if self._level == "none":
             return None
         signature = _signature(rewrite)
         if self._level == "class" and signature in self._proved:
             return self._proved[signature]
-        proof = self._prove(rewrite, run)
+        if signature in self._failed:
+            failed = self._failed[signature]
+            raise ProofError(rewrite.rule, rewrite.where, f"as at node {failed.node}, {failed.message}")
+        try:
+            proof = self._prove(rewrite, run)
+        except ProofError as error:
+            self._failed[signature] = error
+            raise
         self._proved[signature] = proof
         return proof
 
@@ -101,10 +109,7 @@ class LocalProver:
             found = _without_rounding(rewrite, names, runtime, original, (after, feeds), found, (expected, actual))
         for difference in found:
             if not difference.holds:
-                raise ParityError(
-                    f"rule {rewrite.rule} at node {node}: {difference} ({runtime.name}); the rewrite is wrong,"
-                    " nothing was written"
-                )
+                raise ProofError(rewrite.rule, node, f"{difference} ({runtime.name})")
         if because and not cannot_run(rewrite.nodes, self._runtime.name):
             because += self._smoke(rewrite, after, feeds)
         if rounded is not None:
@@ -117,7 +122,7 @@ class LocalProver:
         """Runs a replacement whose numbers prove nothing; it must run all the same."""
         outputs = _run_replacement(rewrite, self._runtime, after, feeds)
         if not all(np.isfinite(out.astype(np.float32)).all() for out in outputs.values()):
-            raise ParityError(f"rule {rewrite.rule} at node {rewrite.where}: {self._runtime.name} computes no number")
+            raise ProofError(rewrite.rule, rewrite.where, f"{self._runtime.name} computes no number")
         return f"; {self._runtime.name} runs it"
 
 
@@ -198,7 +203,7 @@ def _run_replacement(
         model = after.model({}, feeds)
         return runtime.run(*(widened(*model) if wide else model))
     except TargetError as error:
-        raise ParityError(f"rule {rewrite.rule} at node {rewrite.where}: {error}; nothing was written") from error
+        raise ProofError(rewrite.rule, rewrite.where, f"what is to take its place does not run: {error}") from error
 
 
 def _first_to_run(

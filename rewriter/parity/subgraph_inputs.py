@@ -218,7 +218,8 @@ def _routed_shape(
         experts = sample or read.experts
         lead = (_shape(read.x, sizes) or (3, read.hidden))[:-1]
         if value is read.x:
-            return (*lead, read.hidden)
+            declared = None if value.shape is None else value.shape[-1]
+            return (*lead, declared if isinstance(declared, int) else read.hidden)
         if value is read.logits or value is read.mixing:
             return (*lead, experts) if shape is not None and len(shape) == 3 else (math.prod(lead), experts)
     return shape

@@ -121,7 +121,7 @@ def dequantized(before: Constants, jobs: Iterable[QuantizationJob], experts: int
         view = view if experts is None else view.slice(0, 0, experts)
         first, _ = view.span
         if value not in memory:
-            memory[value] = _buffer(view)
+            memory[value] = _buffer(view, job.weight.dtype)
             result[value] = _window(memory[value], view, first)
         _dequantize(job.quantize(), _window(memory[value], job.weight, first))
     return result
@@ -153,9 +153,10 @@ def _holder(before: Constants, job: QuantizationJob) -> tuple[ir.Value, View]:
     raise Declined(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
 
 
-def _buffer(view: View) -> Array:
+def _buffer(view: View, dtype: ir.DataType) -> Array:
+    """A copy of the part of its source that the view shows, in the type of a weight in it: a cast may widen that."""
     first, last = view.span
-    memory = np.zeros(last - first + 1, dtype=view.dtype.numpy())
+    memory = np.zeros(last - first + 1, dtype=dtype.numpy())
     _window(memory, view, first)[...] = view.numpy()
     return memory
 

@@ -43,6 +43,7 @@ class Decline:
         culprit: name of the node or value at fault.
         remedy: what would have to change for the rule to fire; empty where nothing is known.
         expected: whether the rule set means it so, or the rule is about other weights, so that nothing is amiss.
+        failed: whether there was a rewrite and its proof failed: the rule is wrong here, and the model was left alone.
     """
 
     rule: str
@@ -52,6 +53,7 @@ class Decline:
     culprit: str
     remedy: str = ""
     expected: bool = False
+    failed: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,18 @@ class Refusal:
         return self.declines[0].expected
 
     @property
+    def failed(self) -> bool:
+        """Whether a proof failed, so that the rule is wrong here."""
+        return self.declines[0].failed
+
+    @property
     def remedy(self) -> str:
         """What would have to change for the rule to fire; empty where nothing is known."""
         return self.declines[0].remedy
 
 
 def refusals(declines: Iterable[Decline], left: Iterable[Left]) -> tuple[Refusal, ...]:
-    """Returns the declines by rule and reason: first what was not expected, then by what stays float, then by count."""
+    """Returns the declines by rule and reason: what failed first, then what was not expected, by bytes and count."""
     groups: dict[tuple[str, str], list[Decline]] = {}
     for decline in declines:
         groups.setdefault((decline.rule, decline.reason), []).append(decline)
@@ -45,4 +50,8 @@ def refusals(declines: Iterable[Decline], left: Iterable[Left]) -> tuple[Refusal
         if (weight.rule, weight.reason) in nbytes:
             nbytes[weight.rule, weight.reason] += weight.nbytes
     found = [Refusal(*key, tuple(group), nbytes[key]) for key, group in groups.items()]
-    return tuple(sorted(found, key=lambda refusal: (refusal.expected, -refusal.nbytes, -len(refusal.declines))))
+    return tuple(
+        sorted(
+            found, key=lambda refusal: (not refusal.failed, refusal.expected, -refusal.nbytes, -len(refusal.declines))
+        )
+    )

@@ -125,7 +125,7 @@ def run(rule: RuleUnderTest, model: ir.Model, what: str = "it") -> Result[ir.Mod
     """
     try:
         with purity.checked():
-            return apply(model, as_rules(rule), overrides={"parity.local": "all"})
+            return apply(model, as_rules(rule), overrides={"parity.local": "all"}, strict=True)
     except ParityError as error:
         raise AssertionError(f"{what} failed its parity: {error}") from None
     except RuleError as error:

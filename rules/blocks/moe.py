@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.emit import write_integers, write_operator
-from rewriter.graph.declines import ONE_FLOAT_TYPE, UNSTACK, WHOLE_BLOCK, stays_float
+from rewriter.graph.declines import ONE_FLOAT_TYPE, RELABEL, UNSTACK, WHOLE_BLOCK, stays_float
 from rewriter.operators.form import ExpertForm, form_of
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import input_at
@@ -156,6 +156,10 @@ def _require_shapes(experts: Experts) -> None:
     if fc2.rank != 3 or 0 in fc2.shape:
         raise Declined(f"fc2 has shape {list(fc2.shape)}; expected [E, H, I]", experts.node)
     e, h, i = fc2.shape
+    features = None if experts.x.shape is None else experts.x.shape[-1]
+    if isinstance(features, int) and features != h:
+        reason = f"fc2 has shape {list(fc2.shape)} and the input {features} features: expected [E, {features}, I]"
+        raise Declined(reason, experts.node, remedy=RELABEL)
     form = experts.form
     if form.glu and not form.fusion and not form.gated:
         raise Declined("swiglu_fusion=0 needs the linear half in fc3", experts.node)

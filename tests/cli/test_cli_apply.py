@@ -13,6 +13,7 @@ from cli_models import GRANITE, NEEDS_FC3, linear, tree
 from rewriter import api
 from rewriter.cli import compare
 from rewriter.errors import TargetError
+from rewriter.rules import matmul_to_matmul_nbits
 
 
 def test_apply_writes_a_model_and_says_what_it_did(run, tmp_path):
@@ -213,3 +214,44 @@ def test_a_model_goes_into_a_folder_of_other_things(run, tmp_path):
     after = tree(folder)
     assert after.pop("new.onnx")
     assert after == before
+
+
+def _negated(rewrite):
+    def wrong(self, op, **matched):
+        return op.Neg(rewrite(self, op, **matched))
+
+    return wrong
+
+
+@pytest.fixture
+def wrong_linears(monkeypatch):
+    """Rule matmul-to-matmul-nbits changes a sign."""
+    right = matmul_to_matmul_nbits.MatMulToMatMulNBits.rewrite
+    monkeypatch.setattr(matmul_to_matmul_nbits.MatMulToMatMulNBits, "rewrite", _negated(right))
+
+
+@pytest.mark.usefixtures("wrong_linears")
+def test_a_rewrite_that_fails_its_proof_is_left_out_and_named_first(run, tmp_path):
+    code, _, err = run("apply", GRANITE, "-o", "out", "-r", "experts-int4", "--report", "r.json")
+    assert code == 1
+    first = err.splitlines()[0]
+    assert "rule matmul-to-matmul-nbits at node" in first and "the rewrite is wrong and was left out" in first
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["applied"] == {"unstack": 16} and report["declines"][0]["failed"]
+    onnx.checker.check_model(onnx.load(tmp_path / "out" / GRANITE.name))
+
+
+@pytest.mark.usefixtures("wrong_linears")
+def test_a_strict_run_ends_there(run, tmp_path):
+    code, _, err = run("apply", GRANITE, "-o", "out", "-r", "experts-int4", "--strict")
+    assert code == 1 and "the rewrite is wrong" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("wrong_linears")
+def test_outputs_far_off_fail_without_a_limit(run):
+    code, _, err = run("apply", GRANITE, "-o", "out", "-r", "experts-int4", "--parity", "none")
+    assert code == 1 and "is far above what was quantized explains" in err
+    unlimited = ("--set", "parity.max_relative_l2=10")
+    code, _, err = run("apply", GRANITE, "-o", "other", "-r", "experts-int4", "--parity", "none", *unlimited)
+    assert (code, err) == (0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -225,6 +226,15 @@ def test_the_index_of_a_view_is_left_to_unstack():
     assert not result.report.applied and not result.report.declines
 
 
+@pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
+def test_a_widened_table_is_proved_in_the_type_that_it_is_widened_to(half):
+    """The proof stored the dequantized rows as halves, and took the right rewrite for a wrong one."""
+    text = "agraph (int64[b, s] ids) => (float[b, s, 64] h) { wide = Cast<to=1>(w) h = Gather(wide, ids) }"
+    result = rewriter.apply(graph_of(text, {"w": normal(256, 64).astype(half)}), rule_set(NAME), strict=True)
+    (proof,) = result.report.proofs
+    assert result.report.applied == {NAME: 1} and proof.max_relative <= 1e-5
+
+
 def test_a_wrong_rule_is_caught(monkeypatch):
     def wrong(op, data, ids, others, **sizes):
         return right(op, data, op.Abs(op.Sub(ids, op.Constant(value_int=1))), others, **sizes)
@@ -232,7 +242,7 @@ def test_a_wrong_rule_is_caught(monkeypatch):
     right = rule_module.gather
     monkeypatch.setattr(rule_module, "gather", wrong)
     with pytest.raises(ParityError, match=NAME):
-        rewriter.apply(graph_of(TABLE, {"w": normal(50, 64)}), rule_set(NAME))
+        rewriter.apply(graph_of(TABLE, {"w": normal(50, 64)}), rule_set(NAME), strict=True)
 
 
 @settings(max_examples=25, deadline=None)

@@ -48,6 +48,10 @@ NEAR_MISSES = {
         "fc1 is FLOAT16 and the input FLOAT",
     ),
     "k": (lambda m: m.graph.node[0].attribute.extend([helper.make_attribute("k", 9)]), "k = 9 of 8 experts"),
+    "dims of before August 2025": (
+        lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[-1], "dim_value", 96),
+        "fc2 has shape [8, 64, 64] and the input 96 features: expected [E, 96, I]",
+    ),
     "shape": (
         lambda m: replace_initializer(m, "layer0.fc1", np.zeros((8, 126, 64), np.float32)),
         "fc1 has shape [8, 126, 64]; expected [8, 128, 64]",

@@ -70,7 +70,7 @@ def test_a_wrong_rule_is_caught(monkeypatch):
     rule = rule_module.ShareTiedEmbedding
     monkeypatch.setattr(rule, "rewrite", _doubled(rule.rewrite))
     with pytest.raises(ParityError, match=NAME):
-        rewriter.apply(untied("genai/llama_tied_fp32_cpu"), rule_set(NAME))
+        rewriter.apply(untied("genai/llama_tied_fp32_cpu"), rule_set(NAME), strict=True)
 
 
 def _doubled(rewrite):

@@ -267,7 +267,7 @@ def test_a_wrong_rule_is_caught(monkeypatch):
 
     monkeypatch.setattr(rule_module, "gather", wrong)
     with pytest.raises(ParityError, match=NAME):
-        rewriter.apply(exported("genai/llama_tied_fp32_cpu"), rule_set(tie()))
+        rewriter.apply(exported("genai/llama_tied_fp32_cpu"), rule_set(tie()), strict=True)
 
 
 @settings(max_examples=20, deadline=None)

@@ -29,7 +29,7 @@ FEW = settings(
     suppress_health_check=list(HealthCheck),
 )
 CAUGHT = {
-    r"failed its parity: .*; nothing was written$": "local proof: the result does not run",
+    r"failed its parity: .* is to take its place does not run": "local proof: the result does not run",
     r"failed its parity": "local proof: outputs differ",
     r"quantizes what it did not match": "local proof: it declines where the rule should have",
     r"raised QuantizationError: .* do not read back": "layout: bytes do not come back",

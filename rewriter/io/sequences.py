@@ -1,0 +1,38 @@
+"""Values that are sequences or optionals, which no tensor's type may be noted for."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from rewriter.graph.contents import all_nodes, subgraphs
+
+_MAKE = frozenset(
+    {
+        "Optional",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceMap",
+        "SplitToSequence",
+    }
+)
+_PASS_ON = frozenset({"Identity", "If", "Loop", "Scan"})
+
+
+def untyped_sequences(model: ir.Model) -> list[ir.Value]:
+    """Returns the values without a type that are no tensors, or may be none, as far as the operators tell."""
+    found: dict[ir.Value, None] = {}
+    for node in all_nodes(model):
+        if node.domain:
+            continue
+        near = [value for value in node.inputs if value is not None]
+        near += [value for graph in subgraphs(node) for value in graph.outputs]
+        if node.op_type in _MAKE or (node.op_type in _PASS_ON and any(v in found or _is_sequence(v) for v in near)):
+            found.update(dict.fromkeys(value for value in node.outputs if value.type is None))
+    return list(found)
+
+
+def _is_sequence(value: ir.Value) -> bool:
+    made = (producer := value.producer()) is not None and not producer.domain and producer.op_type in _MAKE
+    return made or isinstance(value.type, ir.SequenceType | ir.OptionalType)
