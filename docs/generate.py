@@ -20,10 +20,12 @@ _PART = re.compile(r"(<!-- generated: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTAL
 PARTS: Mapping[str, Callable[[], str]] = {
     "attributes": targets.attributes,
     "facts": harness.facts,
+    "faults": targets.faults,
     "forms": forms.forms,
     "kernels": targets.kernels,
     "linears": targets.linears,
     "lookups": targets.lookups,
+    "measurements": targets.measurements,
     "picture": printed.picture,
     "profiles": harness.profiles,
     "promises": harness.promised,
@@ -37,6 +39,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "sets": sets.sets_catalogue,
     "sets-index": sets.sets_index,
     "strategies": harness.strategies,
+    "unmeasured": targets.unmeasured,
 }
 
 

@@ -96,7 +96,8 @@ def require_matmul_nbits(run: Run, job: QuantizationJob, culprit: ir.Value | Non
     stored = definition.RAW.of(job.stored_shape)
     if isinstance(stored, Refusal):
         raise Declined(stored.reason, culprit)
-    if reason := run.target.linear.refusal(job.weight.dtype.name, job.context.spec.bits):
+    spec, kernel = job.context.spec, run.target.linear
+    if reason := kernel.refusal(job.weight.dtype.name, spec.bits, spec.block_size, symmetric=spec.symmetric):
         raise Declined(f"{MATMUL_NBITS.name} on {run.target}: {reason}", culprit, remedy=reason_of(reason).remedy)
     return stored
 

@@ -58,8 +58,9 @@ from rewriter.rules.blocks.emit import (
 from rewriter.rules.blocks.float_weights import FloatWeights, stack_float_weights
 from rewriter.rules.blocks.matched_nodes import covered
 from rewriter.rules.blocks.moe import Experts, Projection
-from rewriter.rules.blocks.qmoe import plan_experts, prepacked_attribute, write_qmoe
+from rewriter.rules.blocks.qmoe import exact_ways, plan_experts, prepacked_attribute, write_qmoe
 from rewriter.rules.blocks.quantized_weights import require_kernel, stack_quantized_weights
+from rewriter.target import Target
 from rewriter.tensors import View, ViewTensor
 
 COMPLETING = ("Add", "ReduceSum", "Cast", "MatMul", "Einsum")
@@ -119,14 +120,9 @@ class FuseExperts(Rule):
     def _form(self, block: Block, routing: Routing, dtype: ir.DataType, node: ir.Node) -> tuple[ExpertForm, Routing]:
         form = form_of(block, routing)
         target = self.run.target
-        kernel = target.kernel(self._into)
-        if kernel is None:
-            raise Declined(f"target {target} has no {self._into}", node, remedy=f"{OTHER_TARGET}, or {BY_EXPERT}")
-        reason = kernel.refusal(form, dtype.name)
-        if reason and self._into == QMOE.name and target.router_weights:
-            reason = kernel.refusal(form, dtype.name, weighted=True)
+        reason = _refusal(target, self._into, form, dtype)
         other = normalised(self.run.facts, block.mixing, routing) if reason else None
-        if other is not None and not kernel.refusal(form_of(block, other), dtype.name):
+        if other is not None and not _refusal(target, self._into, form_of(block, other), dtype):
             return form_of(block, other), other
         if reason:
             raise no_kernel(self._into, target, reason, node, instead=BY_EXPERT)
@@ -143,12 +139,13 @@ class FuseExperts(Rule):
             for name, weight in zip(PROJECTIONS, (weights[0], weights[2]), strict=False)
         )
         own = Experts(reader, form, block.x, block.mixing.router.scores.logits, weights[0].dtype, projections)
-        held = plan_experts(run, str(self.name), own, smaller_blocks=True)
-        for spec in held.specs:
-            if target.rounds_activations(spec.bits, held.block):
-                where = f"{spec.bits} bits in blocks of {held.block}"
-                reason = f"QMoE on target {target} rounds activations to 8 bits at {where}"
-                raise Declined(reason, block.out, remedy=f"{OTHER_TARGET}, or {BY_EXPERT}")
+        ways = exact_ways(target, form, weights[0].dtype)
+        assert not isinstance(ways, str), "the form was asked for before"
+        held = plan_experts(run, str(self.name), own, ways)
+        if held.rounds:
+            where = f"{held.specs[0].bits} bits in blocks of {held.block}"
+            reason = f"QMoE on target {target} rounds activations to 8 bits at {where}"
+            raise Declined(reason, block.out, remedy=f"{OTHER_TARGET}, or {BY_EXPERT}")
 
     def _quantized(self, op: Any, block: Block, node: ir.Node) -> Replacement:
         facts, target = self.run.facts, self.run.target
@@ -212,6 +209,12 @@ class UnfusedArgMax(Rule):
 
     def rewrite(self, op: Any, *, scores: ir.Value, indices: ir.Value) -> Any:
         decline_argmax(self.run, scores, indices)
+
+
+def _refusal(target: Target, operator: ExpertsName, form: ExpertForm, dtype: ir.DataType) -> str | None:
+    """Returns why the target has no exact MoE or QMoE of a form, or None."""
+    found = exact_ways(target, form, dtype) if operator == QMOE.name else target.runs(operator, form, dtype.name)
+    return found if isinstance(found, str) else None
 
 
 def _require_logarithms(block: Block, given: ir.Value) -> None:

@@ -19,9 +19,10 @@ import onnx_ir as ir
 
 from rewriter.emit import write_operator
 from rewriter.graph.attributes import integer_attribute
+from rewriter.graph.declines import no_kernel
 from rewriter.operators.layout.stored import Layout, Refusal, by_name
-from rewriter.operators.matmul_nbits import LAYOUTS, MATMUL_NBITS, RAW
-from rewriter.operators.operator import DOMAIN
+from rewriter.operators.matmul_nbits import LAYOUTS, MATMUL_NBITS, PARTS, RAW, attributes_of
+from rewriter.operators.operator import DOMAIN, input_at
 from rewriter.operators.qmoe import LayoutName
 from rewriter.quantize.types import QuantizedShape
 from rewriter.rule import Declined, NotApplicable, Rule
@@ -89,11 +90,16 @@ class MatMulNBitsLayout(Rule):
         return write_operator(op, MATMUL_NBITS, inputs, attributes)
 
     def _wanted(self, node: ir.Node) -> Layout:
-        layouts = self.run.target.matmul_nbits_layouts
-        name = layouts[0] if self._layout == "auto" else self._layout
-        wanted = by_name(LAYOUTS, name)
-        if wanted is None or name not in layouts:
-            raise Declined(f"MatMulNBits on {self.run.target} reads {', '.join(layouts)}, not {name}", node)
+        """The layout that is asked for, raw by default; declines where the target does not read it."""
+        wanted = by_name(LAYOUTS, RAW.name if self._layout == "auto" else self._layout)
+        assert wanted is not None, "options are checked as they are read"
+        x, own = node.inputs[0], attributes_of(node)
+        dtype = "FLOAT" if x is None or x.dtype is None else x.dtype.name
+        symmetric = input_at(node, PARTS[2]) is None
+        kernel, name = self.run.target.linear, wanted.name
+        reason = kernel.refusal(dtype, own.bits, own.block, symmetric=symmetric, layout=name)
+        if reason and wanted is not RAW:
+            raise no_kernel(MATMUL_NBITS.name, self.run.target, reason, node)
         return wanted
 
 
@@ -101,6 +107,6 @@ def rule(*, layout: LayoutName | Literal["auto"] = "auto") -> Rule:
     """Builds the rule.
 
     Args:
-        layout: what B is to be in; auto is what the target prefers.
+        layout: what B is to be in; auto is raw, which every target reads.
     """
     return MatMulNBitsLayout(layout)

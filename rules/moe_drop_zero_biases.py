@@ -38,8 +38,8 @@ class MoEDropZeroBiases(Rule):
         assert node is not None
         biases = [slots.bias for slots in MOE.projections if slots.bias < len(node.inputs)]
         zeros = {slot for slot in biases if _is_zero(self.run.facts, node.inputs[slot])}
-        form, kernel = form_of(node), self.run.target.kernel(MOE.name)
-        unknown = form.unknown or (kernel is not None and form.activation not in kernel.activations)
+        form, kernels = form_of(node), self.run.target.kernels(MOE.name)
+        unknown = form.unknown or any(form.activation not in kernel.activations for kernel in kernels)
         if not zeros or unknown:  # of an activation that nothing runs, nothing could be proved
             raise NotApplicable
         inputs = [None if slot in zeros else value for slot, value in enumerate(node.inputs)]

@@ -52,8 +52,7 @@ class MoEFuseFc3(Rule):
             raise NotApplicable
         experts = read_moe(self.run, y)
         form = experts.form
-        kernel = self.run.target.kernel(QMOE.name)
-        if kernel is not None and form.activation in kernel.fc3:
+        if any(form.activation in kernel.fc3 for kernel in self.run.target.kernels(QMOE.name)):
             raise NotApplicable
         if form.activation not in (SILU.name, SWIGLU.name):
             raise Declined(f"'{form.activation}' gated by fc3 has no fused form; silu and swiglu have", node)

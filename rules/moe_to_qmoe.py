@@ -20,13 +20,13 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.emit import AccuracyLevel
-from rewriter.graph.declines import FROM_FLOAT, OTHER_TARGET, UNROLLED, no_kernel
+from rewriter.graph.declines import FROM_FLOAT, UNROLLED, no_kernel
 from rewriter.operators.form import form_of
 from rewriter.operators.operator import DOMAIN, input_at
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, ROUTER_WEIGHTS
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.rules.blocks.moe import element_type, read_moe, require_weights_disappear
-from rewriter.rules.blocks.qmoe import Held, emit_qmoe, plan_experts
+from rewriter.rules.blocks.qmoe import Held, emit_qmoe, exact_ways, plan_experts
 
 
 class MoEToQMoE(Rule):
@@ -44,27 +44,13 @@ class MoEToQMoE(Rule):
         del x
         node = y.producer()
         assert node is not None
-        weighted = self._require_kernel(node, element_type(node))
+        ways = exact_ways(self.run.target, form_of(node), element_type(node))
+        if isinstance(ways, str):
+            raise no_kernel(QMOE.name, self.run.target, ways, node, instead=UNROLLED)
         experts = read_moe(self.run, y)
-        held = plan_experts(self.run, str(self.name), experts, smaller_blocks=self._smaller_blocks)
+        held = plan_experts(self.run, str(self.name), experts, ways, smaller_blocks=self._smaller_blocks)
         require_weights_disappear(experts)
-        return emit_qmoe(op, self.run.target, experts, self._levelled(held), weighted=weighted)
-
-    def _require_kernel(self, node: ir.Node, dtype: ir.DataType) -> bool:
-        """Declines where the target has no exact QMoE of this form; True where it needs router_weights."""
-        target = self.run.target
-        kernel = target.kernel(QMOE.name)
-        if kernel is None:
-            raise Declined(f"target {target} has no QMoE", node, remedy=f"{OTHER_TARGET}, or {UNROLLED}")
-        reason = kernel.refusal(form_of(node), dtype.name)
-        if reason is None:
-            return False
-        given = kernel.refusal(form_of(node), dtype.name, weighted=True)
-        if given is None and target.router_weights:
-            return True
-        if given is None:
-            reason = f"{reason}; router_weights would be needed, which it does not take"
-        raise no_kernel(QMOE.name, target, reason, node, instead=UNROLLED)
+        return emit_qmoe(op, self.run.target, experts, self._levelled(held))
 
     def _levelled(self, held: Held) -> Held:
         heeded = self.run.target.provider == "cpu" and self.run.target.has(QMOE.name, "accuracy_level")
@@ -86,12 +72,11 @@ class QMoEStays(Rule):
         if LAYOUT_KEY in node.metadata_props:
             raise NotApplicable
         reason = "the experts are quantized already (rule qmoe-to-moe dequantizes them)"
-        kernel = self.run.target.kernel(QMOE.name)
         weighted = input_at(node, ROUTER_WEIGHTS) is not None
         dtype = "FLOAT" if x.dtype is None else x.dtype.name
-        refusal = "there is no QMoE" if kernel is None else kernel.refusal(form_of(node), dtype, weighted=weighted)
-        if refusal:
-            reason += f", and target {self.run.target} cannot run them: {refusal}"
+        kernels = self.run.target.runs(QMOE.name, form_of(node), dtype, weighted=weighted)
+        if isinstance(kernels, str):
+            reason += f", and target {self.run.target} cannot run them: {kernels}"
         raise Declined(reason, node, remedy=FROM_FLOAT)
 
 

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from rewriter.graph.declines import OTHER_TARGET
-from rewriter.operators.layout.stored import Layout, Refusal, Stored
+from rewriter.graph.declines import Reason, no_kernel, reason_of
+from rewriter.operators.layout.stored import Layout, Stored
 from rewriter.operators.operator import DOMAIN
 from rewriter.operators.qmoe import QMOE, LayoutName, layout_named
-from rewriter.rule import Declined, NotApplicable, Replacement, Rule
-from rewriter.rules.blocks.qmoe import prepacked_attribute, write_qmoe
-from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredProjection, read_qmoe
+from rewriter.rule import NotApplicable, Replacement, Rule
+from rewriter.rules.blocks.qmoe import prepacked_attribute, refusal, write_qmoe
+from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredExperts, StoredProjection, read_qmoe
 
 
 class QMoELayout(Rule):
@@ -35,17 +35,14 @@ class QMoELayout(Rule):
         return op.QMoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
 
     def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Replacement:
-        del x
         stored = read_qmoe(self.run, y, self._unmarked)
         node = stored.node
-        wanted = self._wanted(node)
+        wanted = self._wanted(stored, x)
         if wanted is stored.layout:
             raise NotApplicable
         inputs = dict(enumerate(node.inputs))
         for slots, projection in zip(QMOE.projections, stored.projections, strict=False):
-            own = wanted.of(projection.shape)
-            if isinstance(own, Refusal):
-                raise Declined(f"{projection.name}: {own.reason}", node)
+            own = wanted.require(projection.shape)
             inputs[slots.weight] = op.initializer(_laid_out(projection, stored.layout, own))
         attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
         attributes.pop("weights_prepacked", None)
@@ -53,17 +50,20 @@ class QMoELayout(Rule):
         out = write_qmoe(op, inputs, attributes, wanted)
         return Replacement({y: out}, [node], layouts={node: stored.layout.name})
 
-    def _wanted(self, node: ir.Node) -> Layout:
-        target = self.run.target
-        layouts = target.qmoe_layouts
-        if not layouts:
-            raise Declined(f"target {target} reads no layout of QMoE that is known here", node, remedy=OTHER_TARGET)
-        wanted = layouts[0] if self._layout == "auto" else self._layout
-        if wanted not in layouts:
-            raise Declined(
-                f"QMoE on target {target} reads {', '.join(layouts)}, not {wanted}", node, remedy=OTHER_TARGET
-            )
-        return layout_named(wanted)
+    def _wanted(self, stored: StoredExperts, x: ir.Value) -> Layout:
+        """The layout that is asked for, by default the first that a kernel of the target reads; or declines."""
+        target, shapes = self.run.target, [projection.shape for projection in stored.projections]
+        dtype = "FLOAT" if x.dtype is None else x.dtype.name
+        kernels = target.runs(QMOE.name, stored.form, dtype, weighted=stored.router_weights is not None)
+        reason: Reason | None = None
+        for kernel in target.kernels(QMOE.name) if isinstance(kernels, str) else kernels:
+            for name in kernel.layouts if self._layout == "auto" else [self._layout]:
+                layout = layout_named(name)
+                found = refusal(kernel, shapes, layout)
+                if found is None:
+                    return layout
+                reason = reason or reason_of(found)
+        raise no_kernel(QMOE.name, target, reason or "it reads no layout that is known here", stored.node)
 
 
 def _laid_out(projection: StoredProjection, before: Layout, after: Stored) -> ExpertRows:

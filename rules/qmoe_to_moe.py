@@ -65,10 +65,10 @@ def _require_own_weights(stored: StoredExperts, router: ir.Value) -> None:
 
 def _require_heeded(run: Run, stored: StoredExperts, dtype: ir.DataType) -> None:
     """Declines where the weights of the chosen add up to less than one and the target's MoE does not keep them so."""
-    form, kernel = stored.form, run.target.kernel(MOE.name)
-    if kernel is None or form.normalize or form.sparse_mixer or stored.router_weights is not None:
+    form, kernels = stored.form, run.target.kernels(MOE.name)
+    if form.normalize or form.sparse_mixer or stored.router_weights is not None:
         return
-    if dtype.name not in kernel.unnormalized:
+    if any(dtype.name not in kernel.unnormalized for kernel in kernels):
         reason = f"normalize_routing_weights=0 is not heeded in {dtype.name.lower()}"
         raise no_kernel(MOE.name, run.target, reason, stored.node)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
-from generator.markdown import code, table
+from probe.forms import Form, LinearForm, LookupForm, QMoEForm, text_of
+from probe.sweep import forms
 
+from generator.markdown import code, table
+from generator.measured import ROUNDS, RUNS, measured, target_of, told
 from rewriter.target import ADDED, KERNELS, LINEARS, LOOKUPS, PROVIDERS, Kernel, LinearKernel, LookupKernel
 
 
@@ -15,29 +19,91 @@ def kernels() -> str:
     parts = []
     for provider in PROVIDERS:
         for operator in ("MoE", "QMoE"):
-            rows = KERNELS.get((provider, operator), ())
-            if not rows:
-                parts.append(f"### {operator} on {provider}\n\nNo kernel, so no rule emits it.\n")
-                continue
-            versions = ["", *(f"from {row.since[0]}.{row.since[1]}" for row in rows)]
-            cells = [
-                [title, *(show(row) for row in rows)]
-                for title, show in _KERNEL_ROWS.items()
-                if operator == "QMoE" or title not in _QMOE_ONLY
-            ]
-            parts.append(f"### {operator} on {provider}\n\n{table(versions, cells)}")
+            found = KERNELS.get((provider, operator), ())
+            parts.append(f"### {operator} on {provider}\n")
+            if not found:
+                parts.append("No kernel, so no rule emits it.\n")
+            for number, rows in enumerate(found, 1):
+                parts += [f"Kernel {number} of {len(found)}:\n"] if len(found) > 1 else []
+                versions = ["", *(f"from {row.since[0]}.{row.since[1]}" for row in rows)]
+                cells = [
+                    [title, *(show(row) for row in rows)]
+                    for title, show in _KERNEL_ROWS.items()
+                    if operator == "QMoE" or title not in _QMOE_ONLY
+                ]
+                known = ["known from", *(_known(provider, row.since) for row in rows)]
+                parts.append(table(versions, [known, *cells]))
     shown = {f.name for f in fields(Kernel)}
     if shown - {"since"} != _SHOWN:
         raise SystemExit(f"Kernel has other fields than this page shows: {sorted(shown ^ _SHOWN)}")
     return "\n".join(parts)
 
 
+def _known(provider: str, since: tuple[int, int]) -> str:
+    """What a row follows from: a measurement of its first version, or the runtime's own sources."""
+    measured_there = any(own.provider == provider and target_of(own).version == since for own in measured())
+    return "measured" if measured_there else "stated"
+
+
+def measurements() -> str:
+    """Returns on what and when the prober ran, and how the forms came out."""
+    titles = ("provider", "version", "on", "taken", "forms", *_VERDICTS)
+    rows = []
+    for own in measured():
+        counted = Counter(answer.verdict(own.provider) for answer in own.answers)
+        counts = (str(counted[verdict]) for verdict in _VERDICTS)
+        rows.append([code(own.provider), own.version, own.hardware, own.taken, str(len(own.answers)), *counts])
+    return table(titles, rows)
+
+
+def faults() -> str:
+    """Returns what the newest measured version of each provider computes wrongly without an error."""
+    newest = {own.provider: own for own in measured()}
+    parts = []
+    for provider, own in newest.items():
+        wrong = [answer for answer in own.answers if answer.verdict(provider) == "wrong"]
+        halves = [answer for answer in wrong if answer.form.x != "FLOAT"]
+        lines = [f"- `{text_of(answer.form)}`: off by {answer.error:.2g}" for answer in halves]
+        shown = lines[:: max(1, len(lines) // 12)][:12]
+        parts.append(f"`{provider}` {own.version}, {len(wrong)} in all; some of them:\n\n" + "\n".join(shown) + "\n")
+    return "\n".join(parts)
+
+
+def unmeasured() -> str:
+    """Returns which forms the tables accept on a measured version though none like them was run there."""
+    parts = []
+    for own in measured():
+        known = {_like(answer.form) for answer in own.answers}
+        open_forms = [
+            form for form in forms() if _like(form) not in known and told(target_of(own), form) in (RUNS, ROUNDS)
+        ]
+        if open_forms:
+            alike = dict.fromkeys(_like(form) for form in open_forms)
+            shown = "; ".join(" ".join(map(str, key)) for key in alike)
+            parts.append(f"- `{own.provider}` {own.version}: {shown}\n")
+    return "".join(parts)
+
+
+def _like(form: Form) -> tuple[object, ...]:
+    """What a form is about: what a table has a row or a column for."""
+    if isinstance(form, LinearForm):
+        bias = "with bias" if form.bias else ""
+        return (form.operator, form.x.lower(), f"{form.bits} bits", f"block {form.block}", bias, form.layout)
+    if isinstance(form, LookupForm):
+        return (form.operator, form.x.lower(), f"{form.bits} bits", f"rank {form.rank}")
+    shared = (form.operator, form.x.lower(), form.act, "fc3" if form.fc3 else f"fusion {form.fusion}")
+    if not isinstance(form, QMoEForm):
+        return shared
+    zeros = "" if form.zeros == "none" else f"zero points {form.zeros}"
+    widths = "/".join(map(str, dict.fromkeys(form.bits)))
+    return ("QMoE", form.x.lower(), f"{widths} bits", f"block {form.block or 'row'}", zeros, form.layout)
+
+
+_VERDICTS = ("right", "rounds", "wrong", "refused", "fails", "crashes")
+
+
 def _blocks(sizes: Sequence[int]) -> str:
     return ", ".join("whole row" if size == 0 else str(size) for size in sizes) or "none"
-
-
-def _layout(layout: int | None) -> str:
-    return "raw" if layout is None else f"CUTLASS sm{layout}"
 
 
 def _rounding(kernel: Kernel) -> str:
@@ -46,37 +112,41 @@ def _rounding(kernel: Kernel) -> str:
 
 _SINGLE = {"any": "yes", "alike": "alike only", "never": "no"}
 _SHOWN = {
-    *("dtypes", "activations", "fusions", "fc3", "sparse_mixer", "unnormalized", "constants", "blocks"),
-    *(
-        "zero_point_blocks",
-        "single_block",
-        "mixed_zero_points",
-        "mixed_bits",
-        "multiple",
-        "int8_activations",
-        "layouts",
-    ),
+    *("dtypes", "activations", "fusions", "fc3", "sparse_mixer", "unnormalized", "router_weights", "constants"),
+    *("blocks", "mixed_bits", "zero_point_blocks", "padded_zero_points", "mixed_zero_points", "single_block"),
+    *("multiple", "int8_activations", "layouts"),
 }
 _KERNEL_ROWS: dict[str, Callable[[Kernel], str]] = {
     "element types of x": lambda k: ", ".join(k.dtypes).lower(),
     "activations": lambda k: ", ".join(k.activations),
-    "`swiglu_fusion`": lambda k: ", ".join(map(str, k.fusions)),
+    "`swiglu_fusion`": lambda k: _list(k.fusions),
     "gated by an fc3": lambda k: ", ".join(k.fc3) or "none",
-    "`use_sparse_mixer`": lambda k: "yes" if k.sparse_mixer else "no",
+    "`use_sparse_mixer`": lambda k: _yes(k.sparse_mixer),
     "`normalize_routing_weights=0` heeded in": lambda k: ", ".join(k.unnormalized).lower() or "none",
     "SwiGLU constants": lambda k: "the attributes" if k.constants is None else f"fixed: {k.constants}",
-    "bits and blocks": lambda k: "; ".join(f"{b}: {_blocks(s)}" for b, s in (k.blocks or {}).items()),
+    "`router_weights` heeded": lambda k: _ROUTER_WEIGHTS[k.router_weights],
+    "bits and blocks": lambda k: _by_bits(k.blocks or {}),
+    "projections of different bits": lambda k: ", ".join(f"{a}/{b}" for a, b in k.mixed_bits) or "no",
     "blocks with zero points": lambda k: _blocks(k.zero_point_blocks),
+    "zero points that end within a byte": lambda k: ", ".join(f"{bits} bits" for bits in k.padded_zero_points) or "no",
+    "zero points in one projection only": lambda k: _by_bits(k.mixed_zero_points) or "no",
     "a row as one block": lambda k: _SINGLE[k.single_block],
-    "zero points in one projection only": lambda k: "yes" if k.mixed_zero_points else "no",
-    "projections of different bits": lambda k: "yes" if k.mixed_bits else "no",
     "H and I a multiple of": lambda k: str(k.multiple),
     "rounds activations to 8 bits": lambda k: (
         ", ".join(f"{b} bits, block >= {n}" for b, n in k.int8_activations) or "no"
     ),
-    "layouts": lambda k: ", ".join(map(_layout, k.layouts)) or "none",
+    "layouts": lambda k: ", ".join(k.layouts) or "none",
 }
+_ROUTER_WEIGHTS = {(): "no", (False,): "at `normalize_routing_weights=0`", (True, False): "yes"}
 _QMOE_ONLY = tuple(_KERNEL_ROWS)[7:]
+
+
+def _by_bits(blocks: Mapping[int, Sequence[int]]) -> str:
+    """Widths that have the same blocks are shown together."""
+    together: dict[tuple[int, ...], list[int]] = {}
+    for bits, sizes in blocks.items():
+        together.setdefault(tuple(sizes), []).append(bits)
+    return "; ".join(f"{_list(bits)}: {_blocks(sizes)}" for sizes, bits in together.items())
 
 
 def linears() -> str:
@@ -87,11 +157,20 @@ def linears() -> str:
             _since(row),
             "; ".join(f"{dtype.lower()}: {_list(bits)}" for dtype, bits in row.bits.items()),
             _yes(row.takes_bias),
+            _by_bits(row.blocks) or "all",
+            ", ".join(row.prepacked) or "raw only",
+            _known(provider, row.since),
         ]
         for provider in PROVIDERS
         for row in LINEARS[provider]
     ]
-    return table(("provider", "from", "bits by element type of x", "reads the bias"), rows)
+    return table(
+        (
+            *("provider", "from", "bits by element type of x", "reads the bias", "blocks"),
+            *("prepacked layouts", "known from"),
+        ),
+        rows,
+    )
 
 
 def lookups() -> str:
@@ -100,12 +179,13 @@ def lookups() -> str:
         [
             *(code(provider), _since(row), _list(row.bits), ", ".join(row.dtypes).lower()),
             *map(_yes, (row.symmetric, row.padded_zero_points, row.partial_blocks)),
+            _known(provider, row.since),
         ]
         for provider in PROVIDERS
         for row in LOOKUPS[provider]
     ]
     titles = ("provider", "from", "bits", "scales", "no zero points", "zero points that end within a byte")
-    return table((*titles, "rows that end within a block"), rows)
+    return table((*titles, "rows that end within a block", "known from"), rows)
 
 
 def _since(row: LinearKernel | LookupKernel) -> str:

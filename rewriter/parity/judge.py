@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -12,7 +12,8 @@ from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.operator import input_at
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, ROUTER_WEIGHTS, quantized_of
-from rewriter.target import Target
+from rewriter.quantize.types import QuantizedShape
+from rewriter.target import Kernel, Target
 
 _TOLD: Mapping[ir.Node, str] = {}
 _INT8_ACTIVATIONS = "rounds activations to 8 bits"
@@ -39,7 +40,9 @@ def cannot_judge(nodes: Iterable[ir.Node], provider: str, layouts: Mapping[ir.No
         return ""
     nodes = list(nodes)
     reason = cannot_run(nodes, provider, layouts)
-    return reason or next((inexact for node in nodes if (inexact := _inexact(node, _target(provider)))), "")
+    return reason or next(
+        (inexact for node in nodes if (inexact := _inexact(node, _target(provider), layouts.get(node)))), ""
+    )
 
 
 def _target(provider: str) -> Target:
@@ -50,33 +53,47 @@ def _cannot_run(node: ir.Node, target: Target, layout: str | None) -> str:
     if MATMUL_NBITS.computes(node) or GATHER_BLOCK_QUANTIZED.computes(node):
         reason = _linear(node, target) if MATMUL_NBITS.computes(node) else _lookup(node, target)
         return f"{node.op_type} on {target}: {reason}" if reason else ""
-    operator = operator_of(node)
-    if operator is None:
+    if operator_of(node) is None:
         return ""
-    dtype = _dtype(node, 0)
-    kernel = target.kernel(node.op_type)
-    if kernel is None:
-        return f"{target} has no {node.op_type}"
     router = node.inputs[1] if len(node.inputs) > 1 else None
     if router is not None and router.shape is not None and router.shape.rank() != 2:
         return f"{node.op_type} takes no router_probs of rank {router.shape.rank()}"
-    weighted = operator is QMOE and input_at(node, ROUTER_WEIGHTS) is not None
-    reason = kernel.refusal(form_of(node), _name(dtype), weighted=weighted)
-    if reason is None and operator is QMOE:
-        bits = set(quantized_of(node).bits[:2])
-        layout = layout or node.metadata_props.get(LAYOUT_KEY, RAW.name)
-        if layout not in target.qmoe_layouts:
-            reason = f"the {layout} layout has no kernel"
-        elif len(bits) > 1 and not kernel.mixed_bits:
-            reason = f"projections of {' and '.join(map(str, sorted(bits)))} bits have no kernel"
-    return "" if reason is None else f"{node.op_type} on {target}: {reason}"
+    kernels = _kernels(node, target, layout)
+    return f"{node.op_type} on {target}: {kernels}" if isinstance(kernels, str) else ""
+
+
+def _kernels(node: ir.Node, target: Target, layout: str | None) -> Sequence[Kernel] | str:
+    """The target's kernels that run an MoE or QMoE, or why none does."""
+    quantized = QMOE.computes(node)
+    weighted = quantized and input_at(node, ROUTER_WEIGHTS) is not None
+    kernels = target.runs(node.op_type, form_of(node), _name(_dtype(node, 0)), weighted=weighted)
+    shapes = _shapes(node) if quantized else None
+    if isinstance(kernels, str) or shapes is None:
+        return kernels
+    layout = layout or node.metadata_props.get(LAYOUT_KEY, RAW.name)
+    reasons = [kernel.cannot_hold(shapes, layout) for kernel in kernels]
+    return [own for own, reason in zip(kernels, reasons, strict=True) if reason is None] or str(reasons[0])
+
+
+def _shapes(node: ir.Node) -> list[QuantizedShape] | None:
+    """How the projections of a QMoE are quantized, or None where the shapes of their scales are unknown."""
+    held, slots = quantized_of(node), QMOE.projections
+    scales = [input_at(node, own.scales) for own in slots[:2]]
+    shapes = [value.shape for value in scales if value is not None and value.shape is not None]
+    if len(shapes) < 2 or not all(shape.is_static() and shape.rank() > 1 for shape in shapes):
+        return None
+    wide, hidden = (int(shape.numpy()[1]) for shape in shapes)
+    inter = wide // form_of(node).fused
+    sizes = ((wide, hidden), (hidden, inter), (inter, hidden))
+    count = 2 if input_at(node, slots[2].weight) is None else 3
+    return [QuantizedShape(*sizes[i], held.bits[i], held.block, not held.zero_points[i]) for i in range(count)]
 
 
 def _linear(node: ir.Node, target: Target) -> str | None:
     own = matmul_nbits.attributes_of(node)
-    if own.prepacked:
-        return "it does not read a prepacked B"
-    return target.linear.refusal(_name(_dtype(node, 0)), own.bits)
+    layout = matmul_nbits.LAYOUTS[own.prepacked].name if own.prepacked in range(len(matmul_nbits.LAYOUTS)) else "?"
+    symmetric = input_at(node, matmul_nbits.PARTS[2]) is None
+    return target.linear.refusal(_name(_dtype(node, 0)), own.bits, own.block, symmetric=symmetric, layout=layout)
 
 
 def _lookup(node: ir.Node, target: Target) -> str | None:
@@ -99,13 +116,14 @@ def _name(dtype: ir.DataType | None) -> str:
     return dtype.name if dtype else "FLOAT"
 
 
-def _inexact(node: ir.Node, target: Target) -> str:
+def _inexact(node: ir.Node, target: Target, layout: str | None) -> str:
     if MATMUL_NBITS.computes(node):
         level = matmul_nbits.attributes_of(node).accuracy_level
         return f"accuracy_level 4 {_INT8_ACTIVATIONS}" if level == 4 else ""
     if not QMOE.computes(node):
         return ""
-    held = quantized_of(node)
-    if any(target.rounds_activations(bits, held.block, held.accuracy_level) for bits in held.bits):
+    held, kernels = quantized_of(node), _kernels(node, target, layout)
+    level = held.accuracy_level
+    if not isinstance(kernels, str) and any(kernels[0].rounds_activations(b, held.block, level) for b in held.bits):
         return f"QMoE of {target} {_INT8_ACTIVATIONS} at {held.bits[0]} bits in blocks of {held.block}"
     return ""

@@ -5,4 +5,14 @@ from rewriter.target.linears import LINEARS, LinearKernel
 from rewriter.target.lookups import LOOKUPS, LookupKernel
 from rewriter.target.target import ADDED, PROVIDERS, Target
 
-__all__ = ["ADDED", "KERNELS", "LINEARS", "LOOKUPS", "PROVIDERS", "Kernel", "LinearKernel", "LookupKernel", "Target"]
+__all__ = [
+    "ADDED",
+    "KERNELS",
+    "LINEARS",
+    "LOOKUPS",
+    "PROVIDERS",
+    "Kernel",
+    "LinearKernel",
+    "LookupKernel",
+    "Target",
+]

@@ -1,28 +1,33 @@
 """What each provider's MoE and QMoE run, by version.
 
-Source: the CPU rows were measured on each release's own wheel; CUDA's and WebGPU's are read off their kernels' checks,
-and CUDA's activations of 1.32 off the documentation in that release's schemas.
+Source: ``measured/`` holds what runtimes computed, and the tests hold these rows to it: the CPU's of each release's own
+wheel, CUDA's of 1.31. CUDA's other versions and WebGPU's rows are read off their kernels' checks and schemas, less what
+1.31 was measured to compute wrongly.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rewriter.graph.declines import GLU_ON_CUDA, HALVES, Reason
+from rewriter.graph.declines import GLU_ON_CUDA, HALVES, ONE_SPEC, OTHER_BITS, OTHER_BLOCK_SIZE, Reason
 from rewriter.operators.activation import SWIGLU
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE
+from rewriter.quantize.types import QuantizedShape
 from rewriter.target.version import Version
+
+Blocks = Mapping[int, tuple[int, ...]]
+"""Bits -> block sizes."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one provider's kernel of MoE or QMoE runs, from one version on.
+    """One of the ways in which a provider runs MoE or QMoE, from one version on.
 
     Attributes:
         since: the first version.
@@ -32,13 +37,15 @@ class Kernel:
         fc3: activations that may be gated by an fc3.
         sparse_mixer: whether ``use_sparse_mixer`` is heeded.
         unnormalized: dtypes in which ``normalize_routing_weights=0`` is heeded where no router_weights are given.
+        router_weights: of QMoE, values of ``normalize_routing_weights`` at which router_weights are heeded.
         constants: alpha, beta and limit that SwiGLU is computed with whatever the attributes say, or None.
         blocks: of QMoE, bits -> legal block sizes, 0 for a whole row.
+        mixed_bits: of QMoE, pairs of widths of fc1 and fc2; empty where all projections have one width.
         zero_point_blocks: of QMoE, block sizes that may have zero points.
+        padded_zero_points: of QMoE, widths of which a row's zero points may end within a byte.
+        mixed_zero_points: of QMoE, bits -> block sizes at which one projection may have zero points and another none.
         single_block: of QMoE, whether rows may be one block each: any, alike (with no zero points, and where fc1's
-            are, all are), or never.
-        mixed_zero_points: of QMoE, whether one projection may have zero points and another none.
-        mixed_bits: of QMoE, whether projections may differ in bits.
+            are, all are; zero points of 8 bits may stand beside an fc2 that is), or never.
         multiple: of QMoE, what H and I must be multiples of.
         int8_activations: of QMoE, (bits, smallest block) at which the kernel rounds activations to 8 bits.
         layouts: of QMoE, names of the layouts that it reads, the preferred first.
@@ -51,12 +58,14 @@ class Kernel:
     fc3: tuple[str, ...] = ()
     sparse_mixer: bool = False
     unnormalized: tuple[str, ...] = ("FLOAT", "FLOAT16", "BFLOAT16")
+    router_weights: tuple[bool, ...] = ()
     constants: tuple[float, float, float] | None = None
-    blocks: Mapping[int, tuple[int, ...]] | None = None
+    blocks: Blocks | None = None
+    mixed_bits: tuple[tuple[int, int], ...] = ()
     zero_point_blocks: tuple[int, ...] = ()
+    padded_zero_points: tuple[int, ...] = (2, 4, 8)
+    mixed_zero_points: Blocks = field(default_factory=dict)
     single_block: Literal["any", "alike", "never"] = "any"
-    mixed_zero_points: bool = True
-    mixed_bits: bool = False
     multiple: int = 1
     int8_activations: tuple[tuple[int, int], ...] = ()
     layouts: tuple[str, ...] = ("raw",)
@@ -82,9 +91,79 @@ class Kernel:
             return "use_sparse_mixer has no kernel"
         if form.activation == SWIGLU.name and self.constants and not _same(form, self.constants):
             return f"its SwiGLU is fixed to alpha, beta and limit {self.constants}"
+        if weighted and form.normalize not in self.router_weights:
+            value = f" at normalize_routing_weights={int(form.normalize)}" if self.router_weights else ""
+            return f"router_weights are not heeded{value}"
         if not (form.normalize or form.sparse_mixer or weighted or dtype in self.unnormalized):
             return f"normalize_routing_weights=0 is not heeded in {dtype.lower()}"
         return None
+
+    def cannot_hold(self, projections: Sequence[QuantizedShape], layout: str) -> str | None:
+        """Returns why the kernel of QMoE cannot run weights that are held so, or runs them wrongly, or None.
+
+        Args:
+            projections: fc1, fc2 and perhaps fc3, of one block size.
+            layout: its name.
+        """
+        return (
+            self.unknown_widths([own.bits for own in projections])
+            or self._unknown_blocks(projections, layout)
+            or self._misread_zero_points(projections)
+            or self._misread_rows(projections)
+        )
+
+    def unknown_widths(self, bits: Sequence[int]) -> str | None:
+        """Returns why the kernel of QMoE has no codes of these widths of fc1, fc2 and perhaps fc3, or None."""
+        blocks = self.blocks or {}
+        for own in bits:
+            if own not in blocks:
+                return Reason(f"it runs {', '.join(map(str, blocks))} bits, not {own}", OTHER_BITS)
+        widths = (bits[0], bits[1])
+        differ = len(set(bits)) > 1
+        if differ and (widths not in self.mixed_bits or bits[2:] not in ([], [bits[0]])):
+            shown = " and ".join(f"fc{index} {own}" for index, own in enumerate(bits, 1))
+            return Reason(f"no kernel runs projections of different bits ({shown})", ONE_SPEC)
+        if self.mixed_bits and not differ:
+            return Reason(f"it runs projections of different bits, not {bits[0]} for all", OTHER_BITS)
+        return None
+
+    def _unknown_blocks(self, projections: Sequence[QuantizedShape], layout: str) -> str | None:
+        for own in projections:
+            if own.block not in (self.blocks or {})[own.bits]:
+                reason = f"the target has no kernel for {own.bits} bits in blocks of {own.block}"
+                return Reason(reason, OTHER_BLOCK_SIZE)
+            if own.k % self.multiple:
+                return f"K = {own.k} is not a multiple of {self.multiple}, as the target's kernel needs"
+        return None if layout in self.layouts else f"the {layout} layout has no kernel"
+
+    def _misread_zero_points(self, projections: Sequence[QuantizedShape]) -> str | None:
+        block, asymmetric = projections[0].block, [own for own in projections if not own.symmetric]
+        for own in asymmetric:
+            if block not in self.zero_point_blocks:
+                return Reason(f"the target takes no zero points in blocks of {block}", OTHER_BLOCK_SIZE)
+            rows = own.blocks if block else own.n
+            if rows * own.bits % 8 and own.bits not in self.padded_zero_points:
+                return f"the target misreads {rows} zero points of {own.bits} bits, which end within a byte"
+        mixed = 0 < len(asymmetric) < len(projections)
+        if mixed and any(block not in self.mixed_zero_points.get(own.bits, ()) for own in projections):
+            return Reason("the target takes zero points for all projections or for none", ONE_SPEC)
+        return None
+
+    def _misread_rows(self, projections: Sequence[QuantizedShape]) -> str | None:
+        block, single = projections[0].block, [own.k == projections[0].block for own in projections]
+        if self.single_block == "never" and any(single):
+            return f"the target runs no rows of one block of {block}"
+        packed = single[0] or any(own.bits < 8 for own in projections)
+        if self.single_block == "alike" and any(single) and packed and not all(own.symmetric for own in projections):
+            return f"the target takes no zero points where a row is one block of {block}"
+        if self.single_block == "alike" and single[0] and not all(single):
+            return f"the target runs no rows of one block of {block} in fc1 beside rows of several"
+        return None
+
+    def rounds_activations(self, bits: int, block: int, accuracy_level: int = 0) -> bool:
+        """Whether QMoE computes with 8-bit activations, so that its numbers cannot prove a rewrite."""
+        rounding = any(bits == own and block >= least for own, least in self.int8_activations)
+        return rounding or (accuracy_level == 4 and block > 0)
 
 
 def _same(form: ExpertForm, constants: tuple[float, float, float]) -> bool:
@@ -95,6 +174,7 @@ def _same(form: ExpertForm, constants: tuple[float, float, float]) -> bool:
 _ALL_BLOCKS = (0, 16, 32, 64, 128, 256)
 _GPU_BLOCKS = (0, 32, 64, 128)
 _GPT_OSS = (1.702, 1.0, 7.0)
+_FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
 
 # Before 1.32 it may write over x, not yet read when it clears what normalize_routing_weights=0 adds to.
 _CPU_MOE = Kernel((1, 23), unnormalized=())
@@ -104,7 +184,6 @@ _CPU_1_23 = Kernel(
     activations=("swiglu",),
     unnormalized=(),
     blocks={4: (16, 32), 8: _ALL_BLOCKS},
-    mixed_zero_points=False,
     single_block="never",
 )
 _CPU_1_24 = replace(_CPU_1_23, since=(1, 24), zero_point_blocks=_ALL_BLOCKS)
@@ -112,51 +191,92 @@ _CPU_1_25 = replace(
     _CPU_1_24,
     since=(1, 25),
     activations=_CPU_MOE.activations,
+    router_weights=(True, False),
     blocks=dict.fromkeys((4, 8), _ALL_BLOCKS),
+    mixed_zero_points={8: _ALL_BLOCKS},
     single_block="alike",
 )
-_CPU_1_27 = replace(_CPU_1_25, since=(1, 27), blocks=dict.fromkeys((2, 4, 8), _ALL_BLOCKS), int8_activations=((2, 32),))
+_CPU_1_27 = replace(
+    _CPU_1_25,
+    since=(1, 27),
+    blocks=dict.fromkeys((2, 4, 8), _ALL_BLOCKS),
+    # Codes of 4 bits are 2 to 8 % off where only one projection has zero points.
+    mixed_zero_points={2: _ALL_BLOCKS, 8: _ALL_BLOCKS},
+    int8_activations=((2, 32),),
+)
 _CPU_1_31 = replace(
     _CPU_1_27,
     since=(1, 31),
     single_block="any",
-    mixed_zero_points=True,
+    # Of whole rows in 4 bits it is 1 to 6 % off where only one projection has zero points.
+    mixed_zero_points={2: _ALL_BLOCKS, 4: _ALL_BLOCKS[1:], 8: _ALL_BLOCKS},
     int8_activations=((2, 32), (8, 16)),
 )
-_CUDA_MOE = Kernel(
-    (1, 23), dtypes=("FLOAT", "FLOAT16", "BFLOAT16"), fc3=("silu",), sparse_mixer=True, constants=_GPT_OSS
+# The path of the layouts that the CPU provider shares with CUDA; it does not divide router_weights by their sum.
+_CPU_SHARED = Kernel(
+    (1, 32),
+    dtypes=_FLOATS,
+    activations=("swiglu",),
+    router_weights=(False,),
+    blocks={4: (32, 64, 128)},
+    multiple=64,
+    layouts=("cutlass-sm80",),
 )
+_CUDA_MOE = Kernel((1, 23), dtypes=_FLOATS, sparse_mixer=True, constants=_GPT_OSS)
+_CUDA_MOE_1_28 = replace(_CUDA_MOE, since=(1, 28), fusions=(1, 2), constants=None)
 _CUDA_1_23 = Kernel(
     (1, 23),
     dtypes=("FLOAT16", "BFLOAT16"),
-    sparse_mixer=True,
     constants=_GPT_OSS,
     blocks=dict.fromkeys((4, 8), _GPU_BLOCKS),
+    padded_zero_points=(8,),
     single_block="alike",
-    mixed_zero_points=False,
     multiple=64,
     layouts=("cutlass-sm80", "cutlass-sm90"),
 )
 _CUDA_1_24 = replace(_CUDA_1_23, since=(1, 24), zero_point_blocks=_GPU_BLOCKS[1:])
-_CUDA_1_28 = replace(_CUDA_1_24, since=(1, 28), fusions=(1, 2), constants=None, layouts=("raw", "cutlass-sm80"))
+_CUDA_1_28 = replace(_CUDA_1_24, since=(1, 28), fusions=(1, 2), constants=None, layouts=("cutlass-sm80", "raw"))
 _CUDA_1_31 = replace(_CUDA_1_28, since=(1, 31), single_block="any")
+# What the CUTLASS kernels do not read is dequantized first.
+_CUDA_2_BITS = replace(
+    _CUDA_1_31,
+    blocks={2: (16, *_GPU_BLOCKS[1:])},
+    padded_zero_points=(2, 8),
+    multiple=1,
+    layouts=("raw",),
+)
+_CUDA_MIXED = replace(
+    _CUDA_1_31,
+    blocks=dict.fromkeys((2, 4, 8), (16, *_GPU_BLOCKS[1:])),
+    mixed_bits=((4, 8), (8, 4), (2, 4)),
+    zero_point_blocks=(),
+    layouts=("raw",),
+)
+_CPU_3_BITS = replace(
+    _CPU_SHARED, dtypes=("FLOAT16", "BFLOAT16"), blocks={3: (32, 64, 128)}, multiple=1, layouts=("raw",)
+)
 _CUDA_ACTIVATIONS_1_32 = (*_CUDA_MOE.activations, "relu2", "geglu")
-_CUDA_MOE_1_28 = replace(_CUDA_MOE, since=(1, 28), fusions=(1, 2), constants=None)
 _WEBGPU_MOE = Kernel((1, 24), activations=("swiglu",), unnormalized=())
 _WEBGPU_QMOE = replace(_WEBGPU_MOE, blocks=dict.fromkeys((4, 8), _GPU_BLOCKS[1:]), single_block="alike")
 
-KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
-    ("cpu", MOE.name): (_CPU_MOE, _CPU_MOE_1_32),
-    ("cpu", QMOE.name): (_CPU_1_23, _CPU_1_24, _CPU_1_25, _CPU_1_27, _CPU_1_31),
-    ("cuda", MOE.name): (
-        *(_CUDA_MOE, _CUDA_MOE_1_28),
-        replace(_CUDA_MOE_1_28, since=(1, 32), activations=_CUDA_ACTIVATIONS_1_32),
-    ),
+
+def _also_1_32(kernel: Kernel) -> tuple[Kernel, Kernel]:
+    return kernel, replace(kernel, since=(1, 32), activations=_CUDA_ACTIVATIONS_1_32)
+
+
+KERNELS: Mapping[tuple[str, str], tuple[tuple[Kernel, ...], ...]] = {
+    ("cpu", MOE.name): ((_CPU_MOE, _CPU_MOE_1_32),),
+    ("cpu", QMOE.name): ((_CPU_1_23, _CPU_1_24, _CPU_1_25, _CPU_1_27, _CPU_1_31), (_CPU_SHARED,), (_CPU_3_BITS,)),
+    ("cuda", MOE.name): ((_CUDA_MOE, *_also_1_32(_CUDA_MOE_1_28)),),
     ("cuda", QMOE.name): (
-        *(_CUDA_1_23, _CUDA_1_24, _CUDA_1_28, _CUDA_1_31),
-        replace(_CUDA_1_31, since=(1, 32), activations=_CUDA_ACTIVATIONS_1_32),
+        (_CUDA_1_23, _CUDA_1_24, _CUDA_1_28, *_also_1_32(_CUDA_1_31)),
+        _also_1_32(_CUDA_2_BITS),
+        _also_1_32(_CUDA_MIXED),
     ),
-    ("webgpu", MOE.name): (_WEBGPU_MOE,),
-    ("webgpu", QMOE.name): (_WEBGPU_QMOE, replace(_WEBGPU_QMOE, since=(1, 31), single_block="any")),
+    ("webgpu", MOE.name): ((_WEBGPU_MOE,),),
+    ("webgpu", QMOE.name): ((_WEBGPU_QMOE, replace(_WEBGPU_QMOE, since=(1, 31), single_block="any")),),
 }
-"""(Provider, operator) -> rows in the order of versions; the last that is not newer than the target holds."""
+"""(Provider, operator) -> its kernels, the preferred first, each as rows in the order of versions.
+
+Of each, the last row that is not newer than the target holds.
+"""

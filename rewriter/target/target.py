@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rewriter.errors import TargetError, nearest
+from rewriter.graph.declines import OTHER_TARGET, Reason
 from rewriter.operators.form import OPERATORS as EXPERTS
+from rewriter.operators.form import ExpertForm
 from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.qmoe import QMOE, ROUTER_WEIGHTS
@@ -21,7 +22,6 @@ from rewriter.target.version import R, Version, row_at
 
 PROVIDERS = ("cpu", "cuda", "webgpu", "dml")
 _OLDEST = (1, 23)
-_ROUTER_WEIGHTS = {"cpu", "cuda"}
 
 ADDED: Mapping[str, Mapping[str, Version]] = {
     operator.name: operator.gained for operator in (*EXPERTS, MATMUL_NBITS, GATHER_BLOCK_QUANTIZED)
@@ -85,30 +85,34 @@ class Target:
         return _at(LOOKUPS[self.provider], self.version)
 
     @property
-    def matmul_nbits_layouts(self) -> tuple[str, ...]:
-        """Names of the layouts of B that MatMulNBits reads, the preferred first."""
-        prepacked = self.provider == "cuda" and self.has(MATMUL_NBITS.name, "weight_prepacked")
-        return ("raw", f"cutlass-{self.architecture}") if prepacked and self.architecture else ("raw",)
-
-    @property
-    def router_weights(self) -> bool:
-        """Whether QMoE takes router_weights, and the provider's kernel heeds them."""
+    def takes_router_weights(self) -> bool:
+        """Whether QMoE has a slot for router_weights; whether a kernel heeds them, the kernel says."""
         schema = _schema(QMOE.name) if self.installed else None
         inputs = schema[1] if schema else QMOE.input_count(self.version)
-        return inputs > ROUTER_WEIGHTS and self.provider in _ROUTER_WEIGHTS
+        return inputs > ROUTER_WEIGHTS
 
-    @property
-    def qmoe_layouts(self) -> tuple[str, ...]:
-        """Names of the layouts of weights that QMoE reads, the preferred first; empty where nothing tells which."""
-        kernel = self.kernel(QMOE.name)
-        layouts = kernel.layouts if kernel else ()
-        if self.provider == "cuda" and "raw" not in layouts:
-            return tuple(layout for layout in layouts if layout == f"cutlass-{self.architecture}")
-        return layouts
+    def kernels(self, operator: str) -> tuple[Kernel, ...]:
+        """Returns the provider's kernels of MoE or QMoE, the preferred first; empty where it has none."""
+        rows = (row_at(rows, self.version) for rows in KERNELS.get((self.provider, operator), ()))
+        return tuple(self._of_architecture(row) for row in rows if row is not None)
 
-    def kernel(self, operator: str) -> Kernel | None:
-        """Returns what the provider's MoE or QMoE runs, or None where it has no such kernel."""
-        return row_at(KERNELS.get((self.provider, operator), ()), self.version)
+    def runs(self, operator: str, form: ExpertForm, dtype: str, *, weighted: bool = False) -> tuple[Kernel, ...] | str:
+        """Returns the provider's kernels that compute such a node as it is meant, or why none does.
+
+        Args:
+            operator: MoE or QMoE.
+            form: what the node computes.
+            dtype: of x.
+            weighted: whether router_weights are given.
+        """
+        kernels = self.kernels(operator)
+        if not kernels:
+            return Reason(f"it has no {operator}", OTHER_TARGET)
+        if weighted and not self.takes_router_weights:
+            return "it takes no router_weights"
+        reasons = [kernel.refusal(form, dtype, weighted=weighted) for kernel in kernels]
+        found = tuple(kernel for kernel, reason in zip(kernels, reasons, strict=True) if reason is None)
+        return found or next(reason for reason in reasons if reason)
 
     def has(self, operator: str, attribute: str) -> bool:
         """Whether the runtime's operator has the attribute; one that has not refuses the model."""
@@ -117,11 +121,17 @@ class Target:
             return attribute in schema[0]
         return ADDED.get(operator, {}).get(attribute, _OLDEST) <= self.version
 
-    def rounds_activations(self, bits: int, block: int, accuracy_level: int = 0) -> bool:
-        """Whether QMoE computes with 8-bit activations, so that its numbers cannot prove a rewrite."""
-        kernel = self.kernel(QMOE.name)
-        rounding = kernel.int8_activations if kernel else ()
-        return (accuracy_level == 4 and block > 0) or any(bits == b and block >= least for b, least in rounding)
+    @property
+    def qmoe_layouts(self) -> tuple[str, ...]:
+        """Names of the layouts of weights that QMoE reads, the preferred first; empty where nothing tells which."""
+        return tuple(dict.fromkeys(layout for kernel in self.kernels(QMOE.name) for layout in kernel.layouts))
+
+    def _of_architecture(self, kernel: Kernel) -> Kernel:
+        """Returns a kernel with the layouts of this architecture, where it reads no raw weights on any."""
+        if self.provider != "cuda" or "raw" in kernel.layouts:
+            return kernel
+        own = tuple(layout for layout in kernel.layouts if layout == f"cutlass-{self.architecture}")
+        return replace(kernel, layouts=own)
 
 
 def _fault(text: str) -> str:
@@ -156,10 +166,10 @@ def _schema(operator: str) -> tuple[frozenset[str], int] | None:
 
 @functools.cache
 def _installed() -> Version | None:
-    for distribution in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            major, minor, *_ = importlib.metadata.version(distribution).split(".")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return int(major), int(minor)
-    return None
+    """The version of the runtime that is imported: several distributions install a module of that name."""
+    try:
+        import onnxruntime  # noqa: PLC0415 -- an extra
+    except ImportError:
+        return None
+    major, minor, *_ = onnxruntime.__version__.split(".")
+    return int(major), int(minor)

@@ -112,8 +112,8 @@ def constant_bias(run: Run, projection: Projection) -> View | None:
 
 def needs_fusion(run: Run, fusion: int, *, instead_of: int) -> bool:
     """Whether the target's QMoE runs SwiGLU fused in the one way and not in the other."""
-    kernel = run.target.kernel(QMOE.name)
-    return kernel is not None and fusion in kernel.fusions and instead_of not in kernel.fusions
+    fusions = {known for kernel in run.target.kernels(QMOE.name) for known in kernel.fusions}
+    return fusion in fusions and instead_of not in fusions
 
 
 def interleaved(first: View, second: View) -> ViewTensor:

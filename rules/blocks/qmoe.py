@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.emit import write_operator
-from rewriter.graph.declines import NAME_ARCHITECTURE, ONE_SPEC, OTHER_BITS, OTHER_BLOCK_SIZE, OTHER_TARGET, UNROLLED
+from rewriter.graph.declines import NAME_ARCHITECTURE, ONE_SPEC, OTHER_BLOCK_SIZE, Reason, no_kernel, reason_of
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.layout.stored import Layout, Refusal
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, ROUTER_WEIGHTS, layout_named
@@ -25,6 +25,19 @@ Jobs = tuple[QuantizationJob, ...]
 
 
 @dataclass(frozen=True)
+class Way:
+    """A kernel of QMoE that computes a form as it is meant.
+
+    Attributes:
+        kernel: the kernel.
+        weighted: whether it does so where the softmax of the logits is given as router_weights.
+    """
+
+    kernel: Kernel
+    weighted: bool
+
+
+@dataclass(frozen=True)
 class Held:
     """How the weights of an MoE will be held.
 
@@ -32,13 +45,21 @@ class Held:
         jobs: of each projection, one for each expert.
         block: input features per scale of all projections; 0 is the whole row.
         layout: of the weights.
+        way: what runs them.
         accuracy_level: the attribute; 0 leaves it out.
     """
 
     jobs: tuple[Jobs, ...]
     block: int
     layout: Layout
+    way: Way
     accuracy_level: int = 0
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the kernel rounds activations to 8 bits."""
+        bits = (spec.bits for spec in self.specs)
+        return any(self.way.kernel.rounds_activations(own, self.block, self.accuracy_level) for own in bits)
 
     @property
     def specs(self) -> tuple[WeightSpec, ...]:
@@ -46,43 +67,71 @@ class Held:
         return tuple(jobs[0].context.spec for jobs in self.jobs)
 
 
-def plan_experts(run: Run, rule: str, experts: Experts, *, smaller_blocks: bool) -> Held:
+def exact_ways(target: Target, form: ExpertForm, dtype: ir.DataType) -> Sequence[Way] | str:
+    """Returns how kernels of the target compute a QMoE of a form, the preferred first, or why none does."""
+    plain = target.runs(QMOE.name, form, dtype.name)
+    given = target.runs(QMOE.name, form, dtype.name, weighted=True)
+    alone, with_weights = (() if isinstance(found, str) else found for found in (plain, given))
+    kernels = [kernel for kernel in target.kernels(QMOE.name) if kernel in alone or kernel in with_weights]
+    if kernels or not isinstance(plain, str):
+        return [Way(kernel, weighted=kernel not in alone) for kernel in kernels]
+    if given == plain:
+        return plain
+    return Reason(f"{plain}; router_weights would be needed, and {given}", reason_of(plain).remedy)
+
+
+def plan_experts(run: Run, rule: str, experts: Experts, ways: Sequence[Way], *, smaller_blocks: bool = True) -> Held:
     """Asks the plan about every expert and settles on one form that the operator and the target have, or declines.
+
+    The first is taken that a kernel runs: as planned, in smaller blocks, without zero points.
 
     Args:
         run: the present run.
         rule: name of the asking rule.
         experts: the MoE.
-        smaller_blocks: whether a smaller block than the planned one may be taken.
+        ways: how kernels of the target compute such a node.
+        smaller_blocks: whether another form than the planned one may be taken.
     """
-    kernel = run.target.kernel(QMOE.name)
-    if kernel is None or kernel.blocks is None or not run.target.qmoe_layouts:
-        if kernel is None:
-            raise Declined(f"target {run.target} has no QMoE", experts.node, remedy=f"{OTHER_TARGET}, or {UNROLLED}")
-        reason = f"target {run.target} has no QMoE unless an architecture is named (cuda:sm80, cuda:sm90)"
-        raise Declined(reason, experts.node, remedy=NAME_ARCHITECTURE)
-    layout = layout_named(run.target.qmoe_layouts[0])
     asked = tuple(_jobs(run, rule, experts, projection) for projection in experts.projections)
-    specs = tuple(jobs[0].context.spec for jobs in asked)
-    _require_one_form(run.target, kernel, experts, specs)
+    fitting = _with_widths(run.target, ways, experts, [jobs[0].context.spec.bits for jobs in asked])
+    specs = [jobs[0].context.spec for jobs in asked]
     blocks = {spec.block_size for spec in specs}
     if len(blocks) > 1 and 0 in blocks:
-        raise Declined(
-            "QMoE has one block size, and the plan asks for blocks and for whole rows",
-            experts.node,
-            remedy=OTHER_BLOCK_SIZE,
-        )
+        reason = "QMoE has one block size, and the plan asks for blocks and for whole rows"
+        raise Declined(reason, experts.node, remedy=OTHER_BLOCK_SIZE)
     planned = min(blocks)
-    sizes = tuple(2**power for power in range(planned.bit_length() - 1, 3, -1)) if planned and smaller_blocks else ()
-    reasons = {size: _illegal(kernel, asked, size, layout) for size in dict.fromkeys((planned, *sizes))}
-    block = next((size for size, reason in reasons.items() if reason is None), None)
-    if block is None:
-        others = ", ".join(str(size) for size in reasons if size != planned)
-        raise Declined(f"{reasons[planned]}{f'; nor do smaller blocks fit ({others})' if others else ''}", experts.node)
-    return Held(tuple(tuple(_with_block(job, block) for job in jobs) for jobs in asked), block, layout)
+    sizes = [planned, *(2**power for power in range(planned.bit_length() - 2, 3, -1))] if planned else [0]
+    wanted = [(size, False) for size in sizes]
+    if not any(spec.symmetric for spec in specs):
+        wanted += [(size, True) for size in sizes]
+    reasons: list[str] = []
+    for block, symmetric in wanted if smaller_blocks else wanted[:1]:
+        shapes = [_shape(jobs[0], block, symmetric=symmetric) for jobs in asked]
+        for way in fitting:
+            for layout in map(layout_named, way.kernel.layouts):
+                refused = refusal(way.kernel, shapes, layout)
+                if refused is None:
+                    held = tuple(tuple(_as_held(job, block, symmetric) for job in jobs) for jobs in asked)
+                    return Held(held, block, layout, way)
+                reasons.append(refused)
+    others = ", ".join(map(str, sizes[1:])) if smaller_blocks else ""
+    first = reason_of(reasons[len(fitting[0].kernel.layouts) - 1])  # of raw weights, where the kernel reads them
+    smaller = f"; nor do smaller blocks fit ({others})" if others else ""
+    raise Declined(f"{first}{smaller}", experts.node, remedy=first.remedy)
 
 
-def emit_qmoe(op: Any, target: Target, experts: Experts, held: Held, *, weighted: bool) -> Any:
+def _with_widths(target: Target, ways: Sequence[Way], experts: Experts, bits: Sequence[int]) -> Sequence[Way]:
+    """Returns the ways that run codes of these widths of fc1, fc2 and perhaps fc3, or declines."""
+    if not any(way.kernel.layouts for way in ways):
+        reason = f"target {target} has no QMoE unless an architecture is named (cuda:sm80, cuda:sm90)"
+        raise Declined(reason, experts.node, remedy=NAME_ARCHITECTURE)
+    fitting = [way for way in ways if way.kernel.unknown_widths(bits) is None]
+    if not fitting:
+        raise no_kernel(QMOE.name, target, ways[0].kernel.unknown_widths(bits) or "", experts.node)
+    return fitting
+
+
+def emit_qmoe(op: Any, target: Target, experts: Experts, held: Held) -> Any:
     """Writes the QMoE.
 
     Args:
@@ -90,7 +139,6 @@ def emit_qmoe(op: Any, target: Target, experts: Experts, held: Held, *, weighted
         target: says which attributes and inputs the operator has.
         experts: the MoE.
         held: how its weights are held.
-        weighted: whether the softmax of the logits is given as router_weights.
     """
     router = flat_router(op, experts.router, experts.projections[0].weight.shape[0])
     inputs: dict[int, ir.Value | None] = {0: experts.x, 1: router}
@@ -99,7 +147,7 @@ def emit_qmoe(op: Any, target: Target, experts: Experts, held: Held, *, weighted
         tensors = packed_stack(jobs, stored, projection.weight.name, experts.dtype)
         inputs |= dict(zip(slots.parts, map(op.initializer, tensors), strict=False))
         inputs[slots.bias] = projection.bias
-    inputs[ROUTER_WEIGHTS] = op.Softmax(router, axis=-1) if weighted else None
+    inputs[ROUTER_WEIGHTS] = op.Softmax(router, axis=-1) if held.way.weighted else None
     return write_qmoe(op, inputs, qmoe_attributes(target, experts.form, held), held.layout)
 
 
@@ -180,60 +228,21 @@ def _show(spec: WeightSpec) -> str:
     return f"{spec.bits} bits in blocks of {spec.block_size}, {'symmetric' if spec.symmetric else 'asymmetric'}"
 
 
-def _require_one_form(target: Target, kernel: Kernel, experts: Experts, specs: Sequence[WeightSpec]) -> None:
-    """Declines where the projections differ in what the target's kernel must have in common."""
-    assert kernel.blocks is not None
-    for projection, spec in zip(experts.projections, specs, strict=True):
-        if spec.bits not in kernel.blocks:
-            runs = ", ".join(map(str, kernel.blocks))
-            raise Declined(
-                f"QMoE on target {target} runs {runs} bits, not {spec.bits}", projection.value, remedy=OTHER_BITS
-            )
-    bits = [spec.bits for spec in specs]
-    if len(set(bits)) > 1 and not (kernel.mixed_bits and target.has(QMOE.name, "fc2_expert_weight_bits")):
-        shown = " and ".join(f"{p.name} {b}" for p, b in zip(experts.projections, bits, strict=True))
-        raise Declined(
-            f"no kernel of target {target} runs projections of different bits ({shown})", experts.node, remedy=ONE_SPEC
-        )
-    if len({spec.symmetric for spec in specs}) > 1 and not kernel.mixed_zero_points:
-        raise Declined(
-            f"QMoE on target {target} takes zero points for all projections or for none", experts.node, remedy=ONE_SPEC
-        )
-
-
-def _illegal(kernel: Kernel, asked: Sequence[Jobs], block: int, layout: Layout) -> str | None:
-    """Returns why the projections cannot have this block size, or None."""
-    shapes = [dataclasses.replace(job.stored_shape, block=block) for job, *_ in asked]
-    return refusal(kernel, shapes, layout)
-
-
 def refusal(kernel: Kernel, projections: Sequence[QuantizedShape], layout: Layout) -> str | None:
     """Returns why the kernel cannot run projections that are quantized so, or None."""
-    assert kernel.blocks is not None
-    block = projections[0].block
-    for own in projections:
-        stored = layout.of(own)
-        if isinstance(stored, Refusal):
-            return stored.reason
-        if block not in kernel.blocks.get(own.bits, ()):
-            return f"the target has no kernel for {own.bits} bits in blocks of {block}"
-        if own.k % kernel.multiple:
-            return f"K = {own.k} is not a multiple of {kernel.multiple}, as the target's kernel needs"
-        if not own.symmetric and block not in kernel.zero_point_blocks:
-            return f"the target takes no zero points in blocks of {block}"
-    single = [own.k == block for own in projections]
-    if kernel.single_block == "never" and any(single):
-        return f"the target runs no rows of one block of {block}"
-    if kernel.single_block == "alike" and any(single) and not all(own.symmetric for own in projections):
-        return f"the target takes no zero points where a row is one block of {block}"
-    if kernel.single_block == "alike" and single[0] and not all(single):
-        return f"the target runs no rows of one block of {block} in fc1 beside rows of several"
-    return None
+    held = map(layout.of, projections)
+    illegal = next((own.reason for own in held if isinstance(own, Refusal)), None)
+    return illegal or kernel.cannot_hold(projections, layout.name)
 
 
-def _with_block(job: QuantizationJob, block: int) -> QuantizationJob:
+def _shape(job: QuantizationJob, block: int, *, symmetric: bool) -> QuantizedShape:
+    shape = job.stored_shape
+    return dataclasses.replace(shape, block=block, symmetric=shape.symmetric or symmetric)
+
+
+def _as_held(job: QuantizationJob, block: int, symmetric: bool) -> QuantizationJob:
     spec = job.context.spec
-    if spec.block_size == block:
+    own = dataclasses.replace(spec, block_size=block, symmetric=spec.symmetric or symmetric)
+    if own == spec:
         return job
-    own = dataclasses.replace(spec, block_size=block)
     return dataclasses.replace(job, context=dataclasses.replace(job.context, spec=own, planned=spec))

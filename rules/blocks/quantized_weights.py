@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.graph.declines import OTHER_BLOCK_SIZE, OTHER_TARGET, no_kernel
+from rewriter.graph.declines import OTHER_BLOCK_SIZE, no_kernel
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.qmoe import QMOE, RAW
 from rewriter.quantize.types import QuantizedShape
 from rewriter.rule import Declined
 from rewriter.rules.blocks.block import Block, Routing, require_alike
 from rewriter.rules.blocks.contents import Packed, Weight
-from rewriter.rules.blocks.qmoe import refusal
+from rewriter.rules.blocks.qmoe import Way, exact_ways, refusal
 from rewriter.target import Target
 from rewriter.tensors import View, interleaved, scaled, stacked
 
@@ -130,21 +130,20 @@ def require_kernel(
     node: ir.Node,
 ) -> bool:
     """Returns whether it needs router_weights; declines where the target has no exact QMoE of this form."""
-    kernel = target.kernel(QMOE.name)
-    if kernel is None or kernel.blocks is None or RAW.name not in target.qmoe_layouts:
-        raise Declined(f"target {target} has no QMoE that reads codes as they are", node, remedy=OTHER_TARGET)
-    given = routing.weights is not None
-    weighted = given or kernel.refusal(form, dtype.name) is not None
-    reason = kernel.refusal(form, dtype.name, weighted=weighted and target.router_weights)
-    if reason is None and weighted and not target.router_weights:
-        reason = "it takes no router_weights, which the block's routing needs"
+    if routing.weights is None:
+        ways = exact_ways(target, form, dtype)
+    else:
+        kernels = target.runs(QMOE.name, form, dtype.name, weighted=True)
+        ways = kernels if isinstance(kernels, str) else [Way(kernel, weighted=True) for kernel in kernels]
+    if isinstance(ways, str):
+        raise no_kernel(QMOE.name, target, ways, node)
     shapes = [p.shape for p in projections]
     bits, block = shapes[0].bits, shapes[0].block
-    reason = reason or refusal(kernel, shapes, RAW)
-    if len({shape.symmetric for shape in shapes}) > 1 and not kernel.mixed_zero_points:
-        reason = reason or "it takes zero points for all projections or for none"
-    if target.rounds_activations(bits, block):
-        reason = reason or f"it rounds activations to 8 bits at {bits} bits in blocks of {block}"
-    if reason:
+    reasons = [refusal(own.kernel, shapes, RAW) for own in ways]
+    way = next((own for own, reason in zip(ways, reasons, strict=True) if reason is None), None)
+    if way is None:
+        raise no_kernel(QMOE.name, target, reasons[0] or "", node)
+    if way.kernel.rounds_activations(bits, block):
+        reason = f"it rounds activations to 8 bits at {bits} bits in blocks of {block}"
         raise no_kernel(QMOE.name, target, reason, node)
-    return weighted
+    return way.weighted

@@ -79,7 +79,7 @@ FORMS = {
         "use_sparse_mixer has no kernel",
     ),
     "dtype": (INTERLEAVED, {}, "cuda:sm80", "float has no kernel (it runs float16, bfloat16)"),
-    "no kernel": (INTERLEAVED, {}, "dml@1.31", "target dml@1.31 has no QMoE"),
+    "no kernel": (INTERLEAVED, {}, "dml@1.31", "QMoE on target dml@1.31: it has no QMoE"),
     "old cpu": (
         {"activation_type": "relu", "normalize_routing_weights": 1},
         {},

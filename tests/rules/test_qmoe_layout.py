@@ -21,6 +21,7 @@ from moe_models import (
 )
 
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, available
+from rewriter.target import Target
 
 
 def layout(name="auto", unmarked=None):
@@ -58,7 +59,8 @@ def test_raw_to_prepacked_to_raw(*, bits, symmetric, hidden, inter, architecture
     assert there.report.applied == {"qmoe-layout": 1} and stamp_of(there.model) == f"cutlass-{architecture}"
     (node,) = nodes_of(there.model, "QMoE")
     assert attributes_of(node).get("weights_prepacked") == (1 if architecture == "sm80" else None)
-    assert [p.runtime for p in there.report.proofs] == ["reference"]
+    reads = Target.parse("auto").version >= (1, 32) and (bits, symmetric, architecture) == (4, True, "sm80")
+    assert [p.runtime for p in there.report.proofs] == ["cpu" if reads else "reference"]
     back = rewrite(there.model, layout(), "cpu@1.31")
     assert stamp_of(back.model) == "raw" and attributes_of(nodes_of(back.model, "QMoE")[0])["weights_prepacked"] == 0
     ours, theirs = initializers_of(back.model), initializers_of(raw)
@@ -84,6 +86,17 @@ def test_the_option_names_the_layout_of_an_unmarked_node():
     np.testing.assert_array_equal(ort(result.model, feeds()), ort(raw, feeds()))
 
 
+@pytest.mark.skipif(
+    Target.parse("auto").version < (1, 32), reason="before 1.32 the CPU provider reads raw weights alone"
+)
+def test_one_file_for_cuda_and_the_cpu():
+    """In float16, what is written for CUDA the CPU provider of 1.32 computes too."""
+    packed = raw_model(np.float16, target="cuda", inter=128)
+    assert stamp_of(packed) == "cutlass-sm80"
+    inputs = feeds(np.float16)
+    assert relative(ort(packed, inputs), ReferenceRuntime().run(packed, inputs)["y"]) < 2e-3
+
+
 DECLINES = {
     "unmarked": (
         lambda: unstamped(rewrite(raw_model(), layout("cutlass-sm80"), "cuda:sm80").model),
@@ -91,14 +104,14 @@ DECLINES = {
         "cpu@1.31",
         "name it with the option 'unmarked'",
     ),
-    "not read": (raw_model, layout("cutlass-sm80"), "cpu@1.31", "reads raw, not cutlass-sm80"),
-    "sm90": (raw_model, layout("cutlass-sm90"), "cuda:sm90@1.31", "reads raw, cutlass-sm80, not cutlass-sm90"),
+    "not read": (raw_model, layout("cutlass-sm80"), "cpu@1.31", "the cutlass-sm80 layout has no kernel"),
+    "sm90": (raw_model, layout("cutlass-sm90"), "cuda:sm90@1.31", "the cutlass-sm90 layout has no kernel"),
     "no kernel": (raw_model, layout(), "dml", "reads no layout"),
     "shape": (
         lambda: raw_model(hidden=96, inter=96),
         layout("cutlass-sm80"),
         "cuda:sm80",
-        "fc1: K = 96 is not a multiple of 64",
+        "K = 96 is not a multiple of 64",
     ),
     "bits": (lambda: raw_model(bits=2), layout("cutlass-sm80"), "cuda:sm80", "the CUTLASS layout exists for 4 and 8"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 from embedding_models import normal
 from mistakes import Mistake
 from rule_models import MODELS
@@ -32,9 +33,9 @@ def _multiplied(**narrowed):
 _gemms = partial(_multiplied, consumers=["gemm", "gemm-bias", "gemm-scaled", "gemm-transA"])
 _asymmetric = ruled(MATMUL, symmetric=False, block_size=16)
 _raw = quantized_texts(
-    ruled(MATMUL, block_size=64),
-    ("(float[t, 128] x) => (float[t, n] y) { y = MatMul(x, w) }", {"w": normal(128, 64)}),
-    ("(float[t, 64] x) => (float[t, n] y) { y = MatMul(x, w) }", {"w": normal(64, 64)}),
+    ruled(MATMUL, block_size=32),
+    ("(float16[t, 128] x) => (float16[t, n] y) { y = MatMul(x, w) }", {"w": normal(128, 64).astype(np.float16)}),
+    ("(float16[t, 64] x) => (float16[t, n] y) { y = MatMul(x, w) }", {"w": normal(64, 64).astype(np.float16)}),
 )
 
 _two = texts(
@@ -315,9 +316,9 @@ LINEARS = (
         LAYOUT,
         "laid out for another architecture",
         "rules/matmul_nbits_layout.py",
-        [("new.pack_codes(old", "LAYOUTS[1].require(shape).pack_codes(old")],
+        [("new.pack_codes(old", "LAYOUTS[2].require(shape).pack_codes(old")],
         _raw,
-        ruled({LAYOUT: {"layout": "cutlass-sm90"}}, target="cuda:sm90"),
+        ruled({LAYOUT: {"layout": "cutlass-sm80"}}, target="cuda"),
     ),
     Mistake(
         LAYOUT,

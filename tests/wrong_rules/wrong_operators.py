@@ -201,7 +201,7 @@ OPERATORS = (
         TO_QMOE,
         "router_weights a softmax over the tokens",
         QMOE,
-        [("op.Softmax(router, axis=-1) if weighted", "op.Softmax(router, axis=0) if weighted")],
+        [("op.Softmax(router, axis=-1) if held.way", "op.Softmax(router, axis=0) if held.way")],
         moes(UNNORMALISED),
     ),
     Mistake(
@@ -214,13 +214,8 @@ OPERATORS = (
     Mistake(
         TO_QMOE,
         "unnormalised weights left to a kernel that normalises",
-        "rules/moe_to_qmoe.py",
-        [
-            (
-                "if given is None and target.router_weights:\n            return True",
-                "if given is None:\n            return False",
-            )
-        ],
+        QMOE,
+        [("Way(kernel, weighted=kernel not in alone)", "Way(kernel, weighted=False)")],
         moes(UNNORMALISED),
     ),
     Mistake(

@@ -16,7 +16,7 @@ from probe.forms import Form, form_of, text_of
 
 Verdict = Literal["right", "rounds", "wrong", "refused", "fails", "crashes"]
 
-_LIMITS = {"FLOAT": 1e-3, "FLOAT16": 4e-3, "BFLOAT16": 3e-2}
+_LIMITS = {"FLOAT": 1e-3, "FLOAT16": 2e-3, "BFLOAT16": 3e-2}
 """Of an error that is the element type's own, TF32's for float32."""
 _ROUNDED = 4e-2
 """Of an error that activations of 8 bits have; a wrong zero point or scale has ten times as much."""

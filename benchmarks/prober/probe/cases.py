@@ -244,8 +244,8 @@ def _bytes(form: QMoEForm, values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _count(form: MoEForm) -> int:
-    """How many experts; the sparse mixer takes 8 or 16."""
-    return 8 if form.sparse else 4
+    """How many experts: more than a token has, and the sparse mixer takes 8 or 16."""
+    return 8 if form.sparse or form.top > 3 else 4
 
 
 def _logits(form: MoEForm, rng: np.random.Generator, tokens: int) -> np.ndarray:

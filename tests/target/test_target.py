@@ -7,6 +7,7 @@ import pytest
 from rewriter.errors import TargetError
 from rewriter.operators.form import ExpertForm
 from rewriter.target import KERNELS, LINEARS, LOOKUPS, PROVIDERS, Target
+from rewriter.target import target as target_module
 
 
 @pytest.mark.parametrize("text", ["cpu@1.28", "cuda:sm80@1.31", "cuda:sm90@1.27", "webgpu@1.30", "dml@1.24"])
@@ -32,6 +33,17 @@ def test_what_is_no_target(text, message):
         Target.parse(text)
 
 
+def test_the_installed_version_is_that_of_the_module_that_is_imported(monkeypatch):
+    """Several distributions install a module of that name: with two of them, their own versions tell nothing."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.29.3")
+    target_module._installed.cache_clear()
+    try:
+        assert Target.parse("auto").version == Target.parse("cuda").version == (1, 29)
+    finally:
+        target_module._installed.cache_clear()
+
+
 def test_auto_asks_the_installed_runtime():
     onnxruntime = pytest.importorskip("onnxruntime")
     target = Target.parse("auto")
@@ -55,20 +67,31 @@ def test_the_schema_by_version(text, attributes, router_weights):
     known = {"quant_type", "weights_prepacked", "accuracy_level", "fc1_expert_weight_bits"}
     target = Target.parse(text)
     assert {name for name in known if target.has("QMoE", name)} == attributes
-    assert target.router_weights == router_weights
+    form = ExpertForm(activation="swiglu", fusion=1)
+    assert isinstance(target.runs("QMoE", form, "FLOAT16", weighted=True), tuple) == router_weights
 
 
 def test_layouts():
-    assert Target.parse("cpu").qmoe_layouts == ("raw",)
-    assert Target.parse("cuda:sm90@1.28").qmoe_layouts == ("raw", "cutlass-sm80")
+    assert Target.parse("cpu@1.31").qmoe_layouts == ("raw",)
+    assert Target.parse("cpu@1.32").qmoe_layouts == ("raw", "cutlass-sm80")
+    assert Target.parse("cuda:sm90@1.28").qmoe_layouts == ("cutlass-sm80", "raw")
     assert Target.parse("cuda:sm90@1.27").qmoe_layouts == ("cutlass-sm90",)
     assert Target.parse("cuda@1.27").qmoe_layouts == ()
     assert Target.parse("dml").qmoe_layouts == ()
-    assert Target.parse("cuda:sm90@1.28").matmul_nbits_layouts == ("raw", "cutlass-sm90")
+
+
+def test_layouts_of_matmul_nbits():
+    refusal = Target.parse("cuda@1.31").linear.refusal
+    assert refusal("FLOAT16", 4, 32, layout="cutlass-sm80") is None
+    assert "does not read cutlass-sm90" in refusal("FLOAT16", 4, 32, layout="cutlass-sm90")
+    assert "blocks of 32 without zero points" in refusal("FLOAT16", 4, 64, layout="cutlass-sm80")
+    assert "blocks of 32 without zero points" in refusal("FLOAT16", 4, 32, symmetric=False, layout="cutlass-sm80")
+    assert "does not read" in Target.parse("cuda@1.27").linear.refusal("FLOAT16", 4, 32, layout="cutlass-sm80")
 
 
 def test_rows_are_in_the_order_of_versions():
-    for rows in (*KERNELS.values(), *LINEARS.values(), *LOOKUPS.values()):
+    kernels = [rows for series in KERNELS.values() for rows in series]
+    for rows in (*kernels, *LINEARS.values(), *LOOKUPS.values()):
         assert [row.since for row in rows] == sorted({row.since for row in rows})
 
 
@@ -88,15 +111,21 @@ def test_linears_of_two_bits(text, dtype, runs):
     assert (Target.parse(text).linear.refusal(dtype, 2) is None) == runs
 
 
-def test_what_rounds_activations():
-    assert Target.parse("cpu@1.31").rounds_activations(8, 32)
-    assert not Target.parse("cpu@1.30").rounds_activations(8, 32)
-    assert not Target.parse("cpu@1.31").rounds_activations(8, 0)
-    assert Target.parse("cpu@1.31").rounds_activations(4, 32, 4)
+@pytest.mark.parametrize(
+    ("text", "bits", "block", "level", "rounds"),
+    [
+        ("cpu@1.31", 8, 32, 0, True),
+        ("cpu@1.30", 8, 32, 0, False),
+        ("cpu@1.31", 8, 0, 0, False),
+        ("cpu@1.31", 4, 32, 4, True),
+    ],
+)
+def test_what_rounds_activations(text, bits, block, level, rounds):
+    assert Target.parse(text).kernels("QMoE")[0].rounds_activations(bits, block, level) == rounds
 
 
 def test_attributes_stored_in_float32_are_the_fixed_constants():
-    kernel = Target.parse("cuda:sm80@1.27").kernel("QMoE")
+    (kernel,) = Target.parse("cuda:sm80@1.27").kernels("QMoE")
     form = ExpertForm(activation="swiglu", fusion=1, alpha=1.7020000219345093, beta=1.0, limit=7.0)
     assert kernel.refusal(form, "FLOAT16") is None
     assert "fixed" in kernel.refusal(ExpertForm(activation="swiglu", fusion=1), "FLOAT16")
