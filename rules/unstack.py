@@ -19,11 +19,12 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.facts import Facts
-from rewriter.facts.constants import Views
 from rewriter.facts.moves import OPERATORS
 from rewriter.graph.declines import CONSTANT, NOT_WHOLE, Reason
+from rewriter.graph.walk import walk
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.rules.blocks.guards import FLOATS
+from rewriter.rules.blocks.readers import is_shown, origin
 from rewriter.tensors import View, ViewTensor
 
 
@@ -64,7 +65,7 @@ def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
     ends = {v: view for v, view in ends.items() if view.dtype in FLOATS and len(view.source.shape) > 1}
     if not ends:
         raise NotApplicable
-    stack = _origin(facts, node)
+    stack = origin(facts, out)
     if _refusal(facts, stack, facts.derived(stack, Readers, lambda: _readers(facts, stack))) is not None:
         refusal = _refusal(facts, stack, _readers(facts, stack))  # its readers may have gone since
         if refusal is not None:
@@ -108,7 +109,7 @@ def _names_output(node: ir.Node) -> bool:
 
 
 def _is_view(facts: Facts, node: ir.Node) -> bool:
-    return any(facts.get(out, View) is not None or facts.get(out, Views) is not None for out in node.outputs)
+    return any(is_shown(facts, out) for out in node.outputs)
 
 
 def _selects_from_stack(facts: Facts, node: ir.Node) -> bool:
@@ -116,30 +117,19 @@ def _selects_from_stack(facts: Facts, node: ir.Node) -> bool:
     return view is not None and view.rank >= 3 and view.dtype in FLOATS
 
 
-def _origin(facts: Facts, node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    while (producer := value.producer()) is not None and producer.op_type != "Constant":
-        value = producer.inputs[0]
-        assert value is not None
-    return value
-
-
 def _readers(facts: Facts, stack: ir.Value) -> Readers:
+    def shown(at: ir.Value) -> list[ir.Value]:
+        return [out for use in at.uses() if use.idx == 0 and _is_view(facts, use.node) for out in use.node.outputs]
+
     last: set[View] = set()
-    whole: ir.Node | ir.Value | None = stack if stack.is_graph_output() else None
-    pending = [stack]
-    while pending:
-        value = pending.pop()
-        for use in value.uses():
-            if use.idx == 0 and _is_view(facts, use.node):
-                pending.extend(use.node.outputs)
-            elif value is stack:
-                whole = use.node
+    for value in walk([stack], shown, limit=None):
         view = facts.get(value, View)
         if value is not stack and view is not None and (_ends_at(facts, value) or value.is_graph_output()):
             last.add(view)
-    return Readers(sum(view.nbytes for view in last), whole)
+    whole = [use.node for use in stack.uses() if use.idx or not _is_view(facts, use.node)]
+    return Readers(
+        sum(view.nbytes for view in last), whole[-1] if whole else stack if stack.is_graph_output() else None
+    )
 
 
 def rule() -> list[Rule]:

@@ -26,8 +26,7 @@ STACK = "<float[3,2,2] W = {0,1,2,3,4,5,6,7,8,9,10,11}, int64 zero = {0}, int64[
 
 def stated(model, recognisers=RECOGNISERS):
     facts = Facts(model, recognisers)
-    for body in (model.graph, *model.functions.values()):
-        facts.compute(body.graph if hasattr(body, "graph") and body.graph is not None else body)
+    facts.compute()
     return facts
 
 

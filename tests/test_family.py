@@ -8,7 +8,7 @@ import pytest
 from support import parse
 
 from rewriter.errors import RuleError
-from rewriter.facts import Facts, Family
+from rewriter.facts import Facts, Family, agreed
 from rewriter.rule import Declined
 
 
@@ -24,7 +24,7 @@ def names(*values):
 def stated(graph, family, **given):
     model = parse(graph, **given)
     facts = Facts(model, family)
-    facts.compute(model.graph)
+    facts.compute()
     return {v.name: fact.inputs for n in model.graph for v in n.outputs if (fact := facts.get(v, Seen)) is not None}
 
 
@@ -111,6 +111,30 @@ def test_why_a_function_stated_nothing_is_kept():
 
     model = parse("g (float[2] x) => (float[2] y) { y = Relu (x) }")
     facts = Facts(model, family)
-    facts.compute(model.graph)
+    facts.compute()
     why = facts.why_not(model.graph.outputs[0])
     assert (why, why.remedy) == ("almost", "try harder")
+
+
+def two_opinions(**given):
+    family = Family("letters")
+
+    @family.at("Relu")
+    def first(facts, node, x):
+        return Seen(("first",))
+
+    @family.at("Relu", **given)
+    def second(facts, node, x):
+        return Seen(("second",))
+
+    return stated("g (float[2] x) => (float[2] y) { [r] y = Relu (x) }", family)
+
+
+def test_two_recognisers_that_state_different_things_of_a_value_are_at_odds():
+    with agreed(), pytest.raises(RuleError, match=r"letters\.second.* at node r: states .*second.* of 'y', .*first"):
+        two_opinions()
+
+
+def test_one_may_go_before_the_other():
+    with agreed():
+        assert two_opinions(overrides=True) == {"y": ("second",)}

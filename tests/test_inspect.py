@@ -11,8 +11,11 @@ from support import parse
 
 import rewriter
 from rewriter.cli import main
+from rewriter.graph.contents import Slot
 from rewriter.inspection.model import inspect
+from rewriter.inspection.weights import role_of_tensor
 from rewriter.io import load
+from rewriter.roles import Role
 from rewriter.ruleset import rule_sets
 
 MODELS = Path(__file__).parent / "models"
@@ -131,3 +134,17 @@ def test_what_reads_a_weight():
     readers = {weight.name: weight.readers for weight in left}
     assert readers["model.embed_tokens.weight"] == ("Gather", "Transpose", "MatMul")
     assert readers["model.rotary_emb.cos_cache"] == ("Gather",)
+
+
+def test_a_role_is_found_behind_any_number_of_readers():
+    experts = range(200)
+    nodes = "".join(f"g{e} = Gather (W, i{e}) y{e} = MatMul (x, g{e}) " for e in experts)
+    indices = ", ".join(f"int64 i{e} = {{{e}}}" for e in experts)
+    sums = ", ".join(f"y{e}" for e in experts)
+    graph = f"g (float[1,1] x, float[200,1,1] W) => (float[1,1] y) <{indices}> {{ {nodes} y = Sum ({sums}) }}"
+    (_, stack) = parse(graph).graph.inputs
+
+    def role_of(node):
+        return Role("expert.up") if node.op_type == "MatMul" else Role()
+
+    assert role_of_tensor(Slot(stack, "W", None), role_of).name == "expert.up"

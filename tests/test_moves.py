@@ -23,7 +23,7 @@ def moves(body, dims=SYMBOLIC, inputs="", opset=21):
     """The moves of the first node of a graph on ``x``, for its outputs in order."""
     model = parse(f"g (float[B,4,6] x{inputs}) => (float[d] out) {CONSTANTS} {{ {body} out = Relu (x) }}", opset=opset)
     facts = Facts(model, constants)
-    facts.compute(model.graph)
+    facts.compute()
     node = model.graph[0]
     found = read(facts, node, dims)
     return [found[value] for value in node.outputs]

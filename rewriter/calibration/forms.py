@@ -16,9 +16,6 @@ from rewriter.calibration.finding import find_sites
 from rewriter.calibration.sites import ExpertSite, Sites
 from rewriter.engine.context import ModelRun
 from rewriter.engine.driver import Engine
-from rewriter.facts import Facts
-from rewriter.facts.constants import constants
-from rewriter.graph.contents import bodies
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE
 from rewriter.parity.local import LocalProver
@@ -81,9 +78,7 @@ def _rewritten(model: ir.Model, rules: Mapping[str, object], target: Target) -> 
     rule_set = load(rules)
     run = ModelRun(model, rule_set.plan, target, {CUSTOM: ALGORITHMS["rtn"], **ALGORITHMS})
     Engine(run, LocalProver(rule_set.parity.local, rule_set.parity.seed)).apply(rule_set)
-    run.facts = Facts(model, constants)
-    for body in bodies(model):
-        run.facts.compute(body)
+    run.recognise(())
     return run
 
 

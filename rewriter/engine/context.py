@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from rewriter.engine.proposal import Change
-from rewriter.facts import Facts
+from rewriter.facts import Facts, Recogniser, Transfer
+from rewriter.facts.constants import constants
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.error import relative_rms
 from rewriter.quantize.importance import Importance
@@ -38,7 +39,9 @@ class ModelRun:
     ) -> None:
         self.model = model
         self.target = target
-        self.facts = Facts(model, ())
+        self._constants = Facts(model, constants)
+        self.facts = self._constants
+        self._recognised = False
         self.readers: list[tuple[str, str]] = []
         self._plan = plan
         self._quantizers = quantizers
@@ -46,6 +49,14 @@ class ModelRun:
         self._roles: dict[ir.Node, Role] = dict(find_roles(model))
         self._layers = 1 + max((role.layer for role in self._roles.values() if role.layer is not None), default=-1)
         self._weights: dict[tuple[object, ...], Weight] = {}
+
+    def recognise(self, recognisers: Iterable[Recogniser | Transfer]) -> None:
+        """States what the rules of a phase ask for, upon what is constant: that is kept for the whole run."""
+        if not self._recognised:
+            self._constants.compute()
+            self._recognised = True
+        self.facts = Facts(self.model, recognisers, self._constants)
+        self.facts.compute()
 
     def role(self, node: ir.Node) -> Role:
         """Returns what the weight that ``node`` reads is for."""

@@ -18,10 +18,9 @@ from rewriter.engine.interface import interface, require_same
 from rewriter.engine.proposal import Rewrite
 from rewriter.engine.purity import unchanged
 from rewriter.errors import NonConvergenceError, ProofError, RewriterError, RuleError
-from rewriter.facts import DeclineTracer, Facts, Recogniser, Transfer
-from rewriter.facts.constants import constants
+from rewriter.facts import DeclineTracer, Recogniser, Transfer
 from rewriter.graph._onnxscript import MatchFailureError, OpKey, compiled, replaced_outputs, replacement, root_operator
-from rewriter.graph.contents import all_nodes, bodies, name_of
+from rewriter.graph.contents import all_nodes, name_of
 from rewriter.quantize.job import quantized_once
 from rewriter.report import Application, Decline, Proof
 from rewriter.rule import Replacement, Rule
@@ -112,9 +111,7 @@ class Engine:
 
     def _phase(self, phase: Phase) -> None:
         table, everywhere, recognisers = self._bind(phase)
-        self._run.facts = Facts(self._run.model, recognisers)
-        for body in bodies(self._run.model):
-            self._run.facts.compute(body)
+        self._run.recognise(recognisers)
         fired: list[tuple[str, str]] = []
         for sweep in range(1, phase.max_sweeps + 1):
             self.outcome.sweeps[phase.name] = sweep
@@ -144,7 +141,7 @@ class Engine:
                 own = copy.copy(rule)
                 if isinstance(own, Rule):
                     own.run = self._run
-                    recognisers |= dict.fromkeys((*constants, *own.recognisers))
+                    recognisers |= dict.fromkeys(own.recognisers)
                 candidate = _Candidate(bound.name, compiled(own))
                 key = root_operator(candidate.rule)
                 (everywhere if key is None else table.setdefault(key, [])).append(candidate)

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.errors import RuleError
+from rewriter.facts import agreed
 from rewriter.graph.contents import bodies, name_of, subgraphs
 
 Fingerprint = list[tuple[str, Any, tuple[Any, ...]]]
@@ -25,10 +26,11 @@ _NOTHING = contextlib.nullcontext()
 
 @contextlib.contextmanager
 def checked() -> Iterator[None]:
-    """Checks every match of the runs inside of the block: a rule that edits the model raises RuleError."""
+    """Checks the runs inside of the block: a rule that edits the model raises RuleError; recognisers must agree."""
     token = _CHECKED.set(True)
     try:
-        yield
+        with agreed():
+            yield
     finally:
         _CHECKED.reset(token)
 

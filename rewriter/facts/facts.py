@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import onnx_ir as ir
@@ -13,7 +15,7 @@ from onnxscript.rewriter.pattern import Pattern, PatternBase
 from rewriter.errors import RuleError
 from rewriter.facts.family import Stated, Transfer
 from rewriter.graph._onnxscript import MatchFailureError, OpKey, binder, root_operator
-from rewriter.graph.contents import name_of
+from rewriter.graph.contents import all_nodes, name_of
 from rewriter.graph.declines import Reason, reason_of
 from rewriter.report import Decline
 from rewriter.tensors import View, constant
@@ -21,6 +23,24 @@ from rewriter.tensors import View, constant
 F = TypeVar("F")
 
 _NONE = Reason("")
+_AGREED: ContextVar[bool] = ContextVar("recognisers must agree", default=False)
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """Within the block, two recognisers that state different facts of one kind for one value raise RuleError.
+
+    Elsewhere the last one wins, as it does everywhere where a recogniser ``overrides`` what others state.
+    """
+    token = _AGREED.set(True)
+    try:
+        yield
+    finally:
+        _AGREED.reset(token)
+
+
+def _overrides(recogniser: object) -> bool:
+    return isinstance(recogniser, Transfer) and recogniser.overrides
 
 
 class Recogniser(PatternBase):
@@ -44,8 +64,18 @@ class Facts:
     A value that no caller can change (``tensors.constant``) has the fact ``View`` without any recogniser.
     """
 
-    def __init__(self, model: ir.Model, recognisers: Iterable[Recogniser | Transfer]) -> None:
+    def __init__(
+        self, model: ir.Model, recognisers: Iterable[Recogniser | Transfer], under: Facts | None = None
+    ) -> None:
+        """Prepares facts; ``compute`` states them.
+
+        Args:
+            model: the model.
+            recognisers: what states them.
+            under: facts that these follow from, and that follow from none of these: constants, kept for a whole run.
+        """
         self._model = model
+        self._under = under
         self._facts: dict[ir.Value, dict[type, object]] = {}
         self._derived: dict[ir.Value, dict[type, object]] = {}
         self._reasons: dict[ir.Value, Reason] = {}
@@ -85,6 +115,8 @@ class Facts:
             return None
         known = self._facts.get(value)
         if known is None or kind not in known:
+            if self._under is not None:
+                return self._under.get(value, kind)
             if kind is not View:
                 return None
             producer = value.producer()
@@ -96,9 +128,11 @@ class Facts:
         fact = known[kind]
         return fact if isinstance(fact, kind) else None
 
-    def of(self, value: ir.Value) -> Iterable[object]:
-        """Returns every fact that has been stated about ``value``."""
-        return self._facts.get(value, {}).values()
+    def of(self, value: ir.Value) -> Iterator[object]:
+        """Yields every fact that has been stated about ``value``."""
+        yield from self._facts.get(value, {}).values()
+        if self._under is not None:
+            yield from self._under.of(value)
 
     def derived(self, value: ir.Value, kind: type[F], compute: Callable[[], F]) -> F:
         """Returns a fact that follows from the graph around ``value``; computed once and kept with the others."""
@@ -116,28 +150,40 @@ class Facts:
 
     def why_not(self, value: ir.Value | None) -> Reason:
         """Returns why a recogniser that came near stated nothing about ``value``; empty where none came near."""
-        return _NONE if value is None else self._reasons.get(value, _NONE)
+        if value is None:
+            return _NONE
+        own = self._reasons.get(value, _NONE)
+        return self._under.why_not(value) if self._under is not None and not own else own
 
-    def compute(self, graph: ir.Graph | ir.Function) -> None:
-        """States the facts of every node of ``graph`` and of the graphs nested in it, in topological order."""
-        if not self._by_operator:
-            return
-        for node in ir.traversal.RecursiveGraphIterator(graph):
-            if (node.domain, node.op_type) in self._by_operator:
-                self._visit(node)
+    def compute(self) -> None:
+        """States the facts of every node of the model, in topological order."""
+        if self._by_operator:
+            for node in all_nodes(self._model):
+                if (node.domain, node.op_type) in self._by_operator:
+                    self._visit(node)
 
-    def update(self, removed: Iterable[ir.Node], added: Sequence[ir.Node], rewired: Iterable[ir.Value]) -> None:
-        """Drops what a commit removed and states anew what it added and whatever follows from it."""
+    def update(
+        self, removed: Iterable[ir.Node], added: Sequence[ir.Node], rewired: Iterable[ir.Value]
+    ) -> list[ir.Value]:
+        """Drops what a commit removed and states anew what it added and whatever follows from it.
+
+        Returns:
+            The values about which something else is known now.
+        """
+        removed, rewired = tuple(removed), tuple(rewired)
+        changed = [] if self._under is None else self._under.update(removed, added, rewired)
         if not self._by_operator:
-            return
+            return changed
         for node in removed:
             for value in node.outputs:
                 self._forget(value)
-        queue = deque([*added, *(use.node for value in rewired for use in value.uses())])
+        queue = deque([*added, *(use.node for value in (*rewired, *changed) for use in value.uses())])
         while queue:
             node = queue.popleft()
             if (node.domain, node.op_type) in self._by_operator and self._visit(node):
+                changed.extend(node.outputs)
                 queue.extend(use.node for value in node.outputs for use in value.uses())
+        return changed
 
     def _forget(self, value: ir.Value) -> None:
         for known in (self._facts, self._derived, self._reasons):
@@ -161,7 +207,11 @@ class Facts:
                 continue
             by_value = stated if isinstance(stated, Mapping) else {node.outputs[0]: stated}
             for value, fact in by_value.items():
-                self._facts.setdefault(value, {})[type(fact)] = fact
+                known = self._facts.setdefault(value, {})
+                if _AGREED.get() and known.get(type(fact), fact) != fact and not _overrides(recogniser):
+                    other = f"states {fact} of '{value.name}', of which another states {known[type(fact)]}"
+                    raise RuleError(f"{recogniser.name} (a recogniser)", name_of(node), other)
+                known[type(fact)] = fact
         return before != [self._facts.get(value) for value in node.outputs]
 
 

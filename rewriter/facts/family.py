@@ -34,6 +34,7 @@ class Transfer:
         function: called with the facts, the node and its inputs.
         least: how many inputs must be there.
         most: how many there may be; None for any number.
+        overrides: whether what it states goes before what another has stated of the value.
     """
 
     family: str
@@ -42,6 +43,7 @@ class Transfer:
     function: Callable[..., Stated]
     least: int
     most: int | None
+    overrides: bool = False
 
     @property
     def name(self) -> str:
@@ -69,7 +71,7 @@ class Family:
     def __iter__(self) -> Iterator[Transfer]:
         return iter(self._transfers)
 
-    def at(self, *op_types: str, domain: str = "") -> Callable[[_F], _F]:
+    def at(self, *op_types: str, domain: str = "", overrides: bool = False) -> Callable[[_F], _F]:
         """Puts the function below into the table, at each of these operators.
 
         The function takes ``(facts, node, first, second, ...)``: the facts, the node, and its inputs. An input without
@@ -81,12 +83,14 @@ class Family:
         Args:
             op_types: the operators.
             domain: theirs.
+            overrides: whether what the function states goes before another fact of that kind that an earlier recogniser
+                has stated of the value. Where none does, two that do not agree are a fault, which tests raise.
         """
 
         def register(function: _F) -> _F:
             least, most = _arity(function)
             for op_type in op_types:
-                self._transfers.append(Transfer(self.name, domain, op_type, function, least, most))
+                self._transfers.append(Transfer(self.name, domain, op_type, function, least, most, overrides))
             return function
 
         return register

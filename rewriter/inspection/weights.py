@@ -7,24 +7,19 @@ from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
 
+from rewriter.facts.moves import OPERATORS
 from rewriter.graph.contents import Slot, stored_tensors
+from rewriter.graph.walk import producers, walk
 from rewriter.report import Size
 from rewriter.roles import Role
 from rewriter.tensors import constant
 
-MOVES = frozenset(
-    {
-        "Cast", "DequantizeLinear", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape",
-        "SequenceAt", "Slice", "Split", "SplitToSequence", "Squeeze", "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
+MOVES = frozenset({*OPERATORS, "Cast", "DequantizeLinear", "GatherElements", "SequenceAt"})
 """Operators that only move elements: what happens to a weight may happen behind them."""
 
 RoleOf = Callable[[ir.Node], Role]
 
 _NONE = Role()
-_ENOUGH = 64
-"""Nodes behind a tensor that are asked for their role."""
 
 
 def with_roles(model: ir.Model, role_of: RoleOf) -> Iterator[tuple[Slot, Role]]:
@@ -63,16 +58,21 @@ def readers(slot: Slot) -> Iterator[ir.Node]:
     if isinstance(slot.owner, ir.Node) and slot.owner.op_type != "Constant":
         yield slot.owner
         return
-    pending = [slot.owner.outputs[0] if isinstance(slot.owner, ir.Node) else slot.owner]
-    asked = 0
-    while pending:
-        for use in pending.pop().uses():
-            yield use.node
-            asked += 1
-            if asked >= _ENOUGH:
-                return
-            if use.node.op_type in MOVES and use.idx == 0:
-                pending.extend(use.node.outputs)
+    whole = slot.owner.outputs[0] if isinstance(slot.owner, ir.Node) else slot.owner
+    for node, _ in walk(_uses(whole), _moved_uses, limit=None):
+        yield node
+
+
+def _uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Which nodes read a value, each with the input at which it does."""
+    return [(use.node, use.idx) for use in value.uses()]
+
+
+def _moved_uses(use: tuple[ir.Node, int]) -> list[tuple[ir.Node, int]]:
+    """Who reads what the use makes of a tensor, where it only moves it."""
+    node, position = use
+    moves = position == 0 and node.op_type in MOVES
+    return [behind for value in node.outputs for behind in _uses(value)] if moves else []
 
 
 def operators(slot: Slot) -> tuple[str, ...]:
@@ -90,17 +90,10 @@ def operators(slot: Slot) -> tuple[str, ...]:
 
 def _is_fixed(value: ir.Value | None) -> bool:
     """Whether nothing but constants makes a value, as an index or a shape."""
-    pending = [value]
-    for _ in range(_ENOUGH):
-        if not pending:
-            return True
-        at = pending.pop()
-        producer = None if at is None else at.producer()
-        if producer is not None and producer.inputs:
-            pending.extend(producer.inputs)
-        elif at is not None and constant(at) is None:
-            return False
-    return False
+    if value is None:
+        return True
+    before = walk([value], producers, limit=None)
+    return all(constant(at) is not None for at in before if not producers(at))
 
 
 def role_of_tensor(slot: Slot, role_of: RoleOf) -> Role:

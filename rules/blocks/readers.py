@@ -8,10 +8,16 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from rewriter.facts import Facts
-from rewriter.facts.integers import static
-from rewriter.graph.attributes import integer_attribute, integers_attribute
-from rewriter.graph.declines import stays_float
+from rewriter.facts.constants import Views
+from rewriter.facts.moves import Drop, Insert, Parts, Permute, inserted, read
+from rewriter.facts.shapes import shape_of
+from rewriter.graph.attributes import integer_attribute
+from rewriter.graph.declines import Declined, stays_float
+from rewriter.graph.walk import walk
 from rewriter.tensors import View
+
+Place = tuple[ir.Value, tuple[int, ...]]
+"""A value, and which axis of the one that a walk began with each of its axes is."""
 
 
 class Use(NamedTuple):
@@ -25,7 +31,7 @@ def origin(facts: Facts, value: ir.Value) -> ir.Value:
     """Returns the constant that a chain of movement operators, which ends in ``value``, begins with."""
     while (producer := value.producer()) is not None and producer.op_type != "Constant":
         source = producer.inputs[0]
-        if source is None or facts.get(source, View) is None:
+        if source is None or not is_shown(facts, source):
             break
         value = source
     return value
@@ -37,17 +43,24 @@ def readers(facts: Facts, value: ir.Value) -> Iterator[Use]:
     Raises:
         Declined: the constant, or a view of it, is a graph output.
     """
-    root = origin(facts, value)
-    pending = [root]
-    while pending:
-        shown = pending.pop()
-        if shown.is_graph_output():
-            raise stays_float(shown)
-        for use in shown.uses():
-            if use.idx == 0 and use.node.op_type != "Shape" and facts.get(use.node.outputs[0], View) is not None:
-                pending.extend(use.node.outputs)
-            else:
-                yield Use(*use)
+
+    def shown(at: ir.Value) -> list[ir.Value]:
+        return [out for use in at.uses() if _is_view(facts, Use(*use)) for out in use.node.outputs]
+
+    for view in walk([origin(facts, value)], shown, limit=None):
+        if view.is_graph_output():
+            raise stays_float(view)
+        yield from (use for found in view.uses() if not _is_view(facts, use := Use(*found)))
+
+
+def is_shown(facts: Facts, value: ir.Value) -> bool:
+    """Whether a value is a view of a constant, or a sequence of them."""
+    return facts.get(value, View) is not None or facts.get(value, Views) is not None
+
+
+def _is_view(facts: Facts, use: Use) -> bool:
+    """Whether the use only shows what it reads."""
+    return use.idx == 0 and use.node.op_type != "Shape" and any(is_shown(facts, out) for out in use.node.outputs)
 
 
 def require_one_reader(facts: Facts, weight: ir.Value, node: ir.Node) -> None:
@@ -73,16 +86,17 @@ def gathers_rows(node: ir.Node) -> bool:
 
 def contracted_axis(facts: Facts, value: ir.Value, rank: int) -> int:
     """Returns which of the last two axes of ``value`` a matrix product sums over: -1 or -2; -1 where nothing tells."""
-    pending: list[tuple[ir.Value, list[int]]] = [(value, list(range(-rank, 0)))]
-    while pending:
-        shown, axes = pending.pop()
+
+    def behind(place: Place) -> list[Place]:
+        value, axes = place
+        moved = [(use.node.outputs[0], _moved(facts, value, Use(*use), axes)) for use in value.uses()]
+        return [(out, axes) for out, axes in moved if axes is not None]
+
+    for shown, axes in walk([(value, tuple(range(-rank, 0)))], behind, limit=None):
         for use in shown.uses():
             summed = _summed(Use(*use), axes)
             if summed is not None:
                 return summed if summed in (-1, -2) else -1
-            moved = _moved(facts, Use(*use), axes)
-            if moved is not None:
-                pending.append((use.node.outputs[0], moved))
     return -1
 
 
@@ -95,22 +109,27 @@ def _summed(use: Use, axes: Sequence[int]) -> int | None:
     return axes[-2] if (use.idx == 1) != bool(transposed) else axes[-1]
 
 
-def _moved(facts: Facts, use: Use, axes: Sequence[int]) -> list[int] | None:
-    """Where the axes lie behind a movement operator; None where it is another operator."""
-    node = use.node
+def _moved(facts: Facts, value: ir.Value, use: Use, axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Where the axes of ``value`` lie behind a movement operator, 0 for a new one; None behind another operator."""
     if use.idx:
         return None
-    match node.op_type:
-        case "Identity" | "Cast":
-            return list(axes)
-        case "Transpose":
-            return [axes[p] for p in integers_attribute(node, "perm", range(len(axes))[::-1])]
-        case "Unsqueeze":
-            new = static(facts, node, 1, "axes")
-            rank = len(axes) + len(new or ())
-            kept = iter(axes)
-            return None if new is None else [0 if i in {a % rank for a in new} else next(kept) for i in range(rank)]
-        case "Squeeze":
-            gone = static(facts, node, 1, "axes")
-            return None if gone is None else [a for i, a in enumerate(axes) if i not in {g % len(axes) for g in gone}]
-    return None
+    if use.node.op_type == "Cast":
+        return axes
+    dims = shape_of(facts, value)
+    try:
+        moves = None if dims is None else read(facts, use.node, dims).get(use.node.outputs[0])
+    except (Declined, IndexError, ValueError, ZeroDivisionError):
+        return None
+    if moves is None or isinstance(moves, Parts):
+        return None
+    for move in moves:
+        match move:
+            case Permute(order):
+                axes = tuple(axes[p] for p in order)
+            case Insert(new):
+                axes = inserted(axes, new, 0)
+            case Drop(gone):
+                axes = tuple(axis for i, axis in enumerate(axes) if i not in gone)
+            case _:
+                return None
+    return axes

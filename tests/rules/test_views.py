@@ -24,7 +24,7 @@ EXTREMES = st.sampled_from((INT64_MIN, INT64_MIN + 1, -(2**31), 2**31 - 1, INT64
 
 def facts_of(model):
     facts = Facts(model, constants)
-    facts.compute(model.graph)
+    facts.compute()
     return facts
 
 
