@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from generator.markdown import as_yaml, code, own_rules, own_sets, prose, table, written
-
 from rewriter.roles import __doc__ as roles_doc
 from rewriter.ruleset.load import rule_sets
 from rewriter.ruleset.model import RuleSet
@@ -115,5 +114,5 @@ def _changed(options: Mapping[str, object], rule: str) -> str:
 
 def roles() -> str:
     """Returns the names of the roles, as the code describes them."""
-    paragraphs = (roles_doc or "").split("\n\n")
-    return "\n\n".join(prose(p) for p in paragraphs if p.startswith(("Roles:", "Layer:"))) + "\n"
+    told = (roles_doc or "").partition("Roles:")
+    return prose("".join(told[1:])).strip() + "\n"

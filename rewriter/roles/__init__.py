@@ -12,12 +12,16 @@ Roles: ``router``, ``expert`` (a fused MoE or QMoE node), ``expert.gate_up|gate|
 expert's weight at run time (Gather, GatherND, GatherBlockQuantized) has the role of the linear that reads it, and
 com.microsoft::Attention, which holds its projection itself, is ``attention.qkv``.
 
-Layer: the index of the attention-and-feed-forward pair along the data flow, from 0. An attention opens a new layer,
-save a cross-attention, which belongs to the layer of the self-attention before it. An MLP or MoE belongs to the layer
-of the attention before it; where there is none, or where that layer has its MLP already, it opens a new one. Blocks
-that read the same place of the residual stream are parallel and share a layer. Other mixers (convolution, state space)
-open no layer: the MLP or MoE after them does. None for ``lm_head``, ``embedding`` and nodes in function bodies, which
-may be called from any layer.
+Layer: the index of the attention-and-feed-forward pair along the data flow, from 0.
+
+| node | layer |
+| --- | --- |
+| attention | a new one |
+| cross-attention | that of the self-attention before it |
+| MLP or MoE | that of the attention before it; a new one where there is none, or where it has its MLP already |
+| parallel attention and MLP | they share one |
+| other mixers (convolution, state space) | none: the MLP or MoE after them opens it |
+| ``lm_head``, ``embedding``, nodes in function bodies | none |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a rewritten model computes what the original does, with the weights that it was left with."""
+"""A rewritten model computes what the original does, given the weights that it was left with."""
 
 from __future__ import annotations
 

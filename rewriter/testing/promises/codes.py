@@ -1,4 +1,4 @@
-"""Whether the codes of a quantized weight are the nearest to it, given their own scales and zero points."""
+"""The codes of a quantized weight are the nearest to it, given its scales and zero points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a weight is left in the model beside what a rewrite made of it, so that the model grows."""
+"""No weight stays in the model beside what a rewrite made of it."""
 
 from __future__ import annotations
 

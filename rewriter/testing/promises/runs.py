@@ -1,4 +1,4 @@
-"""Whether the runtime at hand runs a rewritten model as its operators are meant, where it is rewritten for it."""
+"""The installed ONNX Runtime computes what the operators' definitions say, if it is the target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the constants that a rule only moves about are held more than once."""
+"""A constant that a rule only moves about is stored once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether onnx's checker accepts a rewritten model, where it accepts the original."""
+"""onnx's checker accepts a rewritten model wherever it accepts the original."""
 
 from __future__ import annotations
 
