@@ -29,7 +29,7 @@ from rewriter.parity.runtime import Feeds, Runtime
 from rewriter.parity.written import require_sources
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.importance import Importance
-from rewriter.quantize.plan import CUSTOM
+from rewriter.quantize.plan import CUSTOM, QuantizationPlan
 from rewriter.quantize.types import FloatArray, Quantizer
 from rewriter.report import Report
 from rewriter.roles import ROLES
@@ -194,11 +194,12 @@ def apply(
     name = ours.graph.name or ""
     seen = _names(ours)
     quantized = [node for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS]
-    run = ModelRun(ours, rule_set.plan, runtime, quantizers, importance)
+    plan = rule_set.plan.named(seen)
+    run = ModelRun(ours, plan, runtime, quantizers, importance)
     before = bytes_by_family(ours, run.role)
     prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
     outcome = Engine(run, prove, progress, watch, strict=strict).apply(rule_set)
-    _require_names(rule_set, [*seen, *run.readers], {*ROLES, *run.roles})
+    _require_names(plan, [*seen, *run.readers], {*ROLES, *run.roles})
     importance.require_used(weight for _, weight in run.readers)
     validate(ours)
     still = set(all_nodes(ours))
@@ -232,8 +233,8 @@ def _names(model: ir.Model) -> list[tuple[str, str]]:
     return nodes + [("", name) for graph in model.graphs() for name in graph.initializers]
 
 
-def _require_names(rule_set: RuleSet, seen: Sequence[tuple[str, str]], roles: Collection[str]) -> None:
-    unmatched = rule_set.plan.unmatched(seen, roles)
+def _require_names(plan: QuantizationPlan, seen: Sequence[tuple[str, str]], roles: Collection[str]) -> None:
+    unmatched = plan.unmatched(seen, roles)
     if unmatched:
         raise RuleSetError(str(unmatched[0]))
 

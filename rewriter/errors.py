@@ -5,14 +5,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from rewriter.text import printable, shortened
+
+_MOST = 4000
+
+
+def one_line(message: str) -> str:
+    """Returns a message as one line that a terminal can show: names in it may hold anything."""
+    line = printable(shortened(" ".join(message.split())))
+    return line if len(line) <= _MOST else f"{line[:_MOST]}..."
+
 
 class RewriterError(Exception):
     """Base of every error this package raises on purpose."""
 
     def __init__(self, message: str) -> None:
-        """Keeps the message to one line that a terminal can show: names in a model may hold anything."""
-        line = " ".join(message.split())
-        super().__init__("".join(character if character.isprintable() else "?" for character in line))
+        """Keeps the message to one line that a terminal can show, and not too long a one."""
+        super().__init__(one_line(message))
 
 
 class RewriterWarning(UserWarning):

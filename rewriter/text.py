@@ -1,9 +1,25 @@
-"""How sizes, figures and lists are said, wherever people read them."""
+"""How sizes, figures, lists and names are said, wherever people read them."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+
+_LONG = re.compile(r"\S{300,}")
+_ENDS = 100
+
+
+def printable(text: str) -> str:
+    """Returns a text that a terminal can show: names in a model may hold anything, its control codes too."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str) -> str:
+    """Returns a text without the middle of words that are longer than any name."""
+    return _LONG.sub(lambda found: f"{found[0][:_ENDS]}...{found[0][-_ENDS:]}", text)
 
 
 def nbytes(count: float) -> str:

@@ -24,7 +24,7 @@ from rewriter.cli.check import check
 from rewriter.cli.explain import explain
 from rewriter.cli.inspect import inspect
 from rewriter.cli.rules import rules
-from rewriter.errors import ParityError, RewriterError, RewriterWarning, nearest
+from rewriter.errors import ParityError, RewriterError, RewriterWarning, nearest, one_line
 from rewriter.process import TerminatedError, clean_endings, open_streams
 
 DONE, FAILED, BAD, INTERRUPTED = 0, 1, 2, 130
@@ -111,9 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
     """Keeps what libraries warn of and log off stderr, which is for this project's own lines."""
+    said = set[str]()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        _say(str(message), "warning")
+        if str(message) not in said:
+            said.add(str(message))
+            _say(str(message), "warning")
 
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)
@@ -164,7 +167,7 @@ def _silence() -> None:
 def _say(message: str, kind: Literal["error", "warning"] = "error") -> None:
     color = typer.colors.RED if kind == "error" else typer.colors.YELLOW
     with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-        typer.echo(f"{typer.style(f'{kind}:', fg=color, bold=True)} {' '.join(message.split())}", err=True)
+        typer.echo(f"{typer.style(f'{kind}:', fg=color, bold=True)} {one_line(message)}", err=True)
 
 
 def _usage(error: Any) -> str:

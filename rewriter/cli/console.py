@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -21,8 +21,13 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from rewriter.text import printable, shortened
+
+T = TypeVar("T")
 
 TOP = 10
 """Rows of a table that may be long."""
@@ -40,7 +45,17 @@ _SPARE = (
 
 
 class _Screen(Console):
-    """Prints names as they are, brackets included; output that nobody reads any more is no failure of the command."""
+    """Prints names as they are, brackets included, but for what a terminal would obey, and the middle of endless ones.
+
+    Output that nobody reads any more is no failure of the command.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*map(_cut, objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -89,7 +104,7 @@ class Sheet:
 
     def add(self, *cells: str | Text) -> None:
         """Adds a row."""
-        self._rows.append(cells)
+        self._rows.append(tuple(map(_cut, cells)))
 
     def rest(self, left: int, where: str = "") -> None:
         """Adds the row that says how many more there are."""
@@ -141,6 +156,15 @@ class Sheet:
             widest = max(cell_len(line) for cell in cells for line in cell.splitlines() or [""])
             needed += widest if self._whole(index) else min(widest, _READABLE)
         return needed
+
+
+def _cut(shown: T) -> T:
+    """Cuts the middle out of names that would fill screens."""
+    if isinstance(shown, str):
+        return shortened(shown)  # type: ignore[return-value]  # what came goes
+    if isinstance(shown, Text) and (short := shortened(shown.plain)) != shown.plain:
+        return Text(short, shown.style)  # type: ignore[return-value]  # likewise
+    return shown
 
 
 def show(out: Console, *sheets: Sheet | None) -> None:

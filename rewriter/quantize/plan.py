@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from rewriter import quantize
@@ -20,7 +22,10 @@ BlockSize = Literal[0, 16, 32, 64, 128, 256]
 CUSTOM = "custom"
 """The algorithm id that stands for a user's own function."""
 
-_LAYERS = re.compile(r"(\d+)(-(\d+)?)?")
+_LAYERS = re.compile(r"(\d+)(-(\d+)?)?", re.ASCII)
+_MOST_LAYERS = 999_999
+_SPECIAL = frozenset("*?[")
+_HINTS = 10
 _SEPARATORS = re.compile(r"([/.])")
 
 
@@ -58,10 +63,12 @@ def _parse_range(part: object) -> Layers:
         return part
     if part == SENSITIVE:
         return SENSITIVE
-    text = str(part) if isinstance(part, int | str) and not isinstance(part, bool) else ""
+    text = str(part) if isinstance(part, str) or (type(part) is int and 0 <= part <= 10 * _MOST_LAYERS) else ""
     found = _LAYERS.fullmatch(text.replace(" ", ""))
     if found is None:
         raise ValueError(f"has no layer range in {part!r} (write 5, '0-3', '24-' or 'sensitive')")
+    if max(len(digits or "") for digits in found.group(1, 3)) > len(str(_MOST_LAYERS)):
+        raise ValueError(f"has a layer past {_MOST_LAYERS:,}, which no model has")
     first = int(found[1])
     last = int(found[3]) if found[3] else sys.maxsize - 1 if found[2] else first
     if last < first:
@@ -164,6 +171,43 @@ class QuantizationPlan:
     def __post_init__(self) -> None:
         _check({entry.name: getattr(self.default, entry.name) for entry in fields(self.default)})
 
+    @cached_property
+    def _overrides(self) -> tuple[Mapping[str, Sequence[int]], Sequence[int]]:
+        """Indices of the overrides by the names that they are about, and of those that may be about any name."""
+        by_name: dict[str, list[int]] = {}
+        others = []
+        for index, override in enumerate(self.overrides):
+            names = override.selector.weights or override.selector.nodes
+            if not names or any(map(_is_pattern, names)):
+                others.append(index)
+            for name in names if others[-1:] != [index] else ():
+                by_name.setdefault(name, []).append(index)
+        return by_name, others
+
+    def named(self, seen: Iterable[tuple[str, str]]) -> QuantizationPlan:
+        """Returns the plan for a model: a pattern that equals a name in it means that name, whatever it holds.
+
+        Args:
+            seen: (node name, weight name), either of which may be empty.
+        """
+        patterns = {name for pair in seen for name in pair if _is_pattern(name)}
+
+        def exact(selector: Selector) -> Selector:
+            nodes, weights = (
+                tuple(glob.escape(name) if name in patterns else name for name in names)
+                for names in (selector.nodes, selector.weights)
+            )
+            return replace(selector, nodes=nodes, weights=weights)
+
+        if not patterns:
+            return self
+        return replace(
+            self,
+            include=tuple(map(exact, self.include)),
+            exclude=tuple(map(exact, self.exclude)),
+            overrides=tuple(replace(override, selector=exact(override.selector)) for override in self.overrides),
+        )
+
     def resolve(
         self, *, node: str, weight: str, role: str, layer: int | None, also: Collection[str] = (), count: int = 0
     ) -> WeightSpec | str:
@@ -189,7 +233,9 @@ class QuantizationPlan:
                 helps = "take its role or name out of quantization.exclude of the rule set"
                 return Reason(f"excluded by the plan ({selector})", helps, expected=True)
         changes: dict[str, Any] = {}
-        for override in self.overrides:
+        by_name, others = self._overrides
+        found = {*others, *(index for name in {node, weight, *also} for index in by_name.get(name, ()))}
+        for override in (self.overrides[index] for index in sorted(found)):
             if picks(override.selector):
                 changes.update(override.changes)
         return replace(self.default, **changes)
@@ -202,13 +248,20 @@ class QuantizationPlan:
             roles: every role that there is, in whatever model.
         """
         pairs = list(seen)
-        nodes = sorted({node for node, _ in pairs})
-        weights = sorted({weight for _, weight in pairs})
-        unmatched = []
+        nodes = {node for node, _ in pairs}
+        weights = {weight for _, weight in pairs}
+        unmatched: list[UnmatchedGlob] = []
         for selector in (*self.include, *self.exclude, *(override.selector for override in self.overrides)):
-            unmatched += _unmatched("node", selector.nodes, nodes, selector.where)
-            unmatched += _unmatched("weight", selector.weights, weights, selector.where)
-            unmatched += _unmatched("role", selector.role, sorted(roles), selector.where)
+            asked: tuple[tuple[Literal["node", "weight", "role"], Sequence[str], Collection[str]], ...] = (
+                ("node", selector.nodes, nodes),
+                ("weight", selector.weights, weights),
+                ("role", selector.role, roles),
+            )
+            for kind, globs, names in asked:
+                for text in globs:
+                    if text not in names and not (_is_pattern(text) and any(fnmatchcase(n, text) for n in names)):
+                        hint = _closest_glob(text, sorted(names)) if len(unmatched) < _HINTS else ""
+                        unmatched.append(UnmatchedGlob(kind, text, selector.where, hint))
         return unmatched
 
 
@@ -216,26 +269,20 @@ def _holds(part: Layers, layer: int, count: int) -> bool:
     return is_sensitive(layer, count) if isinstance(part, str) else layer in part
 
 
+def _is_pattern(text: str) -> bool:
+    return not _SPECIAL.isdisjoint(text)
+
+
 def _any_glob(globs: Sequence[str], name: str) -> bool:
-    return not globs or any(fnmatchcase(name, glob) for glob in globs)
+    return not globs or any(fnmatchcase(name, text) for text in globs)
 
 
-def _unmatched(
-    kind: Literal["node", "weight", "role"], globs: Sequence[str], names: Sequence[str], where: str
-) -> list[UnmatchedGlob]:
-    return [
-        UnmatchedGlob(kind, glob, where, _closest_glob(glob, names))
-        for glob in globs
-        if not any(fnmatchcase(name, glob) for name in names)
-    ]
-
-
-def _closest_glob(glob: str, names: Sequence[str]) -> str:
+def _closest_glob(text: str, names: Sequence[str]) -> str:
     """Replaces the parts of the glob that no name has by the closest that one has; a hint only if that matches."""
     known = {part for name in names for part in _SEPARATORS.split(name)}
-    parts = _SEPARATORS.split(glob)
+    parts = _SEPARATORS.split(text)
     for i, part in enumerate(parts):
-        if part not in known and not set(part) & set("*?["):
+        if part not in known and not _is_pattern(part):
             parts[i] = next(iter(difflib.get_close_matches(part, sorted(known), n=1)), part)
     closest = "".join(parts)
     return f" (did you mean '{closest}'?)" if any(fnmatchcase(name, closest) for name in names) else ""

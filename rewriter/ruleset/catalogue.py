@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter
 
 from rewriter.errors import RuleSetError, nearest
-from rewriter.ruleset.discover import RuleOffer, import_or_raise, reason, rule_offers
+from rewriter.ruleset.discover import RuleOffer, import_or_raise, reason, require_only, rule_offers, skip
 from rewriter.ruleset.faults import translated
 from rewriter.ruleset.fields import exact
 from rewriter.ruleset.model import BoundRule, Rule
@@ -66,20 +66,24 @@ class RuleInfo:
 
 
 def catalogue() -> tuple[RuleInfo, ...]:
-    """Returns every rule that is installed, by id.
-
-    Raises:
-        RuleSetError: two packages offer the same id, or a module breaks the contract of a rule module.
-    """
-    return tuple(describe(offer) for _, offer in sorted(rule_offers().items()))
+    """Returns every rule that is installed, by id; with a warning, without those that cannot be used."""
+    found = []
+    for _, offer in sorted(rule_offers().items()):
+        try:
+            found.append(describe(offer))
+        except RuleSetError as error:
+            skip(f"a rule of package '{offer.package}'", str(error))
+    return tuple(found)
 
 
 def describe(offer: RuleOffer) -> RuleInfo:
     """Imports a rule's module and reads its docstring and options.
 
     Raises:
-        RuleSetError: the module cannot be imported or breaks the contract of a rule module.
+        RuleSetError: the module cannot be imported or breaks the contract of a rule module, or several packages offer
+            the rule.
     """
+    require_only(offer)
     what = f"rule {offer.name} ({offer.module})"
     module = import_or_raise(offer.module, what)
     factory = getattr(module, "rule", None)
@@ -114,7 +118,7 @@ def bind(info: RuleInfo, options: Mapping[str, object], source: Source, location
         values[name] = _validated(known[name], value, source, place)
     try:
         made = info.factory(**values)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise source.error(inner, f"rule {info.name} refuses its options: {reason(error)}") from error
     rules = tuple(made) if isinstance(made, Sequence) else (made,)
     for rule in rules:

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from rewriter.errors import nearest
 from rewriter.quantize import plan
 from rewriter.quantize.types import WeightSpec
-from rewriter.ruleset.faults import fault, show, translated
+from rewriter.ruleset.faults import fault, translated
 from rewriter.ruleset.fields import Algorithm, Layers, Names, Ratio, RuleField, exact
 from rewriter.ruleset.model import LocalParity, ParitySettings, Phase, RuleSet
 from rewriter.ruleset.source import Source
@@ -148,6 +148,10 @@ class RuleSetDocument(_Strict):
     """How the result is proved."""
 
 
+_KINDS = {str: "text", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
+"""How messages call what is no mapping: its content is not theirs to print, the file may be any."""
+
+
 def read(source: Source) -> RuleSetDocument:
     """Validates a source as a rule set.
 
@@ -155,5 +159,5 @@ def read(source: Source) -> RuleSetDocument:
         RuleSetError: the first fault, at its place.
     """
     if not isinstance(source.data, dict):
-        raise source.error((), f"a rule set is a mapping, not {show(source.data)}")
+        raise source.error((), f"a rule set is a mapping, not {_KINDS.get(type(source.data), 'a value')}")
     return translated(source, (), lambda: RuleSetDocument.model_validate(source.data))

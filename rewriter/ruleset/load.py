@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from onnxscript.rewriter.pattern import RewriteRuleClassBase
 
 from rewriter.errors import RuleSetError
-from rewriter.ruleset.discover import reason, set_offers
+from rewriter.ruleset.discover import reason, set_offers, skip
 from rewriter.ruleset.document import read
 from rewriter.ruleset.model import BoundRule, Phase, Rule, RuleSet
 from rewriter.ruleset.reader import Reader, shipped
-from rewriter.ruleset.source import Loader, Source
+from rewriter.ruleset.source import Source, parse_yaml
 
 RuleLike = str | Rule | type[RewriteRuleClassBase]
 RuleSetLike = str | os.PathLike[str] | Mapping[str, Any] | RuleSet | Sequence[RuleLike]
@@ -38,15 +37,14 @@ class RuleSetInfo:
 
 
 def rule_sets() -> dict[str, RuleSetInfo]:
-    """Returns the shipped rule sets by id.
-
-    Raises:
-        RuleSetError: one of them is wrong, or two packages offer the same id.
-    """
-    return {
-        name: RuleSetInfo(name, offer.package, str(offer.path), read(shipped(offer)).description)
-        for name, offer in sorted(set_offers().items())
-    }
+    """Returns the shipped rule sets by id; with a warning, without those that cannot be read."""
+    found = {}
+    for name, offer in sorted(set_offers().items()):
+        try:
+            found[name] = RuleSetInfo(name, offer.package, str(offer.path), read(shipped(offer)).description)
+        except RuleSetError as error:
+            skip(f"a rule set of package '{offer.package}'", str(error))
+    return found
 
 
 def load(source: RuleSetLike, *, overrides: Mapping[str, Any] | None = None) -> RuleSet:
@@ -94,10 +92,7 @@ def parse_override(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise RuleSetError(f"override '{text}' is not of the form key=value, as in quantization.default.bits=8")
-    try:
-        return key, yaml.load(value, Loader)
-    except yaml.YAMLError as error:
-        raise RuleSetError(f"override {key}: not valid YAML: {reason(error)}") from error
+    return key, parse_yaml(value, f"override {key}").data if value.strip() else None
 
 
 def _bound(reader: Reader, rule: object, index: int) -> BoundRule:

@@ -10,12 +10,15 @@ from pathlib import Path
 from rewriter.errors import RuleSetError, nearest
 from rewriter.quantize.plan import Override, QuantizationPlan, Selector
 from rewriter.ruleset.catalogue import bind, describe
-from rewriter.ruleset.discover import GROUP, RuleOffer, SetOffer, reason, rule_offers, set_offers
+from rewriter.ruleset.discover import GROUP, RuleOffer, SetOffer, reason, require_only, rule_offers, set_offers
 from rewriter.ruleset.document import QuantizationDocument, RuleSetDocument, SelectorDocument, read
 from rewriter.ruleset.model import BoundRule, Phase, RuleSet
 from rewriter.ruleset.source import Location, Source, parse_yaml
 
 Fail = Callable[[str], RuleSetError]
+_SUFFIXES = (".yaml", ".yml")
+_DEEPEST = 32
+_MOST = 256
 _Layers = dict[str, tuple[Source, RuleSetDocument]]
 
 
@@ -37,13 +40,15 @@ class Reader:
         Raises:
             RuleSetError: nothing has this name, or the file is not YAML.
         """
-        is_path = not isinstance(name, str) or len(Path(name).parts) > 1 or name.endswith((".yaml", ".yml"))
+        is_path = not isinstance(name, str) or len(Path(name).parts) > 1 or name.endswith(_SUFFIXES)
         if not is_path and name in self.sets:
             return shipped(self.sets[name])
         if folder is None or not (is_path or _is_file(folder / name)):
             raise fail(f"unknown rule set '{name}'{nearest(str(name), self.sets) or self._nothing_installed()}")
         path = folder / name
         try:
+            if path.exists() and not path.is_file():  # reading a pipe would wait without end
+                raise fail(f"rule set file '{path}' is not a regular file")
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise fail(f"rule set file '{path}' does not exist") from error
@@ -68,6 +73,14 @@ class Reader:
             def fail(message: str, index: int = index) -> RuleSetError:
                 return source.error(("extends", index), message)
 
+            if len(chain) > _DEEPEST or len(layers) > _MOST:
+                raise fail(f"extends more than {_DEEPEST} rule sets one by way of the other, or {_MOST} in all")
+            if (
+                name not in self.sets
+                and not name.endswith(_SUFFIXES)
+                and (os.sep in name or _is_file((source.folder or Path()) / name))
+            ):
+                raise fail(f"a rule set file that is extended ends in .yaml, and '{name}' does not")
             base = self.find(name, source.folder, fail)
             if base.identity in (part.identity for part in chain):
                 raise fail(f"extends cycle: {' -> '.join(part.label for part in (*chain, base))}")
@@ -143,9 +156,14 @@ def shipped(offer: SetOffer) -> Source:
     """Reads a shipped rule set.
 
     Raises:
-        RuleSetError: the file is not YAML.
+        RuleSetError: the file cannot be read or is not YAML, or several packages offer the set.
     """
-    return parse_yaml(offer.path.read_text(encoding="utf-8"), offer.label)
+    require_only(offer)
+    try:
+        text = offer.path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RuleSetError(f"rule set file '{offer.path}' cannot be read: {reason(error)}") from error
+    return parse_yaml(text, offer.label)
 
 
 def _plan(base: QuantizationPlan, source: Source, document: QuantizationDocument) -> QuantizationPlan:

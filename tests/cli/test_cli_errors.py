@@ -185,3 +185,21 @@ def test_a_report_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
     assert "cannot write the report 'r.json' (No space left on device)" in err
     assert (tmp_path / "r.json").read_bytes() == first
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "linear.onnx", "r.json"]
+
+
+HOSTILE_NAMES = {"escape": "w\x1b[2J\x1b]0;mine\x07", "bidi": "w\u202eabc", "backspace": "w\b\b", "long": "w" * 100_000}
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES.values(), ids=HOSTILE_NAMES.keys())
+def test_names_cannot_write_on_the_terminal(run, name):
+    model = linear(weight_name=name, node=name)
+    shown = name.encode("unicode_escape").decode() if len(name) < 99 else "w" * 100 + "..." + "w" * 100
+    for arguments in (("apply", model, "-o", "out"), ("explain", model), ("explain", model, name), ("inspect", model)):
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        assert not re.search("[^\\x20-\\x7e\n─→…]", out.replace("·", ""))
+        assert len(out) < 20_000
+        assert shown[:6] in out or arguments[-1] != name or "\b" in name  # which is left out
+    code, _, err = run("explain", model, name + "x")
+    assert code == 2
+    assert re.fullmatch(r"error: [\x20-\x7e]{10,1500}\n", err)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rewriter.errors import RuleSetError
+from rewriter.errors import RewriterWarning, RuleSetError
 from rewriter.ruleset import catalogue, discover, json_schema, load, rule_sets
 
 PHASES = {"phases": [{"name": "a", "rules": ["bad"]}]}
@@ -44,15 +44,37 @@ def test_rule_sets(toy):
 
 
 def test_same_id_in_two_packages(offer, texts):
-    first, second = offer({"drop_cast.py": texts.plain}), offer({"drop_cast.py": texts.plain})
-    with pytest.raises(RuleSetError, match=rf"^two packages offer the rule 'drop-cast': '{first}' and '{second}'$"):
+    first, second = offer({"drop_cast.py": texts.plain}), offer({"drop_cast.py": texts.plain, "other.py": texts.plain})
+    both = f"several packages offer the rule 'drop-cast': '{first}' and '{second}'; uninstall all but one"
+    with pytest.raises(RuleSetError, match=rf"^{both}$"):
         load(["drop-cast"])
+    assert load(["other"]).phases
+    with pytest.warns(RewriterWarning, match=both):
+        assert [info.name for info in catalogue()] == ["other"]
 
 
-def test_same_set_in_two_packages(offer):
-    first, second = offer({"sets/x.yaml": "{}"}), offer({"sets/x.yaml": "{}"})
-    with pytest.raises(RuleSetError, match=rf"^two packages offer the rule set 'x': '{first}' and '{second}'$"):
-        rule_sets()
+def test_same_set_in_two_packages(offer, texts):
+    phases = "phases: [{name: a, rules: [drop-cast]}]"
+    first = offer({"sets/x.yaml": phases, "sets/y.yaml": phases, "drop_cast.py": texts.plain})
+    second = offer({"sets/x.yaml": phases})
+    both = rf"several packages offer the rule set 'x': '{first}' and '{second}'; uninstall all but one"
+    with pytest.raises(RuleSetError, match=both):
+        load("x")
+    assert load("y").phases
+    with pytest.warns(RewriterWarning, match=both):
+        assert list(rule_sets()) == ["y"]
+
+
+def test_what_this_project_ships_is_not_taken_over(offer, texts, monkeypatch):
+    theirs = offer({"drop_cast.py": "1 / 0", "sets/x.yaml": "{}"}, "toy_rules_aaa")
+    shipped = offer({"drop_cast.py": texts.plain, "sets/x.yaml": "phases: [{name: a, rules: [drop-cast]}]"})
+    monkeypatch.setattr(discover, "SHIPPED", shipped)
+    with pytest.warns(RewriterWarning) as caught:
+        assert load("x").phases
+    assert {str(warning.message) for warning in caught} == {
+        f"the {kind} of package '{theirs}' is skipped: '{shipped}' ships one of that name"
+        for kind in ("rule 'drop-cast'", "rule set 'x'")
+    }
 
 
 def test_same_package_found_twice_is_one(offer, texts):
@@ -84,8 +106,8 @@ def test_broken_rule_module(offer, text, message):
         load(PHASES)
     assert re.match(rf"rule bad \({name}\.bad\):? {re.escape(message)}", str(caught.value))
     assert "\n" not in str(caught.value)
-    with pytest.raises(RuleSetError):
-        catalogue()
+    with pytest.warns(RewriterWarning, match=rf"a rule of package '{name}' is skipped: rule bad"):
+        assert catalogue() == ()
 
 
 def test_broken_rule_does_not_harm_the_others(offer, texts):
@@ -99,17 +121,53 @@ def test_rule_that_makes_something_else(offer):
         load(PHASES)
 
 
-def test_broken_package(offer, monkeypatch):
-    name = offer({"__init__.py": "1 / 0"})
-    with pytest.raises(RuleSetError, match=rf"^the rule package '{name}' cannot be imported: ZeroDivisionError"):
-        load("x")
+FAILING = {
+    "raises": ("1 / 0", "ZeroDivisionError: division by zero"),
+    "exits": ("import sys; sys.exit()", "SystemExit"),
+    "exits with a code": ("raise SystemExit(0)", "SystemExit: 0"),
+    "is not Python": ("def (:", "SyntaxError"),
+    "has no module": ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+}
 
 
-def test_entry_point_that_is_no_package(monkeypatch):
-    entry = SimpleNamespace(value="textwrap")
-    monkeypatch.setattr(discover, "metadata", SimpleNamespace(entry_points=lambda *, group: [entry]))
-    with pytest.raises(RuleSetError, match=r"^the entry point 'textwrap' of group rewriter.rules is not a package$"):
-        load("x")
+@pytest.mark.parametrize("place", ["__init__.py", "drop_cast.py"])
+@pytest.mark.parametrize(("code", "words"), FAILING.values(), ids=FAILING.keys())
+def test_a_package_that_fails_harms_who_names_it_alone(offer, texts, code, words, place):
+    good = offer({"good.py": texts.plain, "sets/fine.yaml": "phases: [{name: a, rules: [good]}]"})
+    bad = offer(
+        {"drop_cast.py": texts.plain, "sets/broken.yaml": "phases: [{name: a, rules: [drop-cast]}]"} | {place: code}
+    )
+    assert load("fine").phases
+    for wanted in (["drop-cast"], "broken"):
+        with pytest.raises(RuleSetError, match=rf"^rule drop-cast \({bad}.drop_cast\) cannot be imported: {words}"):
+            load(wanted)
+    with pytest.warns(RewriterWarning, match=rf"a rule of package '{bad}' is skipped: .*{words}"):
+        assert [info.package for info in catalogue()] == [good]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("textwrap", "it is not a package"),
+        ("nowhere_at_all", "there is no such package"),
+        ("nowhere.at.all", r"it cannot be found \(ModuleNotFoundError"),
+        ("toy_rules_exits.inner", r"it cannot be found \(SystemExit"),
+        ("", r"it cannot be found \(ValueError"),
+    ],
+)
+def test_an_entry_point_that_leads_nowhere_is_skipped(offer, texts, monkeypatch, value, words):
+    offer({"__init__.py": "raise SystemExit"}, "toy_rules_exits")
+    good = offer({"good.py": texts.plain})
+    entries = [SimpleNamespace(value=value), SimpleNamespace(value=good)]
+    monkeypatch.setattr(discover, "metadata", SimpleNamespace(entry_points=lambda *, group: entries))
+    with pytest.warns(RewriterWarning, match=rf"'{value}'( of group rewriter.rules)? is skipped: {words}"):
+        assert load(["good"]).phases
+
+
+def test_a_rule_that_exits_when_it_is_made_is_one_line(offer):
+    offer({"bad.py": '"""A rule."""\nimport sys\ndef rule(): sys.exit()'})
+    with pytest.raises(RuleSetError, match="rule bad refuses its options: SystemExit"):
+        load(PHASES)
 
 
 def test_nothing_installed(offer):

@@ -228,5 +228,5 @@ def test_parse_override():
     for text in ("bits", "=8", ""):
         with pytest.raises(RuleSetError, match="is not of the form key=value"):
             parse_override(text)
-    with pytest.raises(RuleSetError, match=r"^override a: not valid YAML: [^\n]*$"):
+    with pytest.raises(RuleSetError, match=r"^override a:1:2: not valid YAML: [^\n]*$"):
         parse_override("a=[")

@@ -192,3 +192,40 @@ def test_sensitive_layers_are_counted_in_integers(count, sensitive):
 def test_sensitive_layers_beside_ranges():
     assert parse_layers(["sensitive", "0-3"]) == ("sensitive", range(4))
     assert str(Selector(layers=("sensitive", range(4)))) == "layer sensitive or 0-3"
+
+
+def test_a_pattern_that_equals_a_name_is_that_name():
+    seen = [("/layers[0]/MatMul", "w[01]"), ("m*", "w0"), ("m1", "w1")]
+    selectors = (Selector(nodes=("/layers[0]/MatMul",)), Selector(weights=("w[01]",)), Selector(nodes=("m*",)))
+    given = QuantizationPlan(exclude=selectors, overrides=(Override(Selector(weights=("w[01]", "w?")), {"bits": 8}),))
+    plan = given.named(seen)
+    assert not plan.unmatched(seen, ROLES)
+
+    def resolved(selector, node, weight):
+        return plan_of(selector).resolve(node=node, weight=weight, role="", layer=None)
+
+    def plan_of(selector):
+        return QuantizationPlan(exclude=(selector,)).named(seen)
+
+    for selector, taken in zip(selectors, ([0], [0], [1]), strict=True):
+        kept = [index for index, pair in enumerate(seen) if isinstance(resolved(selector, *pair), str)]
+        assert kept == taken
+    assert given.named([("a", "b")]) == given
+    assert isinstance(given.resolve(node="", weight="w0", role="", layer=None), str)  # without such a name, a pattern
+
+
+def test_many_overrides_are_found_by_name():
+    overrides = [Override(Selector(weights=(f"w{i}",)), {"bits": 8}) for i in range(100_000)]
+    overrides += [Override(Selector(nodes=("n*",), weights=("w7", "w8")), {"bits": 2})]
+    overrides += [Override(Selector(weights=("w*",), layers=(range(9),)), {"block_size": 16})]
+    plan = QuantizationPlan(overrides=tuple(overrides))
+
+    def form(node, weight, layer=None):
+        spec = plan.resolve(node=node, weight=weight, role="", layer=layer)
+        return spec.bits, spec.block_size
+
+    default = plan.default.block_size
+    assert [form("m", f"w{i}") for i in range(1000)] == [(8, default)] * 1000
+    assert [form("n", "w7"), form("n", "w9", 3), form("n", "x")] == [(2, default), (8, 16), (4, default)]
+    seen = [("n", f"w{i}") for i in range(1000)]
+    assert len(plan.unmatched(seen, ())) == 99_000
