@@ -27,6 +27,9 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
             f"the model has IR version {proto.ir_version}, and the installed onnx reads up to {onnx.IR_VERSION};"
             " pip install -U onnx"
         )
+    if any(not 0 < entry.version < _MOST_VERSION for entry in proto.opset_import):
+        versions = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in proto.opset_import)
+        raise ModelError(f"an opset that the model imports has no version that there is ({versions}); export it again")
     if proto.training_info:
         raise ModelError("training information is not supported; export the model for inference")
     # What onnx-ir logs about an invalid model, validate() says in one line.
@@ -51,6 +54,9 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     return model
 
 
+_MOST_VERSION = 1 << 31
+
+
 def name_standard_domain(model: ir.Model) -> None:
     """Imports the standard operators under the name that onnx-ir gives them on nodes, where ``ai.onnx`` is empty."""
     for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
@@ -59,6 +65,9 @@ def name_standard_domain(model: ir.Model) -> None:
 
 
 def _check_graph(graph: onnx.GraphProto) -> None:
+    _require_text("the graph", graph.name)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        _check_value(value)
     if graph.sparse_initializer:
         raise ModelError("sparse initializers are not supported; export the model with dense ones")
     names: set[str] = set()
@@ -81,15 +90,51 @@ def _check_function(function: onnx.FunctionProto) -> None:
     _check_attributes(function.node)
 
 
+def _require_text(what: str, *names: object) -> None:
+    """Refuses names that are not UTF-8, which protobuf gives as bytes."""
+    for name in names:
+        if not isinstance(name, str):
+            raise ModelError(f"{what} has a name that is not text ({name!r}); download or export the model again")
+
+
+def _check_value(value: onnx.ValueInfoProto) -> None:
+    """Refuses a declared shape that no array can have; a negative size, as some exporters write, is an unknown one."""
+    _require_text("a graph input, output or value", value.name)
+    if not value.type.HasField("tensor_type"):
+        return
+    dimensions = value.type.tensor_type.shape.dim
+    for dimension in dimensions:
+        _require_text(f"a dimension of '{value.name}'", dimension.dim_param)
+        if dimension.dim_value < 0:
+            dimension.ClearField("dim_value")
+    size = math.prod(d.dim_value for d in dimensions if d.dim_value)
+    if len(dimensions) > _MOST_DIMENSIONS or size > _MOST_ELEMENTS:
+        raise ModelError(
+            f"'{value.name}' is declared with {len(dimensions):,} dimensions and {size:.3g} elements, which no array"
+            " has; export the model with names for sizes that vary"
+        )
+
+
+_MOST_DIMENSIONS = 64
+_MOST_ELEMENTS = 1 << 48
+
+
 def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
     for node in nodes:
         if not isinstance(node.op_type, str):  # protobuf gives bytes that are not UTF-8 as they are
             raise ModelError(
                 f"node '{node.name}' has an operator type that is not text; download or export the model again"
             )
+        _require_text(f"a node ({node.op_type})", node.name, node.domain, *node.input, *node.output)
         for attribute in node.attribute:
+            _require_text(f"an attribute of node '{node.name}'", attribute.name, attribute.ref_attr_name)
             if attribute.ref_attr_name:
                 continue
+            if attribute.type == onnx.AttributeProto.UNDEFINED:
+                raise ModelError(
+                    f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type}) says no type; export the"
+                    " model again"
+                )
             if attribute.type == onnx.AttributeProto.TENSOR:
                 _check_data(attribute.t)
             elif attribute.type == onnx.AttributeProto.GRAPH:
@@ -101,10 +146,22 @@ def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
 def _check_data(tensor: onnx.TensorProto) -> None:
     """Refuses data of another length than the shape's, and a place in a file that is no place."""
     dtype = ir.DataType(tensor.data_type)
+    _require_text("a tensor", tensor.name)
+    if min(tensor.dims, default=0) < 0 or len(tensor.dims) > _MOST_DIMENSIONS:
+        raise ModelError(
+            f"tensor '{tensor.name}' has the shape {list(tensor.dims[:8])}, which no array has; export the model again"
+        )
     if dtype == ir.DataType.UNDEFINED:
         raise ModelError(f"tensor '{tensor.name}' has no element type; export the model again")
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if dtype == ir.DataType.STRING:
+            raise ModelError(f"tensor '{tensor.name}': strings cannot be external data; export the model again")
         for entry in tensor.external_data:
+            if entry.key == "location" and "\0" in entry.value:
+                raise ModelError(
+                    f"tensor '{tensor.name}': its external data '{entry.value}' has a NUL in its name; export the model"
+                    " again"
+                )
             if entry.key in ("offset", "length") and not entry.value.isdecimal():
                 raise ModelError(
                     f"tensor '{tensor.name}': the {entry.key} '{entry.value}' of its external data is not a count of"
@@ -115,7 +172,14 @@ def _check_data(tensor: onnx.TensorProto) -> None:
     if tensor.HasField("raw_data"):
         needed, given, what = -(-size * dtype.bitwidth // 8), len(tensor.raw_data), "bytes"
     else:
-        needed, given, what = _entries(size, dtype), sum(len(getattr(tensor, field)) for field in _TYPED), "entries"
+        wanted = _FIELDS.get(dtype, "int32_data")
+        for field in _TYPED:
+            if field != wanted and len(getattr(tensor, field)):
+                raise ModelError(
+                    f"tensor '{tensor.name}' of type {dtype.name} has its elements in {field}, where {wanted} holds"
+                    " them; export the model again"
+                )
+        needed, given, what = _entries(size, dtype), len(getattr(tensor, wanted)), "entries"
     if needed != given:
         raise ModelError(
             f"tensor '{tensor.name}' of shape {list(tensor.dims)} takes {needed:,} {what} and has {given:,};"
@@ -125,6 +189,19 @@ def _check_data(tensor: onnx.TensorProto) -> None:
 
 _TYPED = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 """Fields of a tensor that hold its elements where ``raw_data`` does not."""
+
+
+_FIELDS = {
+    ir.DataType.FLOAT: "float_data",
+    ir.DataType.COMPLEX64: "float_data",
+    ir.DataType.STRING: "string_data",
+    ir.DataType.INT64: "int64_data",
+    ir.DataType.DOUBLE: "double_data",
+    ir.DataType.COMPLEX128: "double_data",
+    ir.DataType.UINT32: "uint64_data",
+    ir.DataType.UINT64: "uint64_data",
+}
+"""Which of them, by type; ``int32_data`` for any other."""
 
 
 def _entries(size: int, dtype: ir.DataType) -> int:

@@ -20,7 +20,7 @@ def model_file(path: Path) -> Path:
     """
     try:
         found = sorted(path.glob("*.onnx")) if path.is_dir() else [path] if path.exists() else None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     if found is None:
         raise ModelError(f"there is no file '{path}'; give the path of an .onnx model")
@@ -29,6 +29,8 @@ def model_file(path: Path) -> Path:
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise ModelError(f"'{path}' holds several models ({names}); name one of them")
+    if not found[0].is_file():  # reading a pipe would wait without end
+        raise ModelError(f"'{found[0]}' is not a regular file; give the path of an .onnx model")
     return found[0].absolute()
 
 
@@ -57,8 +59,8 @@ def is_whole(proto: onnx.ModelProto) -> bool:
     return proto.HasField("graph") and proto.ir_version > 0 and len(proto.opset_import) > 0
 
 
-def _unreadable(path: Path, error: OSError) -> ModelError:
-    return ModelError(f"'{path}' cannot be read ({error.strerror}); give the path of an .onnx model")
+def _unreadable(path: Path, error: OSError | ValueError) -> ModelError:
+    return ModelError(f"'{path}' cannot be read ({getattr(error, 'strerror', error)}); give the path of an .onnx model")
 
 
 def _hint(data: bytes) -> str:

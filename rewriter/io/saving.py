@@ -150,7 +150,13 @@ def _is_streamed(slot: Slot) -> bool:
 
 
 def _write(model: ir.Model, file: Path) -> None:
-    proto = ir.to_proto(model)
+    try:
+        proto = ir.to_proto(model)
+    except ir.serde.SerdeError as error:
+        reason: BaseException = error
+        while deeper := reason.__cause__ or reason.__context__:
+            reason = deeper
+        raise ModelError(f"the model cannot be written: {reason}") from error
     _check_limit(proto.ByteSize())
     with file.open("wb") as stream:
         stream.write(proto.SerializeToString(deterministic=True))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from rewriter.errors import ModelError
 from rewriter.graph.contents import Body, bodies, name_of, subgraphs
+from rewriter.io.calls import require_bounded_calls
 from rewriter.io.signatures import Signature, check_operands, signature
 
 _AGAIN = "export the model again"
@@ -27,6 +28,7 @@ def validate(model: ir.Model) -> None:
     Raises:
         ModelError: names the node or value and what is wrong with it.
     """
+    require_bounded_calls(model)
     functions = {(domain, name) for domain, name, _ in model.functions}
     for body in bodies(model):
         label = f"function {body.domain}::{body.name}" if isinstance(body, ir.Function) else "the graph"

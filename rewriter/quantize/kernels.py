@@ -50,10 +50,18 @@ def compiled(fastmath: set[str] | bool = False) -> Callable[[Function], Function
     calls, which cost as much as a short loop; loops over ``range``, not over an array's values; selections instead of
     branches.
     """
-    return cast(
-        "Callable[[Function], Function]",
-        numba.njit(nogil=True, cache=True, fastmath=fastmath, error_model="numpy", forceinline=True),
-    )
+
+    def decorate(function: Function) -> Function:
+        def jit(cache: bool) -> Function:
+            made = numba.njit(nogil=True, cache=cache, fastmath=fastmath, error_model="numpy", forceinline=True)
+            return cast("Function", made(function))
+
+        try:
+            return jit(cache=True)
+        except RuntimeError:  # nowhere to keep it: an installation that is read-only, for a user without a home
+            return jit(cache=False)
+
+    return decorate
 
 
 @compiled()
