@@ -13,7 +13,7 @@ import pytest
 
 import rewriter
 from rewriter.cli import main
-from rewriter.html import fragment, page
+from rewriter.html import coverage_page, fragment, page
 from rewriter.html.heat import LEVELS, Scale, grid, heat_maps
 from rewriter.report import (
     Application,
@@ -29,6 +29,7 @@ from rewriter.report import (
     UsedRuleSet,
     Weight,
 )
+from rewriter.report.coverage import BlockCoverage, Coverage
 
 GRANITE = Path(__file__).parent / "models" / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -262,3 +263,27 @@ def test_it_opens_in_a_browser_without_a_word_on_the_console(written, tmp_path, 
     assert done.returncode == 0
     assert "CONSOLE" not in done.stderr
     assert shot.stat().st_size > 20_000
+
+
+COVERAGES = {
+    "nothing": Coverage("", 0, 0, ()),
+    "full": Coverage("m.onnx", 5000, 7, (BlockCoverage(0, 64, (0, 3, 4000, 63)), BlockCoverage(None, 64, (9, 9)))),
+    "hostile": Coverage(HOSTILE, 9, 1, (BlockCoverage(0, 4, (0,)),)),
+    "large": Coverage("m", 10**6, 99, tuple(BlockCoverage(n, 64, tuple(range(256))) for n in range(60))),
+}
+
+
+@pytest.mark.parametrize("coverage", COVERAGES.values(), ids=COVERAGES)
+def test_a_page_shows_what_experts_saw(coverage):
+    text = coverage_page(coverage)
+    found = Strict(text)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert not {"script", "img", "iframe"} & set(found.tags)
+    assert len(text.encode()) < 2_000_000
+    assert found.tags.count("rect") == sum(len(block.counts) for block in coverage.blocks)
+    assert (HOSTILE in found.text) == (coverage.model == HOSTILE)
+    if coverage is COVERAGES["full"]:
+        assert "layer 0, expert 2: 4,000 tokens" in found.text
+        assert "0 4 0 63 4,000 1 3 0 (0), 1 (3), 3 (63), 2 (4,000)" in found.text
+        levels = re.findall(r'class="h(\d)"><title>layer 0', text)
+        assert levels[0] == "0" < levels[1] < levels[3] < levels[2] == "7"

@@ -16,6 +16,7 @@ from rewriter.calibration.files import read_choice, read_rows
 from rewriter.calibration.identity import Part, stored_parts
 from rewriter.errors import UsageError
 from rewriter.quantize.importance import CALIBRATED
+from rewriter.report.coverage import BlockCoverage, Coverage
 from rewriter.tensors import View
 
 MANIFEST = "calibration.json"
@@ -172,6 +173,17 @@ class Calibration:
     def choices(self) -> tuple[Choice, ...]:
         """The routers' choices, in the order of the model."""
         return tuple(self._choices.values())
+
+    def coverage(self, model: str = "") -> Coverage:
+        """Returns how many tokens the experts saw; ``model`` is what the result says was run."""
+        blocks: dict[BlockCoverage, None] = {}
+        for choice in sorted(self.choices, key=lambda c: -1 if c.layer is None else c.layer):
+            seen = (seen for found in self._weights.values() for seen in found if seen.choice == choice.id)
+            features = next((self._rows[entry.rows].features for entry in seen), 0)
+            same = next((b for b in blocks if (b.layer, b.counts) == (choice.layer, choice.counts)), None)
+            if same is None:  # projections that an index takes one by one each have a choice of their own
+                blocks[BlockCoverage(choice.layer, features, choice.counts)] = None
+        return Coverage(model, self.tokens, len({part.source for part in self._weights}), tuple(blocks))
 
     def activations(self, source: str, expert: int | None = None) -> Activations | None:
         """Returns what a stored matrix saw, as a function that reads it: [tokens, K] float32.

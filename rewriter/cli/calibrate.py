@@ -41,6 +41,10 @@ def calibrate(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing calibration.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", show_default=False, help="Write a page that shows what each expert saw."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
     """Run a float model on real tokens and keep what each of its weights saw, each expert its own.
@@ -58,7 +62,7 @@ def calibrate(
     from rich.text import Text as Line
 
     from rewriter.calibration.capture import calibrate as capture
-    from rewriter.cli import tables
+    from rewriter.cli import report_files, tables
     from rewriter.cli.console import console, count_bar, labelled, show
     from rewriter.cli.token_options import given_tokens
     from rewriter.errors import UsageError
@@ -69,14 +73,22 @@ def calibrate(
         raise UsageError("give the inputs to calibrate on: --tokens, --text with --tokenizer, or --feeds")
     if feeds is not None and not feeds.is_dir():
         raise UsageError(f"--feeds {feeds}: there is no such directory; give one with an .npz file for each run")
+    if html is not None:
+        if html.suffix not in report_files.PAGES:
+            raise UsageError(f"--html {html}: a page is a file as calibration.html")
+        report_files.refuse(html, out)
     files = None if feeds is None else sorted(feeds.glob("*.npz"))
     with count_bar(f"running {model}", "runs", quiet=quiet) as told:
         found = capture(
             model, out, tokens=ids, feeds=files, provider=provider, overwrite=overwrite, memory=memory, progress=told
         )
     screen = console(quiet=quiet)
-    names = len({part.source for part in found.weights})
-    screen.print(Line.assemble((f"{model}", "bold"), f" on {found.tokens:,} tokens: {names:,} weights saw something\n"))
-    show(screen, tables.coverage(found.choices))
+    seen = found.coverage(str(model))
+    told_of = f" on {seen.tokens:,} tokens: {seen.weights:,} weights saw something\n"
+    screen.print(Line.assemble((seen.model, "bold"), told_of))
+    show(screen, tables.coverage(seen.blocks))
     screen.print(labelled("Size", nbytes(sum((out / file).stat().st_size for file in found.files))))
     screen.print(labelled("Output", out), soft_wrap=True)
+    if html is not None:
+        report_files.write_coverage(html, seen)
+        screen.print(labelled("Page", html), soft_wrap=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rewriter.errors import UsageError
 from rewriter.report import Report
+from rewriter.report.coverage import Coverage
 
 PAGES = (".html", ".htm")
 """Endings of the names of pages."""
@@ -48,6 +49,17 @@ def write_page(file: Path, report: Report) -> None:
     from rewriter.html import page
 
     _write(file, page(report))
+
+
+def write_coverage(file: Path, coverage: Coverage) -> None:
+    """Writes what a calibration saw as an HTML page.
+
+    Raises:
+        UsageError: it cannot be written; the file is as it was.
+    """
+    from rewriter.html import coverage_page
+
+    _write(file, coverage_page(coverage))
 
 
 def _write(file: Path, text: str) -> None:

@@ -11,9 +11,12 @@ from rewriter.cli.console import TOP, Sheet
 from rewriter.report import Left, Proof, Refusal, Report, RoleSummary
 from rewriter.text import figure, names, nbytes
 
+_LAYERS = 64
+"""Layers whose experts are summed up."""
+
 if TYPE_CHECKING:
-    from rewriter.calibration.store import Choice
     from rewriter.parity.metrics import Metrics
+    from rewriter.report.coverage import BlockCoverage
     from rewriter.report.quality import Quality
 
 
@@ -134,18 +137,19 @@ def _percent(value: float) -> str:
     return figure(value, ".2%")
 
 
-def coverage(choices: Sequence[Choice]) -> Sheet | None:
+def coverage(blocks: Sequence[BlockCoverage]) -> Sheet | None:
     """Tokens by expert, summed up for each layer; None where there are no experts."""
-    if not choices:
+    if not blocks:
         return None
-    made = Sheet("Tokens that experts saw", "|layer", ">experts", ">fewest", ">median", ">most", ">none", "seen least")
-    for choice in choices[: 6 * TOP]:
-        counts = sorted(choice.counts)
-        least = sorted(range(choice.experts), key=lambda expert: (choice.counts[expert], expert))[:4]
-        shown = ", ".join(f"{expert} ({choice.counts[expert]:,})" for expert in least)
-        numbers = (choice.experts, counts[0], counts[len(counts) // 2], counts[-1], counts.count(0))
-        made.add("-" if choice.layer is None else str(choice.layer), *(f"{number:,}" for number in numbers), shown)
-    made.rest(len(choices) - 6 * TOP)
+    made = Sheet(
+        "Tokens that experts saw", "|layer", ">experts", ">fewest", ">median", ">most", ">none", ">few", "seen least"
+    )
+    made.caption = "few: fewer tokens than an expert has input features"
+    for block in blocks[:_LAYERS]:
+        shown = ", ".join(f"{expert} ({block.counts[expert]:,})" for expert in block.least[:4])
+        numbers = (len(block.counts), min(block.counts), block.median, max(block.counts), block.none, block.few)
+        made.add("-" if block.layer is None else str(block.layer), *(f"{number:,}" for number in numbers), shown)
+    made.rest(len(blocks) - _LAYERS)
     return made
 
 

@@ -7,7 +7,9 @@ import functools
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rewriter.html.figures import Figures
+from rewriter.html.heat import coverage_map
 from rewriter.report import Report
+from rewriter.report.coverage import Coverage
 from rewriter.text import figure, nbytes
 
 GENERATOR = "onnx-moe-rewriter"
@@ -22,6 +24,22 @@ def page(report: Report) -> str:
 def fragment(report: Report) -> str:
     """Returns what a notebook shows: the page's body with its style, which touches nothing outside of it."""
     return _render("fragment.html.j2", report)
+
+
+def coverage_page(coverage: Coverage) -> str:
+    """Returns a page about what a calibration saw."""
+    counts = [count for block in coverage.blocks for count in block.counts]
+    return (
+        _environment()
+        .get_template("coverage.html.j2")
+        .render(
+            c=coverage,
+            map=coverage_map(coverage.blocks),
+            low=min(counts, default=0),
+            high=max(counts, default=0),
+            generator=GENERATOR,
+        )
+    )
 
 
 def _render(name: str, report: Report) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rewriter.report import Weight
+from rewriter.report.coverage import BlockCoverage
 
 LEVELS = 8
 """Colours of the scale."""
@@ -131,7 +132,22 @@ def heat_maps(weights: Sequence[Weight]) -> tuple[HeatMap, ...]:
             counts[weight.role] += 1
             _keep_worst(roles[weight.role], (-1 if weight.layer is None else weight.layer, weight.expert), weight)
     titled = sum(map(len, roles.values())) <= _TITLED
-    return tuple(_heat_map(role, counts[role], roles[role], titled=titled) for role in sorted(roles))
+    say = "{:.2%}".format if titled else None
+    return tuple(heat_map(role, counts[role], roles[role], say) for role in sorted(roles))
+
+
+def coverage_map(blocks: Sequence[BlockCoverage]) -> HeatMap | None:
+    """Returns the tokens that each expert saw, as powers of two; None where there are no experts."""
+    cells: dict[Place, float] = {}
+    for block in blocks:
+        for expert, count in enumerate(block.counts):
+            place = (-1 if block.layer is None else block.layer, expert)
+            cells[place] = min(cells.get(place, math.inf), math.log2(1 + count))
+    return heat_map("tokens", len(cells), cells, _tokens if len(cells) <= _TITLED else None) if cells else None
+
+
+def _tokens(power: float) -> str:
+    return f"{round(2**power - 1):,} tokens"
 
 
 def grid(weights: Sequence[Weight]) -> Grid | None:
@@ -156,7 +172,15 @@ def _keep_worst(cells: dict[Place, float], place: Place, weight: Weight) -> None
     cells[place] = max(cells.get(place, error), error)
 
 
-def _heat_map(role: str, count: int, cells: Mapping[Place, float], *, titled: bool) -> HeatMap:
+def heat_map(role: str, count: int, cells: Mapping[Place, float], say: Callable[[float], str] | None) -> HeatMap:
+    """Lays a heat map out.
+
+    Args:
+        role: what it is about.
+        count: how many things it shows.
+        cells: by layer, -1 for none, and expert.
+        say: what a cell says on hovering; None where none says anything.
+    """
     layers = sorted({layer for layer, _ in cells})
     experts = 1 + max(expert for _, expert in cells)
     w = min(max((_WIDTH - _LEFT) / experts, 3), 30)
@@ -170,7 +194,7 @@ def _heat_map(role: str, count: int, cells: Mapping[Place, float], *, titled: bo
     for index, layer in enumerate(layers):
         where = "no layer" if layer < 0 else f"layer {layer}"
         row = [
-            Cell(round(e * w, 1), scale.level(error), f"{where}, expert {e}: {error:.2%}" if titled else "")
+            Cell(round(e * w, 1), scale.level(error), "" if say is None else f"{where}, expert {e}: {say(error)}")
             for e, error in by_layer[layer]
         ]
         label = ("-" if layer < 0 else str(layer)) if index % every == 0 else ""

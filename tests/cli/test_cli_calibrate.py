@@ -25,10 +25,18 @@ def test_calibrate_says_what_experts_saw(run, tokens):
     code, out, err = run("calibrate", QWEN, "--tokens", tokens, "--sequences", "4", "-o", "c")
     assert (code, err) == (0, "")
     assert "on 64 tokens: " in out
-    assert re.search(r"^0 +4 +\d+ +\d+ +\d+ +0 +\d+ \(\d+\)", out, re.MULTILINE)
+    assert re.search(r"^0 +4 +\d+ +\d+ +\d+ +0 +\d+ +\d+ \(\d+\)", out, re.MULTILINE)
     assert Calibration.open("c").tokens == 64
     assert run("calibrate", QWEN, "--tokens", tokens, "-o", "c", "--overwrite", "-q") == (0, "", "")
     assert Calibration.open("c").tokens == 96
+
+
+def test_calibrate_writes_a_page(run, tokens):
+    assert run("calibrate", QWEN, "--tokens", tokens, "-o", "c", "--html", "c.html", "-q") == (0, "", "")
+    text = Path("c.html").read_text()
+    assert text.count("<rect ") == 2 * 4
+    code, _, err = run("calibrate", QWEN, "--tokens", tokens, "-o", "d", "--html", "c.txt")
+    assert (code, "a page is a file as calibration.html" in err) == (2, True)
 
 
 def test_calibrate_takes_text(run):
