@@ -3,9 +3,9 @@
 Equal only but for ties: among equal logits TopK takes the first and ONNX Runtime's kernels the last, and the softmax of
 log-sigmoids that a normalised sigmoid becomes tells apart what a saturated sigmoid does not.
 
-Matched:      the Add, ReduceSum, MatMul or Einsum, or the Cast that ends it where halves are summed in float32, that
-              completes sum_e share_e(logits) * (down_e @ act(gate_e @ x) * (up_e @ x)), however it is written; the
-              projections all float, or all MatMulNBits
+Matched:      the Add, ReduceSum, MatMul, Einsum or scatter, or the Cast that ends it where halves are summed in
+              float32, that completes sum_e share_e(logits) * (down_e @ act(gate_e @ x) * (up_e @ x)), however it is
+              written; the projections all float, or all MatMulNBits
 Replacement:  MoE(x, logits [T, E], fc1, fc1_bias?, fc2, fc2_bias?), its weights lazy stacks; gate and up rows in turn;
               a factor for each expert goes into its fc2, one for all into a Mul behind. Weights that are no function
               of the logits, as DeepSeek-V3 selects by biased scores and mixes by others: their logarithms, scattered
@@ -63,7 +63,7 @@ from rewriter.rules.blocks.quantized_weights import require_kernel, stack_quanti
 from rewriter.target import Target
 from rewriter.tensors import View, ViewTensor
 
-COMPLETING = ("Add", "ReduceSum", "Cast", "MatMul", "Einsum")
+COMPLETING = ("Add", "ReduceSum", "Cast", "MatMul", "Einsum", "ScatterND", "ScatterElements")
 
 
 class FuseExperts(Rule):

@@ -16,7 +16,7 @@ from typing import Literal
 from rewriter.facts.integers import Shaped
 from rewriter.facts.size import ONE, Dims, Integers, Size
 
-Kind = Literal["token", "slot", "expert", "feature", "weight", "row", "group", "repeat"]
+Kind = Literal["token", "slot", "expert", "feature", "weight", "row", "group", "coordinate", "repeat"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Atom:
     Attributes:
         kind: ``token``: part of the token index; ``slot``: which of a token's k experts; ``expert``: which of all E;
             ``feature``; ``weight``: a dimension of a gathered weight; ``row``: (token, slot) pairs in the order of
-            their experts; ``group``: the rows of one expert; ``repeat``: nothing depends on it.
+            their experts; ``group``: the rows of one expert; ``coordinate``: which dimension a position is of;
+            ``repeat``: nothing depends on it.
         size: how many positions.
         index: of a token index, which of them; of a weight, its axis in the stack; of a group, its expert; of rows, a
             number that is their router's.

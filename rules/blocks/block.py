@@ -26,12 +26,14 @@ class Block:
         axes: of the sum.
         mixing: the router's weights.
         experts: of expert 0, 1, ..: its weights.
+        starts: what is added to the experts, each as large as the sum.
     """
 
     out: ir.Value
     axes: Axes
     mixing: Mixing
     experts: tuple[Output, ...]
+    starts: tuple[ir.Value, ...] = ()
 
     @property
     def x(self) -> ir.Value:
@@ -73,31 +75,21 @@ class Routing:
 def read_block(facts: Facts, out: ir.Value) -> Block:
     """Returns the block that ends in ``out``; declines, naming expert and node, where one is there but not whole."""
     located = facts.get(out, Located)
-    held = None if located is None else located.content
+    held = None if located is None or on_hits(located) else located.content
     if located is None:
-        _decline_broken_sum(facts, out)
+        _decline_start(facts, out)
     if located is None or not isinstance(held, Mixed | Complete) or _goes_on(facts, out, held):
         raise NotApplicable
     if isinstance(held, Mixed):
-        experts = _of_terms(facts, held)
-        return Block(out, located.axes, held.mixing, experts)
+        experts = _of_terms(facts, out, held)
+        return Block(out, located.axes, held.mixing, experts, tuple(start.value for start in held.starts()))
     weighted = held.weighted
     return Block(out, located.axes, weighted.mixing, _of_all(facts, weighted))
 
 
-def _decline_broken_sum(facts: Facts, out: ir.Value) -> None:
-    """Declines once for a block, where its first expert is added to something that is no part of it."""
-    node = out.producer()
-    if node is None or node.op_type != "Add":
-        return
-    for value, other in (node.inputs, node.inputs[::-1]):
-        located = facts.get(value, Located)
-        if located is None or not isinstance(located.content, Mixed) or other is None:
-            continue
-        terms = list(located.content.terms())
-        router = located.content.mixing.router
-        if {term.expert for term in terms} != set(range(router.experts)) and any(t.expert == 0 for t in terms):
-            raise Declined("what the first expert is added to does not belong to the block", other)
+def on_hits(located: Located) -> bool:
+    """Whether a content is that of the rows of one expert."""
+    return any(atom.kind == "group" for dim in located.axes for atom in dim)
 
 
 def _goes_on(facts: Facts, out: ir.Value, held: Mixed | Complete) -> bool:
@@ -117,8 +109,8 @@ def _goes_on(facts: Facts, out: ir.Value, held: Mixed | Complete) -> bool:
                 located = facts.get(value, Located)
                 if located is None or not isinstance(located.content, Mixed):
                     continue
-                if located.content is not held:
-                    return True
+                if isinstance(held, Mixed) and located.content is not held:
+                    return located.content.mixing.router == held.mixing.router
                 pending.append(value)
     return False
 
@@ -134,7 +126,7 @@ def _holds(facts: Facts, value: ir.Value | None, held: Mixed | Complete) -> bool
     return located is not None and located.content is held
 
 
-def _of_terms(facts: Facts, mixed: Mixed) -> tuple[Output, ...]:
+def _of_terms(facts: Facts, out: ir.Value, mixed: Mixed) -> tuple[Output, ...]:
     router = mixed.mixing.router
     found: dict[int, Output] = {}
     slots: dict[int, frozenset[int]] = {}
@@ -154,6 +146,7 @@ def _of_terms(facts: Facts, mixed: Mixed) -> tuple[Output, ...]:
         slots[term.expert] = counted | term.slots
     for expert in range(router.experts):
         if expert not in found:
+            _decline_unknown(facts, out, mixed)
             raise Declined(f"expert {expert} of {router.experts} is missing", _last(mixed).node, remedy=WHOLE_BLOCK)
         if len(slots[expert]) != router.k:
             reason = f"expert {expert} is mixed in for {len(slots[expert])} of {router.k} slots"
@@ -169,11 +162,45 @@ def _of_terms(facts: Facts, mixed: Mixed) -> tuple[Output, ...]:
     return experts
 
 
+def _decline_start(facts: Facts, out: ir.Value) -> None:
+    """Declines, once for a block, where its first expert is added to something that it cannot be a part of."""
+    node = out.producer()
+    for value in () if node is None or node.op_type != "Add" else node.inputs:
+        located = facts.get(value, Located)
+        held = None if located is None else located.content
+        if isinstance(held, Mixed) and not held.complete and next(held.terms()).expert == 0:
+            raise Declined("what the first expert is added to is not as large as it", node, remedy=WHOLE_BLOCK)
+
+
+def _decline_unknown(facts: Facts, out: ir.Value, mixed: Mixed) -> None:
+    """Declines for what is known of why a sum does not go on, or of what it starts from: an expert that is not known.
+
+    Raises:
+        Declined: that is known.
+        NotApplicable: the sum of what comes before says so.
+    """
+    for start in mixed.starts():
+        producer = start.value.producer()
+        if producer is None:
+            continue
+        if any(_is_sum(facts, value) for value in producer.inputs):
+            raise NotApplicable
+        if reason := facts.why_not(start.value):
+            raise Declined(reason, producer, remedy=reason.remedy)
+    for use in out.uses():
+        for value in (*use.node.inputs, *use.node.outputs):
+            if reason := facts.why_not(value):
+                producer = None if value is None else value.producer()
+                raise Declined(reason, producer or use.node, remedy=reason.remedy)
+
+
+def _is_sum(facts: Facts, value: ir.Value | None) -> bool:
+    located = facts.get(value, Located)
+    return located is not None and isinstance(located.content, Mixed) and not on_hits(located)
+
+
 def _last(mixed: Mixed) -> Term:
-    part: Term | Mixed = mixed
-    while isinstance(part, Mixed):
-        part = part.parts[-1]
-    return part
+    return list(mixed.terms())[-1]
 
 
 def _of_all(facts: Facts, weighted: Weighted) -> tuple[Output, ...]:

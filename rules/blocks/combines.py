@@ -19,7 +19,7 @@ from rewriter.graph.attributes import integer_attribute, text_attribute
 from rewriter.rules.blocks.axes import Atom, Content, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Output
 from rewriter.rules.blocks.laws import of_any, of_two
-from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Term, Weighted
+from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Start, Term, Weighted
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import faulty, last_axis, summed_weights
 from rewriter.rules.blocks.uniform import seeded
@@ -53,6 +53,8 @@ def weigh(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir
         return None
     rows = a or token_rows(facts, value)
     axes = b.axes if rows is None else unify(rows.axes, b.axes)
+    if rows is not None and (axes is None or a is None) and any(only(dim, "group") for dim in b.axes):
+        a, axes = None, (*b.axes[:1], *rows.axes[1:])  # rows of something else than that expert's
     mixed = None if axes is None else weighted(value, a, b, node)
     return None if mixed is None or axes is None else Located(mixed, axes)
 
@@ -96,6 +98,23 @@ def add_sums(first: Located, second: Located, node: ir.Node) -> Content | None:
     if a.slots is None or b.slots is None or a.slots & b.slots:
         return None
     return dataclasses.replace(a if a.mixing.fault else b, slots=a.slots | b.slots)
+
+
+@of_any.at("Add")
+def begin(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir.Node) -> Located | None:
+    """Returns a sum of some experts plus what it starts from."""
+    if not isinstance(b.content, Mixed):
+        return None
+    return started(facts, value, a, b, node)
+
+
+def started(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir.Node) -> Located | None:
+    """Returns a sum that is not complete yet and what it starts from, where that lies as the sum does."""
+    held = b.content
+    axes = [located.axes for located in (a, token_rows(facts, value)) if located is not None]
+    if not isinstance(held, Mixed) or held.complete or b.axes not in axes:
+        return None
+    return Located(Mixed(held.mixing, (Start(value, node), held)), b.axes)
 
 
 @combines.at("Equal")

@@ -13,7 +13,7 @@ from rewriter.facts import Facts, Family
 from rewriter.facts.integers import integers_of
 from rewriter.facts.size import Integers, arithmetic
 from rewriter.rules.blocks.activations import number_of
-from rewriter.rules.blocks.axes import Content, Located, unify
+from rewriter.rules.blocks.axes import Content, Located, Uniform, unify
 from rewriter.rules.blocks.laws import of_any, of_constant, of_number, of_two
 from rewriter.tensors import View
 
@@ -24,8 +24,11 @@ _COMMUTE = ("Mul", "Add", "Min", "Max")
 @elementwise.at("Mul", "Add", "Div", "Sub", "Min", "Max", "Pow")
 def operator(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | Integers | None:
     """``Op(a, b)``, in the order that a law has where the operator commutes."""
-    if facts.get(a, Integers) is not None or facts.get(b, Integers) is not None:
-        return arithmetic(node.op_type, integers_of(facts, a), integers_of(facts, b))
+    sized = [facts.get(value, Integers) is not None for value in (a, b)]
+    if any(sized):
+        located = facts.get(b if sized[0] else a, Located)
+        if located is None or isinstance(located.content, Uniform):
+            return arithmetic(node.op_type, integers_of(facts, a), integers_of(facts, b))
     for first, second in ((a, b), (b, a)) if node.op_type in _COMMUTE else ((a, b),):
         found = _ordered(facts, first, second, node)
         if found is not None:
@@ -43,14 +46,21 @@ def _ordered(facts: Facts, a: ir.Value, b: ir.Value, node: ir.Node) -> Located |
     view = facts.get(b, View)
     if first is not None and view is not None:
         held = _first(law(first, view, node) for law in of_constant.of(node.op_type))
-        number = number_of(facts, b) if held is None and view.rank <= first.rank else None
-        if number is not None:
-            held = _first(law(first, number, node) for law in of_number.of(node.op_type))
+        if held is None and view.rank <= first.rank:
+            held = _with_number(first, number_of(facts, b), node)
+        return None if held is None else Located(held, first.axes)
+    size = facts.get(b, Integers)
+    if first is not None and size is not None and len(size.sizes) == 1:
+        held = _with_number(first, size.sizes[0].constant, node)
         return None if held is None else Located(held, first.axes)
     if facts.get(a, View) is not None or second is None:
         return None
     asked = (law(facts, a, first, second, node) for law in of_any.of(node.op_type))
     return next((found for found in asked if found is not None), None)
+
+
+def _with_number(a: Located, number: float | None, node: ir.Node) -> Content | None:
+    return None if number is None else _first(law(a, number, node) for law in of_number.of(node.op_type))
 
 
 def _first(asked: Iterable[Content | None]) -> Content | None:

@@ -147,7 +147,10 @@ def placed(op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Va
         out = op.Mul(out, op.initializer(ir.tensor(np.array(scale, np.float32), name="scale")))
     if behind:
         shape = [*(shape or [*(0 for _ in lead), hidden]), *(1 for _ in behind)]
-    return _reshaped(op, out, shape) if shape else out
+    out = _reshaped(op, out, shape) if shape else out
+    for start in block.starts:
+        out = op.Add(start, out)
+    return out
 
 
 def _lead(block: Block, node: ir.Node) -> tuple[list[Dim], Sequence[Dim]]:
@@ -186,13 +189,13 @@ def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
     scores = block.mixing.router.scores
     positive = {routing.weights, routing.given} | ({scores.logits} if scores.function == "positive" else set())
     fed = {}
-    for value in dict.fromkeys((block.x, *routing.read)):
+    for value in dict.fromkeys((block.x, *routing.read, *block.starts)):
         dims = shape_of(facts, value)
         if dims is None or (value.is_graph_input() and value.dtype is None):
             continue
         router = block.mixing.router
         width = router.k if value is routing.given else router.experts
-        width = block.experts[0].gate.weight.sizes[1] if value is block.x else width
+        width = block.experts[0].gate.weight.sizes[1] if value in (block.x, *block.starts) else width
         sizes = (*dims[:-1], Size(width))
         fed[value] = Fed(
             value.dtype or dtype,

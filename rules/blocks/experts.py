@@ -13,6 +13,7 @@ from rewriter.rules.blocks.contractions import contractions
 from rewriter.rules.blocks.elementwise import elementwise
 from rewriter.rules.blocks.gathers import gathers
 from rewriter.rules.blocks.grouped import rows
+from rewriter.rules.blocks.hits import hits
 from rewriter.rules.blocks.linears import linears
 from rewriter.rules.blocks.movement import movement
 from rewriter.rules.blocks.routers import routers
@@ -35,6 +36,7 @@ class _Blocks:
             combines,
             contractions,
             rows,
+            hits,
             elementwise,
         ):
             yield from family

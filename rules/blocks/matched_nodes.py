@@ -11,13 +11,14 @@ from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Located, Uniform
 from rewriter.rules.blocks.block import Block, Routing
 from rewriter.rules.blocks.contents import Tokens
+from rewriter.rules.blocks.hits import Outline
 from rewriter.rules.blocks.rows import Arange
 from rewriter.tensors import View
 
 
 def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
     """Returns the nodes of a block, the last first; declines where anything else reads what is inside."""
-    stops = {block.x, *routing.read}
+    stops = {block.x, *routing.read, *block.starts}
     reached, static = _reached(facts, block.out, stops)
     going = reached
     if routing.given is not None:  # then the choice stays, and what it was made by
@@ -56,7 +57,15 @@ def _reached(facts: Facts, out: ir.Value, stops: set[ir.Value]) -> tuple[dict[ir
         known[producer] = None
         if producer.op_type != "Shape" or producer.domain:
             pending.extend(v for v in producer.inputs if v is not None)
+        else:
+            pending.extend(v for v in producer.inputs if v is not None and _is_outline(facts, v))
     return nodes, static
+
+
+def _is_outline(facts: Facts, value: ir.Value | None) -> bool:
+    """Whether a value is made for its shape alone."""
+    located = facts.get(value, Located)
+    return located is not None and isinstance(located.content, Outline)
 
 
 def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.Value) -> dict[ir.Node, None]:

@@ -157,26 +157,52 @@ class Term:
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """What a sum of experts starts from: a residual, a shared expert, anything that is no part of the block.
+
+    Attributes:
+        value: it.
+        node: where it is added.
+    """
+
+    value: ir.Value
+    node: ir.Node
+
+
+@dataclass(frozen=True, eq=False)
 class Mixed(Content):
     """A sum of experts' outputs under one router; a rope, so that adding one more costs the same for each.
 
     Attributes:
         mixing: the router's weights.
-        parts: what is added: terms, and sums.
+        parts: what is added: terms, sums, and what these start from.
     """
 
     mixing: Mixing
-    parts: tuple[Term | Mixed, ...]
+    parts: tuple[Term | Mixed | Start, ...]
 
     def terms(self) -> Iterator[Term]:
         """Yields the terms from left to right."""
-        stack: list[Term | Mixed] = [self]
+        return (part for part in self._leaves() if isinstance(part, Term))
+
+    def starts(self) -> Iterator[Start]:
+        """Yields what the sum starts from."""
+        return (part for part in self._leaves() if isinstance(part, Start))
+
+    @property
+    def complete(self) -> bool:
+        """Whether as many terms are there as the router has experts and slots."""
+        router = self.mixing.router
+        return sum(len(term.slots) for term in self.terms()) >= router.experts * router.k
+
+    def _leaves(self) -> Iterator[Term | Start]:
+        stack: list[Term | Mixed | Start] = [self]
         while stack:
             part = stack.pop()
-            if isinstance(part, Term):
-                yield part
-            else:
+            if isinstance(part, Mixed):
                 stack.extend(reversed(part.parts))
+            else:
+                yield part
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, only, put, tokens
 from rewriter.rules.blocks.contents import Router, Scores
 from rewriter.rules.blocks.laws import of_number, of_two
-from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixing, Share, Stack, Total, Weighted
+from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Stack, Total, Weighted
 from rewriter.tensors import View
 
 routers = Family("routers")
@@ -85,9 +85,16 @@ def cast(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None:
         return located if _sums_wider(located.content, x.dtype, to) else None
     known = facts.get(x, Scores)
     if known is None and located is not None:
-        return located if to == x.dtype else None
+        return located if to == (x.dtype or _sum_dtype(located)) else None
     exact = to == x.dtype or (to == ir.DataType.FLOAT and x.dtype in (None, ir.DataType.FLOAT, *_ROUNDING))
     return scores_of(facts, x) if exact else None
+
+
+def _sum_dtype(located: Located) -> ir.DataType | None:
+    """The element type of a sum of experts, as their weights tell it."""
+    held = located.content
+    output = next((term.output for term in held.terms()), None) if isinstance(held, Mixed) else None
+    return None if output is None else output.down.dtype
 
 
 def _sums_wider(held: Weighted | Complete, dtype: ir.DataType | None, to: ir.DataType) -> bool:

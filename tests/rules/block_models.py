@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 from block_joined import Joined
+from block_loops import Loops
 from block_parts import (
     ACTIVATIONS,
     COMBINES,
     ELEMENT,
     GIVEN,
+    LOOPS,
     ON_CUDA,
     ROUTERS,
     STACKED,
@@ -25,12 +27,12 @@ from block_stacked import Stacked
 from onnx import helper, numpy_helper
 
 __all__ = [
-    "ACTIVATIONS", "COMBINES", "GIVEN", "ON_CUDA", "ROUTERS", "STACKED", "WEIGHTS", "Spelling", "block_arrays",
+    "ACTIVATIONS", "COMBINES", "GIVEN", "LOOPS", "ON_CUDA", "ROUTERS", "STACKED", "WEIGHTS", "Spelling", "block_arrays",
     "block_model",
 ]  # fmt: skip
 
 
-class _Writer(Routing, Joined, Stacked):
+class _Writer(Routing, Joined, Stacked, Loops):
     """Writes all parts."""
 
 
@@ -66,7 +68,11 @@ def block_model(how: Spelling) -> onnx.ModelProto:
     writer = _Writer(g, how, arrays, gated)
     weights, chosen = writer.route(logits)
     kind = how.combine.partition("-")[0]
-    write = writer.stacked if how.combine in STACKED else writer.joined if kind == "joined" else writer.unrolled
+    write = (
+        writer.stacked
+        if how.combine in STACKED
+        else {"joined": writer.joined, "loop": writer.loops}.get(kind, writer.unrolled)
+    )
     y = write(x, weights, chosen)
     if how.shared:
         y = g.op("Add", y, g.op("MatMul", x, g.weight("shared", arrays["shared"])))

@@ -36,6 +36,7 @@ COMBINES = (
     "mask-sum", "mask-first", "where", "slots", "terms-per-slot", "onehot", "equal-range", "scatter", "chosen",
     "chosen-left", "chosen-einsum", "dense", "dense-expand", "joined-sum", "joined-matmul", "joined-einsum",
 )  # fmt: skip
+LOOPS = ("loop", "loop-flat", "loop-tokens-first")
 STACKED = ("chosen", "chosen-left", "chosen-einsum", "dense", "dense-expand")
 
 

@@ -29,6 +29,8 @@ EXPORTED = {
     "hf_exporter/mixtral__batched_mm": 2,
     "hf_blocks/mixtral__batched_mm__dynamo18": 1,
     "hf_blocks/gpt_oss__batched_mm__dynamo18": 1,
+    "transformers_4_51/qwen3_moe__block__ts17": 1,
+    "transformers_4_51/mixtral__block__dynamo18": 1,
     "torch_unroll/getitem_linear_onehot__dynamo18_opt": 1,
     "torch_unroll/dense_bmm_all_experts__dynamo18_opt": 1,
     "torch_unroll/gptoss_getitem_bias_interleaved__dynamo18_opt": 1,
@@ -178,7 +180,7 @@ DECLINED = {
     "raw-logits": "the router's weights are no softmax and no normalised sigmoid of its logits",
     "erf-gelu": "expert 0: MoE has no activation Gelu(erf)(linear) * linear2",
     "tanh": "expert 0: MoE has no activation tanh(linear) * linear2",
-    "wide-seed": "what the first expert is added to does not belong to the block",
+    "wide-seed": "what the first expert is added to is not as large as it",
     "inner-read": "inside of the block is also read by Relu",
     "inner-output": "inside of the block is a graph output",
 }
