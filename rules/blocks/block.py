@@ -258,6 +258,10 @@ def resolve(mixing: Mixing, node: ir.Node) -> Routing:
         return Routing(selected.logits, "logits", mixing.stage == "normalised")
     if mixing.stage == "normalised" and scores.function == "sigmoid":
         return Routing(selected.logits, "log_sigmoid", normalize=True)
+    if mixing.late:
+        raise Declined(
+            f"the weights are the {scores.function} of the chosen logits, which is no value of all experts", node
+        )
     return Routing(mixing.dense, "logits", mixing.stage == "normalised", mixing.dense)
 
 
@@ -275,7 +279,7 @@ def resolve_given(facts: Facts, mixing: Mixing) -> Routing | None:
     if mixing.fault and mixing.opaque is None:
         return None
     located = facts.get(value, Located)
-    chosen = facts.get(mixing.router.node.outputs[1], Located)
+    chosen = facts.get(mixing.router.indices, Located)
     if located is None or chosen is None or located.axes != chosen.axes:
         return None
     return Routing(mixing.router.scores.logits, "logits", normalize=True, given=value, total=value)
@@ -285,7 +289,7 @@ def normalised(facts: Facts, mixing: Mixing, routing: Routing) -> Routing | None
     """Returns the routing with weights that add up to one, and what they did add up to; None where that is not told."""
     if routing.normalize or routing.weights is not None or mixing.table is not None or mixing.value is None:
         return None
-    located, chosen = facts.get(mixing.value, Located), facts.get(mixing.router.node.outputs[1], Located)
+    located, chosen = facts.get(mixing.value, Located), facts.get(mixing.router.indices, Located)
     if located is None or chosen is None or located.axes != chosen.axes:
         return None
     return replace(routing, normalize=True, total=mixing.value)

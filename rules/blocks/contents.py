@@ -133,7 +133,7 @@ class Router:
     """The selection of k of E experts for every token.
 
     Attributes:
-        node: the TopK.
+        node: the TopK, or the ArgMax.
         scores: what it selects by.
         k: experts per token.
         experts: E.
@@ -145,6 +145,11 @@ class Router:
     k: int
     experts: int
     fault: str = ""
+
+    @property
+    def indices(self) -> ir.Value:
+        """[.., k] which experts, or [..] of an ArgMax that keeps no dimension."""
+        return self.node.outputs[-1]
 
 
 By = Router | Literal["one", "all"]

@@ -62,7 +62,8 @@ def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value) -> None:
 
     Raises:
         Declined: experts follow the choice.
-        NotApplicable: none do, or the scores are no router's own, as those of a second choice.
+        NotApplicable: none do, a sum of the block speaks for it, or the scores are no router's own, as those of a
+            second choice.
     """
     node = indices.producer()
     if not _is_first_choice(run, scores):
@@ -70,8 +71,12 @@ def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value) -> None:
     pending, seen = deque([indices]), {indices}
     while pending and len(seen) < _FAR:
         for use in pending.popleft().uses():
+            if any(_speaks(run.facts, out, indices) for out in use.node.outputs):
+                raise NotApplicable
             if run.role(use.node).name.startswith("expert.") or _meets_expert(run, use.node):
-                raise Declined("the experts of this router stay apart: it chooses by ArgMax, and not by TopK", node)
+                raise Declined(
+                    "the experts of this router stay apart: how its choice by ArgMax is used is not understood", node
+                )
             fresh = [out for out in use.node.outputs if out not in seen]
             seen.update(fresh)
             pending.extend(fresh)

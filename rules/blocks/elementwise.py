@@ -36,6 +36,12 @@ def operator(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located |
     return None
 
 
+@elementwise.at("Concat", "Max", "Min", "Sum", "Mean")
+def alone(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
+    """An operator of any number of operands, of one: nothing."""
+    return facts.get(x, Located)
+
+
 def _ordered(facts: Facts, a: ir.Value, b: ir.Value, node: ir.Node) -> Located | None:
     first, second = facts.get(a, Located), facts.get(b, Located)
     if first is not None and second is not None:

@@ -53,7 +53,7 @@ def logits_of_given(op: Any, facts: Facts, given: ir.Value, router: Router) -> i
         router: what chose.
     """
     weights = flat(op, facts, given, router.k)
-    chosen = flat(op, facts, router.node.outputs[1], router.k)
+    chosen = flat(op, facts, router.indices, router.k)
     rows = op.Gather(op.Shape(weights), write_integers(op, [0], "rows"), axis=0)
     shape = op.Concat(rows, write_integers(op, [router.experts], "experts"), axis=0)
     nothing = ir.tensor(np.array([_NOTHING], np.float32))

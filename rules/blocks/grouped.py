@@ -189,7 +189,7 @@ def row_numbers(facts: Facts, node: ir.Node, start: ir.Value, end: ir.Value, ste
     before = first.content if first is not None else None
     if not (zero if held.expert == 0 else before == End(held.router, held.expert - 1)):
         raise Declined(f"the rows of expert {held.expert} do not begin where those of the one before end")
-    size = Size(1, ((held.router.node.outputs[1], -1 - held.expert),))
+    size = Size(1, ((held.router.indices, -1 - held.expert),))
     return Located(Group(held.router, held.expert), ((Atom("group", size, held.expert),),))
 
 
@@ -229,7 +229,7 @@ def concatenate_rows(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.V
     together = joined([part.content for part in held], router)
     if together is None:
         raise Declined("the concatenated rows hold different things", node)
-    pairs = facts.get(router.node.outputs[1], Located)
+    pairs = facts.get(router.indices, Located)
     flat = () if pairs is None else tuple(atom for dim in pairs.axes for atom in dim)
     return Located(together, ((row(router, flat),), *leading.axes[1:]))
 

@@ -88,7 +88,7 @@ def nonzero(facts: Facts, node: ir.Node, mask: ir.Value) -> Located | None:
     slots = frozenset(range(held.router.k) if held.slot is None else {held.slot})
     assert held.expert is not None
     order = 1 + (wide[0] if wide else located.rank + (held.slot or 0))
-    size = Size(1, ((held.router.node.outputs[-1], -1 - held.expert - held.router.experts * order),))
+    size = Size(1, ((held.router.indices, -1 - held.expert - held.router.experts * order),))
     coordinates = (Atom("coordinate", Size(located.rank)),)
     return Located(
         Hits(held.router, held.expert, slots, located.axes), (coordinates, (Atom("group", size, held.expert),))
@@ -140,7 +140,7 @@ def first_row(facts: Facts, node: ir.Node, data: ir.Value, *others: ir.Value | N
     return Located(Outline(), tuple(axes))
 
 
-@hits.at("Shape")
+@hits.at("Shape", overrides=True)
 def shape(facts: Facts, node: ir.Node, value: ir.Value) -> Integers | None:
     """The shape of what lies along hits, whose number only the router knows."""
     located = facts.get(value, Located)

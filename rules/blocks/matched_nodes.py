@@ -12,6 +12,7 @@ from rewriter.rules.blocks.axes import Located, Uniform
 from rewriter.rules.blocks.block import Block, Routing
 from rewriter.rules.blocks.contents import Tokens
 from rewriter.rules.blocks.hits import Outline
+from rewriter.rules.blocks.mixing import Chosen
 from rewriter.rules.blocks.rows import Arange
 from rewriter.tensors import View
 
@@ -62,10 +63,11 @@ def _reached(facts: Facts, out: ir.Value, stops: set[ir.Value]) -> tuple[dict[ir
     return nodes, static
 
 
-def _is_outline(facts: Facts, value: ir.Value | None) -> bool:
-    """Whether a value is made for its shape alone."""
+def _is_outline(facts: Facts, value: ir.Value) -> bool:
+    """Whether a value of the block is made for its shape alone."""
     located = facts.get(value, Located)
-    return located is not None and isinstance(located.content, Outline)
+    inside = located is not None and isinstance(located.content, Outline | Chosen)
+    return inside and all(use.node.op_type == "Shape" for use in value.uses())
 
 
 def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.Value) -> dict[ir.Node, None]:

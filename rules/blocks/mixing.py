@@ -42,6 +42,7 @@ class Mixing(Content):
         table: [E] a factor for every expert, or None.
         rounded: the narrowest type to which they were cast, or None.
         slot: where they are one slot's.
+        late: whether the scores are a function of the chosen logits alone, so that ``dense`` is not them.
         opaque: [.., k] the weights, where they are no function of the scores that is known.
         fault: why they are not the router's weights as an operator has them; empty where they are. Not compared.
         value: [.., k] the weights, where one value holds all of them. Not compared.
@@ -55,6 +56,7 @@ class Mixing(Content):
     table: View | None = None
     rounded: ir.DataType | None = None
     slot: int | None = None
+    late: bool = False
     opaque: ir.Value | None = None
     fault: str = dataclasses.field(default="", compare=False)
     value: ir.Value | None = dataclasses.field(default=None, compare=False)

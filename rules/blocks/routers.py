@@ -15,13 +15,13 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Family
 from rewriter.facts.integers import static
 from rewriter.facts.shapes import shape_of
-from rewriter.facts.size import Size
+from rewriter.facts.size import Dims, Size
 from rewriter.graph.attributes import cast_type, integer_attribute
 from rewriter.graph.declines import OTHER_FUNCTION, OTHER_WEIGHTS, Reason, reason_of
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, only, put, tokens
-from rewriter.rules.blocks.contents import Router, Scores
+from rewriter.rules.blocks.contents import Features, Output, Router, Scores
 from rewriter.rules.blocks.laws import of_number, of_two
 from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Stack, Total, Weighted
 from rewriter.tensors import View
@@ -58,9 +58,42 @@ def softmax(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None
 
 @routers.at("Sigmoid")
 def sigmoid(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None:
-    """Of every logit."""
+    """Of every logit, or of the chosen ones: the order of both is the same."""
+    located = facts.get(x, Located)
+    if located is not None and isinstance(located.content, Mixing):
+        held = located.content
+        if (held.stage, held.scale, held.table, held.scores.function, held.slot) != ("raw", 1.0, None, "logits", None):
+            return None
+        late = Scores(held.scores.logits, "sigmoid")
+        return dataclasses.replace(
+            located, content=dataclasses.replace(held, scores=late, late=True, value=node.outputs[0])
+        )
     scores = scores_of(facts, x)
     return Scores(scores.logits, "sigmoid") if scores.function == "logits" else None
+
+
+@routers.at("Softplus")
+def softplus(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
+    """Scores that are never negative."""
+    return Scores(node.outputs[0], "positive")
+
+
+@routers.at("Sqrt")
+def sqrt(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | None:
+    """The root of scores that are never negative."""
+    scores = facts.get(x, Scores)
+    return None if scores is None or scores.function == "logits" else Scores(node.outputs[0], "positive")
+
+
+@routers.at("Where")
+def threshold(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.Value) -> Scores | None:
+    """``Where(x > number, x, scores)``: a softplus that is x where it is large."""
+    greater, scores = mask.producer(), facts.get(no, Scores)
+    if greater is None or greater.op_type != "Greater" or greater.inputs[0] is not yes or scores is None:
+        return None
+    number = number_of(facts, greater.inputs[1])
+    positive = scores.function != "logits" and number is not None and number >= 0
+    return Scores(node.outputs[0], "positive") if positive else None
 
 
 @routers.at("Cast")
@@ -81,10 +114,13 @@ def cast(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None:
         return located if to in (ir.DataType.INT64, ir.DataType.INT32) else None
     if located is not None and isinstance(located.content, Mask):
         return located
+    if located is not None and isinstance(located.content, Output):
+        return located if to in (x.dtype, ir.DataType.FLOAT) and x.dtype in (*_ROUNDING, to) else None
     if located is not None and isinstance(located.content, Weighted | Complete):
         return located if _sums_wider(located.content, x.dtype, to) else None
     known = facts.get(x, Scores)
-    if known is None and located is not None:
+    wider = to == ir.DataType.FLOAT and x.dtype in _ROUNDING
+    if known is None and located is not None and not (wider and isinstance(located.content, Features)):
         return located if to == (x.dtype or _sum_dtype(located)) else None
     exact = to == x.dtype or (to == ir.DataType.FLOAT and x.dtype in (None, ir.DataType.FLOAT, *_ROUNDING))
     return scores_of(facts, x) if exact else None
@@ -135,6 +171,43 @@ def top_k(facts: Facts, node: ir.Node, scores: ir.Value, k: ir.Value) -> dict[ir
         values: Located(Mixing(router, router.scores, scores, value=values), axes),
         indices: Located(Chosen(router), axes),
     }
+
+
+@routers.at("ArgMax")
+def arg_max(facts: Facts, node: ir.Node, scores: ir.Value) -> Located | None:
+    """The largest score along the last axis: a choice of one expert."""
+    router = _router_of_maximum(facts, node, scores)
+    if router is None:
+        return None
+    dims = shape_of(facts, scores)
+    assert dims is not None
+    return Located(Chosen(router, 0), _maximum_axes(node, dims))
+
+
+@routers.at("ReduceMax")
+def maximum(facts: Facts, node: ir.Node, scores: ir.Value, *others: ir.Value | None) -> Located | None:
+    """The weight of the one expert that an ArgMax of the same scores chooses."""
+    dims = shape_of(facts, scores)
+    chosen = next((use.node for use in scores.uses() if use.node.op_type == "ArgMax"), None)
+    router = None if chosen is None else _router_of_maximum(facts, chosen, scores)
+    if router is None or dims is None or static(facts, node, 1, "axes") not in ([-1], [len(dims) - 1]):
+        return None
+    held = Mixing(router, router.scores, scores, slot=0, value=node.outputs[0])
+    return Located(held, _maximum_axes(node, dims))
+
+
+def _maximum_axes(node: ir.Node, dims: Dims) -> Axes:
+    """The dimensions of a maximum over the last one."""
+    return (*tokens(dims[:-1]), *([()] if integer_attribute(node, "keepdims", 1) else []))
+
+
+def _router_of_maximum(facts: Facts, node: ir.Node, scores: ir.Value) -> Router | None:
+    """The router that an ArgMax along the last axis is."""
+    dims = shape_of(facts, scores)
+    if not dims or dims[-1].constant is None or not _is_float(scores) or not last_axis(node, len(dims), 0):
+        return None
+    fault = "ArgMax takes the last of equal scores" if integer_attribute(node, "select_last_index", 0) else ""
+    return Router(node, scores_of(facts, scores), 1, dims[-1].constant, fault)
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -13,8 +13,12 @@ ELEMENT = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): Tensor
 
 ROUTERS = (
     "softmax-topk-normalised", "softmax-topk", "topk-softmax", "sigmoid-normalised", "scaled", "table", "epsilon",
+    "sigmoid-late",
 )  # fmt: skip
-GIVEN = ("biased", "biased-raw", "biased-epsilon", "biased-clipped", "biased-table", "masked")
+GIVEN = (
+    "biased", "biased-raw", "biased-epsilon", "biased-clipped", "biased-table", "masked", "softplus", "softplus-large",
+    "late",
+)  # fmt: skip
 ACTIVATIONS = (
     "swiglu",
     "clamped",

@@ -14,7 +14,7 @@ class Routing(Part):
         k = g.const([how.k])
         if how.router in GIVEN:
             return self._given(logits, k)
-        before = {"topk-softmax": "", "sigmoid-normalised": "Sigmoid"}.get(how.router, "Softmax")
+        before = {"topk-softmax": "", "sigmoid-normalised": "Sigmoid", "sigmoid-late": ""}.get(how.router, "Softmax")
         axis = 0 if how.broken == "softmax-axis" else -1
         scores = logits
         if before:
@@ -23,6 +23,8 @@ class Routing(Part):
         values, chosen = g.op("TopK", scores, k, outputs=2, axis=-1, largest=largest)
         if how.broken == "other-topk":
             values, _ = g.op("TopK", g.op("Softmax", g.op("Neg", logits), axis=-1), k, outputs=2, axis=-1)
+        if how.router == "sigmoid-late":
+            values = g.op("Sigmoid", values)
         if how.router == "topk-softmax":
             values = g.op("Softmax", values, axis=-1)
         elif how.router == "softmax-topk":
@@ -50,6 +52,16 @@ class Routing(Part):
             scores = g.op("Softmax", logits, axis=-1)
             masked = g.op("Where", g.op("Less", scores, g.number(0.05)), g.number(0.0), scores)
             return tuple(g.op("TopK", masked, k, outputs=2, axis=-1))  # type: ignore[return-value]
+        if how.router == "late":
+            values, chosen = g.op("TopK", logits, k, outputs=2, axis=-1)
+            return g.op("Sigmoid", values), chosen
+        if how.router.startswith("softplus"):
+            scores = g.op("Softplus", logits)
+            if how.router == "softplus-large":
+                large = g.op("Greater", logits, g.number(-1.0 if how.broken == "low-threshold" else 20.0))
+                scores = g.op("Where", large, logits, scores)
+            values, chosen = g.op("TopK", g.op("Sqrt", scores), k, outputs=2, axis=-1)
+            return g.op("Div", values, g.op("ReduceSum", values, g.const([-1]), keepdims=1)), chosen
         scores = g.op("Sigmoid", logits) if how.broken != "negative" else g.op("Tanh", logits)
         shift = g.const(np.linspace(-0.3, 0.3, how.experts), g.dtype)
         _, chosen = g.op("TopK", g.op("Add", scores, shift), k, outputs=2, axis=-1)

@@ -128,6 +128,7 @@ def test_every_router(router, combine):
     assert attributes(model)["normalize_routing_weights"] == 1
     extra = {
         "sigmoid-normalised": {"Neg": 2, "Softplus": 1},
+        "sigmoid-late": {"Neg": 2, "Softplus": 1},
         "scaled": {"Mul": 1},
         "softmax-topk": {"Softmax": 1, "TopK": 1, "ReduceSum": 1, "Mul": 1},
     }.get(router, {})

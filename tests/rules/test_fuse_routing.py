@@ -130,11 +130,11 @@ SWITCH = f"""
 @pytest.mark.parametrize(
     ("rest", "reasons"),
     [
-        ("w = ReduceMax(p, axis) y = Mul(s, w)", ["it chooses by ArgMax, and not by TopK"]),
+        ("w = ReduceMax(p, axis) y = Mul(s, w)", ["how its choice by ArgMax is used is not understood"]),
         (  # a second choice among what the first has left, as NLLB's and Phi-3.5's, is of the same router
             "w = ReduceMax(p, axis) n = ScatterElements<axis=-1>(p, i, w) j = ArgMax<axis=-1, keepdims=1>(n)"
             " k = Cast<to=1>(j) t = Mul(o0, k) y = Add(s, t)",
-            ["it chooses by ArgMax, and not by TopK"],
+            ["how its choice by ArgMax is used is not understood"],
         ),
         ("k = Cast<to=1>(i) y = Mul(x, k)", []),
     ],
@@ -151,6 +151,51 @@ def test_a_router_that_chooses_by_argmax_says_so_once(rest, reasons):
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in held.items())
     found = [reason for _, reason in fuse(model).report.declined]
     assert found == [f"the experts of this router stay apart: {reason}" for reason in reasons]
+
+
+LARGEST = f"""
+    l = MatMul(x, r) p = Softmax<axis=-1>(l) i = ArgMax<axis=-1, keepdims=KEEP>(p) w = ReduceMax<keepdims=KEEP>(p, axis)
+    {EXPERT.format(0)} {EXPERT.format(1)}
+    v0 = Mul(c0, w) v1 = Mul(c1, w) WIDE s0 = Mul(w0, o0) s1 = Mul(w1, o1) y = Add(s0, s1)
+"""
+WIDE = {
+    1: "w0 = Identity(v0) w1 = Identity(v1)",
+    0: "w0 = Unsqueeze(v0, axis) w1 = Unsqueeze(v1, axis)",
+}
+
+
+def largest(keep, **attributes):
+    """Switch's router: the expert of the largest probability, times that probability."""
+    sizes = {"r": (8, 2), "u0": (8, 4), "u1": (8, 4), "d0": (4, 8), "d1": (4, 8)}
+    rng = np.random.default_rng(0)
+    held = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in sizes.items()}
+    held |= {"e0": np.array(0), "e1": np.array(1), "axis": np.array([-1])}
+    text = LARGEST.replace("KEEP", str(keep)).replace("WIDE", WIDE[keep])
+    text = f"g (float[T,8] x) => (float[T,8] y) {{ {text} }}"
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text}')
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in held.items())
+    (chosen,) = (node for node in model.graph.node if node.op_type == "ArgMax")
+    chosen.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    return model
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_choice_by_argmax_is_a_choice_of_one(keep):
+    model = largest(keep)
+    result = fuse(model)
+    assert result.report.applied == {FUSE: 1}, result.report.declined
+    how = Spelling()
+    expected, actual = (OrtRuntime().run(m, feeds(how))["y"] for m in (model, result.model))
+    assert relative(expected, actual) < 1e-5
+
+
+def test_an_argmax_that_takes_the_last_of_equals_declines():
+    (reason,) = (found for _, found in fuse(largest(1, select_last_index=1)).report.declined)
+    assert "ArgMax takes the last of equal scores" in reason
+
+
+def test_a_softplus_that_may_be_negative_declines():
+    assert_declines(Spelling(router="softplus-large", broken="low-threshold"), "no softmax")
 
 
 def test_experts_that_a_trace_found_hit_say_so():
