@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from rewriter import io
+from rewriter.calibration import Calibration
 from rewriter.engine.context import ModelRun
 from rewriter.engine.driver import Engine, Prover, Watch, without_cycle_collection
 from rewriter.errors import RuleSetError, UsageError
@@ -159,6 +160,7 @@ def apply(
     *,
     quantizer: Quantizer | None = None,
     imatrix: str | os.PathLike[str] | Mapping[str, FloatArray] | None = None,
+    calibration: str | os.PathLike[str] | Calibration | None = None,
     target: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     prover: Prover | None = None,
@@ -173,6 +175,8 @@ def apply(
         rules: a shipped rule set's name, a YAML file, a parsed one, or a list of onnxscript rules.
         quantizer: quantizes every weight that the plan says to quantize, in place of the built-in algorithms.
         imatrix: mean squared activations that weigh the error, by weight [K] or stack [E, K]; or an ``.npz`` of them.
+        calibration: what the weights saw on real inputs, or the folder that ``calibrate`` wrote; ``gptq`` and a
+            quantizer of one's own go by it.
         target: runtime to rewrite for, ``PROVIDER[:ARCHITECTURE][@VERSION]``; by default the rule set's.
         overrides: values of the rule set by dotted key, as ``{"quantization.default.bits": 8}``.
         prover: proves each rewrite before it is committed; by default as the rule set's ``parity`` says.
@@ -189,13 +193,14 @@ def apply(
     rule_set = load(rules, overrides=overrides)
     runtime = Target.parse(rule_set.target if target is None else target)
     importance = Importance.given(imatrix)
+    seen_inputs = Calibration.open(calibration) if isinstance(calibration, str | os.PathLike) else calibration
     quantizers = {CUSTOM: _missing, **ALGORITHMS} if quantizer is None else _every(quantizer)
     ours = io.own_copy(model)
     name = ours.graph.name or ""
     seen = _names(ours)
     quantized = [node for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS]
     plan = rule_set.plan.named(seen)
-    run = ModelRun(ours, plan, runtime, quantizers, importance)
+    run = ModelRun(ours, plan, runtime, quantizers, importance, seen_inputs)
     before = bytes_by_family(ours, run.role)
     prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
     outcome = Engine(run, prove, progress, watch, strict=strict).apply(rule_set)

@@ -71,6 +71,14 @@ def apply(
             " or a folder that rewriter calibrate wrote.",
         ),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            show_default=False,
+            help="What the weights saw on real tokens, as rewriter calibrate wrote it; gptq quantizes by it.",
+        ),
+    ] = None,
     memory: Annotated[
         int | None,
         typer.Option(
@@ -109,6 +117,8 @@ def apply(
         with a report that a person reads
     [bold]rewriter apply model.onnx -o out --set quantization.default.block_size=128[/bold]
         one value of the rule set changed
+    [bold]rewriter apply model.onnx -o out -r gptq-int4 --calibration calibration[/bold]
+        rounding that knows what each weight saw
     [bold]rewriter apply model.onnx -o out -r mine.yaml --require unstack --parity all[/bold]
         a rule set of your own, every rewrite proved by running it
     """
@@ -139,6 +149,7 @@ def apply(
             rule_set,
             target=target,
             imatrix=imatrix,
+            calibration=calibration,
             progress=lambda phase, count: tell(f"{phase}: {count:,} rewrites"),
             strict=strict,
         )
@@ -156,6 +167,8 @@ def apply(
     if unread := unread_experts(rule_set, done):
         screen.print(f"{unread}\n")
     show(screen, tables.fired(done), tables.declined(done.refusals, more), tables.weights(done.by_role, measured=True))
+    if instead := tables.not_calibrated(done.weights):
+        screen.print(f"{instead}.\n")
     if found.runtime:
         title = f"Against the original ({found.runtime}, random inputs, seed {found.seed})"
         show(screen, tables.metrics(title, found.outputs))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from rewriter.cli.console import TOP, Sheet
-from rewriter.report import Left, Proof, Refusal, Report, RoleSummary
+from rewriter.report import Left, Proof, Refusal, Report, RoleSummary, Weight
 from rewriter.text import figure, names, nbytes
 
 _LAYERS = 64
@@ -92,6 +93,18 @@ def weights(summaries: Sequence[RoleSummary], *, measured: bool) -> Sheet | None
         made.caption += "\nmean, worst: relative RMS error, |dequantized - weight| / |weight|"
         made.caption += f"\nworst of all: {worst.name}"
     return made
+
+
+def not_calibrated(weights: Sequence[Weight]) -> str:
+    """Says how many weights were not quantized by the algorithm that goes by their inputs; empty where all were."""
+    planned = [weight for weight in weights if weight.planned_algorithm is not None]
+    if not planned:
+        return ""
+    roles = ", ".join(f"{count:,} {role or 'of no role'}" for role, count in Counter(w.role for w in planned).items())
+    return (
+        f"{len(planned):,} weights were to be quantized by {planned[0].planned_algorithm} and were by"
+        f" {planned[0].algorithm}, for no inputs of theirs are known ({roles})"
+    )
 
 
 def metrics(title: str, outputs: Mapping[str, Metrics], *, limit: int | None = TOP) -> Sheet:

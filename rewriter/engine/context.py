@@ -16,7 +16,7 @@ from rewriter.quantize.error import relative_rms
 from rewriter.quantize.importance import Importance
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.plan import CUSTOM, QuantizationPlan
-from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext
+from rewriter.quantize.types import Calibration, QuantizedWeight, Quantizer, WeightContext
 from rewriter.report import Weight
 from rewriter.roles import Role, find_roles
 from rewriter.rule import Declined
@@ -36,6 +36,7 @@ class ModelRun:
         target: Target,
         quantizers: Mapping[str, Quantizer],
         importance: Importance | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.model = model
         self.target = target
@@ -46,6 +47,7 @@ class ModelRun:
         self._plan = plan
         self._quantizers = quantizers
         self._importance = importance or Importance({})
+        self._calibration = calibration
         self._roles: dict[ir.Node, Role] = dict(find_roles(model))
         self._layers = 1 + max((role.layer for role in self._roles.values() if role.layer is not None), default=-1)
         self._weights: dict[tuple[object, ...], Weight] = {}
@@ -106,6 +108,7 @@ class ModelRun:
             expert=expert,
             layer=found.layer,
             importance=self._importance.of(name, weight.name, expert, weight.shape[1]),
+            activations=None if self._calibration is None else self._calibration.of(weight, expert),
         )
         return QuantizationJob(weight, context, self._quantizers[spec.algorithm], self._written)
 
@@ -142,19 +145,22 @@ class ModelRun:
         return self._weights.get(job.key)
 
     def _written(self, job: QuantizationJob, quantized: QuantizedWeight, nbytes: int) -> None:
-        self._weights[job.key] = weight_record(job, nbytes, relative_rms(job.weight.numpy(), quantized))
+        error = relative_rms(job.weight.numpy(), quantized)
+        self._weights[job.key] = weight_record(job, nbytes, error, quantized.algorithm)
 
 
-def weight_record(job: QuantizationJob, nbytes: int, error: float) -> Weight:
+def weight_record(job: QuantizationJob, nbytes: int, error: float, instead: str = "") -> Weight:
     """Returns what a report says of one weight.
 
     Args:
         job: the weight and how it is quantized.
         nbytes: of its codes, scales and zero points.
         error: its relative RMS error; NaN where it has not been quantized yet.
+        instead: the algorithm that quantized it, where that is not the planned one.
     """
     context = job.context
     spec = context.spec
+    planned = spec.algorithm if job.quantizer is ALGORITHMS.get(spec.algorithm) else CUSTOM
     return Weight(
         name=context.weight,
         node=context.node,
@@ -162,11 +168,12 @@ def weight_record(job: QuantizationJob, nbytes: int, error: float) -> Weight:
         layer=context.layer,
         expert=context.expert,
         shape=job.shape,
-        algorithm=spec.algorithm if job.quantizer is ALGORITHMS.get(spec.algorithm) else CUSTOM,
+        algorithm=instead or planned,
         bits=spec.bits,
         block_size=spec.block_size,
         symmetric=spec.symmetric,
         planned_block_size=None if context.planned is None else context.planned.block_size,
+        planned_algorithm=planned if instead else None,
         bytes_before=job.weight.nbytes,
         bytes_after=nbytes,
         relative_rms=error,

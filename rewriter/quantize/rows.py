@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from rewriter.errors import QuantizationError
 from rewriter.quantize import kernels
-from rewriter.quantize.kernels import Floats
+from rewriter.quantize.kernels import Codes, Floats
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
 Result = TypeVar("Result")
@@ -32,19 +32,20 @@ DTYPES = {
 """What weights and scales may be: significant bits, exponent of the least bit, largest number."""
 
 
-def over_rows(weight: FloatArray, task: Callable[[int, Floats], Result]) -> list[Result]:
+def over_rows(weight: FloatArray, task: Callable[[int, Floats], Result], rows: int | None = None) -> list[Result]:
     """Runs ``task(first_row, chunk)`` for every chunk of rows; a weight of several chunks uses all cores.
 
     Args:
         weight: [N, K] in any float dtype and any strides; only read.
         task: is given the index of the chunk's first row and the chunk, [rows, K] float32, C-contiguous and
             read-only. It should release the GIL, and must not call ``over_rows`` itself.
+        rows: rows of a chunk; by default as many as hold ``CHUNK`` weights.
 
     Returns:
         The tasks' results, in row order.
     """
     n, k = weight.shape
-    step = max(1, CHUNK // max(k, 1))
+    step = rows or max(1, CHUNK // max(k, 1))
 
     def run(first: int) -> Result:
         return task(first, _read(weight[first : first + step]))
@@ -53,6 +54,14 @@ def over_rows(weight: FloatArray, task: Callable[[int, Floats], Result]) -> list
     if len(starts) <= 1:
         return [run(first) for first in starts]
     return list(_pool().map(run, starts))
+
+
+def shared_out(task: Callable[[int], Result], items: Sequence[int]) -> Iterator[Result]:
+    """Yields ``task(item)`` for each item in order; as many are computed at a time as there are cores."""
+    at_a_time = os.cpu_count() or 1
+    for first in range(0, len(items), at_a_time):
+        some = items[first : first + at_a_time]
+        yield from _pool().map(task, some) if len(some) > 1 else map(task, some)
 
 
 def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> QuantizedWeight:
@@ -68,13 +77,10 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
     """
     spec = context.spec
     importance = _importance(weight, context)
-    n, k = weight.shape
-    block = spec.block_size or k
+    block = spec.block_size or weight.shape[1]
     top = (1 << spec.bits) - 1
     dtype = DTYPES[context.scale_dtype]
-    codes = np.empty((n, k), np.uint8)
-    scales = np.empty((n, -(-k // block)), context.scale_dtype)
-    zeros = np.empty(scales.shape, np.uint8)
+    codes, scales, zeros = empty(weight, context)
 
     def task(first: int, chunk: Floats) -> int:
         rows = slice(first, first + len(chunk))
@@ -95,6 +101,13 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
     if kernels.SCALE_OVERFLOW in ends:
         raise QuantizationError(f"weight '{context.weight}' needs a scale that {context.scale_dtype} cannot hold")
     return QuantizedWeight(codes, scales, None if spec.symmetric else zeros, spec.bits, spec.block_size)
+
+
+def empty(weight: FloatArray, context: WeightContext) -> tuple[Codes, FloatArray, Codes]:
+    """Returns room for the codes [N, K], scales [N, B] and zero points [N, B] of a weight."""
+    n, k = weight.shape
+    blocks = -(-k // (context.spec.block_size or k))
+    return np.empty((n, k), np.uint8), np.empty((n, blocks), context.scale_dtype), np.empty((n, blocks), np.uint8)
 
 
 def _importance(weight: FloatArray, context: WeightContext) -> Floats:

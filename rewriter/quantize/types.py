@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rewriter.errors import QuantizationError
+from rewriter.tensors import View
 
 FloatArray = npt.NDArray[np.floating]
 CodeArray = npt.NDArray[np.uint8]
@@ -45,6 +47,8 @@ class WeightContext:
         expert: expert index, or None.
         layer: layer index, or None.
         importance: [K] non-negative weights of the squared error per input feature, or None.
+        activations: reads what this very weight saw when the model was calibrated, [tokens, K] float32, its features in
+            the order of the weight's columns and of no rows where no token came by; None where that is not known.
         planned: what the plan asked for, where the operator has no such form and ``spec`` is the nearest; else None.
     """
 
@@ -57,6 +61,7 @@ class WeightContext:
     expert: int | None = None
     layer: int | None = None
     importance: FloatArray | None = None
+    activations: Callable[[], npt.NDArray[np.float32]] | None = None
     planned: WeightSpec | None = None
 
 
@@ -94,6 +99,7 @@ class QuantizedWeight:
         zero_points: [N, ceil(K / block)] uint8, or None for 2^(bits-1) everywhere.
         bits: 2, 4 or 8.
         block_size: input features per scale; 0 is the whole row.
+        algorithm: id of the algorithm that made it, where that is not the one that was asked for.
     """
 
     codes: CodeArray
@@ -101,6 +107,7 @@ class QuantizedWeight:
     zero_points: CodeArray | None
     bits: int
     block_size: int
+    algorithm: str = ""
 
     @property
     def shape(self) -> QuantizedShape:
@@ -121,6 +128,18 @@ class QuantizedWeight:
                 part -= self.zero_points[:, number, None].astype(np.float32)
             part *= self.scales[:, number, None].astype(np.float32)
         return floats
+
+
+class Calibration(Protocol):
+    """What the weights of one model saw when it was run on a user's inputs."""
+
+    def of(self, weight: View, expert: int | None = None) -> Callable[[], npt.NDArray[np.float32]] | None:
+        """Returns what reads the inputs of a weight [N, K], as ``WeightContext.activations`` has it.
+
+        Args:
+            weight: of the model that was calibrated, however its stored tensors are cut, turned and joined.
+            expert: which expert it is, where the axes of what is stored do not tell.
+        """
 
 
 Quantizer = Callable[[FloatArray, WeightContext], QuantizedWeight]

@@ -100,6 +100,7 @@ class Weight:
         bytes_after: codes, scales and zero points.
         relative_rms: root mean square error over that of the weight.
         planned_block_size: what the plan asked for, where the operator has no such block for this weight; else None.
+        planned_algorithm: what the plan asked for, where that could not be done for want of known inputs; else None.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Weight:
     bytes_after: int
     relative_rms: float
     planned_block_size: int | None = None
+    planned_algorithm: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,20 @@ from concurrent.futures import ThreadPoolExecutor
 import ml_dtypes
 import numpy as np
 import pytest
+import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantize_cases import DTYPES, awkward, block_errors, context, distributions, relative, weights
 
 from rewriter.errors import QuantizationError
-from rewriter.quantize import ALGORITHMS, check_promise, reference, relative_rms
+from rewriter.quantize import ALGORITHMS, check_promise, relative_rms
 
-REFERENCES = {"rtn": reference.rtn, "k-quant": reference.k_quant, "mse-search": reference.mse_search}
+REFERENCES = {
+    "rtn": reference.rtn,
+    "k-quant": reference.k_quant,
+    "mse-search": reference.mse_search,
+    "gptq": reference.mse_search,
+}
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 

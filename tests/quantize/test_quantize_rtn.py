@@ -1,9 +1,10 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import reference
 from quantize_cases import awkward, context, ort_rtn
 
-from rewriter.quantize import reference, rtn
+from rewriter.quantize import rtn
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
