@@ -96,7 +96,8 @@ class OverrideDocument(SelectorDocument, SpecDocument):
         return self
 
     def changes(self) -> dict[str, Any]:
-        return {name: value for name, value in self.given().items() if name in SpecDocument.model_fields}
+        given = self.given()
+        return {name: given[name] for name in SpecDocument.model_fields if name in given}
 
 
 class QuantizationDocument(_Strict):
