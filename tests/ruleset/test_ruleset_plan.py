@@ -162,7 +162,7 @@ def test_unmatched_names_place_and_nearest():
         (lambda: QuantizationPlan(WeightSpec(bits=3)), "'bits' of a weight's quantization is 3 (valid: 2"),
         (lambda: QuantizationPlan(WeightSpec(block_size=8)), "'block_size' of a weight's quantization is 8"),
         (lambda: QuantizationPlan(WeightSpec(block_size=False)), "'block_size' of a weight's quantization is False"),
-        (lambda: QuantizationPlan(WeightSpec(algorithm="gptq")), "'algorithm' of a weight's quantization is 'gptq'"),
+        (lambda: QuantizationPlan(WeightSpec(algorithm="awq")), "'algorithm' of a weight's quantization is 'awq'"),
         (lambda: Override(Selector(), {"symmetric": 1}), "'symmetric' of a weight's quantization is 1"),
         (lambda: Override(Selector(), {"bit": 4}), "unknown field 'bit' of a weight's quantization (did you mean"),
     ],
