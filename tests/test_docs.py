@@ -195,6 +195,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(DOCS)
     model = ir.load(tmp_path / "model.onnx")
     np.savez(tmp_path / "feeds.npz", **random_inputs(model, 0))
+    np.save(tmp_path / "tokens.npy", np.random.default_rng(0).integers(0, 100, (6, 16)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "110")
     return tmp_path
