@@ -27,6 +27,7 @@ FORMS = {
     "unrolled, int4 MatMulNBits": "experts-int4",
     "MoE, fp32": "fuse-experts",
     "QMoE, int4": "moe-int4",
+    "QMoE, int8, rounded activations": {"extends": "moe-int8", "rounded_activations": True},
 }
 
 

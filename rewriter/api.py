@@ -199,8 +199,8 @@ def apply(
     name = ours.graph.name or ""
     seen = _names(ours)
     quantized = [node for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS]
-    plan = rule_set.plan.named(seen)
-    run = ModelRun(ours, plan, runtime, quantizers, importance, seen_inputs)
+    plan, rounded = rule_set.plan.named(seen), rule_set.rounded_activations
+    run = ModelRun(ours, plan, runtime, quantizers, importance, seen_inputs, rounded_activations=rounded)
     before = bytes_by_family(ours, run.role)
     prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
     outcome = Engine(run, prove, progress, watch, strict=strict).apply(rule_set)

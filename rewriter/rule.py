@@ -73,6 +73,10 @@ class Run(Protocol):
     def target(self) -> Target:
         """The runtime that the result is for."""
 
+    @property
+    def rounded_activations(self) -> bool:
+        """Whether experts may be fused where the target's kernel rounds activations to 8 bits."""
+
     def role(self, node: ir.Node) -> Role:
         """Returns what the weight that ``node`` reads is for."""
 

@@ -36,7 +36,7 @@ import onnx_ir as ir
 
 from rewriter.emit import write_operator
 from rewriter.facts import Recogniser, Transfer
-from rewriter.graph.declines import BY_EXPERT, OTHER_TARGET, no_kernel
+from rewriter.graph.declines import BY_EXPERT, ROUNDED, no_kernel
 from rewriter.operators.form import FLOAT_EXPERTS, PROJECTIONS, ExpertForm, ExpertsName
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE, RAW, ROUTER_WEIGHTS
@@ -142,10 +142,10 @@ class FuseExperts(Rule):
         ways = exact_ways(target, form, weights[0].dtype)
         assert not isinstance(ways, str), "the form was asked for before"
         held = plan_experts(run, str(self.name), own, ways)
-        if held.rounds:
+        if held.rounds and not run.rounded_activations:
             where = f"{held.specs[0].bits} bits in blocks of {held.block}"
             reason = f"QMoE on target {target} rounds activations to 8 bits at {where}"
-            raise Declined(reason, block.out, remedy=f"{OTHER_TARGET}, or {BY_EXPERT}")
+            raise Declined(reason, block.out, remedy=f"{ROUNDED}, or {BY_EXPERT}")
 
     def _quantized(self, op: Any, block: Block, node: ir.Node) -> Replacement:
         facts, target = self.run.facts, self.run.target
@@ -153,7 +153,7 @@ class FuseExperts(Rule):
         fc1, fc2 = stack_quantized_weights(block, node)
         form = form_of(block, routing)
         dtype = fc1.scales.dtype
-        weighted = require_kernel(target, form, routing, dtype, (fc1, fc2), node)
+        weighted = require_kernel(self.run, form, routing, dtype, (fc1, fc2), node)
         nodes = covered(facts, block, routing)
         fed = told(facts, block, routing)
         router = block.mixing.router.experts

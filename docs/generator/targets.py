@@ -110,7 +110,7 @@ def _rounding(kernel: Kernel) -> str:
     return ", ".join(f"{bits} bits, blocks from {least}" for bits, least in kernel.int8_activations)
 
 
-_SINGLE = {"any": "yes", "alike": "alike only", "never": "no"}
+_SINGLE = {"any": "yes", "alike": "alike only", "wide": "8 bits, alike only"}
 _SHOWN = {
     *("dtypes", "activations", "fusions", "fc3", "sparse_mixer", "unnormalized", "router_weights", "constants"),
     *("blocks", "mixed_bits", "zero_point_blocks", "padded_zero_points", "mixed_zero_points", "single_block"),

@@ -76,7 +76,13 @@ def prepare(model: ir.Model, provider: str) -> Sites:
 def _rewritten(model: ir.Model, rules: Mapping[str, object], target: Target) -> ModelRun:
     """Rewrites a model, each class of rewrites proved as always; what the run knows at its end is what is constant."""
     rule_set = load(rules)
-    run = ModelRun(model, rule_set.plan, target, {CUSTOM: ALGORITHMS["rtn"], **ALGORITHMS})
+    run = ModelRun(
+        model,
+        rule_set.plan,
+        target,
+        {CUSTOM: ALGORITHMS["rtn"], **ALGORITHMS},
+        rounded_activations=rule_set.rounded_activations,
+    )
     Engine(run, LocalProver(rule_set.parity.local, rule_set.parity.seed)).apply(rule_set)
     run.recognise(())
     return run

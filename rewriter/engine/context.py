@@ -37,9 +37,12 @@ class ModelRun:
         quantizers: Mapping[str, Quantizer],
         importance: Importance | None = None,
         calibration: Calibration | None = None,
+        *,
+        rounded_activations: bool = False,
     ) -> None:
         self.model = model
         self.target = target
+        self.rounded_activations = rounded_activations
         self._constants = Facts(model, constants)
         self.facts = self._constants
         self._recognised = False

@@ -139,6 +139,8 @@ class RuleSetDocument(_Strict):
     """Rule sets to start from, by name or file; later ones win."""
     target: Annotated[str, Field(min_length=1)] = RuleSet.target
     """Runtime to rewrite for."""
+    rounded_activations: bool = RuleSet.rounded_activations
+    """Whether fused experts may be written where the target's kernel rounds activations to 8 bits."""
     phases: list[PhaseDocument] = Field(default_factory=list)
     """Run one after the other."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -75,6 +75,8 @@ class RuleSet:
         plan: which weight is quantized, and how.
         parity: how the result is proved.
         target: runtime to rewrite for.
+        rounded_activations: whether fused experts may be written where the target's kernel rounds activations to 8
+            bits; such a rewrite is proved by the reference, on the bytes that are written.
     """
 
     name: str
@@ -83,3 +85,4 @@ class RuleSet:
     plan: QuantizationPlan = field(default_factory=QuantizationPlan)
     parity: ParitySettings = field(default_factory=ParitySettings)
     target: str = "auto"
+    rounded_activations: bool = False

@@ -95,6 +95,7 @@ class Reader:
             base,
             description=given.get("description", base.description),
             target=given.get("target", base.target),
+            rounded_activations=given.get("rounded_activations", base.rounded_activations),
             phases=self._phases(base.phases, source, document),
             plan=_plan(base.plan, source, document.quantization),
             parity=replace(base.parity, **document.parity.given()),

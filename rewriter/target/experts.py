@@ -44,8 +44,8 @@ class Kernel:
         zero_point_blocks: of QMoE, block sizes that may have zero points.
         padded_zero_points: of QMoE, widths of which a row's zero points may end within a byte.
         mixed_zero_points: of QMoE, bits -> block sizes at which one projection may have zero points and another none.
-        single_block: of QMoE, whether rows may be one block each: any, alike (with no zero points, and where fc1's
-            are, all are; zero points of 8 bits may stand beside an fc2 that is), or never.
+        single_block: of QMoE, whether rows may be one block each: any; alike (with no zero points, and where fc1's
+            are, all are; zero points of 8 bits may stand beside an fc2 that is); or wide, alike and of 8 bits alone.
         multiple: of QMoE, what H and I must be multiples of.
         int8_activations: of QMoE, (bits, smallest block) at which the kernel rounds activations to 8 bits.
         layouts: of QMoE, names of the layouts that it reads, the preferred first.
@@ -65,7 +65,7 @@ class Kernel:
     zero_point_blocks: tuple[int, ...] = ()
     padded_zero_points: tuple[int, ...] = (2, 4, 8)
     mixed_zero_points: Blocks = field(default_factory=dict)
-    single_block: Literal["any", "alike", "never"] = "any"
+    single_block: Literal["any", "alike", "wide"] = "any"
     multiple: int = 1
     int8_activations: tuple[tuple[int, int], ...] = ()
     layouts: tuple[str, ...] = ("raw",)
@@ -151,12 +151,14 @@ class Kernel:
 
     def _misread_rows(self, projections: Sequence[QuantizedShape]) -> str | None:
         block, single = projections[0].block, [own.k == projections[0].block for own in projections]
-        if self.single_block == "never" and any(single):
+        narrow = any(own.bits < 8 for own in projections)
+        if self.single_block == "wide" and any(single) and narrow:
             return f"the target runs no rows of one block of {block}"
-        packed = single[0] or any(own.bits < 8 for own in projections)
-        if self.single_block == "alike" and any(single) and packed and not all(own.symmetric for own in projections):
+        alike = self.single_block != "any"
+        asymmetric = not all(own.symmetric for own in projections)
+        if alike and any(single) and asymmetric and (single[0] or narrow):
             return f"the target takes no zero points where a row is one block of {block}"
-        if self.single_block == "alike" and single[0] and not all(single):
+        if alike and single[0] and not all(single):
             return f"the target runs no rows of one block of {block} in fc1 beside rows of several"
         return None
 
@@ -184,9 +186,10 @@ _CPU_1_23 = Kernel(
     activations=("swiglu",),
     unnormalized=(),
     blocks={4: (16, 32), 8: _ALL_BLOCKS},
-    single_block="never",
+    single_block="wide",
 )
-_CPU_1_24 = replace(_CPU_1_23, since=(1, 24), zero_point_blocks=_ALL_BLOCKS)
+# Its first patches compute other blocks and activations wrongly, or not at all; the later ones are as 1.25.
+_CPU_1_24 = replace(_CPU_1_23, since=(1, 24), zero_point_blocks=_ALL_BLOCKS, mixed_zero_points={8: _ALL_BLOCKS})
 _CPU_1_25 = replace(
     _CPU_1_24,
     since=(1, 25),

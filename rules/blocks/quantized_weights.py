@@ -11,15 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.graph.declines import OTHER_BLOCK_SIZE, no_kernel
+from rewriter.graph.declines import OTHER_BLOCK_SIZE, ROUNDED, Reason, no_kernel
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.qmoe import QMOE, RAW
 from rewriter.quantize.types import QuantizedShape
-from rewriter.rule import Declined
+from rewriter.rule import Declined, Run
 from rewriter.rules.blocks.block import Block, Routing, require_alike
 from rewriter.rules.blocks.contents import Packed, Weight
 from rewriter.rules.blocks.qmoe import Way, exact_ways, refusal
-from rewriter.target import Target
 from rewriter.tensors import View, interleaved, scaled, stacked
 
 
@@ -122,7 +121,7 @@ def _zeros(projection: QuantizedProjection) -> View:
 
 
 def require_kernel(
-    target: Target,
+    run: Run,
     form: ExpertForm,
     routing: Routing,
     dtype: ir.DataType,
@@ -130,6 +129,7 @@ def require_kernel(
     node: ir.Node,
 ) -> bool:
     """Returns whether it needs router_weights; declines where the target has no exact QMoE of this form."""
+    target = run.target
     if routing.weights is None:
         ways = exact_ways(target, form, dtype)
     else:
@@ -143,7 +143,7 @@ def require_kernel(
     way = next((own for own, reason in zip(ways, reasons, strict=True) if reason is None), None)
     if way is None:
         raise no_kernel(QMOE.name, target, reasons[0] or "", node)
-    if way.kernel.rounds_activations(bits, block):
+    if way.kernel.rounds_activations(bits, block) and not run.rounded_activations:
         reason = f"it rounds activations to 8 bits at {bits} bits in blocks of {block}"
-        raise no_kernel(QMOE.name, target, reason, node)
+        raise no_kernel(QMOE.name, target, Reason(reason, ROUNDED), node)
     return way.weighted

@@ -351,6 +351,13 @@ def test_moe_int4_and_int8_fall_back_to_one_matmul_nbits_for_each_matrix():
         assert reason in next(r for (rule, r) in result.report.declined if rule == FUSE)
 
 
+def test_moe_int8_fuses_where_rounded_activations_are_accepted():
+    swiglu = Spelling(activation="swiglu", weights="gather", hidden=32, inter=32)
+    result = fuse(block_model(swiglu), "moe-int8", target="cpu@1.31", overrides={"rounded_activations": True})
+    assert operators(result.model)["QMoE"] == 1 and not operators(result.model)["MatMulNBits"]
+    assert any("rounds activations to 8 bits" in proof.because for proof in result.report.proofs)
+
+
 def test_experts_that_the_plan_gives_different_widths_stay_apart():
     plan = {"quantization.overrides": [{"role": "expert.down", "bits": 8}]}
     how = Spelling(weights="own", hidden=32, inter=32)

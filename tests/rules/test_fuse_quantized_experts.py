@@ -169,6 +169,16 @@ def test_declines():
     assert_declines(odd, "K = 24 of gate is not divisible by the block size 16")
 
 
+def test_rounded_activations_may_be_accepted():
+    """Then the codes are fused as any others, proved by the reference on the bytes that are written."""
+    model = quantized(Spelling(**BLOCK), bits=8)
+    result = fuse(model, overrides={"rounded_activations": True})
+    assert result.report.applied == {FUSE: 1}
+    (proof,) = result.report.proofs
+    assert proof.runtime == "reference" and "rounds activations to 8 bits" in proof.because
+    assert 1e-4 < agree(model, result.model) < 5e-2  # what the runtime gives: the cost that was accepted
+
+
 @pytest.mark.parametrize("broken", ["missing", "doubled", "other-input", "other-activation", "tanh", "inner-read"])
 def test_what_is_no_whole_block_declines(broken):
     model = quantized(Spelling(**BLOCK, broken=broken))

@@ -1,0 +1,96 @@
+"""What is written for a target runs there as it is meant: cells that the tables once had wrong, each by a rewrite."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "rules"))
+
+from moe_models import INTERLEAVED, attributes_of, moe_model, nodes_of, rewrite, rule_set
+
+CUDA = "cuda@1.31"
+
+
+def stamp_of(node):
+    return {p.key: p.value for p in node.metadata_props}["rewriter.layout"]
+
+
+def written(model, target=CUDA, **plan):
+    """The QMoE that moe-to-qmoe writes, and why it did not."""
+    more = plan.pop("more", {})
+    rules = rule_set(["moe-to-qmoe"], **plan)
+    rules["quantization"] |= more
+    result = rewrite(model, rules, target)
+    return nodes_of(result.model, "QMoE"), [decline.reason for decline in result.report.declines]
+
+
+def halves(attributes=INTERLEAVED, **sizes):
+    return moe_model(attributes, dtype=np.float16, **{"hidden": 128, "inter": 128, "experts": 4, **sizes})
+
+
+@pytest.mark.parametrize("sizes", [{"hidden": 192, "inter": 192}, {"hidden": 128, "inter": 64}])
+def test_zero_points_of_four_bits_fill_their_bytes_on_cuda(sizes):
+    """CUDA reads garbage where a row has an odd number of them, as of 2880 features in blocks of 64."""
+    ((node,), _) = written(halves(**sizes), bits=4, block_size=64, symmetric=False)
+    assert attributes_of(node)["block_size"] == 32 and node.input[11] and node.input[12]
+    ((node,), _) = written(halves(**sizes), bits=8, block_size=64, symmetric=False)
+    assert attributes_of(node)["block_size"] == 64
+
+
+def test_unnormalised_routing_is_the_attribute_on_cuda():
+    """CUDA ignores router_weights, and heeds normalize_routing_weights=0."""
+    ((node,), _) = written(halves(INTERLEAVED | {"normalize_routing_weights": 0}), bits=4)
+    assert attributes_of(node)["normalize_routing_weights"] == 0 and len(node.input) <= 14
+
+
+def test_the_sparse_mixer_is_left_to_moe_on_cuda():
+    """CUDA's MoE heeds it, its QMoE ignores it."""
+    nodes, reasons = written(halves({"activation_type": "relu", "use_sparse_mixer": 1, "k": 2}, experts=8), bits=4)
+    assert not nodes and any("use_sparse_mixer has no kernel" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("target", ["cuda@1.31", "cuda@1.28"])
+def test_weights_for_cuda_are_prepacked(target, bits):
+    """A raw weight is packed as it is loaded, and both copies stay in the memory of the GPU."""
+    ((node,), _) = written(halves(), target, bits=bits)
+    assert stamp_of(node) == "cutlass-sm80" and attributes_of(node)["weights_prepacked"] == 1
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_two_bits_on_cuda(symmetric):
+    ((node,), _) = written(halves(hidden=96, inter=96), bits=2, symmetric=symmetric)
+    assert stamp_of(node) == "raw" and attributes_of(node)["expert_weight_bits"] == 2
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_projections_of_different_bits_on_cuda(symmetric):
+    """Zero points beside different widths were never measured: none are written."""
+    more = {"overrides": [{"role": "expert.down", "bits": 8}]}
+    ((node,), _) = written(halves(), bits=4, symmetric=symmetric, more=more)
+    own = attributes_of(node)
+    assert (own["expert_weight_bits"], own["fc2_expert_weight_bits"]) == (4, 8) and stamp_of(node) == "raw"
+    assert len(node.input) <= 11
+
+
+def test_sizes_that_cuda_does_not_tile_stay_float():
+    nodes, reasons = written(halves(hidden=96, inter=96), bits=4)
+    assert not nodes and any("K = 96 is not a multiple of 64" in reason for reason in reasons)
+
+
+def test_float32_falls_off_cuda():
+    nodes, reasons = written(moe_model(INTERLEAVED), bits=4)
+    assert not nodes and any("float has no kernel" in reason for reason in reasons)
+
+
+def test_one_projection_with_zero_points_before_1_31_on_the_cpu():
+    """Of 4 bits it is 2 to 8 % off, and 1 to 6 % of whole rows still."""
+    more = {"overrides": [{"role": "expert.down", "symmetric": False}]}
+    model = moe_model(INTERLEAVED, hidden=128, inter=128)
+    for target, block, runs in (("cpu@1.30", 32, False), ("cpu@1.31", 32, True), ("cpu@1.31", 0, False)):
+        nodes, reasons = written(model, target, bits=4, block_size=block, more=more)
+        assert bool(nodes) == runs and (runs or any("for all projections or for none" in r for r in reasons))
