@@ -8,6 +8,7 @@ Source: transformers' eager experts and batched_mm, mobius' unrolled blocks, den
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +20,7 @@ from rewriter.graph.attributes import integer_attribute, text_attribute
 from rewriter.rules.blocks.axes import Atom, Content, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Output
 from rewriter.rules.blocks.laws import of_any, of_two
-from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Start, Term, Weighted
+from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Sparse, Start, Term, Weighted
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import faulty, last_axis, summed_weights
 from rewriter.rules.blocks.uniform import seeded
@@ -200,7 +201,11 @@ def scatter_elements(
     if not aligned or not last_axis(node, index.rank, 0):
         return None
     same = seed.rank == len(wide) and all(total(a) == total(b) for a, b in zip(seed.axes, wide, strict=True))
-    if not plain or held.slot is not None or seed.content != Uniform(0.0) or not same:
+    if not plain or held.slot is not None or not same:
+        return None
+    if seed.content == Uniform(-math.inf) and text_attribute(node, "reduction", "none") == "none":
+        return Located(Sparse(mixing), wide)
+    if seed.content != Uniform(0.0):
         return None
     return Located(Share(mixing, None, frozenset(range(router.k))), wide)
 

@@ -13,7 +13,7 @@ from rewriter.graph.attributes import text_attribute
 from rewriter.rules.blocks.axes import Axes, Dim, Located, only, unify
 from rewriter.rules.blocks.combines import weighted
 from rewriter.rules.blocks.contents import Output
-from rewriter.rules.blocks.mixing import Complete, Share, Weighted
+from rewriter.rules.blocks.mixing import Complete, Mixing, Share, Weighted
 
 contractions = Family("contractions")
 
@@ -60,18 +60,20 @@ def _contracted(share: Located, output: Located, mixing: str, mixed: str, result
 def _pair(facts: Facts, share: ir.Value, output: ir.Value) -> tuple[Located, Located] | None:
     """Returns the shares of all experts and their outputs, where the two values are these."""
     a, b = facts.get(share, Located), facts.get(output, Located)
-    if a is None or b is None or not isinstance(a.content, Share) or not isinstance(b.content, Output):
+    if a is None or b is None or not isinstance(a.content, Share | Mixing) or not isinstance(b.content, Output):
         return None
     return a, b
 
 
 def _are_experts(a: Dim, b: Dim) -> bool:
-    """Whether both dimensions are the experts', all of them."""
-    return only(a, "expert") is not None and a == b
+    """Whether both dimensions are the experts', all of them or those of a token's slots."""
+    return (only(a, "expert") or only(a, "slot")) is not None and a == b
 
 
 def _complete(value: ir.Value, share: Located, output: Located, out: ir.Value, axes: Axes) -> Located | None:
     node = out.producer()
     assert node is not None
+    if isinstance(share.content, Mixing):
+        share = Located(share.content, (*share.axes, ()))
     held = weighted(value, output, share, node)
-    return Located(Complete(held), axes) if isinstance(held, Weighted) and held.over == "expert" else None
+    return Located(Complete(held), axes) if isinstance(held, Weighted) else None

@@ -129,6 +129,13 @@ class Share(Content):
 
 
 @dataclass(frozen=True)
+class Sparse(Content):
+    """The chosen logits where their experts are, and minus infinity elsewhere."""
+
+    mixing: Mixing
+
+
+@dataclass(frozen=True)
 class Stack(Content):
     """What a router's choice gathers from a constant [E, ..]; the other dimensions are ``weight`` indices."""
 

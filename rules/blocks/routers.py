@@ -23,7 +23,7 @@ from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, only, put, tokens
 from rewriter.rules.blocks.contents import Features, Output, Router, Scores
 from rewriter.rules.blocks.laws import of_number, of_two
-from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Stack, Total, Weighted
+from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Sparse, Stack, Total, Weighted
 from rewriter.tensors import View
 
 routers = Family("routers")
@@ -48,6 +48,14 @@ def softmax(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None
         if (held.stage, held.scale, held.table, held.scores.function) != ("raw", 1.0, None, "logits"):
             raise Declined("Softmax over chosen weights that are no logits", node)
         return dataclasses.replace(located, content=dataclasses.replace(held, stage="softmax", value=node.outputs[0]))
+    if located is not None and isinstance(located.content, Sparse):
+        held = located.content.mixing
+        if not last_axis(node, located.rank, -1 if facts.opset >= 13 else 1) or not only(located.axes[-1], "expert"):
+            raise Declined("Softmax is not over the experts", node)
+        if (held.stage, held.scale, held.table, held.scores.function) != ("raw", 1.0, None, "logits"):
+            raise Declined("Softmax over chosen weights that are no logits", node)
+        mixed = dataclasses.replace(held, stage="softmax", value=None)
+        return Located(Share(mixed, None, frozenset(range(held.router.k))), located.axes)
     scores = scores_of(facts, x)
     axis = integer_attribute(node, "axis", -1 if facts.opset >= 13 else 1)
     dims = shape_of(facts, x) if axis != -1 else None

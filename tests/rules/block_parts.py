@@ -38,10 +38,11 @@ UNGATED = ("silu", "relu", "gelu", "gelu-pow", "gelu-cubed", "quick", "plain", "
 WEIGHTS = ("gather", "gather-transposed", "gather-rank1", "slice", "split", "own", "own-transposed")
 COMBINES = (
     "mask-sum", "mask-first", "where", "slots", "terms-per-slot", "onehot", "equal-range", "scatter", "chosen",
-    "chosen-left", "chosen-einsum", "dense", "dense-expand", "joined-sum", "joined-matmul", "joined-einsum",
+    "chosen-left", "chosen-einsum", "chosen-einsum-sum", "dense", "dense-expand", "joined-sum",
+    "joined-matmul", "joined-einsum",
 )  # fmt: skip
 LOOPS = ("loop", "loop-flat", "loop-tokens-first")
-STACKED = ("chosen", "chosen-left", "chosen-einsum", "dense", "dense-expand")
+STACKED = ("chosen", "chosen-left", "chosen-einsum", "chosen-einsum-sum", "dense", "dense-expand")
 
 
 @dataclass(frozen=True)
@@ -107,5 +108,11 @@ class Part:
     def _scattered(self, weights: str, chosen: str) -> str:
         g = self.g
         shape = g.op("Concat", g.op("Shape", chosen, end=-1), g.const([self.how.experts]), axis=0)
-        zeros = g.op("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, g.dtype)))
-        return str(g.op("ScatterElements", zeros, chosen, weights, axis=-1))
+        sparse = self.how.combine == "scatter-softmax"
+        empty = -np.inf if sparse and self.how.broken != "zero-seed" else 0.0
+        seed = g.op("ConstantOfShape", shape, value=numpy_helper.from_array(np.full(1, empty, g.dtype)))
+        reduction = {"reduction": "add"} if self.how.broken == "added" else {}
+        scattered = g.op("ScatterElements", seed, chosen, weights, axis=-1, **reduction)
+        return str(
+            g.op("Softmax", scattered, axis=0 if self.how.broken == "softmax-axis" else -1) if sparse else scattered
+        )

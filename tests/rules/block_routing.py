@@ -14,7 +14,9 @@ class Routing(Part):
         k = g.const([how.k])
         if how.router in GIVEN:
             return self._given(logits, k)
-        before = {"topk-softmax": "", "sigmoid-normalised": "Sigmoid", "sigmoid-late": ""}.get(how.router, "Softmax")
+        before = {"topk-softmax": "", "sigmoid-normalised": "Sigmoid", "sigmoid-late": "", "raw": ""}.get(
+            how.router, "Softmax"
+        )
         axis = 0 if how.broken == "softmax-axis" else -1
         scores = logits
         if before:
@@ -27,7 +29,7 @@ class Routing(Part):
             values = g.op("Sigmoid", values)
         if how.router == "topk-softmax":
             values = g.op("Softmax", values, axis=-1)
-        elif how.router == "softmax-topk":
+        elif how.router in ("softmax-topk", "raw"):
             pass
         else:
             total = g.op("ReduceSum", values, g.const([-1]), keepdims=1)

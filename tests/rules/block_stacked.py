@@ -55,7 +55,7 @@ class Stacked(Experts):
         if how.broken == "other-choice":
             _, chosen = g.op("TopK", g.op("Neg", x), g.const([how.k]), outputs=2, axis=-1)
             chosen = g.op("Mod", chosen, g.const(how.experts))
-        if how.combine == "chosen-einsum":
+        if how.combine.startswith("chosen-einsum"):
             return self._with_einsum(x, weights, chosen)
         ids = g.op("Unsqueeze", g.op("Reshape", chosen, g.const([-1])), g.const([-1]))
         rows = g.op("Expand", g.op("Unsqueeze", x, g.const([1])), g.const([1, how.k, 1]))
@@ -91,5 +91,8 @@ class Stacked(Experts):
 
         gate, up = self._parts([linear(x, name, "th,tkoh->tko") for name in self._both()], -1)
         output = linear(self._activated(gate, up), "down", "tko,tkho->tkh")
+        if how.combine == "chosen-einsum-sum":
+            equation = "tkh,tk->kh" if how.broken == "sum-axis" else "tkh,tk->th"
+            return str(g.op("Einsum", output, weights, equation=equation))
         mixed = g.op("Mul", output, g.op("Unsqueeze", weights, g.const([-1])))
         return str(g.op("ReduceSum", mixed, g.const([1]), keepdims=0))

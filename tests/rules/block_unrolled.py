@@ -67,7 +67,7 @@ class Unrolled(Experts):
                 mask = g.op("Equal", g.op("Unsqueeze", chosen, g.const([-1])), g.const(range(how.experts)))
                 mask = g.op("Cast", mask, to=ELEMENT[g.dtype])
             return str(g.op("ReduceSum", g.op("Mul", mask, wide), g.const([-2]), keepdims=0))
-        if how.combine == "scatter":
+        if how.combine in ("scatter", "scatter-softmax"):
             return self._scattered(weights, chosen)
         return ""
 

@@ -198,6 +198,23 @@ def test_a_softplus_that_may_be_negative_declines():
     assert_declines(Spelling(router="softplus-large", broken="low-threshold"), "no softmax")
 
 
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_softmax_over_scattered_logits_is_one_over_the_chosen(rank):
+    model = fused(Spelling(router="raw", combine="scatter-softmax", rank=rank))
+    assert operators(model) == {"MatMul": 1, "MoE": 1, "Identity": 1}
+
+
+@pytest.mark.parametrize("broken", ["zero-seed", "added", "softmax-axis"])
+def test_a_softmax_that_is_none_over_the_chosen_declines(broken):
+    report = fuse(block_model(Spelling(router="raw", combine="scatter-softmax", broken=broken))).report
+    assert not report.applied and len(report.declined) == 1
+
+
+def test_a_contraction_over_the_tokens_declines():
+    report = fuse(block_model(Spelling(combine="chosen-einsum-sum", broken="sum-axis"))).report
+    assert not report.applied and report.declined
+
+
 def test_experts_that_a_trace_found_hit_say_so():
     model = onnx.load(MODELS / "hf_blocks/qwen3_moe__eager__ts17.onnx")
     reason = "the trace fixed how many experts a token can reach: NonZero lists those that were hit"
