@@ -265,6 +265,20 @@ def test_it_opens_in_a_browser_without_a_word_on_the_console(written, tmp_path, 
     assert shot.stat().st_size > 20_000
 
 
+def test_layers_are_listed_by_what_their_outputs_lose():
+    weights = [
+        dataclasses.replace(weight(layer=n % 3, expert=n), output_rms=0.1 * (n % 3) + n / 1000) for n in range(9)
+    ]
+    text = Strict(page(Report("r", "cpu", weights=(*weights, weight(role="lm_head", layer=None, expert=None))))).text
+    start = text.index("Output errors, worst layers first")
+    assert re.search(
+        r"layer role count mean worst worst weight 2 expert.down 3 20.50% 20.80% w.expert.down.2.8"
+        r" 1 expert.down 3 10.40% 10.70% w.expert.down.1.7 0 ",
+        text[start:],
+    )
+    assert "Output errors" not in page(large())
+
+
 COVERAGES = {
     "nothing": Coverage("", 0, 0, ()),
     "full": Coverage("m.onnx", 5000, 7, (BlockCoverage(0, 64, (0, 3, 4000, 63)), BlockCoverage(None, 64, (9, 9)))),

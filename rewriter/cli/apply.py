@@ -166,7 +166,13 @@ def apply(
         screen.print("Nothing fired: the output is the model as it was.\n")
     if unread := unread_experts(rule_set, done):
         screen.print(f"{unread}\n")
-    show(screen, tables.fired(done), tables.declined(done.refusals, more), tables.weights(done.by_role, measured=True))
+    show(
+        screen,
+        tables.fired(done),
+        tables.declined(done.refusals, more),
+        tables.weights(done.by_role, measured=True),
+        tables.output_errors(done.by_layer),
+    )
     if instead := tables.not_calibrated(done.weights):
         screen.print(f"{instead}.\n")
     if found.runtime:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from rewriter.cli.console import TOP, Sheet
-from rewriter.report import Left, Proof, Refusal, Report, RoleSummary, Weight
+from rewriter.report import LayerError, Left, Proof, Refusal, Report, RoleSummary, Weight
 from rewriter.text import figure, names, nbytes
 
 _LAYERS = 64
@@ -92,6 +92,19 @@ def weights(summaries: Sequence[RoleSummary], *, measured: bool) -> Sheet | None
         worst = max((s.worst for s in summaries), key=lambda w: w.relative_rms)
         made.caption += "\nmean, worst: relative RMS error, |dequantized - weight| / |weight|"
         made.caption += f"\nworst of all: {worst.name}"
+    return made
+
+
+def output_errors(errors: Sequence[LayerError]) -> Sheet | None:
+    """Errors of what weights return, on what they saw, the worst layers first; None where nothing is known of it."""
+    if not errors:
+        return None
+    made = Sheet("Output errors, worst first", "|layer", "|role", ">count", ">mean", ">worst", "worst weight")
+    for e in errors[:TOP]:
+        layer = "-" if e.layer is None else str(e.layer)
+        made.add(layer, e.role or "-", f"{e.count:,}", _percent(e.mean), _percent(e.largest), e.worst.name)
+    made.rest(len(errors) - TOP)
+    made.caption = "|x (dequantized - weight)| / |x weight|, x what the weight saw when it was calibrated"
     return made
 
 

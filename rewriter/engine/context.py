@@ -12,7 +12,7 @@ from rewriter.engine.proposal import Change
 from rewriter.facts import Facts, Recogniser, Transfer
 from rewriter.facts.constants import constants
 from rewriter.quantize import ALGORITHMS
-from rewriter.quantize.error import relative_rms
+from rewriter.quantize.error import relative_output_rms, relative_rms
 from rewriter.quantize.importance import Importance
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.plan import CUSTOM, QuantizationPlan
@@ -148,11 +148,16 @@ class ModelRun:
         return self._weights.get(job.key)
 
     def _written(self, job: QuantizationJob, quantized: QuantizedWeight, nbytes: int) -> None:
-        error = relative_rms(job.weight.numpy(), quantized)
-        self._weights[job.key] = weight_record(job, nbytes, error, quantized.algorithm)
+        weight = job.weight.numpy()
+        error = relative_rms(weight, quantized)
+        seen = job.context.activations
+        output = None if seen is None else relative_output_rms(weight, quantized, seen())
+        self._weights[job.key] = weight_record(job, nbytes, error, quantized.algorithm, output)
 
 
-def weight_record(job: QuantizationJob, nbytes: int, error: float, instead: str = "") -> Weight:
+def weight_record(
+    job: QuantizationJob, nbytes: int, error: float, instead: str = "", output: float | None = None
+) -> Weight:
     """Returns what a report says of one weight.
 
     Args:
@@ -160,6 +165,7 @@ def weight_record(job: QuantizationJob, nbytes: int, error: float, instead: str 
         nbytes: of its codes, scales and zero points.
         error: its relative RMS error; NaN where it has not been quantized yet.
         instead: the algorithm that quantized it, where that is not the planned one.
+        output: the relative RMS error of its output; None where nothing is known of its inputs.
     """
     context = job.context
     spec = context.spec
@@ -180,4 +186,5 @@ def weight_record(job: QuantizationJob, nbytes: int, error: float, instead: str 
         bytes_before=job.weight.nbytes,
         bytes_after=nbytes,
         relative_rms=error,
+        output_rms=output,
     )

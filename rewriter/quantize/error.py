@@ -37,6 +37,31 @@ def relative_rms(weight: FloatArray, quantized: QuantizedWeight) -> float:
     return math.sqrt(error / total)
 
 
+SAMPLED = 512
+"""Inputs on which an output error is measured, at most: more would take longer than they would tell."""
+
+
+def relative_output_rms(weight: FloatArray, quantized: QuantizedWeight, inputs: Floats) -> float | None:
+    """Returns ``|x (dequantized - weight)^T| / |x weight^T|`` over what the weight saw, in the Euclidean norm.
+
+    Args:
+        weight: [N, K] float32, float16 or bfloat16.
+        quantized: what a quantizer made of it.
+        inputs: [T, K] x; where there are more than ``SAMPLED``, as many are taken, evenly apart.
+
+    Returns:
+        None where it saw nothing, or nothing but what its output is zero for.
+    """
+    if not len(inputs):
+        return None
+    step = -(-len(inputs) // SAMPLED)
+    x = np.asarray(inputs[::step], np.float64)
+    exact = np.asarray(weight, np.float64)
+    total = float(np.linalg.norm(x @ exact.T))
+    error = float(np.linalg.norm(x @ (quantized.dequantize() - exact).T))
+    return error / total if total else None
+
+
 @compiled({"reassoc", "contract", "nsz"})
 def squares(rows: Floats, codes: Codes, scales: Floats, zeros: Codes, block: int) -> tuple[float, float]:
     """Returns the sums of the squared error and of the squared weights of a chunk; ``zeros`` may be one for all."""

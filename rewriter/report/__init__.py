@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewriter.report.layers import LayerError, by_layer
 from rewriter.report.records import (
     Application,
     Comparison,
@@ -29,6 +30,7 @@ __all__ = [
     "Application",
     "Comparison",
     "Decline",
+    "LayerError",
     "Left",
     "Metrics",
     "PlanLine",
@@ -112,6 +114,11 @@ class Report:
     def by_role(self) -> tuple[RoleSummary, ...]:
         """The quantized weights summed up by role, the most bytes first."""
         return summarize(self.weights)
+
+    @property
+    def by_layer(self) -> tuple[LayerError, ...]:
+        """The output errors of the weights by layer and role, the worst first; empty without a calibration."""
+        return by_layer(self.weights)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON data; see ``document``."""

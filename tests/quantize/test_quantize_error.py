@@ -5,6 +5,7 @@ import pytest
 from quantize_cases import DTYPES, awkward, context, relative
 
 from rewriter.quantize import QuantizedWeight, relative_rms, rtn
+from rewriter.quantize.error import relative_output_rms
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -37,3 +38,18 @@ def test_zero_weights():
 def test_large_weights_do_not_overflow():
     weight = np.full((2, 32), 3e38, np.float32)
     assert relative_rms(weight, rtn.quantize(weight, context("rtn"))) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_error_of_the_output_is_that_of_the_products(dtype):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((24, 32)).astype(dtype)
+    quantized = rtn.quantize(weight, context("rtn", 4, 16, True, dtype))
+    x = rng.standard_normal((40, 32)).astype(np.float32) * np.linspace(0.1, 3, 32, dtype=np.float32)
+    exact, approximate = (x @ w.astype(np.float32).T for w in (weight, quantized.dequantize()))
+    expected = np.linalg.norm(approximate - exact) / np.linalg.norm(exact)
+    assert relative_output_rms(weight, quantized, x) == pytest.approx(expected, rel=1e-4)
+    many = np.repeat(x, 100, axis=0)
+    assert relative_output_rms(weight, quantized, many) == pytest.approx(expected, rel=0.1)
+    assert relative_output_rms(weight, quantized, x[:0]) is None
+    assert relative_output_rms(weight, quantized, 0 * x) is None
