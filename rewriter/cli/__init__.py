@@ -152,7 +152,7 @@ def _failed(error: BaseException) -> int:
         case OSError(errno=errno.ENOSPC):
             _say("no space left on the device; free some space or choose another place")
             _silence()
-        case MemoryError():
+        case MemoryError() | OSError(errno=errno.ENOMEM) | RuntimeError(args=("can't start new thread",)):
             _say("out of memory; give --memory a smaller size, or run on a larger machine")
         case _:
             _say(f"internal: {type(error).__name__}: {error} ({_DEBUG}=1 shows the traceback; please report it)")

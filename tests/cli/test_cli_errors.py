@@ -203,3 +203,15 @@ def test_names_cannot_write_on_the_terminal(run, name):
     code, _, err = run("explain", model, name + "x")
     assert code == 2
     assert re.fullmatch(r"error: [\x20-\x7e]{10,1500}\n", err)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(12, "Cannot allocate memory"), RuntimeError("can't start new thread")]
+)
+def test_too_little_memory_is_one_line_with_what_helps(run, monkeypatch, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(api, "apply", fails)
+    said = "error: out of memory; give --memory a smaller size, or run on a larger machine\n"
+    assert run("apply", GRANITE, "-o", "out") == (2, "", said)
