@@ -65,7 +65,7 @@ def test_what_is_no_model_is_refused():
 def test_every_public_name_is_there():
     assert {*rewriter.__all__} <= {*dir(rewriter)}
     assert all(getattr(rewriter, name) is not None for name in rewriter.__all__)
-    assert rewriter.__version__ == "0.1.0"
+    assert rewriter.__version__ == "0.2.0"
     with pytest.raises(AttributeError, match="no attribute 'aply'"):
         rewriter.aply  # noqa: B018
 
