@@ -22,7 +22,7 @@ FLOORS = {
     9: {"parity"},
     10: {"calibration"},
     11: {"api"},
-    12: {"explanation", "testing"},
+    12: {"budget", "explanation", "testing"},
     13: {"cli"},
     14: {"__main__"},
 }

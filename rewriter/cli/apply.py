@@ -79,6 +79,31 @@ def apply(
             help="What the weights saw on real tokens, as rewriter calibrate wrote it; gptq quantizes by it.",
         ),
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.size,
+            metavar="SIZE",
+            show_default=False,
+            help="Choose each weight's bits and blocks for a model of at most so many bytes, by least output error.",
+        ),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BITS",
+            show_default=False,
+            help="The same for so many bits a quantized weight, scales and zero points included, as 4.25.",
+        ),
+    ] = None,
+    write_plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml",
+            show_default=False,
+            help="Write what --size or --bits chose as a rule set, which gives the same model again.",
+        ),
+    ] = None,
     memory: Annotated[
         int | None,
         typer.Option(
@@ -119,6 +144,8 @@ def apply(
         one value of the rule set changed
     [bold]rewriter apply model.onnx -o out -r gptq-int4 --calibration calibration[/bold]
         rounding that knows what each weight saw
+    [bold]rewriter apply model.onnx -o out -r gptq-int4 --calibration calibration --size 13GB[/bold]
+        forms chosen by output error for a size
     [bold]rewriter apply model.onnx -o out -r mine.yaml --require unstack --parity all[/bold]
         a rule set of your own, every rewrite proved by running it
     """
@@ -126,6 +153,7 @@ def apply(
 
     from rewriter import api
     from rewriter.cli import compare, report_files, tables
+    from rewriter.cli.budget import fitted
     from rewriter.cli.console import byte_bar, console, labelled, shout, show, working
     from rewriter.errors import UsageError
     from rewriter.explanation.coverage import unread_experts
@@ -143,6 +171,19 @@ def apply(
     for file in (report, html):
         if file is not None:
             report_files.refuse(file, place.directory)
+    if size is not None or bits is not None or write_plan is not None:
+        rule_set = fitted(
+            model,
+            rules,
+            rule_set,
+            size,
+            bits,
+            write_plan,
+            quiet,
+            target=target,
+            imatrix=imatrix,
+            calibration=calibration,
+        )
     with working(f"reading {model}", quiet=quiet) as tell:
         result: Result[Any] = api.apply(
             model,

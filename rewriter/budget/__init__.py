@@ -1,0 +1,1 @@
+"""A budget in place of a plan."""

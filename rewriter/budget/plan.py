@@ -1,0 +1,89 @@
+"""What a budget chose, as overrides of a rule set's plan, and as a rule set in YAML that gives the same model again."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import yaml
+
+from rewriter import api
+from rewriter.budget.measured import Budget, Choice, group_jobs, model_bytes, quantized_jobs
+from rewriter.errors import UsageError
+from rewriter.io import Model
+from rewriter.quantize.plan import Override, Selector
+from rewriter.quantize.types import WeightSpec
+from rewriter.ruleset import RuleSet
+
+_CHOSEN = ("bits", "block_size", "symmetric")
+
+
+def chosen(rule_set: RuleSet, choice: Choice) -> RuleSet:
+    """Returns the rule set with what was chosen as the last overrides of its plan."""
+    added = tuple(
+        Override(
+            Selector(role=(role,), layers=tuple(range(layer, layer + 1) for layer in layers)),
+            {name: getattr(spec, name) for name in _CHOSEN},
+        )
+        for role, spec, layers in _merged(choice)
+    )
+    plan = dataclasses.replace(rule_set.plan, overrides=(*rule_set.plan.overrides, *added))
+    return dataclasses.replace(rule_set, plan=plan)
+
+
+def fit(model: Model, rule_set: RuleSet, budget: Budget, nbytes: int, **options: Any) -> Choice:
+    """Chooses forms that the rules and the target take: one that they decline is not chosen again.
+
+    Args:
+        model: as ``apply`` takes it.
+        rule_set: what was measured.
+        budget: what was measured of it.
+        nbytes: of the whole model.
+        options: of ``apply``: calibration, imatrix, target.
+
+    Raises:
+        UsageError: the smallest forms take more.
+    """
+    left = nbytes
+    while True:
+        choice = budget.choose(left)
+        result = api.apply(model, chosen(rule_set, choice), prover=lambda *_: None, **options)
+        found = group_jobs(quantized_jobs(result))
+        groups = []
+        for group, form in choice.forms.items():
+            jobs = found.get((group.role, group.layer), [])
+            taken = len(jobs) == group.count and all(job.context.spec == form.spec for job in jobs)
+            forms = group.forms if taken else tuple(other for other in group.forms if other != form)
+            if not forms:
+                raise UsageError(f"no form of {group.role} that was measured is one that the target takes")
+            groups.append(dataclasses.replace(group, forms=forms))
+        size = model_bytes(result.ir_model)
+        if tuple(groups) == budget.groups:
+            if size <= nbytes:
+                return dataclasses.replace(choice, nbytes=size)
+            left = choice.nbytes - (size - nbytes)  # the rest of the model is larger in these forms
+        budget = dataclasses.replace(budget, groups=tuple(groups))
+
+
+def plan_text(rule_set: RuleSet, choice: Choice, base: str) -> str:
+    """Returns a rule set in YAML that extends ``base`` by what was chosen."""
+    default = {name: getattr(rule_set.plan.default, name) for name in ("algorithm", *_CHOSEN)}
+    overrides: list[dict[str, Any]] = []
+    for role, spec, layers in _merged(choice):
+        where = {"layers": list(layers)} if layers else {}
+        overrides.append({"role": role, **where, **{name: getattr(spec, name) for name in _CHOSEN}})
+    document = {
+        "description": f"As {base}, in forms chosen for a model of {choice.nbytes:,} bytes.",
+        "extends": base,
+        "quantization": {"default": default, "overrides": overrides},
+    }
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def _merged(choice: Choice) -> list[tuple[str, WeightSpec, tuple[int, ...]]]:
+    """Role, form and layers; layers of a role that have one form together."""
+    found: dict[tuple[str, WeightSpec], list[int]] = {}
+    for group, form in choice.forms.items():
+        layers = found.setdefault((group.role, form.spec), [])
+        layers += [] if group.layer is None else [group.layer]
+    return [(role, spec, tuple(layers)) for (role, spec), layers in found.items()]
