@@ -29,7 +29,7 @@ from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.quantize.job import QuantizationJob
 from rewriter.rule import Declined, NotApplicable, Rule, Run
 from rewriter.rules.blocks.gather_block_quantized import gather, quantized_rows
-from rewriter.rules.blocks.guards import FLOATS
+from rewriter.rules.blocks.guards import FLOATS, require_constant
 from rewriter.rules.blocks.readers import contracted_axis, readers, reads_rows
 from rewriter.tensors import View
 
@@ -83,6 +83,8 @@ class GatherToGatherBlockQuantized(Rule):
 def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_bytes: int) -> Rows:
     """Reads what ``node`` looks up in ``w``, or declines."""
     view = run.facts.get(w, View)
+    if view is None and run.facts.why_not(w) and run.role(node).name == "embedding":
+        require_constant(run.facts, w, "the table")
     if view is None or run.facts.get(ids, View) is not None:
         raise NotApplicable
     known = view.rank > 2 or (view.rank == 2 and run.role(node).name == "embedding")

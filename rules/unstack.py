@@ -62,7 +62,7 @@ def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
     ends = {v: view for v in node.outputs if (view := facts.get(v, View)) is not None and _ends_at(facts, v)}
     if not ends and facts.get(out, View) is None and _selects_from_stack(facts, node):
         raise Declined(facts.why_not(out) or Reason("what it shows of the stack is not static", CONSTANT), node)
-    ends = {v: view for v, view in ends.items() if view.dtype in FLOATS and len(view.source.shape) > 1}
+    ends = {v: view for v, view in ends.items() if view.dtype in FLOATS and _is_matrix(view)}
     if not ends:
         raise NotApplicable
     stack = origin(facts, out)
@@ -72,6 +72,11 @@ def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
             turned = all(view.nbytes == _nbytes(facts, stack) for view in ends.values())
             raise NotApplicable if turned else refusal
     return ends
+
+
+def _is_matrix(view: View) -> bool:
+    """Whether a view is of a stack or a matrix, or is a matrix that is stored flat."""
+    return len(view.source.shape) > 1 or sum(extent > 1 for extent in view.shape) > 1
 
 
 def _nbytes(facts: Facts, stack: ir.Value) -> int:

@@ -39,7 +39,7 @@ from rewriter.facts.moves import (
 )
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import cast_type, integer_attribute
-from rewriter.graph.declines import CONSTANT, Declined
+from rewriter.graph.declines import CONSTANT, FOLDED, Declined
 from rewriter.tensors import View
 
 _LARGEST = 256
@@ -135,8 +135,13 @@ def cast(facts: Facts, node: ir.Node, x: ir.Value) -> View | None:
 @constants.at("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Concat", "Range", "Min", "Max", "Where", "Equal")
 def computed(facts: Facts, node: ir.Node, *inputs: ir.Value | None) -> View | None:
     """An operator whose inputs are all small constant integers, evaluated by ONNX's own reference."""
+    views = [facts.get(value, View) for value in inputs]
+    if None in views:
+        return None
     arrays = [array for value in inputs if (array := _small_integers(facts, value)) is not None]
     if len(arrays) != len(inputs):
+        if any(view is not None and view.size > _LARGEST and view.dtype.is_floating_point() for view in views):
+            raise Declined(f"{node.op_type} computes it from constants", node, remedy=FOLDED)
         return None
     try:
         return _whole(_evaluate(node, arrays), node.outputs[0])

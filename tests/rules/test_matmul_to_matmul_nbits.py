@@ -233,3 +233,15 @@ def test_an_input_of_no_known_type_has_the_weights(dtype, fires):
     assert result.report.applied == ({"matmul-to-matmul-nbits": 1} if fires else {})
     reasons = [decline.reason for decline in result.report.declines]
     assert reasons == ([] if fires else ["the element type of the input is unknown"])
+
+
+def test_a_weight_that_constants_compute_says_so():
+    model = linear_model("t = Mul (w, s) y = MatMul (x, t)", {"w": weights(40, 12), "s": np.array(2, np.float32)})
+    (decline,) = quantized(model, RULE).report.declines
+    assert decline.reason == "the weight is not constant: Mul computes it from constants" and "fold" in decline.remedy
+
+
+def test_a_weight_that_is_stored_flat_is_taken_out_by_unstack():
+    body = "shape = Constant <value_ints = [40, 12]> () t = Reshape (w, shape) y = MatMul (x, t)"
+    result = quantized(linear_model(body, {"w": weights(40, 12).reshape(-1)}), ["unstack", *RULE])
+    assert result.report.applied == {"unstack": 1, "matmul-to-matmul-nbits": 1}
