@@ -18,7 +18,11 @@ import time
 import ml_dtypes
 import numpy as np
 
-from rewriter.quantize import ALGORITHMS, QuantizedWeight, WeightContext, WeightSpec, relative_rms
+from rewriter.quantize import ALGORITHMS as KNOWN
+from rewriter.quantize import QuantizedWeight, WeightContext, WeightSpec, relative_rms
+
+ALGORITHMS = {name: quantize for name, quantize in KNOWN.items() if name != "lossless"}
+"""Those that fit a weight; lossless takes only what lies on a grid."""
 
 FIRST_USE = """
 import time

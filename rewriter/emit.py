@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.graph.declines import reason_of
+from rewriter.graph.declines import Reason, reason_of
 from rewriter.operators import matmul_nbits as definition
 from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.operator import DOMAIN, Operator
 from rewriter.quantize.job import QuantizationJob, packed_parts
+from rewriter.quantize.types import QuantizedShape
 from rewriter.rule import Declined, Run
 
 
@@ -93,13 +94,26 @@ def matmul_nbits(
 
 def require_matmul_nbits(run: Run, job: QuantizationJob, culprit: ir.Value | None = None) -> Stored:
     """Returns how the operator stores what a job makes, or declines: it cannot, or the target does not run it."""
-    stored = definition.RAW.of(job.stored_shape)
+    if reason := matmul_nbits_refusal(run, job.stored_shape, job.weight.dtype):
+        raise Declined(reason, culprit, remedy=reason_of(reason).remedy)
+    return definition.RAW.require(job.stored_shape)
+
+
+def matmul_nbits_refusal(run: Run, shape: QuantizedShape, dtype: ir.DataType) -> str | None:
+    """Returns why the operator cannot hold a weight so, or the target does not run it so, or None.
+
+    Args:
+        run: the rule's ``run``.
+        shape: how the weight would be quantized.
+        dtype: of the activations.
+    """
+    stored = definition.RAW.of(shape)
     if isinstance(stored, Refusal):
-        raise Declined(stored.reason, culprit)
-    spec, kernel = job.context.spec, run.target.linear
-    if reason := kernel.refusal(job.weight.dtype.name, spec.bits, spec.block_size, symmetric=spec.symmetric):
-        raise Declined(f"{MATMUL_NBITS.name} on {run.target}: {reason}", culprit, remedy=reason_of(reason).remedy)
-    return stored
+        return stored.reason
+    reason = run.target.linear.refusal(dtype.name, shape.bits, shape.block, symmetric=shape.symmetric)
+    return (
+        None if reason is None else Reason(f"{MATMUL_NBITS.name} on {run.target}: {reason}", reason_of(reason).remedy)
+    )
 
 
 def on_parts(

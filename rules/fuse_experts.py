@@ -170,7 +170,7 @@ class FuseExperts(Rule):
 
         inputs: dict[int, ir.Value | None] = {1: logits, ROUTER_WEIGHTS: mixing}
         for slots, own in zip(QMOE.projections, (fc1, fc2), strict=False):
-            inputs |= zip(slots.parts, map(tensor, (own.codes, own.scales, own.zero_points)), strict=False)
+            inputs |= zip(slots.parts(), map(tensor, (own.codes, own.scales, own.zero_points)), strict=False)
             inputs[slots.bias] = tensor(own.bias)
         attributes = form.attributes() | {"expert_weight_bits": fc1.shape.bits, "block_size": fc1.shape.block}
         attributes |= prepacked_attribute(target, RAW)

@@ -30,6 +30,7 @@ from rewriter.quantize.job import QuantizationJob
 from rewriter.rule import Declined, NotApplicable, Rule, Run
 from rewriter.rules.blocks.gather_block_quantized import gather, quantized_rows
 from rewriter.rules.blocks.guards import FLOATS, require_constant
+from rewriter.rules.blocks.matmul_nbits import require_lossless
 from rewriter.rules.blocks.readers import contracted_axis, readers, reads_rows
 from rewriter.tensors import View
 
@@ -110,6 +111,7 @@ def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_byt
         )
     spec = jobs[0].context.spec
     k = jobs[0].shape[1]
+    require_lossless(jobs[0], w)
     stored = TABLE.of(jobs[0].stored_shape)
     if isinstance(stored, Refusal):
         raise Declined(stored.reason, w)

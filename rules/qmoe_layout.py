@@ -46,7 +46,7 @@ class QMoELayout(Rule):
             inputs[slots.weight] = op.initializer(_laid_out(projection, stored.layout, own))
         attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
         attributes.pop("weights_prepacked", None)
-        attributes |= prepacked_attribute(self.run.target, wanted)
+        attributes |= prepacked_attribute(self.run.target, wanted, stored.projections[0].shape.format)
         out = write_qmoe(op, inputs, attributes, wanted)
         return Replacement({y: out}, [node], layouts={node: stored.layout.name})
 

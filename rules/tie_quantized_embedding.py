@@ -28,7 +28,7 @@ from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.quantize.job import PartTensor, QuantizationJob, packed_parts
 from rewriter.rule import Declined, Replacement, Rule, Run
 from rewriter.rules.blocks.gather_block_quantized import gather
-from rewriter.rules.blocks.matmul_nbits import addend, read_weight, takes_bias
+from rewriter.rules.blocks.matmul_nbits import addend, read_weight, require_lossless, takes_bias
 from rewriter.rules.blocks.tied import Table, inputs_of, read_table
 
 Form = Literal["blocks", "flat"]
@@ -114,6 +114,7 @@ def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
     if any(job.context.spec != spec for job in jobs):
         raise Declined("the plan gives the linears that read the table different specs", node, remedy=ONE_SPEC)
     _, weight = inputs_of(table.heads[0][0])
+    require_lossless(jobs[0], node.outputs[0])
     linear = require_matmul_nbits(run, jobs[0], weight)
     rows = TIED.of(jobs[0].stored_shape)
     if isinstance(rows, Refusal):

@@ -113,7 +113,7 @@ def _rounding(kernel: Kernel) -> str:
 _SINGLE = {"any": "yes", "alike": "alike only", "wide": "8 bits, alike only"}
 _SHOWN = {
     *("dtypes", "activations", "fusions", "fc3", "sparse_mixer", "unnormalized", "router_weights", "constants"),
-    *("blocks", "mixed_bits", "zero_point_blocks", "padded_zero_points", "mixed_zero_points", "single_block"),
+    *("format", "blocks", "mixed_bits", "zero_point_blocks", "padded_zero_points", "mixed_zero_points", "single_block"),
     *("multiple", "int8_activations", "layouts"),
 }
 _KERNEL_ROWS: dict[str, Callable[[Kernel], str]] = {
@@ -125,6 +125,7 @@ _KERNEL_ROWS: dict[str, Callable[[Kernel], str]] = {
     "`normalize_routing_weights=0` heeded in": lambda k: ", ".join(k.unnormalized).lower() or "none",
     "SwiGLU constants": lambda k: "the attributes" if k.constants is None else f"fixed: {k.constants}",
     "`router_weights` heeded": lambda k: _ROUTER_WEIGHTS[k.router_weights],
+    "codes": lambda k: "integers" if k.format == "int" else k.format,
     "bits and blocks": lambda k: _by_bits(k.blocks or {}),
     "projections of different bits": lambda k: ", ".join(f"{a}/{b}" for a, b in k.mixed_bits) or "no",
     "blocks with zero points": lambda k: _blocks(k.zero_point_blocks),

@@ -13,6 +13,7 @@ from rewriter.facts import Facts, Recogniser, Transfer
 from rewriter.facts.constants import constants
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.error import relative_output_rms, relative_rms
+from rewriter.quantize.formats import FORMATS
 from rewriter.quantize.importance import Importance
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.plan import CUSTOM, QuantizationPlan
@@ -101,9 +102,12 @@ class ModelRun:
             raise Declined("the plan gives the weights that are joined here different forms", reader)
         if isinstance(spec, str):
             raise Declined(spec, reader)
+        quantizer = self._quantizers[spec.algorithm]
+        if quantizer is not ALGORITHMS.get(spec.algorithm):  # a user's own decides about every weight
+            spec = replace(spec, lossless=False)
         context = WeightContext(
             spec=spec,
-            scale_dtype=scale_dtype,
+            scale_dtype=FORMATS[spec.format].scale_dtype or scale_dtype,
             weight=name,
             node=node,
             rule=rule,
@@ -113,7 +117,7 @@ class ModelRun:
             importance=self._importance.of(name, weight.name, expert, weight.shape[1]),
             activations=None if self._calibration is None else self._calibration.of(weight, expert),
         )
-        return QuantizationJob(weight, context, self._quantizers[spec.algorithm], self._written)
+        return QuantizationJob(weight, context, quantizer, self._written)
 
     def follow(self, root: ir.Node, change: Change, roles: Mapping[ir.Value, str]) -> None:
         """Takes note of a commit: facts are brought up to date, new nodes have the role of the root, or their own.
@@ -179,6 +183,7 @@ def weight_record(
         shape=job.shape,
         algorithm=instead or planned,
         bits=spec.bits,
+        format=spec.format,
         block_size=spec.block_size,
         symmetric=spec.symmetric,
         planned_block_size=None if context.planned is None else context.planned.block_size,

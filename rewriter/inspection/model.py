@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from rewriter.graph.contents import all_nodes, stored_tensors
 from rewriter.inspection.blocks import Block, find_blocks
+from rewriter.inspection.born import born_as
 from rewriter.inspection.kinds import Kind, is_bias, quantization
 from rewriter.inspection.weights import with_roles
 from rewriter.roles import Role, find_roles
@@ -73,7 +74,7 @@ class ModelInfo:
 
 
 def inspect(model: ir.Model) -> ModelInfo:
-    """Looks at a model; reads no tensor larger than a few integers."""
+    """Looks at a model; reads a few integers, and a few blocks of one float weight of each role."""
     roles = find_roles(model)
     nodes = list(all_nodes(model))
     layers = {role.layer for role in roles.values() if role.layer is not None}
@@ -106,12 +107,19 @@ def _holdings(model: ir.Model, roles: Mapping[ir.Node, Role]) -> tuple[Holding, 
     counts: Counter[tuple[str, str, Kind]] = Counter()
     elements: Counter[tuple[str, str, Kind]] = Counter()
     sizes: Counter[tuple[str, str, Kind]] = Counter()
+    born: dict[tuple[str, str, int], str] = {}
     for slot, role in with_roles(model, lambda node: roles.get(node, none)):
         bits, operator, codes = quantization(slot)
         tensor = slot.tensor
         kind: Kind = "quantized" if operator else "bias" if is_bias(slot) else "float"
         stored = {"quantized": f"{bits} bits, {operator}", "bias": f"{tensor.dtype.name}, biases"}
-        key = (role.name, stored.get(kind, tensor.dtype.name), kind)
+        name = tensor.dtype.name
+        if kind == "float" and role.name:
+            seen = (role.name, name, len(tensor.shape))
+            if seen not in born:
+                born[seen] = born_as(tensor)
+            name = ", ".join(filter(None, (name, born[seen])))
+        key = (role.name, stored.get(kind, name), kind)
         sizes[key] += tensor.nbytes
         if codes or not operator:
             counts[key] += 1

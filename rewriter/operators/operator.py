@@ -63,10 +63,14 @@ class Slots:
     zero_points: int | None = None
     global_scale: int | None = None
 
-    @property
-    def parts(self) -> tuple[int, ...]:
-        """Slots of what a quantized weight is stored as, in the order in which layouts have it."""
-        return tuple(slot for slot in (self.weight, self.scales, self.zero_points) if slot is not None)
+    def parts(self, *, global_scale: bool = False) -> tuple[int, ...]:
+        """Returns the slots of what a quantized weight is stored as, in the order in which layouts have it.
+
+        Args:
+            global_scale: whether the last is a global scale, and not zero points.
+        """
+        last = self.global_scale if global_scale else self.zero_points
+        return tuple(slot for slot in (self.weight, self.scales, last) if slot is not None)
 
     @property
     def stacks(self) -> tuple[int, ...]:

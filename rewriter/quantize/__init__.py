@@ -5,7 +5,7 @@ An algorithm is a module with one function, ``quantize``.
 
 from __future__ import annotations
 
-from rewriter.quantize import gptq, k_quant, mse_search, rtn
+from rewriter.quantize import gptq, k_quant, lossless, mse_search, rtn
 from rewriter.quantize.error import relative_rms
 from rewriter.quantize.types import (
     CodeArray,
@@ -22,6 +22,7 @@ ALGORITHMS: dict[str, Quantizer] = {
     "k-quant": k_quant.quantize,
     "mse-search": mse_search.quantize,
     "gptq": gptq.quantize,
+    lossless.NAME: lossless.quantize,
 }
 """The built-in algorithms by the name that YAML gives them."""
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from rewriter.quantize.formats import INT
 from rewriter.quantize.kernels import Codes, Floats, compiled
 from rewriter.quantize.rows import over_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight
@@ -24,13 +27,29 @@ def relative_rms(weight: FloatArray, quantized: QuantizedWeight) -> float:
     block = quantized.block_size or weight.shape[1]
     middle = np.array([[1 << (quantized.bits - 1)]], np.uint8)
 
+    if quantized.format != INT.name:
+        return _relative_rms_of_floats(weight, quantized)
+
     def sums(first: int, chunk: Floats) -> tuple[float, float]:
         rows = slice(first, first + len(chunk))
         scales = np.ascontiguousarray(quantized.scales[rows], np.float32)
         zeros = middle if quantized.zero_points is None else np.ascontiguousarray(quantized.zero_points[rows])
         return squares(chunk, np.ascontiguousarray(quantized.codes[rows]), scales, zeros, block)
 
-    parts = over_rows(weight, sums)
+    return _relative(over_rows(weight, sums))
+
+
+def _relative_rms_of_floats(weight: FloatArray, quantized: QuantizedWeight) -> float:
+    def sums(first: int, chunk: Floats) -> tuple[float, float]:
+        rows = slice(first, first + len(chunk))
+        part = replace(quantized, codes=quantized.codes[rows], scales=quantized.scales[rows])
+        rest = part.dequantize().astype(np.float64) - chunk
+        return float(np.vdot(rest, rest)), float(np.vdot(chunk, chunk.astype(np.float64)))
+
+    return _relative(over_rows(weight, sums))
+
+
+def _relative(parts: Sequence[tuple[float, float]]) -> float:
     error, total = (math.fsum(part[i] for part in parts) for i in (0, 1))
     if total == 0:
         return 0.0 if error == 0 else math.inf

@@ -22,6 +22,7 @@ import numpy as np
 from rewriter.quantize import kernels, mse_search
 from rewriter.quantize.blas import one_thread
 from rewriter.quantize.feedback import descend, feed_forward, refit_scales
+from rewriter.quantize.formats import INT
 from rewriter.quantize.hessian import Hessian, Matrix
 from rewriter.quantize.kernels import Codes, Floats
 from rewriter.quantize.rows import DTYPES, empty, over_rows
@@ -35,12 +36,12 @@ REFITS, SWEEPS = 2, 2
 
 
 def quantize(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
-    """Quantizes an [N, K] weight by its activations [T, K]; by ``mse-search`` where there are none.
+    """Quantizes an [N, K] weight by its activations [T, K]; by ``mse-search`` without them, and to float codes.
 
     Raises:
         QuantizationError: weight or activations are not finite or do not fit, or a scale overflows its dtype.
     """
-    if context.activations is None:
+    if context.activations is None or context.spec.format != INT.name:
         return replace(mse_search.quantize(weight, context), algorithm="mse-search")
     searched = mse_search.quantize(weight, context)
     with one_thread():

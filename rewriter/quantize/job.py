@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.errors import QuantizationError, RewriterError
-from rewriter.quantize.types import QuantizedShape, QuantizedWeight, Quantizer, WeightContext, check_promise
+from rewriter.quantize.types import QuantizedShape, QuantizedWeight, Quantizer, WeightContext, WeightSpec, check_promise
 from rewriter.tensors import View, drop_pages
 from rewriter.tensors.digest import digest_of
 
@@ -77,8 +77,11 @@ class QuantizationJob:
     @property
     def stored_shape(self) -> QuantizedShape:
         """What a layout must know of the weight that this makes."""
-        spec = self.context.spec
-        return QuantizedShape(*self.shape, spec.bits, spec.block_size, spec.symmetric)
+        return self.shape_in(self.context.spec)
+
+    def shape_in(self, spec: WeightSpec) -> QuantizedShape:
+        """What a layout would have to know of the weight, were it quantized by another spec."""
+        return QuantizedShape(*self.shape, spec.bits, spec.block_size, spec.symmetric, spec.format)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -262,6 +265,7 @@ def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:
     same = np.array_equal(back.codes, quantized.codes) and np.array_equal(back.scales, quantized.scales)
     if back.zero_points is not None and quantized.zero_points is not None:
         same = same and np.array_equal(back.zero_points, quantized.zero_points)
+    same = same and back.global_scale == quantized.global_scale
     if not same or (back.zero_points is None) != (quantized.zero_points is None):
         raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {stored.name} do not read back")
     job.written(job, quantized, sum(a.nbytes for a in arrays))

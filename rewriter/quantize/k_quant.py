@@ -11,7 +11,9 @@ Source: ``make_qkx2_quants`` of ggml-quants.c describes the fit.
 
 from __future__ import annotations
 
+from rewriter.errors import QuantizationError
 from rewriter.quantize import kernels
+from rewriter.quantize.formats import INT
 from rewriter.quantize.rows import quantize_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
@@ -22,4 +24,6 @@ def quantize(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
     Raises:
         QuantizationError: the weight is not finite, or a scale overflows its dtype.
     """
+    if context.spec.format != INT.name:
+        raise QuantizationError(f"weight '{context.weight}': k-quant fits integers, not {context.spec.format}")
     return quantize_rows(kernels.K_QUANT, weight, context)

@@ -32,6 +32,9 @@ LANES = 16
 ROUNDS, ENOUGH = 8, np.float32(0.998)
 """A scale is refitted until its error falls by less than 0.2%, at most so many times."""
 
+POSITIVE = 7
+"""The largest code of 3 bits, of which no runtime takes negative scales."""
+
 SAME_LEVEL = np.float32(1e-6)
 """Relative variance of the levels below which they define no line."""
 
@@ -146,6 +149,8 @@ def encode(block: Floats, scale: np.float32, zero: int, top: int, codes: Codes) 
 def plain_grid(low: np.float32, high: np.float32, top: int, symmetric: bool) -> tuple[np.float32, int]:
     """Returns the scale and zero point that round-to-nearest reads off the range of a block that is not all 0."""
     half = (top + 1) // 2
+    if symmetric and top == POSITIVE:
+        return max(-low / np.float32(half), high / np.float32(half - 1)), half
     if symmetric:
         return max(-low, high) / np.float32(half), half if -low >= high else half - 1
     scale = (high - low) / np.float32(top)
@@ -348,7 +353,7 @@ def fit_mse(
     scale, zero = plain_grid(low, high, top, symmetric)
     error, best = refit(block, importance, scale, zero, top, stored, ROUNDS)
     first, last, start = 0, top, zero
-    for mirror in range(2 if symmetric else 1):
+    for mirror in range(2 if symmetric and top != POSITIVE else 1):
         if symmetric:
             first = last = start = (top + 1) // 2 - mirror
         widest = max(-low / np.float32(max(start, 1)), high / np.float32(max(top - start, 1)))

@@ -9,7 +9,8 @@ weighted by the importance where one is given. No block is worse than by round-t
 
 from __future__ import annotations
 
-from rewriter.quantize import kernels
+from rewriter.quantize import four_bit_floats, kernels
+from rewriter.quantize.formats import INT
 from rewriter.quantize.rows import quantize_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
@@ -20,4 +21,6 @@ def quantize(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
     Raises:
         QuantizationError: the weight is not finite, or a scale overflows its dtype.
     """
+    if context.spec.format != INT.name:
+        return four_bit_floats.quantize(weight, context, search=True)
     return quantize_rows(kernels.MSE_SEARCH, weight, context)

@@ -15,9 +15,10 @@ from typing import Any, Literal, get_args
 from rewriter import quantize
 from rewriter.errors import RuleSetError, nearest
 from rewriter.graph.declines import Reason
+from rewriter.quantize.formats import FORMATS, FormatName
 from rewriter.quantize.types import WeightSpec
 
-Bits = Literal[2, 4, 8]
+Bits = Literal[2, 3, 4, 8]
 BlockSize = Literal[0, 16, 32, 64, 128, 256]
 CUSTOM = "custom"
 """The algorithm id that stands for a user's own function."""
@@ -238,7 +239,11 @@ class QuantizationPlan:
         for override in (self.overrides[index] for index in sorted(found)):
             if picks(override.selector):
                 changes.update(override.changes)
-        return replace(self.default, **changes)
+        spec = replace(self.default, **changes)
+        own = FORMATS[spec.format]
+        if own.block is None:
+            return spec
+        return replace(spec, bits=own.widths[0], block_size=own.block, symmetric=True)
 
     def unmatched(self, seen: Iterable[tuple[str, str]], roles: Collection[str]) -> list[UnmatchedGlob]:
         """Returns the globs that match nothing; a role may be absent from the model, and layers may match nothing.
@@ -294,6 +299,8 @@ def _check(changes: Mapping[str, Any]) -> None:
         "bits": get_args(Bits),
         "block_size": get_args(BlockSize),
         "symmetric": (True, False),
+        "format": get_args(FormatName),
+        "lossless": (True, False),
     }
     for name, value in changes.items():
         if name not in allowed:

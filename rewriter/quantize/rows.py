@@ -13,6 +13,7 @@ import numpy as np
 
 from rewriter.errors import QuantizationError
 from rewriter.quantize import kernels
+from rewriter.quantize.formats import INT
 from rewriter.quantize.kernels import Codes, Floats
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
@@ -76,7 +77,7 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
         QuantizationError: the weight, or a scale in its dtype, is not finite; or the input is none the kernels read.
     """
     spec = context.spec
-    importance = _importance(weight, context)
+    importance = checked_importance(weight, context)
     block = spec.block_size or weight.shape[1]
     top = (1 << spec.bits) - 1
     dtype = DTYPES[context.scale_dtype]
@@ -110,7 +111,13 @@ def empty(weight: FloatArray, context: WeightContext) -> tuple[Codes, FloatArray
     return np.empty((n, k), np.uint8), np.empty((n, blocks), context.scale_dtype), np.empty((n, blocks), np.uint8)
 
 
-def _importance(weight: FloatArray, context: WeightContext) -> Floats:
+def checked_importance(weight: FloatArray, context: WeightContext) -> Floats:
+    """Returns [K] weights of the squared error, of which only ratios matter.
+
+    Raises:
+        QuantizationError: the weight, its spec or its importance is none that the kernels read.
+    """
+
     def wrong(what: str) -> QuantizationError:
         return QuantizationError(f"weight '{context.weight}' cannot be quantized: {what}")
 
@@ -119,8 +126,8 @@ def _importance(weight: FloatArray, context: WeightContext) -> Floats:
             raise wrong(f"{what} is {dtype}; expected float32, float16 or bfloat16")
     if weight.ndim != 2 or 0 in weight.shape:
         raise wrong(f"its shape is {list(weight.shape)}; expected a non-empty [N, K]")
-    if context.spec.bits not in (2, 4, 8) or context.spec.block_size < 0:
-        raise wrong(f"bits {context.spec.bits}, block size {context.spec.block_size}; expected 2, 4 or 8 bits, >= 0")
+    if context.spec.bits not in INT.widths or context.spec.block_size < 0:
+        raise wrong(f"bits {context.spec.bits}, block size {context.spec.block_size}; expected 2, 3, 4 or 8 bits, >= 0")
     if context.importance is None:
         return np.ones(weight.shape[1], np.float32)
     importance = np.asarray(context.importance, np.float64)

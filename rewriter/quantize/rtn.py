@@ -7,7 +7,8 @@ Codes, scales and zero points are those of ONNX Runtime's ``quantize_matmul_{2,4
 
 from __future__ import annotations
 
-from rewriter.quantize import kernels
+from rewriter.quantize import four_bit_floats, kernels
+from rewriter.quantize.formats import INT
 from rewriter.quantize.rows import quantize_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
@@ -18,4 +19,6 @@ def quantize(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
     Raises:
         QuantizationError: the weight is not finite, or a scale overflows its dtype.
     """
+    if context.spec.format != INT.name:
+        return four_bit_floats.quantize(weight, context, search=False)
     return quantize_rows(kernels.RTN, weight, context)

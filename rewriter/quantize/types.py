@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter.errors import QuantizationError
+from rewriter.quantize.formats import FORMATS, FormatName
 from rewriter.tensors import View
 
 FloatArray = npt.NDArray[np.floating]
@@ -22,15 +23,21 @@ class WeightSpec:
 
     Attributes:
         algorithm: name of a built-in algorithm, or ``custom`` for a user's function.
-        bits: 2, 4 or 8.
+        bits: 2, 3, 4 or 8.
         block_size: input features that share one scale; 0 is one scale per output channel.
         symmetric: True for no zero points (the zero point is then 2^(bits-1)).
+        format: what codes and scales are, of ``formats.FORMATS``; mxfp4 and nvfp4 have 4 bits, blocks of 32 and 16 and
+            no zero points.
+        lossless: whether a weight that lies on a grid, as one that was trained in few bits does, keeps it, whatever
+            bits, blocks and format are asked for.
     """
 
     algorithm: str = "rtn"
     bits: int = 4
     block_size: int = 32
     symmetric: bool = True
+    format: FormatName = "int"
+    lossless: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,10 @@ class QuantizedShape:
     Attributes:
         n: output features.
         k: input features.
-        bits: 2, 4 or 8.
+        bits: 2, 3, 4 or 8.
         block: input features per scale; 0 is the whole row.
         symmetric: True for no zero points.
+        format: what codes and scales are.
     """
 
     n: int
@@ -82,6 +90,7 @@ class QuantizedShape:
     bits: int
     block: int
     symmetric: bool = True
+    format: FormatName = "int"
 
     @property
     def blocks(self) -> int:
@@ -93,13 +102,17 @@ class QuantizedShape:
 class QuantizedWeight:
     """A quantized [N, K] weight; ``dequantized = (code - zero_point) * scale``.
 
+    In mxfp4 and nvfp4, ``dequantized = value of the code * scale * global scale``.
+
     Attributes:
         codes: [N, K] uint8, each below 2^bits.
         scales: [N, ceil(K / block)] in the dtype in which they will be stored; may be negative.
         zero_points: [N, ceil(K / block)] uint8, or None for 2^(bits-1) everywhere.
-        bits: 2, 4 or 8.
+        bits: 2, 3, 4 or 8.
         block_size: input features per scale; 0 is the whole row.
         algorithm: id of the algorithm that made it, where that is not the one that was asked for.
+        format: what codes and scales are.
+        global_scale: multiplies all scales; 1 for integers.
     """
 
     codes: CodeArray
@@ -108,17 +121,23 @@ class QuantizedWeight:
     bits: int
     block_size: int
     algorithm: str = ""
+    format: FormatName = "int"
+    global_scale: float = 1.0
 
     @property
     def shape(self) -> QuantizedShape:
         """What a layout must know of it."""
         n, k = self.codes.shape
-        return QuantizedShape(n, k, self.bits, self.block_size, self.zero_points is None)
+        return QuantizedShape(n, k, self.bits, self.block_size, self.zero_points is None, self.format)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """Returns the [N, K] float32 weight that a kernel computes with; in one buffer of its size."""
         k = self.codes.shape[1]
         block = self.block_size or k
+        values = FORMATS[self.format].values
+        if values is not None:
+            scales = self.scales.astype(np.float32) * np.float32(self.global_scale)
+            return np.take(np.array(values, np.float32), self.codes) * np.repeat(scales, block, axis=1)[:, :k]
         floats = self.codes.astype(np.float32)
         for number in range(self.scales.shape[1]):
             part = floats[:, number * block : min((number + 1) * block, k)]
@@ -176,6 +195,10 @@ def check_promise(result: QuantizedWeight, shape: tuple[int, int], context: Weig
         raise broken(
             f"bits and block size are {result.bits}, {result.block_size}; asked {spec.bits}, {spec.block_size}"
         )
+    if result.format != spec.format:
+        raise broken(f"its codes are {result.format}; asked {spec.format}")
+    if not np.isfinite(result.global_scale) or (result.global_scale != 1 and not FORMATS[spec.format].global_scale):
+        raise broken(f"its global scale is {result.global_scale:g}, which {spec.format} has not")
     if result.codes.shape != (n, k) or result.codes.dtype != np.uint8:
         raise broken(f"codes are {result.codes.dtype}{list(result.codes.shape)}; expected uint8[{n}, {k}]")
     if result.scales.shape != (n, blocks) or result.scales.dtype != context.scale_dtype:

@@ -103,6 +103,7 @@ class Weight:
         planned_algorithm: what the plan asked for, where that could not be done for want of known inputs; else None.
         output_rms: root mean square error of its output over that of the output, on what it saw when the model was
             calibrated; None where that is not known, or was nothing.
+        format: what codes and scales are: int, mxfp4 or nvfp4.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Weight:
     planned_block_size: int | None = None
     planned_algorithm: str | None = None
     output_rms: float | None = None
+    format: str = "int"
 
 
 @dataclass(frozen=True)

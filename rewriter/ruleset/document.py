@@ -9,6 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from rewriter.errors import nearest
 from rewriter.quantize import plan
+from rewriter.quantize.formats import FormatName
+from rewriter.quantize.lossless import NAME as LOSSLESS
 from rewriter.quantize.types import WeightSpec
 from rewriter.ruleset.faults import fault, translated
 from rewriter.ruleset.fields import Algorithm, Layers, Names, Ratio, RuleField, exact
@@ -48,13 +50,23 @@ class SpecDocument(_Strict):
     """How weights are quantized."""
 
     algorithm: Algorithm = WeightSpec.algorithm
-    """Built-in algorithm, or `custom` for a function given in Python."""
+    """Built-in algorithm, or `custom` for a function given in Python; `lossless` may stand before another in a list."""
     bits: Annotated[plan.Bits, exact(plan.Bits)] = WeightSpec.bits  # type: ignore[assignment]  # held by exact()
     """Bits per weight."""
     block_size: Annotated[plan.BlockSize, exact(plan.BlockSize)] = WeightSpec.block_size  # type: ignore[assignment]  # likewise
     """Input features that share a scale; 0 is one scale per output channel."""
     symmetric: bool = WeightSpec.symmetric
     """True for no zero points."""
+    format: FormatName = WeightSpec.format
+    """What codes are: integers, or `mxfp4` and `nvfp4`, which have 4 bits and blocks of 32 and 16."""
+
+    def given(self) -> dict[str, Any]:
+        """Returns the fields that the document wrote; a list of algorithms as the last of them, lossless or not."""
+        found = super().given()
+        if "algorithm" in found:
+            *first, found["algorithm"] = found["algorithm"].split(" ")
+            found["lossless"] = LOSSLESS in (*first, found["algorithm"])
+        return found
 
 
 class SelectorDocument(_Strict):
@@ -97,7 +109,7 @@ class OverrideDocument(SelectorDocument, SpecDocument):
 
     def changes(self) -> dict[str, Any]:
         given = self.given()
-        return {name: given[name] for name in SpecDocument.model_fields if name in given}
+        return {name: given[name] for name in (*SpecDocument.model_fields, "lossless") if name in given}
 
 
 class QuantizationDocument(_Strict):

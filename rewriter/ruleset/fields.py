@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from rewriter.errors import nearest
 from rewriter.quantize import plan
+from rewriter.quantize.lossless import NAME as LOSSLESS
 from rewriter.ruleset.faults import fault, show
 from rewriter.text import names
 
@@ -72,17 +73,27 @@ def _layers(value: object) -> tuple[plan.Layers, ...]:
 
 
 def _algorithm(value: object) -> str:
-    name = value if isinstance(value, str) else repr(value)
+    """Returns the algorithm; of a list, lossless and the one behind it, with a blank between them."""
+    listed = value if isinstance(value, list) and value else [value]
     known = plan.algorithms()
-    if name not in known:
-        raise fault(f"unknown algorithm '{name}'{nearest(name, known)}")
-    return name
+    for entry in listed:
+        name = entry if isinstance(entry, str) else repr(entry)
+        if name not in known:
+            raise fault(f"unknown algorithm '{name}'{nearest(name, known)}")
+    if len(listed) > 2 or (len(listed) == 2 and (listed[0] != LOSSLESS or listed[1] == LOSSLESS)):
+        raise fault(f"of a list of algorithms the first is {LOSSLESS}, and one follows for what lies on no grid")
+    return " ".join(map(str, listed))
+
+
+def _algorithm_schema() -> dict[str, Any]:
+    one: dict[str, Any] = {"type": "string", "enum": list(plan.algorithms())}
+    return {"anyOf": [one, {"type": "array", "items": one, "minItems": 2, "maxItems": 2}]}
 
 
 Algorithm = Annotated[
     str,
     PlainValidator(_algorithm),
-    Field(json_schema_extra=lambda schema: schema.update(type="string", enum=list(plan.algorithms()))),
+    Field(json_schema_extra=lambda schema: schema.update(_algorithm_schema())),
 ]
 RuleField = Annotated[RuleEntry, PlainValidator(_rule_entry), WithJsonSchema(_RULE_ENTRY)]
 Names = Annotated[

@@ -18,6 +18,7 @@ from rewriter.operators.activation import SWIGLU
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE
+from rewriter.quantize.formats import FormatName
 from rewriter.quantize.types import QuantizedShape
 from rewriter.target.version import Version
 
@@ -39,6 +40,7 @@ class Kernel:
         unnormalized: dtypes in which ``normalize_routing_weights=0`` is heeded where no router_weights are given.
         router_weights: of QMoE, values of ``normalize_routing_weights`` at which router_weights are heeded.
         constants: alpha, beta and limit that SwiGLU is computed with whatever the attributes say, or None.
+        format: of QMoE, what codes and scales are.
         blocks: of QMoE, bits -> legal block sizes, 0 for a whole row.
         mixed_bits: of QMoE, pairs of widths of fc1 and fc2; empty where all projections have one width.
         zero_point_blocks: of QMoE, block sizes that may have zero points.
@@ -60,6 +62,7 @@ class Kernel:
     unnormalized: tuple[str, ...] = ("FLOAT", "FLOAT16", "BFLOAT16")
     router_weights: tuple[bool, ...] = ()
     constants: tuple[float, float, float] | None = None
+    format: FormatName = "int"
     blocks: Blocks | None = None
     mixed_bits: tuple[tuple[int, int], ...] = ()
     zero_point_blocks: tuple[int, ...] = ()
@@ -106,11 +109,17 @@ class Kernel:
             layout: its name.
         """
         return (
-            self.unknown_widths([own.bits for own in projections])
+            self.unknown_format([own.format for own in projections])
+            or self.unknown_widths([own.bits for own in projections])
             or self._unknown_blocks(projections, layout)
             or self._misread_zero_points(projections)
             or self._misread_rows(projections)
         )
+
+    def unknown_format(self, formats: Sequence[str]) -> str | None:
+        """Returns why the kernel of QMoE has no codes of these formats, or None."""
+        other = next((own for own in formats if own != self.format), None)
+        return None if other is None else Reason(f"it runs {self.format}, not {other}", OTHER_BITS)
 
     def unknown_widths(self, bits: Sequence[int]) -> str | None:
         """Returns why the kernel of QMoE has no codes of these widths of fc1, fc2 and perhaps fc3, or None."""
@@ -258,6 +267,21 @@ _CUDA_MIXED = replace(
 _CPU_3_BITS = replace(
     _CPU_SHARED, dtypes=("FLOAT16", "BFLOAT16"), blocks={3: (32, 64, 128)}, multiple=1, layouts=("raw",)
 )
+_CPU_MXFP4 = replace(_CPU_SHARED, dtypes=("FLOAT16",), format="mxfp4", blocks={4: (32,)}, multiple=1, layouts=("raw",))
+_CPU_NVFP4 = replace(_CPU_MXFP4, format="nvfp4", blocks={4: (16,)})
+# In float32 it rounds activations, to more than 8 bits: 5e-3 of the largest output.
+_CPU_MXFP4_FLOAT = replace(_CPU_MXFP4, dtypes=("FLOAT",), int8_activations=((4, 32),))
+_CPU_NVFP4_FLOAT = replace(_CPU_NVFP4, dtypes=("FLOAT",), int8_activations=((4, 16),))
+_CUDA_MXFP4 = Kernel(
+    (1, 31),
+    dtypes=("FLOAT16",),
+    activations=("swiglu",),
+    format="mxfp4",
+    blocks={4: (32,)},
+    multiple=64,
+    layouts=("columns",),
+)
+_CUDA_NVFP4 = replace(_CUDA_MXFP4, format="nvfp4", blocks={4: (16,)})
 _CUDA_ACTIVATIONS_1_32 = (*_CUDA_MOE.activations, "relu2", "geglu")
 _WEBGPU_MOE = Kernel((1, 24), activations=("swiglu",), unnormalized=())
 _WEBGPU_QMOE = replace(_WEBGPU_MOE, blocks=dict.fromkeys((4, 8), _GPU_BLOCKS[1:]), single_block="alike")
@@ -269,12 +293,18 @@ def _also_1_32(kernel: Kernel) -> tuple[Kernel, Kernel]:
 
 KERNELS: Mapping[tuple[str, str], tuple[tuple[Kernel, ...], ...]] = {
     ("cpu", MOE.name): ((_CPU_MOE, _CPU_MOE_1_32),),
-    ("cpu", QMOE.name): ((_CPU_1_23, _CPU_1_24, _CPU_1_25, _CPU_1_27, _CPU_1_31), (_CPU_SHARED,), (_CPU_3_BITS,)),
+    ("cpu", QMOE.name): (
+        (_CPU_1_23, _CPU_1_24, _CPU_1_25, _CPU_1_27, _CPU_1_31),
+        (_CPU_SHARED,),
+        (_CPU_3_BITS,),
+        *((kernel,) for kernel in (_CPU_MXFP4, _CPU_NVFP4, _CPU_MXFP4_FLOAT, _CPU_NVFP4_FLOAT)),
+    ),
     ("cuda", MOE.name): ((_CUDA_MOE, *_also_1_32(_CUDA_MOE_1_28)),),
     ("cuda", QMOE.name): (
         (_CUDA_1_23, _CUDA_1_24, _CUDA_1_28, *_also_1_32(_CUDA_1_31)),
         _also_1_32(_CUDA_2_BITS),
         _also_1_32(_CUDA_MIXED),
+        *((_CUDA_MXFP4,), (_CUDA_NVFP4,)),
     ),
     ("webgpu", MOE.name): ((_WEBGPU_MOE,),),
     ("webgpu", QMOE.name): ((_WEBGPU_QMOE, replace(_WEBGPU_QMOE, since=(1, 31), single_block="any")),),

@@ -128,7 +128,7 @@ class Target:
 
     def _of_architecture(self, kernel: Kernel) -> Kernel:
         """Returns a kernel with the layouts of this architecture, where it reads no raw weights on any."""
-        if self.provider != "cuda" or "raw" in kernel.layouts:
+        if self.provider != "cuda" or not all(layout.startswith("cutlass") for layout in kernel.layouts):
             return kernel
         own = tuple(layout for layout in kernel.layouts if layout == f"cutlass-{self.architecture}")
         return replace(kernel, layouts=own)

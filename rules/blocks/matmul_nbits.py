@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from rewriter.emit import require_matmul_nbits
+from rewriter.emit import matmul_nbits_refusal, require_matmul_nbits
 from rewriter.graph.attributes import float_attribute, integer_attribute
 from rewriter.graph.declines import (
     INFER_SHAPES,
@@ -17,6 +17,7 @@ from rewriter.graph.declines import (
     Reason,
     stays_float,
 )
+from rewriter.quantize import lossless
 from rewriter.quantize.job import QuantizationJob
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
@@ -37,8 +38,17 @@ def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, 
     matrix = read_weight(run, x, w)
     _require_float_copy_disappears(run, w, reader)
     job = run.quantize(matrix if transposed else matrix.T, reader, rule, matrix.dtype.numpy())
+    job = lossless.kept(job, lambda shape: not matmul_nbits_refusal(run, shape, matrix.dtype))
+    require_lossless(job, w)
     require_matmul_nbits(run, job, w)
     return job
+
+
+def require_lossless(job: QuantizationJob, culprit: ir.Value) -> None:
+    """Declines where the plan keeps a weight in float unless it lies on a grid, and it lies on none."""
+    spec = job.context.spec
+    if spec.lossless and spec.algorithm == lossless.NAME:
+        raise Declined("the weight lies on no grid that a kernel of the target runs", culprit)
 
 
 def read_weight(run: Run, x: ir.Value, w: ir.Value) -> View:

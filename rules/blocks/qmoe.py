@@ -13,7 +13,9 @@ from rewriter.emit import write_operator
 from rewriter.graph.declines import NAME_ARCHITECTURE, ONE_SPEC, OTHER_BLOCK_SIZE, Reason, no_kernel, reason_of
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.layout.stored import Layout, Refusal
-from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, ROUTER_WEIGHTS, layout_named
+from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, QUANT_TYPES, ROUTER_WEIGHTS, layout_named, weights_prepacked
+from rewriter.quantize import lossless
+from rewriter.quantize.formats import FORMATS, INT, FormatName
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.stack import packed_stack
 from rewriter.quantize.types import QuantizedShape, WeightSpec
@@ -93,8 +95,13 @@ def plan_experts(run: Run, rule: str, experts: Experts, ways: Sequence[Way], *, 
         smaller_blocks: whether another form than the planned one may be taken.
     """
     asked = tuple(_jobs(run, rule, experts, projection) for projection in experts.projections)
-    fitting = _with_widths(run.target, ways, experts, [jobs[0].context.spec.bits for jobs in asked])
     specs = [jobs[0].context.spec for jobs in asked]
+    kept = _on_their_grid(experts, ways, asked) if all(spec.lossless for spec in specs) else None
+    if kept is not None:
+        return kept
+    if any(spec.algorithm == lossless.NAME for spec in specs):
+        raise Declined("its weights lie on no grid that a kernel of the target runs", experts.node)
+    fitting = _with_widths(run.target, ways, experts, specs)
     blocks = {spec.block_size for spec in specs}
     if len(blocks) > 1 and 0 in blocks:
         reason = "QMoE has one block size, and the plan asks for blocks and for whole rows"
@@ -120,14 +127,41 @@ def plan_experts(run: Run, rule: str, experts: Experts, ways: Sequence[Way], *, 
     raise Declined(f"{first}{smaller}", experts.node, remedy=first.remedy)
 
 
-def _with_widths(target: Target, ways: Sequence[Way], experts: Experts, bits: Sequence[int]) -> Sequence[Way]:
-    """Returns the ways that run codes of these widths of fc1, fc2 and perhaps fc3, or declines."""
+def _on_their_grid(experts: Experts, ways: Sequence[Way], asked: Sequence[Jobs]) -> Held | None:
+    """Returns how weights that lie on one grid are held as that grid, where they do and a kernel runs it."""
+    views = [projection.weight for projection in experts.projections]
+    common = [set(lossless.forms_of(view)) for view in views]
+    for spec in lossless.forms_of(views[0]):
+        if not all(spec in others for others in common):
+            continue
+        shapes = [job.shape_in(spec) for job, *_ in asked]
+        fit = next(
+            (
+                (way, layout)
+                for way in ways
+                for layout in map(layout_named, way.kernel.layouts)
+                if refusal(way.kernel, shapes, layout) is None
+            ),
+            None,
+        )
+        if fit is not None and not any(lossless.off_grid(view, spec) for view in views):
+            jobs = tuple(tuple(lossless.on_grid(job, spec) for job in jobs) for jobs in asked)
+            return Held(jobs, spec.block_size, fit[1], fit[0])
+    return None
+
+
+def _with_widths(target: Target, ways: Sequence[Way], experts: Experts, specs: Sequence[WeightSpec]) -> Sequence[Way]:
+    """Returns the ways that run codes of these formats and widths of fc1, fc2 and perhaps fc3, or declines."""
+    bits, formats = [spec.bits for spec in specs], [spec.format for spec in specs]
     if not any(way.kernel.layouts for way in ways):
         reason = f"target {target} has no QMoE unless an architecture is named (cuda:sm80, cuda:sm90)"
         raise Declined(reason, experts.node, remedy=NAME_ARCHITECTURE)
-    fitting = [way for way in ways if way.kernel.unknown_widths(bits) is None]
+    known = [way for way in ways if way.kernel.unknown_format(formats) is None]
+    if not known:
+        raise no_kernel(QMOE.name, target, ways[0].kernel.unknown_format(formats) or "", experts.node)
+    fitting = [way for way in known if way.kernel.unknown_widths(bits) is None]
     if not fitting:
-        raise no_kernel(QMOE.name, target, ways[0].kernel.unknown_widths(bits) or "", experts.node)
+        raise no_kernel(QMOE.name, target, known[0].kernel.unknown_widths(bits) or "", experts.node)
     return fitting
 
 
@@ -145,7 +179,8 @@ def emit_qmoe(op: Any, target: Target, experts: Experts, held: Held) -> Any:
     for slots, projection, jobs in zip(QMOE.projections, experts.projections, held.jobs, strict=False):
         stored = held.layout.require(jobs[0].stored_shape)
         tensors = packed_stack(jobs, stored, projection.weight.name, experts.dtype)
-        inputs |= dict(zip(slots.parts, map(op.initializer, tensors), strict=False))
+        parts = slots.parts(global_scale=FORMATS[stored.shape.format].global_scale)
+        inputs |= dict(zip(parts, map(op.initializer, tensors), strict=False))
         inputs[slots.bias] = projection.bias
     inputs[ROUTER_WEIGHTS] = op.Softmax(router, axis=-1) if held.way.weighted else None
     return write_qmoe(op, inputs, qmoe_attributes(target, experts.form, held), held.layout)
@@ -177,15 +212,18 @@ def qmoe_attributes(target: Target, form: ExpertForm, held: Held) -> dict[str, i
     found |= {f"fc{i}_expert_weight_bits": own for i, own in enumerate(bits, 1) if own != bits[0]}
     if held.block:
         found["block_size"] = held.block
-    found |= prepacked_attribute(target, held.layout)
+    own = held.specs[0].format
+    if own != INT.name:
+        found["quant_type"] = QUANT_TYPES[own]
+    found |= prepacked_attribute(target, held.layout, own)
     if held.accuracy_level:
         found["accuracy_level"] = held.accuracy_level
     return found
 
 
-def prepacked_attribute(target: Target, layout: Layout) -> dict[str, int]:
-    """Returns the attribute that says whether weights are raw, where the target's operator has it."""
-    return {"weights_prepacked": int(layout is not RAW)} if target.has(QMOE.name, "weights_prepacked") else {}
+def prepacked_attribute(target: Target, layout: Layout, own: FormatName = "int") -> dict[str, int]:
+    """Returns the attribute that says how weights lie, where the target's operator has it."""
+    return {"weights_prepacked": weights_prepacked(layout, own)} if target.has(QMOE.name, "weights_prepacked") else {}
 
 
 def _jobs(run: Run, rule: str, experts: Experts, projection: Projection) -> Jobs:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rewriter.errors import QuantizationError
 from rewriter.operators.form import ExpertForm, form_of
-from rewriter.operators.layout.stored import Layout
+from rewriter.operators.layout.stored import Layout, Stored
 from rewriter.operators.operator import input_at
 from rewriter.operators.qmoe import (
     LAYOUT_KEY,
@@ -25,6 +25,7 @@ from rewriter.operators.qmoe import (
     layout_named,
     quantized_of,
 )
+from rewriter.quantize.formats import FORMATS, INT
 from rewriter.quantize.types import QuantizedShape, QuantizedWeight
 from rewriter.rule import Declined, Run
 from rewriter.rules.blocks.guards import require_constant
@@ -40,6 +41,7 @@ class StoredProjection:
         codes: [E, ...] uint8.
         scales: [E, N] or [E, N, K / block].
         zero_points: packed, or None.
+        global_scale: [E] of mxfp4 and nvfp4, or None.
         bias: [E, N], or None.
         shape: of one expert's weight.
     """
@@ -48,13 +50,15 @@ class StoredProjection:
     codes: View
     scales: View
     zero_points: View | None
+    global_scale: View | None
     bias: ir.Value | None
     shape: QuantizedShape
 
     @property
     def arrays(self) -> list[View]:
-        """Codes, scales and, where there are any, zero points."""
-        return [view for view in (self.codes, self.scales, self.zero_points) if view is not None]
+        """Codes, scales and, where there are any, zero points or the global scale."""
+        found = (self.codes, self.scales, self.zero_points, self.global_scale)
+        return [view for view in found if view is not None]
 
     def expert(self, index: int, layout: Layout) -> QuantizedWeight:
         """Reads one expert back from its bytes."""
@@ -128,8 +132,11 @@ def read_qmoe(run: Run, y: ir.Value, unmarked: LayoutName | None) -> StoredExper
     form, held = form_of(node), quantized_of(node)
     if form.unknown:
         raise Declined(f"it has attributes that QMoE does not have: {', '.join(form.unknown)}", node)
-    if held.quant_type != "int" or any(v is not None for v in node.inputs[ROUTER_WEIGHTS + 1 :]):
-        raise Declined(f"quant_type '{held.quant_type}' or global scales; only plain integers are read", node)
+    own = held.format
+    used = [slots.global_scale for slots in QMOE.projections] if own is not None and FORMATS[own].global_scale else []
+    more = [slot for slot, value in enumerate(node.inputs) if slot > ROUTER_WEIGHTS and value is not None]
+    if own is None or not set(more) <= set(used):
+        raise Declined(f"quant_type '{held.quant_type}', or scales of activations, are not read", node)
     fc1, fc2, _ = QMOE.projections
     scales = [_constant(run, node, slot, "scales") for slot in (fc1.scales, fc2.scales)]
     hidden, inter = scales[1].shape[1], scales[0].shape[1] // form.fused
@@ -145,8 +152,9 @@ def read_qmoe(run: Run, y: ir.Value, unmarked: LayoutName | None) -> StoredExper
                 _constant(run, node, slots.weight, f"{name} codes"),
                 _constant(run, node, slots.scales, f"{name} scales"),
                 None if symmetric else _constant(run, node, slots.zero_points, f"{name} zero points"),
+                _constant(run, node, slots.global_scale, f"{name} global scale", rank=1) if used else None,
                 input_at(node, slots.bias),
-                QuantizedShape(*sizes[name], bits, held.block, symmetric),
+                QuantizedShape(*sizes[name], bits, FORMATS[own].block or held.block, symmetric, own),
             )
         )
     projections = tuple(found)
@@ -154,12 +162,12 @@ def read_qmoe(run: Run, y: ir.Value, unmarked: LayoutName | None) -> StoredExper
     return StoredExperts(node, form, held, input_at(node, ROUTER_WEIGHTS), projections, layout)
 
 
-def _constant(run: Run, node: ir.Node, slot: int | None, what: str) -> View:
+def _constant(run: Run, node: ir.Node, slot: int | None, what: str, rank: int = 2) -> View:
     value = input_at(node, slot)
     if value is None:
         raise Declined(f"{what} are missing", node)
     view = require_constant(run.facts, value, what)
-    if view.rank < 2:
+    if view.rank < rank:
         raise Declined(f"{what} have shape {list(view.shape)}; expected [E, ...]", value)
     return view
 
@@ -178,6 +186,14 @@ def _layout(
     if not fits:
         shapes = ", ".join(f"{p.name} {list(p.codes.shape)}" for p in projections)
         raise Declined(f"the shapes of its codes ({shapes}) fit no layout", node)
+    if held.format != INT.name:
+        possible = [layout for layout in fits if all(isinstance(layout.of(p.shape), Stored) for p in projections)]
+        if unmarked is None and len(possible) != 1:
+            reason = (
+                "neither metadata nor shapes tell the layout of its float codes; name it with the option 'unmarked'"
+            )
+            raise Declined(reason, node)
+        return possible[0] if len(possible) == 1 else layout_named(unmarked or RAW.name)
     if held.prepacked == 0 or (held.prepacked == -1 and fits == [RAW]):
         return RAW
     if unmarked is None or (unmarked == "raw" and held.prepacked == 1):

@@ -26,6 +26,21 @@ def random_weight(n, k, bits, block, *, symmetric=True, seed=0, dtype=np.float32
     )
 
 
+def random_floats(n, k, own, seed):
+    """A weight in mxfp4 or nvfp4."""
+    rng = np.random.default_rng(seed)
+    powers = 2.0 ** rng.integers(-6, 6, (n, k // own.block))
+    return QuantizedWeight(
+        codes=rng.integers(0, 16, (n, k), dtype=np.uint8),
+        scales=powers.astype(own.scale_dtype),
+        zero_points=None,
+        bits=4,
+        block_size=own.block,
+        format=own.name,
+        global_scale=float(2.0 ** rng.integers(-3, 3)),
+    )
+
+
 @st.composite
 def weights(draw, n=ROWS, k=COLUMNS, bits=BITS, block=BLOCKS):
     return random_weight(

@@ -11,7 +11,7 @@ SHAPES = st.lists(st.integers(0, 7), min_size=0, max_size=2).flatmap(
 )
 
 
-@given(SHAPES, st.sampled_from([2, 4, 8]), st.integers(0, 3), st.integers(0, 2**31))
+@given(SHAPES, st.sampled_from([2, 3, 4, 8]), st.integers(0, 3), st.integers(0, 2**31))
 def test_codes_come_back(shape, bits, pad, seed):
     codes = np.random.default_rng(seed).integers(0, 1 << bits, shape, dtype=np.uint8)
     packed = pack_codes(codes, bits, pad=pad)
@@ -22,6 +22,12 @@ def test_codes_come_back(shape, bits, pad, seed):
 def test_low_bits_come_first_and_the_last_byte_is_padded():
     np.testing.assert_array_equal(pack_codes(np.array([1, 2, 3], np.uint8), 4, pad=8), [0x21, 0x83])
     np.testing.assert_array_equal(pack_codes(np.array([1, 2, 3, 0, 3], np.uint8), 2, pad=2), [0b00111001, 0b10101011])
+
+
+def test_eight_codes_of_three_bits_share_three_bytes():
+    codes = np.array([1, 2, 3, 4, 5, 6, 7, 0, 5], np.uint8)
+    packed = int.from_bytes(pack_codes(codes, 3).tobytes(), "little")
+    assert [packed >> 3 * i & 7 for i in range(9)] == codes.tolist()
 
 
 def test_more_codes_than_one_chunk():
@@ -42,7 +48,7 @@ def test_the_result_never_aliases_its_source():
     assert not np.shares_memory(unpack_codes(codes, 8, 4), codes)
 
 
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4])
 def test_a_code_that_does_not_fit_is_refused(bits):
     codes = np.array([[0, 1 << bits]], np.uint8)
     with pytest.raises(QuantizationError, match=f"code {1 << bits} does not fit in {bits} bits"):
@@ -50,8 +56,8 @@ def test_a_code_that_does_not_fit_is_refused(bits):
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(QuantizationError, match="3 bits"):
-        pack_codes(np.zeros(4, np.uint8), 3)
+    with pytest.raises(QuantizationError, match="5 bits"):
+        pack_codes(np.zeros(4, np.uint8), 5)
     with pytest.raises(QuantizationError, match="uint8"):
         pack_codes(np.zeros(4, np.int8), 4)
     with pytest.raises(QuantizationError, match="cannot hold 5 codes"):

@@ -34,9 +34,9 @@ FAULTS = {
         "phases:\n- {name: a, rules: [drop-cast]}\n- {name: a, rules: [drop-cast]}",
         "3:10: duplicate phase 'a'",
     ),
-    "bits": ("quantization: {default: {bits: 3}}", "1:32: 'bits' should be 2, 4 or 8, not 3"),
-    "bits as text": ("quantization: {default: {bits: '4'}}", "1:32: 'bits' should be 2, 4 or 8, not '4'"),
-    "bits as float": ("quantization: {default: {bits: 4.0}}", "1:32: 'bits' should be 2, 4 or 8, not 4.0"),
+    "bits": ("quantization: {default: {bits: 5}}", "1:32: 'bits' should be 2, 3, 4 or 8, not 5"),
+    "bits as text": ("quantization: {default: {bits: '4'}}", "1:32: 'bits' should be 2, 3, 4 or 8, not '4'"),
+    "bits as float": ("quantization: {default: {bits: 4.0}}", "1:32: 'bits' should be 2, 3, 4 or 8, not 4.0"),
     "block size": (
         "quantization: {default: {block_size: 48}}",
         "1:38: 'block_size' should be 0, 16, 32, 64, 128 or 256, not 48",
@@ -166,8 +166,8 @@ FAULTS = {
         "2:36: unknown key 'sweeps' (did you mean 'max_sweeps'?)",
     ),
     "through a merge key": (
-        "quantization:\n  default: {<<: {bits: 3}, block_size: 32}",
-        "2:24: 'bits' should be 2, 4 or 8, not 3",
+        "quantization:\n  default: {<<: {bits: 5}, block_size: 32}",
+        "2:24: 'bits' should be 2, 3, 4 or 8, not 5",
     ),
 }
 
@@ -209,7 +209,7 @@ def test_fault_in_python(toy, write, source, message):
             {"quantization.default.bitz": 8},
             "override quantization.default.bitz: unknown key 'bitz' (did you mean 'bits'?)",
         ),
-        ({"quantization.default.bits": 5}, "override quantization.default.bits: 'bits' should be 2, 4 or 8, not 5"),
+        ({"quantization.default.bits": 5}, "override quantization.default.bits: 'bits' should be 2, 3, 4 or 8, not 5"),
         ({"parity.local.x": 1}, "override parity.local: 'local' should be 'class', 'all' or 'none', not {'x': 1}"),
         ({"parity": {}, "parity.local": 1, "parity.local.x": 1}, "override parity.local.x: given twice, or inside"),
         ({"extends": "base"}, "override extends: a rule set's base cannot be overridden"),

@@ -76,7 +76,7 @@ def test_everything(toy, write):
                 Override(Selector(role=("lm_head",)), {"bits": 8}),
                 Override(
                     Selector(("*/a", "b"), ("w?",), (), found.plan.overrides[1].selector.layers),
-                    {"algorithm": "k-quant", "block_size": 0},
+                    {"algorithm": "k-quant", "lossless": False, "block_size": 0},
                 ),
             ),
         ),
@@ -230,3 +230,31 @@ def test_parse_override():
             parse_override(text)
     with pytest.raises(RuleSetError, match=r"^override a:1:2: not valid YAML: [^\n]*$"):
         parse_override("a=[")
+
+
+def with_default(default):
+    return {
+        "description": "A test.",
+        "phases": [{"name": "p", "rules": ["unstack"]}],
+        "quantization": {"default": yaml.safe_load(default)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name", "lossless"),
+    [("rtn", "rtn", False), ("[lossless, rtn]", "rtn", True), ("lossless", "lossless", True), ("[rtn]", "rtn", False)],
+)
+def test_lossless_may_stand_before_another_algorithm(algorithm, name, lossless):
+    spec = load(with_default(f"{{algorithm: {algorithm}}}")).plan.default
+    assert (spec.algorithm, spec.lossless) == (name, lossless)
+
+
+@pytest.mark.parametrize("algorithm", ["[rtn, k-quant]", "[lossless, rtn, rtn]", "[lossless, lossless]", "[]", "[rnt]"])
+def test_no_other_list_of_algorithms_is_one(algorithm):
+    with pytest.raises(RuleSetError, match="algorithm"):
+        load(with_default(f"{{algorithm: {algorithm}}}"))
+
+
+def test_a_format_says_bits_and_blocks():
+    spec = load(with_default("{bits: 8, format: nvfp4}")).plan.resolve(node="", weight="", role="", layer=None)
+    assert (spec.format, spec.bits, spec.block_size, spec.symmetric) == ("nvfp4", 4, 16, True)

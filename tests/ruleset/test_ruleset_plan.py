@@ -159,7 +159,7 @@ def test_unmatched_names_place_and_nearest():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: QuantizationPlan(WeightSpec(bits=3)), "'bits' of a weight's quantization is 3 (valid: 2"),
+        (lambda: QuantizationPlan(WeightSpec(bits=5)), "'bits' of a weight's quantization is 5 (valid: 2"),
         (lambda: QuantizationPlan(WeightSpec(block_size=8)), "'block_size' of a weight's quantization is 8"),
         (lambda: QuantizationPlan(WeightSpec(block_size=False)), "'block_size' of a weight's quantization is False"),
         (lambda: QuantizationPlan(WeightSpec(algorithm="awq")), "'algorithm' of a weight's quantization is 'awq'"),

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, settings
 from mistakes import Mistake, codes, made
 from rule_models import rule_of
 from wrong_experts import EXPERTS
+from wrong_formats import FORMATS
 from wrong_guards import GUARDS
 from wrong_linears import LINEARS
 from wrong_operators import OPERATORS
@@ -18,7 +19,7 @@ from wrong_tables import TABLES
 from rewriter.ruleset.discover import rule_offers
 from rewriter.testing import check_rule, near_misses
 
-MISTAKES: tuple[Mistake, ...] = (*LINEARS, *EXPERTS, *OPERATORS, *TABLES, *GUARDS)
+MISTAKES: tuple[Mistake, ...] = (*LINEARS, *EXPERTS, *OPERATORS, *FORMATS, *TABLES, *GUARDS)
 FEW = settings(
     max_examples=100,
     derandomize=True,

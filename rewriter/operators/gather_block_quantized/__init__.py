@@ -18,6 +18,7 @@ from rewriter.graph.declines import OTHER_BLOCK_SIZE, Reason
 from rewriter.operators.layout.packing import codes_per_byte
 from rewriter.operators.layout.stored import Layout, RowMajor, Stored
 from rewriter.operators.operator import Operator
+from rewriter.quantize.formats import INT
 from rewriter.quantize.job import Arrays, Part
 from rewriter.quantize.types import QuantizedShape, QuantizedWeight
 
@@ -33,6 +34,8 @@ DATA, INDICES, SCALES, ZERO_POINTS = range(4)
 
 def _refuse(shape: QuantizedShape) -> str | None:
     bits, block, k = shape.bits, shape.block, shape.k
+    if shape.format != INT.name:
+        return f"codes are {shape.format}; GatherBlockQuantized takes integers"
     if bits not in (2, 4, 8):
         return f"bits is {bits}; GatherBlockQuantized takes 2, 4 or 8"
     if block < 16 or block & (block - 1):

@@ -1,4 +1,4 @@
-"""Codes of 2, 4 or 8 bits packed into bytes along the last axis, low bits first."""
+"""Codes of 2, 3, 4 or 8 bits packed into bytes along the last axis, low bits first."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def codes_per_byte(bits: int) -> int:
 
 def packed_width(k: int, bits: int) -> int:
     """Returns the bytes that ``k`` codes of ``bits`` take, the last one padded."""
-    return -(-k // codes_per_byte(bits))
+    return -(-k * bits // 8)
 
 
 def default_zero_point(bits: int) -> int:
@@ -51,7 +51,7 @@ def pack_codes(codes: CodeArray, bits: int, *, pad: int = 0) -> CodeArray:
 
     Args:
         codes: [..., K] uint8, each below 2^bits.
-        bits: 2, 4 or 8.
+        bits: 2, 3, 4 or 8.
         pad: code that fills the last byte of a row whose K is not a multiple of 8 / bits.
 
     Returns:
@@ -60,6 +60,8 @@ def pack_codes(codes: CodeArray, bits: int, *, pad: int = 0) -> CodeArray:
     Raises:
         QuantizationError: wrong bits or dtype, or a code that does not fit: it would overwrite its neighbour.
     """
+    if bits == 3:
+        return _pack_threes(codes)
     per = codes_per_byte(bits)
     _require_uint8(codes, "codes")
     k = codes.shape[-1]
@@ -100,13 +102,15 @@ def unpack_codes(packed: CodeArray, bits: int, k: int) -> CodeArray:
     Raises:
         QuantizationError: wrong bits or dtype, or rows shorter than K.
     """
-    per = codes_per_byte(bits)
+    per = 0 if bits == 3 else codes_per_byte(bits)
     _require_uint8(packed, "packed codes")
     width = packed_width(k, bits)
     if packed.shape[-1] < width:
         raise QuantizationError(f"{packed.shape[-1]} bytes a row cannot hold {k} codes of {bits} bits")
     if bits == 8:
         return packed[..., :k].copy(order="C")
+    if bits == 3:
+        return _unpack_threes(packed[..., :width], k)
     codes: CodeArray = np.empty((*packed.shape[:-1], k), np.uint8)
     if codes.size == 0:
         return codes
@@ -119,6 +123,38 @@ def unpack_codes(packed: CodeArray, bits: int, k: int) -> CodeArray:
         word &= _MASK[bits]
         spread = word.view(np.uint8)
         out[start : start + step] = spread if width * per == k else spread[:, :k]
+    return codes
+
+
+_TOGETHER = np.arange(8, dtype=np.uint32) * 3
+"""Where each of eight codes of 3 bits begins in the 24 bits that they share."""
+
+
+def _pack_threes(codes: CodeArray) -> CodeArray:
+    """Packs codes of 3 bits, eight to three bytes; codes past the last are 0."""
+    _require_uint8(codes, "codes")
+    if codes.size and int(codes.max()) >> 3:
+        raise QuantizationError(f"code {int(codes.max())} does not fit in 3 bits")
+    k = codes.shape[-1]
+    packed: CodeArray = np.empty((*codes.shape[:-1], packed_width(k, 3)), np.uint8)
+    rows, out = codes.reshape(-1, k), packed.reshape(-1, packed_width(k, 3))
+    for start in range(0, len(rows), step := max(1, _CHUNK // max(k, 1))):
+        chunk = np.pad(rows[start : start + step], ((0, 0), (0, -k % 8))).astype("<u4")
+        words = np.bitwise_or.reduce(chunk.reshape(len(chunk), -1, 8) << _TOGETHER, axis=-1).astype("<u4")
+        three = words.view(np.uint8).reshape(len(chunk), -1, 4)[..., :3].reshape(len(chunk), -1)
+        out[start : start + step] = three[:, : out.shape[1]]
+    return packed
+
+
+def _unpack_threes(packed: CodeArray, k: int) -> CodeArray:
+    """Inverse of `_pack_threes`."""
+    codes: CodeArray = np.empty((*packed.shape[:-1], k), np.uint8)
+    rows, out = packed.reshape(-1, packed.shape[-1]), codes.reshape(-1, k)
+    for start in range(0, len(rows), step := max(1, _CHUNK // max(k, 1))):
+        chunk = rows[start : start + step]
+        chunk = np.pad(chunk, ((0, 0), (0, -chunk.shape[1] % 3))).reshape(len(chunk), -1, 3)
+        words = np.pad(chunk, ((0, 0), (0, 0), (0, 1))).view("<u4")
+        out[start : start + step] = ((words >> _TOGETHER) & 7).astype(np.uint8).reshape(len(chunk), -1)[:, :k]
     return codes
 
 

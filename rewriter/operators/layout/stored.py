@@ -23,6 +23,7 @@ from rewriter.operators.layout.packing import (
     packed_width,
     unpack_codes,
 )
+from rewriter.quantize.formats import FORMATS, INT, Format
 from rewriter.quantize.job import Arrays, Part
 from rewriter.quantize.types import CodeArray, QuantizedShape, QuantizedWeight
 
@@ -73,6 +74,28 @@ class RowMajor:
     def unpack(self, packed: CodeArray, shape: QuantizedShape) -> CodeArray:
         """Inverse of ``pack``; bytes past K are ignored."""
         return unpack_codes(packed, shape.bits, shape.k)
+
+
+class ColumnMajor:
+    """Column after column, low bits first: [K, N * bits / 8], codes of neighbouring output features in one byte."""
+
+    def refusal(self, shape: QuantizedShape) -> str | None:
+        """Returns why a column would not end on a byte, or None."""
+        if shape.n * shape.bits % 8:
+            return f"a column of N = {shape.n} codes of {shape.bits} bits does not end on a byte"
+        return None
+
+    def shape(self, shape: QuantizedShape) -> Shape:
+        """Returns [K, N * bits / 8]."""
+        return shape.k, packed_width(shape.n, shape.bits)
+
+    def pack(self, codes: CodeArray, bits: int) -> CodeArray:
+        """Returns [K, N * bits / 8]."""
+        return pack_codes(np.ascontiguousarray(codes.T), bits)
+
+    def unpack(self, packed: CodeArray, shape: QuantizedShape) -> CodeArray:
+        """Inverse of ``pack``."""
+        return np.ascontiguousarray(unpack_codes(packed, shape.bits, shape.n).T)
 
 
 @dataclass(frozen=True)
@@ -175,17 +198,24 @@ class Stored:
         return None if self.shape.symmetric else (*lead, packed_width(last, self.shape.bits))
 
     def parts(self, scale_dtype: ir.DataType) -> tuple[Part, ...]:
-        """Returns suffix of the name, element type and shape of each array, in the order in which ``pack`` has them."""
+        """Returns suffix of the name, element type and shape of each array, in the order in which ``pack`` has them.
+
+        Args:
+            scale_dtype: of the scales, where the format of the codes says none.
+        """
+        own = self._format
         found = [
-            Part(f"q{self.shape.bits}", ir.DataType.UINT8, self.codes),
-            Part("scales", scale_dtype, self.scales),
+            Part(f"q{self.shape.bits}" if own is INT else own.name, ir.DataType.UINT8, self.codes),
+            Part("scales", _element_type(own) or scale_dtype, self.scales),
         ]
+        if own.global_scale:
+            found.append(Part("global_scale", ir.DataType.FLOAT, ()))
         if self.zero_points is not None:
             found.append(Part("zero_points", ir.DataType.UINT8, self.zero_points))
         return tuple(found)
 
     def pack(self, weight: QuantizedWeight) -> Arrays:
-        """Returns codes, scales and, where there are any, zero points; those past the last one are 2^(bits-1).
+        """Returns codes, scales and, where there are any, the global scale or zero points, padded with 2^(bits-1).
 
         Raises:
             QuantizationError: it is another weight than this holds, or a code or zero point does not fit.
@@ -193,6 +223,8 @@ class Stored:
         if weight.shape != self.shape:
             raise QuantizationError(f"the layout holds {self.shape}, not {weight.shape}")
         scales = as_shape(weight.scales, self.scales, self.layout.arrays[1])
+        if self._format.global_scale:
+            return [self.pack_codes(weight.codes), scales, np.array(weight.global_scale, np.float32)]
         if weight.zero_points is None:
             return [self.pack_codes(weight.codes), scales]
         rows = as_shape(weight.zero_points, self.scales, self.layout.arrays[2])
@@ -208,7 +240,9 @@ class Stored:
         shape = self.shape
         one_a_block = (shape.n, shape.blocks)
         codes, scales, *zeros = arrays
-        zero_points = None
+        zero_points, global_scale = None, 1.0
+        if self._format.global_scale:
+            global_scale = float(np.asarray(zeros[0]).reshape(()))
         if self.zero_points is not None:
             packed = as_shape(zeros[0], self.zero_points, self.layout.arrays[2])
             zero_points = unpack_codes(packed, shape.bits, self.scales[-1]).reshape(one_a_block)
@@ -218,6 +252,8 @@ class Stored:
             zero_points,
             shape.bits,
             shape.block,
+            format=shape.format,
+            global_scale=global_scale,
         )
 
     def pack_codes(self, codes: CodeArray) -> CodeArray:
@@ -239,8 +275,16 @@ class Stored:
         return self.layout.order.unpack(packed.reshape(rows), self.shape)
 
     @property
+    def _format(self) -> Format:
+        return FORMATS[self.shape.format]
+
+    @property
     def _ordered(self) -> Shape:
         return self.layout.order.shape(self.shape)
+
+
+def _element_type(format_: Format) -> ir.DataType | None:
+    return None if format_.scale_dtype is None else ir.DataType.from_numpy(format_.scale_dtype)
 
 
 def by_name(layouts: Sequence[Layout], name: str) -> Layout | None:

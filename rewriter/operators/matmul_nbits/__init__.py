@@ -10,6 +10,7 @@ from rewriter.graph.contents import integer
 from rewriter.graph.declines import OTHER_BLOCK_SIZE, Reason
 from rewriter.operators.layout.stored import Cutlass, Layout, RowMajor
 from rewriter.operators.operator import Operator
+from rewriter.quantize.formats import INT
 from rewriter.quantize.types import QuantizedShape
 
 MATMUL_NBITS = Operator(
@@ -33,6 +34,8 @@ BIAS = 5
 
 
 def _refuse(shape: QuantizedShape) -> str | None:
+    if shape.format != INT.name:
+        return f"codes are {shape.format}; MatMulNBits takes integers"
     if shape.bits not in (2, 4, 8):
         return f"bits is {shape.bits}; MatMulNBits takes 2, 4 or 8"
     if shape.block < 16 or shape.block & (shape.block - 1):

@@ -1,10 +1,11 @@
-"""com.microsoft::QMoE (quant_type int): slots, attributes, stored layouts, and how a node holds its weights.
+"""com.microsoft::QMoE: slots, attributes, stored layouts, and how a node holds its weights.
 
 A projection of E experts is the stack of its experts along a new first axis, so a layout is about one expert.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +14,10 @@ import onnx_ir as ir
 from rewriter.errors import QuantizationError, nearest
 from rewriter.graph.contents import integer, text
 from rewriter.graph.declines import OTHER_BLOCK_SIZE, Reason
-from rewriter.operators.layout.packing import codes_per_byte
-from rewriter.operators.layout.stored import Cutlass, Layout, RowMajor, by_name
+from rewriter.operators.layout.stored import ColumnMajor, Cutlass, Layout, RowMajor, by_name
 from rewriter.operators.moe import SHARED_ATTRIBUTES
 from rewriter.operators.operator import ExpertsOperator, Slots, input_at
+from rewriter.quantize.formats import FORMATS, INT, FormatName
 from rewriter.quantize.types import QuantizedShape
 
 QMOE = ExpertsOperator(
@@ -63,23 +64,41 @@ QMOE = ExpertsOperator(
 ROUTER_WEIGHTS = 14
 """Slot of the weights that mix the experts which router_probs selects."""
 
+QUANT_TYPES: Mapping[FormatName, str] = {"int": "int", "mxfp4": "fp4", "nvfp4": "nvfp4"}
+"""Format of codes and scales -> ``quant_type``."""
+
 LAYOUT_KEY = "rewriter.layout"
 """Metadata of a node that names its weights' layout, which neither shapes nor attributes tell."""
 
-LayoutName = Literal["raw", "cutlass-sm80", "cutlass-sm90"]
+LayoutName = Literal["raw", "cutlass-sm80", "cutlass-sm90", "columns"]
 
 
 def _refuse(shape: QuantizedShape) -> str | None:
     bits, block, k = shape.bits, shape.block, shape.k
-    if bits not in (2, 4, 8):
-        return f"bits is {bits}; QMoE takes 2, 4 or 8"
+    own = FORMATS[shape.format]
+    if bits not in own.widths:
+        return f"bits is {bits}; QMoE takes 2, 3, 4 or 8" if own is INT else f"bits is {bits}; {own.name} has 4"
+    if own.block is not None and (block != own.block or not shape.symmetric):
+        return Reason(f"{own.name} has blocks of {own.block}, and no zero points", OTHER_BLOCK_SIZE)
     if block and (block < 16 or block & (block - 1)):
         return Reason(f"block size {block} is not a power of two of at least 16, as QMoE needs", OTHER_BLOCK_SIZE)
     if block and k % block:
         return Reason(f"K = {k} is not divisible by the block size {block}, as QMoE needs", OTHER_BLOCK_SIZE)
-    if k % codes_per_byte(bits):
+    if k * bits % 8:
         return f"a row of K = {k} codes of {bits} bits does not end on a byte, as QMoE needs"
     return None
+
+
+def _refuse_floats(shape: QuantizedShape) -> str | None:
+    if shape.format != INT.name:
+        return f"the CUTLASS layout is of integers, not of {shape.format}"
+    return _refuse(shape)
+
+
+def _refuse_integers(shape: QuantizedShape) -> str | None:
+    if shape.format == INT.name:
+        return "the layout by columns is of float codes, not of integers"
+    return _refuse(shape)
 
 
 def _per_block(shape: QuantizedShape) -> tuple[int, ...]:
@@ -92,10 +111,16 @@ RAW = Layout("raw", "qmoe", RowMajor(), _refuse, _per_block, arrays=_NAMES)
 """Codes [N, K * bits / 8]."""
 LAYOUTS = (
     RAW,
-    Layout("cutlass-sm80", "qmoe", Cutlass(80), _refuse, _per_block, arrays=_NAMES),
-    Layout("cutlass-sm90", "qmoe", Cutlass(90), _refuse, _per_block, arrays=_NAMES),
+    Layout("cutlass-sm80", "qmoe", Cutlass(80), _refuse_floats, _per_block, arrays=_NAMES),
+    Layout("cutlass-sm90", "qmoe", Cutlass(90), _refuse_floats, _per_block, arrays=_NAMES),
+    Layout("columns", "qmoe", ColumnMajor(), _refuse_integers, _per_block, arrays=_NAMES),
 )
-"""Layouts of one expert's weight; CUTLASS' codes are [K, N * bits / 8]."""
+"""Layouts of one expert's weight; the codes of all but raw are [K, N * bits / 8]. CUDA reads float codes by columns."""
+
+
+def weights_prepacked(layout: Layout, format_: FormatName) -> int:
+    """Returns the attribute of a node whose weights lie so: float codes by rows are what only the CPU's 1 reads."""
+    return int(layout is RAW) if format_ != INT.name else int(layout is not RAW)
 
 
 def layout_named(name: str) -> Layout:
@@ -129,6 +154,11 @@ class Quantized:
     prepacked: int
     accuracy_level: int
     quant_type: str
+
+    @property
+    def format(self) -> FormatName | None:
+        """What ``quant_type`` says of codes and scales; None for what is not known here."""
+        return next((name for name, text in QUANT_TYPES.items() if text == self.quant_type), None)
 
 
 def quantized_of(node: ir.Node) -> Quantized:

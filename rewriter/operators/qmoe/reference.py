@@ -10,7 +10,8 @@ from rewriter.errors import QuantizationError
 from rewriter.operators.layout.stored import Layout, Refusal
 from rewriter.operators.moe.reference import shared_attributes
 from rewriter.operators.operator import DOMAIN
-from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, ROUTER_WEIGHTS, layout_named
+from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, QUANT_TYPES, RAW, ROUTER_WEIGHTS, layout_named
+from rewriter.operators.qmoe import weights_prepacked as weights_prepacked_of
 from rewriter.operators.reference.common import (
     Array,
     Float32,
@@ -21,6 +22,7 @@ from rewriter.operators.reference.common import (
     unsupported,
 )
 from rewriter.operators.reference.experts import Linear, feed_forward, flatten_tokens, mix, route
+from rewriter.quantize.formats import FORMATS, INT, FormatName
 from rewriter.quantize.types import QuantizedShape
 
 OPERATOR = QMOE.name
@@ -57,11 +59,14 @@ class QMoE(OpRun):
             TargetError: a combination that ONNX Runtime does not define, or another quant_type.
             ModelError: shapes that do not belong together, or an unknown attribute.
         """
-        if quant_type != "int":
+        known = next((name for name, text in QUANT_TYPES.items() if text == quant_type), None)
+        if known is None:
             raise unsupported(OPERATOR, f"quant_type '{quant_type}'")
+        own_format = FORMATS[known]
         slot = slots(OPERATOR, inputs, required=(0, 1, 2, 3, 5, 6), total=len(QMOE.inputs))
-        if any(extra is not None for extra in slot[ROUTER_WEIGHTS + 1 :]):
-            raise unsupported(OPERATOR, "global or activation scales")
+        taken = [own.global_scale for own in QMOE.projections] if own_format.global_scale else []
+        if any(slot[extra] is not None for extra in range(ROUTER_WEIGHTS + 1, len(slot)) if extra not in taken):
+            raise unsupported(OPERATOR, "activation scales, or global scales of integers")
         shared = shared_attributes(OPERATOR, attributes)
         x, logits, mixing = slot[0], slot[1], slot[ROUTER_WEIGHTS]
         experts, wide, hidden = slot[2].shape[0], slot[3].shape[1], x.shape[-1]
@@ -70,13 +75,17 @@ class QMoE(OpRun):
             expert_weight_bits if own is None else own
             for own in (fc1_expert_weight_bits, fc2_expert_weight_bits, fc3_expert_weight_bits)
         ]
-        layout = self._layout(weights_prepacked)
+        layout = self._layout(weights_prepacked, known)
 
         def linear(index: int, n: int, k: int) -> Linear:
             own = QMOE.projections[index]
-            arrays = tuple(slot[at] for at in (own.weight, own.scales, own.bias, own.zero_points) if at is not None)
-            shape = QuantizedShape(n, k, bits[index], max(block_size, 0), symmetric=arrays[3] is None)
-            return _linear(own.name, arrays, experts, layout, shape)
+            last = own.global_scale if own_format.global_scale else own.zero_points
+            arrays = tuple(None if at is None else slot[at] for at in (own.weight, own.scales, own.bias, last))
+            block = max(block_size, 0) if own_format.block is None else own_format.block
+            symmetric = own_format.global_scale or arrays[3] is None
+            return _linear(
+                own.name, arrays, experts, layout, QuantizedShape(n, k, bits[index], block, symmetric, known)
+            )
 
         fc1 = linear(0, shared.fused * inter, hidden)
         fc2 = linear(1, hidden, inter)
@@ -89,21 +98,22 @@ class QMoE(OpRun):
         selected, weights = route(OPERATOR, shared, probs, mixing)
         return (mix(tokens, selected, weights, expert).reshape(x.shape).astype(x.dtype),)
 
-    def _layout(self, weights_prepacked: int) -> Layout:
+    def _layout(self, prepacked: int, own: FormatName) -> Layout:
         """Returns the layout of the weights."""
         stamps = {prop.key: prop.value for prop in self.onnx_node.metadata_props}
         if LAYOUT_KEY not in stamps:
-            if weights_prepacked == 1:
+            if prepacked == 1 or own != INT.name:
                 raise unsupported(
-                    OPERATOR, f"weights_prepacked=1 unless the node's metadata {LAYOUT_KEY} says which layout"
+                    OPERATOR,
+                    f"weights_prepacked={prepacked} of {own} unless the node's metadata {LAYOUT_KEY} says which layout",
                 )
             return RAW
         try:
             layout = layout_named(stamps[LAYOUT_KEY])
         except QuantizationError as error:
             raise malformed(OPERATOR, str(error)) from error
-        if weights_prepacked == int(layout is RAW):
-            raise malformed(OPERATOR, f"weights_prepacked={weights_prepacked} contradicts {layout.name} weights")
+        if prepacked == 1 - weights_prepacked_of(layout, own):
+            raise malformed(OPERATOR, f"weights_prepacked={prepacked} contradicts {layout.name} weights")
         return layout
 
 
@@ -112,12 +122,12 @@ def _linear(name: str, arrays: tuple[Array | None, ...], experts: int, layout: L
 
     Args:
         name: fc1, fc2 or fc3, for errors.
-        arrays: codes, scales, bias and zero points.
+        arrays: codes, scales, bias and zero points, or the global scale.
         experts: E.
         layout: of the codes.
         shape: of one expert's weight.
     """
-    codes, scales, bias, zeros = arrays
+    codes, scales, bias, last = arrays
     stored = layout.of(shape)
     if isinstance(stored, Refusal):
         raise malformed(OPERATOR, f"{name}: {stored.reason}")
@@ -127,8 +137,12 @@ def _linear(name: str, arrays: tuple[Array | None, ...], experts: int, layout: L
         expected = [experts, *stored.codes]
         raise malformed(OPERATOR, f"{name} codes have shape {list(codes.shape)}; expected {expected}")
     stacks = [codes, reshaped(OPERATOR, f"{name}_scales", scales, (experts, *stored.scales))]
-    if zeros is not None and stored.zero_points is not None:
-        stacks.append(reshaped(OPERATOR, f"{name}_zero_points", zeros, (experts, *stored.zero_points)))
+    if last is not None and stored.zero_points is not None:
+        stacks.append(reshaped(OPERATOR, f"{name}_zero_points", last, (experts, *stored.zero_points)))
+    elif FORMATS[shape.format].global_scale:
+        if last is None:
+            raise malformed(OPERATOR, f"{name} has no global scale, which {shape.format} needs")
+        stacks.append(reshaped(OPERATOR, f"{name}_global_scale", last, (experts,)))
     offsets = None if bias is None else reshaped(OPERATOR, f"{name}_bias", bias, (experts, shape.n))
 
     def run(expert: int, x: Float32) -> Float32:

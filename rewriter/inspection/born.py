@@ -1,0 +1,35 @@
+"""What a float weight was before it was widened: whether a few of its blocks lie on a grid of few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from rewriter.quantize.lossless import bits_per_weight, forms_of, show
+from rewriter.tensors import View
+
+_LEAST = 1 << 12
+"""Elements of a weight that is looked at."""
+
+
+def born_as(tensor: ir.TensorProtocol) -> str:
+    """Returns the grid on which a sample of a float weight lies, and its bits per weight; empty where it lies on none.
+
+    Args:
+        tensor: [N, K] or [K, N], or a stack of such.
+    """
+    if tensor.size < _LEAST or not tensor.dtype.is_floating_point() or len(tensor.shape) not in (2, 3):
+        return ""
+    for view in _turned(View.whole(tensor, tensor.name or "")):
+        spec = next(forms_of(view), None)
+        if spec is not None:
+            bits = bits_per_weight(spec, view.shape[-1], view.dtype.numpy())
+            return f"on a grid of {show(spec)}: {bits:.4g} bits without loss"
+    return ""
+
+
+def _turned(view: View) -> Iterator[View]:
+    """The weight with its last axis as input features, and with the one before it."""
+    yield view
+    yield view.transpose((*range(view.rank - 2), view.rank - 1, view.rank - 2))

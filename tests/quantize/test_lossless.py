@@ -1,0 +1,145 @@
+"""lossless: a weight that lies on a grid is read as that grid, all of it; one that is off in one place is not."""
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewriter.errors import QuantizationError
+from rewriter.quantize.formats import E2M1, MXFP4, NVFP4
+from rewriter.quantize.lossless import forms_of, off_grid, quantize, read
+from rewriter.quantize.types import QuantizedWeight, WeightContext, WeightSpec
+from rewriter.tensors import View, interleaved, stacked
+
+DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)]
+SEEDS = st.integers(0, 2**31)
+
+
+def whole(array):
+    return View.whole(ir.tensor(array, name="w"), "w")
+
+
+def integers(n, k, bits, block, *, symmetric, dtype, seed):
+    """A weight of integers times scales, each block of which has the least and the largest code."""
+    rng = np.random.default_rng(seed)
+    size = block or k
+    codes = rng.integers(0, 1 << bits, (n, k // size, size), dtype=np.uint8)
+    codes[..., 0], codes[..., 1], codes[..., 2] = 0, (1 << bits) - 1, (1 << (bits - 1)) + 1
+    scales = (rng.random((n, k // size)) * 0.1 + 0.02).astype(dtype)
+    zeros = np.full((n, k // size), 1 << (bits - 1), np.uint8)
+    if not symmetric:
+        zeros = rng.integers(0, 1 << bits, zeros.shape, dtype=np.uint8)
+    weight = QuantizedWeight(codes.reshape(n, k), scales, None if symmetric else zeros, bits, block)
+    return weight.dequantize().astype(dtype), weight
+
+
+def floats(n, k, own, *, dtype, seed):
+    """A weight of e2m1 times scales, each block of which has the largest code."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 16, (n, k // own.block, own.block), dtype=np.uint8)
+    codes[..., 0] = 7
+    powers = 2.0 ** rng.integers(-6, 2, (n, k // own.block))
+    scales = powers if own is MXFP4 else powers * rng.integers(8, 16, powers.shape) / 8
+    weight = QuantizedWeight(codes.reshape(n, k), scales.astype(own.scale_dtype), None, 4, own.block, own.name)
+    return weight.dequantize().astype(dtype), weight
+
+
+@given(
+    bits=st.sampled_from([2, 3, 4, 8]),
+    block=st.sampled_from([0, 16, 32, 64, 128]),
+    symmetric=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    seed=SEEDS,
+)
+def test_integers_are_recovered(*, bits, block, symmetric, dtype, seed):
+    if bits == 8 and dtype == DTYPES[1]:
+        symmetric = True  # nine bits of multiples do not go into eight digits
+    weight, made = integers(5, 256, bits, block, symmetric=symmetric, dtype=dtype, seed=seed)
+    spec = WeightSpec("lossless", bits, block, symmetric)
+    found = read(weight, spec, dtype).weight
+    assert found is not None
+    np.testing.assert_array_equal(found.codes, made.codes)
+    np.testing.assert_array_equal(found.scales, made.scales)
+    np.testing.assert_array_equal(found.dequantize().astype(dtype), weight)
+    assert spec in set(forms_of(whole(weight)))
+
+
+@given(own=st.sampled_from([MXFP4, NVFP4]), dtype=st.sampled_from(DTYPES), seed=SEEDS)
+def test_four_bit_floats_are_recovered_bit_by_bit(own, dtype, seed):
+    weight, made = floats(6, 256, own, dtype=dtype, seed=seed)
+    spec = WeightSpec("lossless", 4, own.block, True, own.name)
+    found = read(weight, spec, dtype).weight
+    assert found is not None
+    np.testing.assert_array_equal(found.codes, made.codes)
+    scales = found.scales.astype(np.float64) * found.global_scale
+    np.testing.assert_array_equal(scales, made.scales.astype(np.float64))
+    np.testing.assert_array_equal(found.dequantize(), made.dequantize())
+    assert next(forms_of(whole(weight))) == spec
+
+
+@given(
+    grid=st.sampled_from(["mxfp4", "nvfp4", 2, 3, 4, 8]),
+    dtype=st.sampled_from(DTYPES),
+    seed=SEEDS,
+    data=st.data(),
+)
+def test_one_number_off_by_one_unit_in_one_place_is_not_taken(grid, dtype, seed, data):
+    if isinstance(grid, str):
+        own = {"mxfp4": MXFP4, "nvfp4": NVFP4}[grid]
+        weight, made = floats(4, 256, own, dtype=dtype, seed=seed)
+    else:
+        weight, made = integers(4, 256, grid, 32, symmetric=True, dtype=dtype, seed=seed)
+    row, column = data.draw(st.integers(0, 3)), data.draw(st.integers(3, 255))
+    pattern = weight.view(f"u{dtype.itemsize}")
+    pattern[row, column] ^= 1
+    spec = WeightSpec("lossless", made.bits, made.block_size, True, made.format)
+    found = read(weight, spec, dtype)
+    if found.weight is None:
+        assert (found.row, found.block) == (row, column // made.block_size)
+        assert off_grid(whole(weight), spec) == f"row {row}, block {column // made.block_size}"
+    else:  # another code may be what the nudged number is rounded from
+        np.testing.assert_array_equal(found.weight.dequantize().astype(dtype), weight)
+
+
+def test_every_spelling_of_a_stack_is_seen():
+    experts = [floats(8, 64, MXFP4, dtype=np.float16, seed=seed)[0] for seed in range(4)]
+    ups = [floats(8, 64, MXFP4, dtype=np.float16, seed=seed)[0] for seed in range(4, 8)]
+    stack = whole(np.stack(experts))
+    spec = WeightSpec("lossless", 4, 32, True, "mxfp4")
+    spelled = {
+        "stacked": stack,
+        "transposed": whole(np.ascontiguousarray(np.stack(experts).transpose(0, 2, 1))).transpose((0, 2, 1)),
+        "apart": stacked([whole(expert) for expert in experts]),
+        "interleaved": interleaved(stack, whole(np.stack(ups))),
+    }
+    for name, view in spelled.items():
+        assert next(forms_of(view)) == spec, name
+        assert not off_grid(view, spec), name
+    broken = np.stack(experts)
+    broken[3, 7, 63] = np.float16(0.7)
+    assert off_grid(whole(broken), spec) == "row 7, block 1 of expert 3"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_ordinary_weight_lies_on_no_grid(dtype):
+    weight = np.random.default_rng(0).standard_normal((64, 256)).astype(dtype)
+    assert not list(forms_of(whole(weight)))
+    assert not list(forms_of(whole(np.zeros((64, 256), dtype))))
+    weight[5, 7] = np.inf
+    assert not list(forms_of(whole(weight)))
+
+
+def test_a_weight_off_its_grid_is_an_error_that_says_where():
+    weight, _ = floats(4, 64, MXFP4, dtype=np.float16, seed=0)
+    weight[2, 40] = 0.3
+    context = WeightContext(WeightSpec("lossless", 4, 32, True, "mxfp4"), MXFP4.scale_dtype, weight="w")
+    with pytest.raises(QuantizationError, match="'w' does not lie on a grid of mxfp4: row 2, block 1 is off it"):
+        quantize(weight, context)
+
+
+def test_each_code_of_e2m1_is_what_the_specification_says():
+    assert list(E2M1[:8]) == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    assert [-value for value in E2M1[:8]] == list(E2M1[8:]) and np.signbit(E2M1[8])
+    np.testing.assert_array_equal(np.array(E2M1, ml_dtypes.float4_e2m1fn).view(np.uint8) & 15, np.arange(16))

@@ -1,0 +1,203 @@
+"""moe-to-qmoe in mxfp4, nvfp4 and 3 bits, and of weights that were trained on a grid: each kept as it was."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from moe_models import (
+    SWIGLU,
+    attributes_of,
+    feeds,
+    initializers_of,
+    moe_model,
+    nodes_of,
+    ort,
+    reference,
+    relative,
+    rewrite,
+    rule_set,
+    tensor,
+)
+
+import rewriter
+from rewriter.operators.qmoe import LAYOUT_KEY
+from rewriter.quantize.formats import E2M1, MXFP4, NVFP4
+
+E, H, I = 4, 128, 64  # noqa: E741
+GPT_OSS = SWIGLU | {"swiglu_fusion": 1, "k": 2, "normalize_routing_weights": 1}
+VALUES = np.array(E2M1)
+CPU, CUDA, WEBGPU = "cpu@1.32", "cuda@1.31", "webgpu@1.31"
+
+
+def born(grid, n, k, dtype, seed):
+    """A stack [E, N, K] on a grid, with the codes and the scales that made it."""
+    rng = np.random.default_rng(seed)
+    if isinstance(grid, str):
+        own = {"mxfp4": MXFP4, "nvfp4": NVFP4}[grid]
+        codes = rng.integers(0, 16, (E, n, k // own.block, own.block), dtype=np.uint8)
+        codes[..., 0] = 7  # the scale could be another one in a block without its largest numbers
+        powers = 2.0 ** rng.integers(-8, -4, (E, n, k // own.block))
+        scales = powers if grid == "mxfp4" else powers * rng.integers(8, 16, powers.shape) / 8
+        return (VALUES[codes] * scales[..., None]).reshape(E, n, k).astype(dtype), codes.reshape(E, n, k), scales
+    half = 1 << (grid - 1)
+    codes = rng.integers(0, 2 * half, (E, n, k // 32, 32), dtype=np.uint8)
+    codes[..., 0], codes[..., 1], codes[..., 2] = 0, 2 * half - 1, half + 1
+    scales = (rng.random((E, n, k // 32)) * 0.02 + 0.01).astype(dtype)
+    weight = ((codes - float(half)) * scales.astype(np.float64)[..., None]).astype(np.float32)
+    return weight.reshape(E, n, k).astype(dtype), codes.reshape(E, n, k), scales
+
+
+def with_stacks(fc1, fc2, attributes=GPT_OSS):
+    """An MoE with biases and these weights, in their dtype."""
+    model = moe_model(attributes, dtype=fc1.dtype, hidden=H, inter=I, experts=E)
+    arrays, node = initializers_of(model), nodes_of(model, "MoE")[0]
+    arrays |= {node.input[2]: fc1, node.input[4]: fc2}
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensor(array, name) for name, array in arrays.items())
+    return model
+
+
+def kept(grid, dtype, target, rules="moe-int4"):
+    """The one QMoE of a model whose experts lie on a grid, what was rewritten, and what made the weights."""
+    fc1, fc2 = born(grid, 2 * I, H, dtype, 0), born(grid, H, I, dtype, 1)
+    model = with_stacks(fc1[0], fc2[0])
+    result = rewrite(model, rules, target, overrides={"parity.local": "all"})
+    assert result.report.applied == {"moe-to-qmoe": 1}
+    (node,) = nodes_of(result.model, "QMoE")
+    return node, result, model, (fc1, fc2)
+
+
+def nibbles(codes):
+    return codes[..., 0::2] | codes[..., 1::2] << 4
+
+
+@pytest.mark.parametrize("grid", ["mxfp4", "nvfp4"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_float_codes_are_kept_and_the_runtime_computes_the_original(grid, dtype):
+    node, result, model, made = kept(grid, dtype, CPU)
+    own = attributes_of(node)
+    assert (own["quant_type"], own["weights_prepacked"]) == ({"mxfp4": b"fp4", "nvfp4": b"nvfp4"}[grid], 1)
+    assert {weight.relative_rms for weight in result.report.weights} == {0.0}
+    assert {(w.algorithm, w.bits, w.format) for w in result.report.weights} == {("lossless", 4, grid)}
+    arrays = initializers_of(result.model)
+    for slot, (_, codes, scales) in zip((2, 5), made, strict=True):
+        np.testing.assert_array_equal(arrays[node.input[slot]], nibbles(codes))
+        stored = arrays[node.input[slot + 1]].astype(np.float64)
+        global_scale = arrays[node.input[15 + (slot == 5)]]
+        assert global_scale.shape == (E,) and global_scale.dtype == np.float32
+        np.testing.assert_array_equal(stored * global_scale[:, None, None], scales)
+    inputs = feeds(dtype, hidden=H, experts=E)
+    expected = reference(model, inputs)
+    np.testing.assert_array_equal(reference(result.model, inputs), expected)
+    assert relative(ort(result.model, inputs), expected) < (2e-3 if dtype == np.float16 else 1e-2)
+    onnx.checker.check_model(result.model)
+
+
+@pytest.mark.parametrize("grid", ["mxfp4", "nvfp4"])
+def test_cuda_gets_float_codes_by_columns(grid):
+    node, result, _, made = kept(grid, np.float16, CUDA)
+    arrays, own = initializers_of(result.model), attributes_of(node)
+    assert own["weights_prepacked"] == 0 and own["block_size"] == (32 if grid == "mxfp4" else 16)
+    assert {p.key: p.value for p in node.metadata_props}[LAYOUT_KEY] == "columns"
+    for slot, (_, codes, scales) in zip((2, 5), made, strict=True):
+        np.testing.assert_array_equal(arrays[node.input[slot]], nibbles(codes.transpose(0, 2, 1)))
+        if grid == "mxfp4":
+            exponents = (np.log2(scales) + 127).astype(np.uint8)
+            np.testing.assert_array_equal(arrays[node.input[slot + 1]].view(np.uint8), exponents)
+
+
+def test_mxfp4_is_eight_bits_without_error_where_the_target_lacks_it():
+    node, result, model, _ = kept("mxfp4", np.float16, WEBGPU)
+    own = attributes_of(node)
+    assert own["expert_weight_bits"] == 8 and "quant_type" not in own
+    assert {weight.relative_rms for weight in result.report.weights} == {0.0}
+    inputs = feeds(np.float16, hidden=H, experts=E)
+    np.testing.assert_array_equal(reference(result.model, inputs), reference(model, inputs))
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_integers_keep_their_codes(bits, dtype):
+    target = CPU if dtype != ml_dtypes.bfloat16 else CUDA
+    fc1, fc2 = born(bits, 2 * I, H, dtype, 0), born(bits, H, I, dtype, 1)
+    result = rewrite(with_stacks(fc1[0], fc2[0]), "moe-int4", target)
+    (node,) = nodes_of(result.model, "QMoE")
+    assert attributes_of(node)["expert_weight_bits"] == bits
+    assert {weight.algorithm for weight in result.report.weights} == {"lossless"}
+    arrays = initializers_of(result.model)
+    for slot, (_, codes, scales) in zip((3, 6), (fc1, fc2), strict=True):
+        np.testing.assert_array_equal(arrays[node.input[slot]], scales)
+        if {p.key: p.value for p in node.metadata_props}[LAYOUT_KEY] == "raw" and bits == 4:
+            np.testing.assert_array_equal(arrays[node.input[slot - 1]], nibbles(codes))
+
+
+def test_one_expert_off_the_grid_leaves_all_to_the_next_algorithm():
+    fc1, fc2 = born("mxfp4", 2 * I, H, np.float16, 0)[0], born("mxfp4", H, I, np.float16, 1)[0]
+    fc1[E - 1, 2 * I - 2, 40] = 0.0123
+    result = rewrite(with_stacks(fc1, fc2), "moe-int4", CPU)
+    (node,) = nodes_of(result.model, "QMoE")
+    assert "quant_type" not in attributes_of(node)
+    assert {(w.algorithm, w.bits, w.format) for w in result.report.weights} == {("mse-search", 4, "int")}
+
+
+def test_lossless_alone_leaves_an_ordinary_weight_in_float():
+    model = moe_model(GPT_OSS, dtype=np.float16, hidden=H, inter=I, experts=E)
+    result = rewrite(model, rule_set(["moe-to-qmoe"], algorithm="lossless"), CPU)
+    assert not result.report.applied
+    assert "its weights lie on no grid that a kernel of the target runs" in result.report.declines[0].reason
+
+
+@pytest.mark.parametrize(
+    ("rules", "format_", "bits"), [("moe-mxfp4", "mxfp4", 4), ("moe-nvfp4", "nvfp4", 4), ("moe-int3", "int", 3)]
+)
+def test_weights_that_were_not_trained_so(rules, format_, bits):
+    model = moe_model(GPT_OSS, dtype=np.float16, hidden=H, inter=I, experts=E)
+    result = rewrite(model, rules, CPU, overrides={"parity.local": "all"})
+    assert result.report.applied == {"moe-to-qmoe": 1}
+    assert {(w.algorithm, w.bits, w.format) for w in result.report.weights} == {("mse-search", bits, format_)}
+    inputs = feeds(np.float16, hidden=H, experts=E)
+    assert relative(ort(result.model, inputs), reference(result.model, inputs)) < 3e-3
+
+
+@pytest.mark.parametrize(
+    ("rules", "target", "dtype", "reason"),
+    [
+        ("moe-mxfp4", "cpu@1.31", np.float16, "it runs int, not mxfp4"),
+        ("moe-nvfp4", "webgpu@1.31", np.float16, "it runs int, not nvfp4"),
+        ("moe-int3", "cpu@1.32", np.float32, "bits, not 3"),
+        ("moe-int3", "cuda@1.31", np.float16, "bits, not 3"),
+    ],
+)
+def test_a_target_without_the_format_says_so(rules, target, dtype, reason):
+    model = moe_model(GPT_OSS, dtype=dtype, hidden=H, inter=I, experts=E)
+    result = rewrite(model, rules, target)
+    assert not nodes_of(result.model, "QMoE")
+    assert any(reason in decline.reason for decline in result.report.declines), result.report.declines
+
+
+@pytest.mark.parametrize("grid", ["mxfp4", "nvfp4"])
+def test_float_codes_go_from_one_provider_to_the_other_and_back_to_floats(grid):
+    _, result, model, made = kept(grid, np.float16, CUDA)
+    back = rewrite(result.model, rule_set(["qmoe-layout"]), CPU)
+    assert back.report.applied == {"qmoe-layout": 1}
+    direct, _, _, _ = kept(grid, np.float16, CPU)
+    (node,) = nodes_of(back.model, "QMoE")
+    assert attributes_of(node) == attributes_of(direct)
+    inputs = feeds(np.float16, hidden=H, experts=E)
+    assert relative(ort(back.model, inputs), reference(model, inputs)) < 2e-3
+    floats = rewrite(back.model, rule_set(["qmoe-to-moe"]), CPU)
+    (moe,) = nodes_of(floats.model, "MoE")
+    for slot, (weight, _, _) in zip((2, 4), made, strict=True):
+        np.testing.assert_array_equal(initializers_of(floats.model)[moe.input[slot]], weight)
+
+
+def test_inspect_says_what_float_weights_were_trained_as():
+    fc1, fc2 = born("mxfp4", 2 * I, H, np.float16, 0)[0], born("mxfp4", H, I, np.float16, 1)[0]
+    info = rewriter.inspect(with_stacks(fc1, fc2))
+    (experts,) = [holding for holding in info.weights if holding.role == "expert" and holding.kind == "float"]
+    assert experts.stored == "FLOAT16, on a grid of mxfp4: 4.25 bits without loss"
+    plain = rewriter.inspect(moe_model(GPT_OSS, dtype=np.float16, hidden=H, inter=I, experts=E))
+    (experts,) = [holding for holding in plain.weights if holding.role == "expert" and holding.kind == "float"]
+    assert experts.stored == "FLOAT16"
