@@ -91,8 +91,11 @@ class FuseExperts(Rule):
         facts, y = self.run.facts, block.out
         routing = resolve_given(facts, block.mixing) or resolve(block.mixing, node)
         if routing.weights is not None:
+            unknown = block.mixing.scores.unknown
+            if unknown:
+                raise Declined(f"no operator has the score function {unknown}", block.mixing.dense)
             reason = "the router's weights are no softmax and no normalised sigmoid of its logits"
-            raise Declined(f"{reason}; only QMoE takes such", node)
+            raise Declined(reason if self._into == QMOE.name else f"{reason}; only QMoE takes such", node)
         if routing.given is not None:
             _require_logarithms(block, routing.given)
             block = replace(block, mixing=replace(block.mixing, table=None))

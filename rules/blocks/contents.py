@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx_ir as ir
@@ -122,10 +122,12 @@ class Scores:
     Attributes:
         logits: [.., E] the value.
         function: ``logits``: as it is; ``softmax``; ``sigmoid``; ``positive``: as it is, and never negative.
+        unknown: the function behind these logits that has no other name, as people write it; not compared.
     """
 
     logits: ir.Value
     function: Literal["logits", "softmax", "sigmoid", "positive"]
+    unknown: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,14 @@ def sigmoid(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None
     return Scores(scores.logits, "sigmoid") if scores.function == "logits" else None
 
 
+@routers.at("Tanh", "Exp", "Log", "Abs", "Elu", "Relu", "Softsign", "HardSigmoid", "Erf", "Mish", "Gelu")
+def unknown_function(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
+    """Logits in their own right, and what they are a function of: the report names it where nothing can be done."""
+    inner = facts.get(x, Scores)
+    argument = inner.unknown if inner is not None and inner.unknown else "x"
+    return Scores(node.outputs[0], "logits", f"{node.op_type.lower()}({argument})")
+
+
 @routers.at("Softplus")
 def softplus(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
     """Scores that are never negative."""
