@@ -13,7 +13,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts
 from rewriter.operators.qmoe import LAYOUT_KEY
 from rewriter.parity.subgraph_inputs import Feeds
-from rewriter.parity.weights import fed_weights, first_experts, stacks_of
+from rewriter.parity.weights import fed_weights, some_experts, stacks_of
 from rewriter.tensors import View, ViewTensor
 
 Array = npt.NDArray[Any]
@@ -26,7 +26,7 @@ class Subgraph:
         nodes: in topological order.
         constants: leaves that are constants.
         fed: leaves that are not, in the order in which they are met.
-        experts: how many experts of a stack are run, or None for all.
+        experts: which experts of a stack are run, or None for all.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Subgraph:
         self.nodes: list[ir.Node] = []
         self.constants: dict[ir.Value, ir.TensorProtocol] = {}
         self.fed: list[ir.Value] = []
-        self.experts: int | None = None
+        self.experts: range | None = None
         done: set[ir.Node] = set()
         stack: list[tuple[ir.Value, bool]] = [(value, False) for value in reversed(outputs)]
         while stack:
@@ -109,7 +109,7 @@ class Subgraph:
             if value in replaced:
                 yield value, replaced[value]
             elif self.experts is not None and value in stacks:
-                yield value, first_experts(tensor, self.experts)
+                yield value, some_experts(tensor, self.experts)
             else:
                 yield value, np.asarray(tensor.numpy())
 

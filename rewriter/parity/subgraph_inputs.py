@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,11 @@ _LEAST = 0.125
 
 
 def random_feeds(
-    fed: Mapping[ir.Value, str], generator: np.random.Generator, rewrite: Rewrite, experts: int | None = None
+    fed: Mapping[ir.Value, str],
+    generator: np.random.Generator,
+    rewrite: Rewrite,
+    experts: range | None = None,
+    rows: int | None = None,
 ) -> Feeds:
     """Draws the inputs that both sides share; symbolic dimensions of one name have one size.
 
@@ -43,20 +47,22 @@ def random_feeds(
         fed: the values, and the names under which they are fed.
         generator: draws them.
         rewrite: says which operators read them.
-        experts: how many experts of a stack are run, or None for all.
+        experts: which experts of a stack are run, or None for all.
+        rows: size of each symbolic dimension; by default all different, and rows enough for every expert.
 
     Raises:
         Declined: the type of a value is unknown.
     """
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int] = {} if rows is None else _Alike(rows)
+    sample = None if experts is None else len(experts)
     feeds: Feeds = {}
-    for value in fed:
-        _make_room(value, rewrite, sizes, experts)
+    for value in fed if rows is None else ():
+        _make_room(value, rewrite, sizes, sample)
     for value, name in fed.items():
         if value in rewrite.fed:
             feeds[name] = _as_told(rewrite.fed[value], sizes, generator)
             continue
-        shape = _routed_shape(value, _multiplied_shape(value, _shape(value, sizes), rewrite), rewrite, sizes, experts)
+        shape = _routed_shape(value, _multiplied_shape(value, _shape(value, sizes), rewrite), rewrite, sizes, sample)
         dtype = value.dtype or _routed_dtype(value, rewrite) or _multiplied_dtype(value, rewrite)
         if dtype is None or shape is None:
             reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
@@ -68,6 +74,27 @@ def random_feeds(
         else:
             feeds[name] = generator.integers(0, _rows(value, rewrite), shape).astype(dtype.numpy())
     return feeds
+
+
+class _Alike(dict[str, int]):
+    """Gives every dimension one size."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def setdefault(self, name: str, default: int = 0) -> int:
+        """Overrides how a size is given to a dimension that has none."""
+        return super().setdefault(name, self._size)
+
+
+def rows_to_try(fed: Iterable[ir.Value], rewrite: Rewrite) -> tuple[int, ...]:
+    """Returns other numbers of rows that what is fed may have: one, and more than a kernel takes at once."""
+    told = (rewrite.fed[value].shape for value in fed if value in rewrite.fed)
+    free = any(names for shape in told for _, names in shape) or any(
+        not isinstance(dim, int) for value in fed if value not in rewrite.fed for dim in value.shape or ()
+    )
+    return (1, 17) if free else ()
 
 
 def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""What the constants of a subgraph hold in a proof: dequantized weights, and of a large stack its first experts."""
+"""What the constants of a subgraph hold in a proof: dequantized weights, and of a large stack its last experts."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def float_bytes(sides: Iterable[Constants], jobs: Iterable[QuantizationJob]) -> 
     return max(*stored, sum(job.weight.size * 4 for job in jobs))
 
 
-def experts_to_run(sides: Iterable[Constants], size: int) -> int | None:
-    """Returns how many experts of its stacks represent a large MoE, or None where they cannot."""
+def experts_to_run(sides: Iterable[Constants], size: int) -> range | None:
+    """Returns which experts of its stacks represent a large MoE, the last among them, or None where none can."""
     counts: set[int] = set()
     least = 1
     for side in sides:
@@ -66,7 +66,7 @@ def experts_to_run(sides: Iterable[Constants], size: int) -> int | None:
         return None
     one = size // min(counts)
     experts = max(least, min(_EXPERTS, BUDGET // 4 // one, *counts))
-    return experts if one * experts <= BUDGET else None
+    return range(min(counts) - experts, min(counts)) if one * experts <= BUDGET else None
 
 
 def stacks_of(side: Constants) -> set[ir.Value]:
@@ -93,32 +93,33 @@ def fed_weights(side: Constants) -> set[ir.Value]:
     return large - kept
 
 
-def first_experts(tensor: ir.TensorProtocol, count: int) -> Array:
-    """Returns the first experts of a stack; the others are neither read nor computed."""
+def some_experts(tensor: ir.TensorProtocol, experts: range) -> Array:
+    """Returns some experts of a stack; the others are neither read nor computed."""
+    first, count = experts.start, len(experts)
     if isinstance(tensor, StackTensor):
-        return tensor.first(count)
+        return tensor.some(experts)
     if isinstance(tensor, RowsTensor):
-        return tensor.rows(0, count)
+        return tensor.rows(first, count)
     if isinstance(tensor, ViewTensor):
-        return tensor.view.slice(0, 0, count).numpy()
-    return np.asarray(tensor.numpy())[:count]
+        return tensor.view.slice(0, first, count).numpy()
+    return np.asarray(tensor.numpy())[first : experts.stop]
 
 
-def dequantized(before: Constants, jobs: Iterable[QuantizationJob], experts: int | None) -> Mapping[ir.Value, Array]:
+def dequantized(before: Constants, jobs: Iterable[QuantizationJob], experts: range | None) -> Mapping[ir.Value, Array]:
     """Returns the float constants of the matched subgraph with what each job makes of its part of them.
 
     Args:
         before: the matched subgraph.
         jobs: the weights that are quantized.
-        experts: how many experts of a stack are run, or None for all.
+        experts: which experts of a stack are run, or None for all.
     """
     result: dict[ir.Value, Array] = {}
     memory: dict[ir.Value, Array] = {}
     for job in jobs:
-        if experts is not None and (job.context.expert or 0) >= experts:
+        if experts is not None and (job.context.expert or 0) not in experts:
             continue
         value, view = _holder(before, job)
-        view = view if experts is None else view.slice(0, 0, experts)
+        view = view if experts is None else view.slice(0, experts.start, len(experts))
         first, _ = view.span
         if value not in memory:
             memory[value] = _buffer(view, job.weight.dtype)

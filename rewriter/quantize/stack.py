@@ -33,9 +33,9 @@ class StackTensor(PartTensor):
         super().__init__(stack, index, *args)
         self._stack = stack
 
-    def first(self, experts: int) -> npt.NDArray[np.generic]:
-        """Returns the part of the first ``experts``; the others are not computed."""
-        return np.stack([self._stack.compute(expert)[self.index] for expert in range(experts)])
+    def some(self, experts: Sequence[int]) -> npt.NDArray[np.generic]:
+        """Returns the part of some experts; the others are not computed."""
+        return np.stack([self._stack.compute(expert)[self.index] for expert in experts])
 
     def tofile(self, file: Any) -> None:
         """Writes the codes as they are computed; scales and zero points are kept for their own turn."""

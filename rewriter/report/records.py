@@ -69,6 +69,7 @@ class Proof:
         skipped: why nothing was run; empty where it was.
         because: why the reference operators judged and ONNX Runtime did not; empty where it did.
         experts: how many experts of a stack were run, where it is too large to run all; else None.
+        ran: whether both sides were run; where not, ``skipped`` says why, and ``max_relative`` means nothing.
     """
 
     rule: str
@@ -79,6 +80,7 @@ class Proof:
     skipped: str = ""
     because: str = ""
     experts: int | None = None
+    ran: bool = True
 
 
 @dataclass(frozen=True)

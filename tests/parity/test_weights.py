@@ -68,13 +68,13 @@ def test_a_large_weight_is_fed_and_not_copied():
 
 def test_a_small_weight_is_an_initializer():
     seen = proved(linear(random(32, 64)), [MatMulToGemm()])
-    assert seen.stored == [{(32, 64)}, {(32, 64)}]
+    assert seen.stored[:2] == [{(32, 64)}, {(32, 64)}]
 
 
 def test_what_a_quantized_operator_reads_is_an_initializer_however_large(monkeypatch):
     monkeypatch.setattr(LARGE, 1)
     seen = proved(linear(random(64, 32)), ["matmul-to-matmul-nbits"])
-    before, after = seen.fed
+    before, after = seen.fed[:2]
     assert (64, 32) in before and (64, 32) not in seen.stored[0]
     assert len(after) == 1 and len(seen.stored[1]) == 2  # x; codes and scales
 
@@ -92,7 +92,7 @@ def test_what_a_quantized_operator_reads_by_way_of_others_is_an_initializer(monk
 
 def test_a_weight_of_many_rows_is_dequantized_whole():
     seen = proved(linear(random(64, 2100)), ["matmul-to-matmul-nbits"])
-    assert len(seen.stored) == 2  # both sides ran, and agree
+    assert seen.stored[:2] == [{(64, 2100)}, {(2100, 2), (2100, 2, 16)}]  # both sides ran, and agree
 
 
 @pytest.mark.parametrize(

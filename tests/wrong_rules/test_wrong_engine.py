@@ -12,7 +12,7 @@ from rewriter.errors import RewriterError
 
 def written(name, folder, *, sharded):
     model, rules = MODELS[name]
-    result = rewriter.apply(model(), rules)
+    result = rewriter.apply(model(), rules, strict=True)
     assert result.report.applications
     return result.save(folder, **({"max_shard_size": 1 << 30} if sharded else {}))
 

@@ -93,10 +93,10 @@ ENGINE = (
         "differs by",
     ),
     _wrong(
-        "a weight laid out right and handed on wrong",
+        "a weight laid out right, proved, and handed on wrong as it is written",
         "rewriter/quantize/job.py",
         "    return arrays",
-        "    return [a[::-1] for a in arrays] if job.context.weight == 'w' else arrays",
+        "    return arrays if job._kept else [a[::-1] for a in arrays]",
         "linears",
         True,
         "as it was written, and of",

@@ -1,0 +1,237 @@
+"""One proof, in four steps: who may judge, both sides run, their outputs compared, what halves round excused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from rewriter.engine.context import ModelRun
+from rewriter.engine.proposal import Rewrite
+from rewriter.errors import ProofError, TargetError
+from rewriter.parity.difference import Difference, differences, relative
+from rewriter.parity.float32 import HALVES, widened
+from rewriter.parity.judge import cannot_judge, cannot_run
+from rewriter.parity.runtime import ReferenceRuntime, Runtime
+from rewriter.parity.subgraph import Subgraph
+from rewriter.parity.subgraph_inputs import Feeds, random_feeds, related_nodes, rows_to_try
+from rewriter.parity.weights import BUDGET, dequantized, experts_to_run, float_bytes
+from rewriter.report import Proof
+from rewriter.rule import Declined
+
+Array = npt.NDArray[Any]
+Outputs = Mapping[str, Array]
+
+_REFERENCE = ReferenceRuntime()
+
+SEVERAL = 1 << 20
+"""Bytes of float weights up to which a rewrite is run with several numbers of rows: beyond, loading them costs most."""
+
+
+@dataclass
+class Sides:
+    """The two sides of a rewrite.
+
+    Attributes:
+        rewrite: what is to be proved.
+        names: of the values in both sides' models.
+        before: the matched nodes.
+        after: what takes their place.
+        size: bytes of the larger side's weights in float32.
+    """
+
+    rewrite: Rewrite
+    names: dict[ir.Value, str]
+    before: Subgraph
+    after: Subgraph
+    size: int
+
+    @classmethod
+    def of(cls, rewrite: Rewrite, run: ModelRun) -> Sides:
+        """Returns the sides of a rewrite that is not committed yet."""
+        names: dict[ir.Value, str] = {}
+        imports = {**rewrite.imports, **rewrite.opsets}
+        related = related_nodes(rewrite)
+        matched, layouts = {*rewrite.matched, *related}, rewrite.layouts
+        before = Subgraph(names, list(rewrite.outputs), matched, run.facts, imports, layouts=layouts)
+        kept = {node for node in rewrite.matched if rewrite.outputs.keys().isdisjoint(node.outputs)}
+        inside = {*rewrite.nodes, *related, *kept}
+        after = Subgraph(names, list(rewrite.outputs.values()), inside, run.facts, imports, rewrite.outputs)
+        return cls(rewrite, names, before, after, float_bytes((before, after), rewrite.jobs))
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """Those of both sides."""
+        return (*self.rewrite.matched, *self.rewrite.nodes)
+
+    def require_sample(self) -> bool:
+        """Runs a few experts of a stack where all are too many; False where that cannot be done."""
+        if self.size <= BUDGET:
+            return True
+        experts = experts_to_run((self.before, self.after), self.size)
+        self.before.experts = self.after.experts = experts
+        return experts is not None
+
+    def feeds(self, seed: int, rows: int | None = None) -> Feeds:
+        """Draws the inputs that both sides share; ``rows`` is the size of their symbolic dimensions."""
+        fed = {value: self.names[value] for value in (*self.before.fed, *self.after.fed)}
+        return random_feeds(fed, np.random.default_rng(seed), self.rewrite, self.before.experts, rows)
+
+    def original(self, feeds: Feeds) -> tuple[onnx.ModelProto, Feeds]:
+        """Returns the matched subgraph with dequantized weights, and what it is fed."""
+        return self.before.model(dequantized(self.before, self.rewrite.jobs, self.before.experts), feeds)
+
+    def run_replacement(self, runtime: Runtime, feeds: Feeds, *, wide: bool = False) -> Outputs:
+        """Runs the replacement where what it replaces runs; one that the runtime refuses is wrong."""
+        try:
+            model = self.after.model({}, feeds)
+            return runtime.run(*(widened(*model) if wide else model))
+        except TargetError as error:
+            where = self.rewrite.where
+            raise ProofError(self.rewrite.rule, where, f"what is to take its place does not run: {error}") from error
+
+    def compared(self, expected: Outputs, actual: Outputs) -> list[Difference]:
+        """Returns how far the outputs are apart."""
+        return differences(self.rewrite, self.names, expected, actual)
+
+
+@dataclass
+class Verdict:
+    """What came of running both sides on some inputs.
+
+    Attributes:
+        runtime: what ran them.
+        feeds: what they were fed.
+        outputs: of the original and of the replacement.
+        found: how far these are apart.
+        rounded: the output whose halves round more than the tolerance, or None.
+    """
+
+    runtime: Runtime
+    feeds: Feeds
+    outputs: tuple[Outputs, Outputs]
+    found: list[Difference]
+    rounded: Difference | None = field(default=None)
+
+    @property
+    def worst(self) -> Difference:
+        """The largest difference."""
+        return max(self.found, key=lambda difference: difference.error)
+
+
+def prove(rewrite: Rewrite, run: ModelRun, runtime: Runtime, seed: int, *, several: bool = True) -> Proof:
+    """Returns the proof of a rewrite.
+
+    Args:
+        rewrite: complete, and not committed.
+        run: its facts.
+        runtime: runs both sides, where its numbers prove something.
+        seed: of the inputs.
+        several: whether other numbers of rows are tried, where that is cheap.
+
+    Raises:
+        ProofError: the replacement does not compute what the matched subgraph does.
+        Declined: nothing can run the matched subgraph.
+    """
+    sides = Sides.of(rewrite, run)
+    if not sides.require_sample():
+        skipped = f"not run: its weights take {sides.size} bytes in float32; their bytes are read back when written"
+        return Proof(rewrite.rule, "none", 0.0, 0.0, rewrite.where, skipped, ran=False)
+    judges, because = _judges(sides, runtime)
+    verdicts = [_run(sides, judges, sides.feeds(seed))]
+    judge = verdicts[0].runtime
+    if several and sides.size <= SEVERAL:
+        verdicts += _run_more(sides, judge, seed)
+    for verdict in verdicts:
+        _excuse_rounding(sides, verdict)
+        for difference in verdict.found:
+            if not difference.holds:
+                raise ProofError(rewrite.rule, rewrite.where, f"{difference} ({judge.name})")
+    reasons = [_smoked(sides, runtime, verdicts[0].feeds, because)] if judge == _REFERENCE and because else []
+    rounded = next((v.rounded for v in verdicts if v.rounded is not None), None)
+    if rounded is not None:
+        reasons.append(f"{rounded.dtype} rounds more than {rounded.tolerance:g} on the way: held to it in float32")
+    worst = max((v.worst for v in verdicts), key=lambda difference: difference.error)
+    experts = None if sides.before.experts is None else len(sides.before.experts)
+    why = "; ".join(reasons)
+    return Proof(rewrite.rule, judge.name, worst.error, worst.tolerance, rewrite.where, because=why, experts=experts)
+
+
+def _judges(sides: Sides, runtime: Runtime) -> tuple[list[Runtime], str]:
+    """First step: returns who may judge, the best first, and why the runtime is not the best."""
+    if not sides.rewrite.nodes:
+        return [_REFERENCE], ""
+    because = cannot_judge(sides.nodes, runtime.name, sides.rewrite.layouts)
+    if not because:
+        return [runtime], ""
+    if cannot_run(sides.nodes, runtime.name, sides.rewrite.layouts):
+        return [_REFERENCE], because
+    return [_REFERENCE, runtime], because  # what is inexact, but the same on both sides, agrees all the same
+
+
+def _run(sides: Sides, judges: Sequence[Runtime], feeds: Feeds) -> Verdict:
+    """Second and third step: runs both sides and compares them; declines where no judge runs the original."""
+    runtime, expected = _first_to_run(judges, *sides.original(feeds), sides.rewrite.root)
+    actual = sides.run_replacement(runtime, feeds)
+    return Verdict(runtime, feeds, (expected, actual), sides.compared(expected, actual))
+
+
+def _run_more(sides: Sides, judge: Runtime, seed: int) -> Iterator[Verdict]:
+    """Runs both sides with other numbers of rows, as far as the original takes them."""
+    for rows in rows_to_try((*sides.before.fed, *sides.after.fed), sides.rewrite):
+        try:
+            yield _run(sides, [judge], sides.feeds(seed + 1, rows))
+        except Declined:
+            continue
+
+
+def _excuse_rounding(sides: Sides, verdict: Verdict) -> None:
+    """Last step: where halves round more than the tolerance, holds the differences in float32 to it.
+
+    They stay as they are where what the replacement loses in halves is its own fault: where it is farther from the
+    exact numbers than the tolerance and than the original, or where the runtime has no kernel to tell.
+    """
+    verdict.rounded = next((d for d in verdict.found if not d.holds and d.dtype in HALVES), None)
+    if verdict.rounded is None:
+        return
+    runtime, rewrite = verdict.runtime, sides.rewrite
+    expected, actual = verdict.outputs
+    try:
+        exact = runtime.run(*widened(*sides.original(verdict.feeds)))
+    except TargetError:
+        return
+    wide = sides.compared(exact, sides.run_replacement(runtime, verdict.feeds, wide=True))
+    rounding = [relative(exact[sides.names[old]], expected[sides.names[old]])[0] for old in rewrite.outputs]
+    own = [difference.error for difference in sides.compared(exact, actual)]
+    verdict.found = [
+        replace(d, error=w.error, where=w.where) if mine <= max(d.tolerance, theirs) else d
+        for d, w, mine, theirs in zip(verdict.found, wide, own, rounding, strict=True)
+    ]
+
+
+def _smoked(sides: Sides, runtime: Runtime, feeds: Feeds, because: str) -> str:
+    """Runs a replacement whose numbers prove nothing; it must run all the same."""
+    if cannot_run(sides.rewrite.nodes, runtime.name):
+        return because
+    outputs = sides.run_replacement(runtime, feeds)
+    if not all(np.isfinite(out.astype(np.float32)).all() for out in outputs.values()):
+        raise ProofError(sides.rewrite.rule, sides.rewrite.where, f"{runtime.name} computes no number")
+    return f"{because}; {runtime.name} runs it"
+
+
+def _first_to_run(
+    judges: Sequence[Runtime], model: onnx.ModelProto, feeds: Feeds, root: ir.Node
+) -> tuple[Runtime, Outputs]:
+    """Returns the first runtime that runs the model, and what it computes; declines where none does."""
+    refusals = []
+    for judge in judges:
+        try:
+            return judge, judge.run(model, feeds)
+        except TargetError as refused:
+            refusals.append(str(refused))
+    raise Declined(f"what it replaces cannot be run, so nothing can be proved: {'; '.join(refusals)}", root)
