@@ -16,6 +16,7 @@ from rewriter.calibration.finding import find_sites
 from rewriter.calibration.sites import ExpertSite, Sites
 from rewriter.engine.context import ModelRun
 from rewriter.engine.driver import Engine
+from rewriter.operators.activation import ACTIVATIONS
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE
 from rewriter.parity.local import LocalProver
@@ -46,12 +47,19 @@ _BLOCKS = dict.fromkeys((2, 4, 8), (0, 16, 32, 64, 128, 256))
 class _Anything(Target):
     """A target that would run all experts."""
 
-    def kernel(self, operator: str) -> Kernel | None:
+    def kernels(self, operator: str) -> tuple[Kernel, ...]:
         """See :class:`Target`."""
-        gated = ("silu", "swiglu")
-        activations = ("relu", "relu2", "gelu", "silu", "identity", "swiglu", "geglu")
-        return Kernel(
-            (0, 0), ("FLOAT", "FLOAT16", "BFLOAT16"), activations, (1, 2), gated, sparse_mixer=True, blocks=_BLOCKS
+        return (
+            Kernel(
+                (0, 0),
+                dtypes=("FLOAT", "FLOAT16", "BFLOAT16"),
+                activations=tuple(activation.name for activation in ACTIVATIONS),
+                fusions=(1, 2),
+                fc3=("silu", "swiglu"),
+                sparse_mixer=True,
+                router_weights=(False, True),
+                blocks=_BLOCKS,
+            ),
         )
 
 

@@ -24,6 +24,14 @@ ENDINGS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Has Ctrl-C heard also where the tests run in the background, whose processes are born ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def sent(monkeypatch):
     """Returns a function that has a signal sent to this process, twice, when the first bytes are written."""
