@@ -77,8 +77,8 @@ def test_a_quantizer_that_fails():
 
 
 def test_all_of_the_nearest_names_are_given():
-    with pytest.raises(RuleSetError, match="did you mean 'moe-int4' or 'moe-int8'"):
-        rewriter.apply(linear(), "moe-int3")
+    with pytest.raises(RuleSetError, match="did you mean 'moe-int3' or 'moe-int4' or 'moe-int8'"):
+        rewriter.apply(linear(), "moe-int5")
 
 
 def test_feeds_that_are_none():
@@ -91,5 +91,5 @@ def test_an_error_is_one_line_whatever_a_model_names(tmp_path):
     broken[0] = np.nan
     with pytest.raises(QuantizationError) as caught:
         rewriter.apply(linear("a\n\x1b[31mb", broken), overrides={"parity.local": "none"}).save(tmp_path / "out")
-    assert "'a ?[31mb'" in str(caught.value)
-    assert str(RewriterError("a\n\tb\x00")) == "a b?"
+    assert r"'a \x1b[31mb'" in str(caught.value)
+    assert str(RewriterError("a\n\tb\x00")) == r"a b\x00"

@@ -162,7 +162,7 @@ def test_the_rule_set_that_a_note_names_reads_what_it_says():
             "cpu@1.31",
             "fuse-experts",
             "rounds activations",
-            "--target, or quantize the experts one",
+            "rounded_activations=true, or quantize the experts one",
         ),
         (GRANITE, "moe-int4", "dml@1.28", "fuse-experts", "dml@1.28", "by experts-int4"),
         (HIT, "fuse-experts", "cpu@1.32", "fuse-experts", "the trace fixed", "with no loop over those"),

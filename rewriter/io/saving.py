@@ -109,12 +109,12 @@ def save(
         for slot, tensor in in_memory([slot for slot in slots if id(slot) not in apart], meter, workers, digests):
             swap(slot, tensor)
         _write(model, partial / name)
+        require_unchanged(model)  # before the files are judged: input that changed is what is wrong then
         written = verify(model, slots, partial / name, digests, workers)
         if inspect is not None:
             inspect(slots, written)
         for other in others:
             shutil.copyfile(other, partial / other.name)
-        require_unchanged(model)
     return place.given / name
 
 

@@ -81,7 +81,7 @@ BAD = {
         lambda: (GRANITE, "--set", "quantisation.default.bits=8"),
         r"unknown key 'quantisation' \(did you mean 'quantization'\?\)",
     ),
-    "bad value": (lambda: (GRANITE, "--set", "quantization.default.bits=5"), r"'bits' should be 2, 4 or 8, not 5"),
+    "bad value": (lambda: (GRANITE, "--set", "quantization.default.bits=5"), r"'bits' should be 2, 3, 4 or 8, not 5"),
     "no value": (lambda: (GRANITE, "--set", "bits"), r"override 'bits' is not of the form key=value"),
     "twice": (lambda: (GRANITE, "--set", "target=cpu", "--set", "target=cuda"), r"--set target is given twice"),
     "target": (lambda: (GRANITE, "--target", "cudda"), r"unknown provider 'cudda'.*'cuda'"),
