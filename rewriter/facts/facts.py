@@ -16,13 +16,14 @@ from rewriter.errors import RuleError
 from rewriter.facts.family import Stated, Transfer
 from rewriter.graph._onnxscript import MatchFailureError, OpKey, binder, root_operator
 from rewriter.graph.contents import all_nodes, name_of
-from rewriter.graph.declines import Reason, reason_of
+from rewriter.graph.declines import NOT_AN_INPUT, Reason, reason_of
 from rewriter.report import Decline
 from rewriter.tensors import View, constant
 
 F = TypeVar("F")
 
 _NONE = Reason("")
+_OVERRIDABLE = Reason("a caller may override it: it is among the graph's inputs too", NOT_AN_INPUT)
 _AGREED: ContextVar[bool] = ContextVar("recognisers must agree", default=False)
 
 
@@ -152,6 +153,8 @@ class Facts:
         """Returns why a recogniser that came near stated nothing about ``value``; empty where none came near."""
         if value is None:
             return _NONE
+        if value.is_initializer() and value.is_graph_input():
+            return _OVERRIDABLE
         own = self._reasons.get(value, _NONE)
         return self._under.why_not(value) if self._under is not None and not own else own
 

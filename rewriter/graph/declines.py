@@ -99,6 +99,7 @@ RELABEL = "give fc1 the dims [E, I, H] and fc2 [E, H, I]: runtimes read the same
 FROM_FLOAT = "start from the float model, or run rule qmoe-to-moe before"
 ONE_READER = "give the other reader a copy of its own, or remove it"
 NOT_AN_OUTPUT = "take it off the graph's outputs"
+NOT_AN_INPUT = "take it off the graph's inputs (export with keep_initializers_as_inputs=False)"
 FOLDED = "fold constants before: onnxscript.optimizer.optimize, or the exporter's own optimization"
 NOT_WHOLE = "remove what reads the whole stack, or leave it stacked and fuse the block"
 OTHER_BLOCK_SIZE = "choose a block size that divides it: --set quantization.default.block_size=32"

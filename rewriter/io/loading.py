@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rewriter.errors import ModelError
 from rewriter.io.external import keep_external_data, map_external_data
-from rewriter.io.messages import from_proto, name_standard_domain
+from rewriter.io.messages import from_proto, list_no_initializers, name_standard_domain
 from rewriter.io.reading import model_file, read_proto
 from rewriter.io.validate import unsorted, validate
 
@@ -72,6 +72,7 @@ def copied(model: ir.Model) -> ir.Model:
     copy = model.clone()
     keep_external_data(model, copy)
     name_standard_domain(copy)
+    list_no_initializers(copy)
     return copy
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from rewriter.errors import ModelError
 from rewriter.io.reading import is_whole
@@ -51,6 +52,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     finally:
         log.disabled = quiet
     name_standard_domain(model)
+    list_no_initializers(model)
     return model
 
 
@@ -62,6 +64,19 @@ def name_standard_domain(model: ir.Model) -> None:
     for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
         if "ai.onnx" in imports:
             imports.setdefault("", imports.pop("ai.onnx"))
+
+
+def list_no_initializers(model: ir.Model) -> None:
+    """Makes a model of IR version 3, which lists every initializer among its inputs, one of 4, where that is a choice.
+
+    No caller could override those: a runtime takes them as constants up to version 3.
+    """
+    if model.ir_version < _LISTS_AS_IT_LIKES:
+        RemoveInitializersFromInputsPass()(model)
+        model.ir_version = _LISTS_AS_IT_LIKES
+
+
+_LISTS_AS_IT_LIKES = 4
 
 
 def _check_graph(graph: onnx.GraphProto) -> None:

@@ -15,6 +15,7 @@ from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.types import QuantizedWeight
 from rewriter.testing import check_rule, moe_models, projections
 
+FLOAT = ir.TensorType(ir.DataType.FLOAT)
 RULE = ["matmul-to-matmul-nbits"]
 X = weights(3, 40, seed=1)
 
@@ -118,7 +119,7 @@ def test_is_not_about_weights_that_an_input_decides(what):
         "y = MatMul (x, w)", {} if what == "dynamic" else {"w": weights(40, 12)}, inputs=", float[40,12] w"
     )
     result = quantized(model, RULE)
-    assert not result.report.applications and not result.report.declines
+    assert not result.report.applications and len(result.report.declines) == (what == "overridable")
 
 
 def test_a_leading_one_under_activations_of_that_rank():
@@ -245,3 +246,21 @@ def test_a_weight_that_is_stored_flat_is_taken_out_by_unstack():
     body = "shape = Constant <value_ints = [40, 12]> () t = Reshape (w, shape) y = MatMul (x, t)"
     result = quantized(linear_model(body, {"w": weights(40, 12).reshape(-1)}), ["unstack", *RULE])
     assert result.report.applied == {"unstack": 1, "matmul-to-matmul-nbits": 1}
+
+
+@pytest.mark.parametrize(("ir_version", "fires"), [(3, True), (4, False), (10, False)])
+@pytest.mark.parametrize("kind", ["a message", "a model"])
+def test_a_weight_among_the_inputs_is_constant_only_where_it_must_be_listed(ir_version, fires, kind):
+    proto = ir.to_proto(one())
+    proto.ir_version = ir_version
+    proto.graph.input.add(name="w").CopyFrom(ir.to_proto(ir.Value(name="w", type=FLOAT, shape=ir.Shape([40, 12]))))
+    result = quantized(proto if kind == "a message" else ir.from_proto(proto), RULE)
+    if fires:
+        assert result.report.applied == {"matmul-to-matmul-nbits": 1} and not result.report.declines
+        assert result.ir_model.ir_version == 4 and [v.name for v in result.ir_model.graph.inputs] == ["x"]
+        assert list(result.check().comparison.outputs) == ["y"]
+        return
+    (left,), (decline,) = result.report.left, result.report.declines
+    assert left.reason == decline.reason
+    assert decline.reason.startswith("the weight is not constant: a caller may override it")
+    assert decline.remedy.startswith("take it off the graph's inputs")
