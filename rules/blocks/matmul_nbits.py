@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from rewriter.emit import matmul_nbits_refusal, require_matmul_nbits
@@ -104,13 +106,24 @@ def _require_float_copy_disappears(run: Run, w: ir.Value, reader: ir.Node) -> No
             producer,
             remedy=UNSTACK,
         )
+    read = run.facts.derived(w, _Read, lambda: _Read(set())).by
     for use in w.uses():
+        if use.node in read:
+            continue
         if use.node.op_type not in ("MatMul", "Gemm") or use.idx != 1:
             raise stays_float(use.node)
         if use.node is not reader:
             _require_linear(run, use.node, w)
+            read.add(use.node)
     if w.is_graph_output():
         raise stays_float(w)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The readers of a weight that can become a MatMulNBits: of thousands, each is looked at once."""
+
+    by: set[ir.Node]
 
 
 def _require_linear(run: Run, node: ir.Node, w: ir.Value) -> None:

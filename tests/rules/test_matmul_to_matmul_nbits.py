@@ -13,6 +13,7 @@ from rewriter.errors import QuantizationError
 from rewriter.operators.layout.stored import Stored
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.types import QuantizedWeight
+from rewriter.rules.blocks import matmul_nbits
 from rewriter.testing import check_rule, moe_models, projections
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -264,3 +265,18 @@ def test_a_weight_among_the_inputs_is_constant_only_where_it_must_be_listed(ir_v
     assert left.reason == decline.reason
     assert decline.reason.startswith("the weight is not constant: a caller may override it")
     assert decline.remedy.startswith("take it off the graph's inputs")
+
+
+def test_each_of_many_readers_of_a_weight_is_looked_at_a_few_times(monkeypatch):
+    readers = 40
+    body = " ".join(f"y{i} = MatMul (x{i}, w)" for i in range(readers))
+    before = " ".join(f"x{i} = {'Abs' if i else 'Neg'} ({f'x{i - 1}' if i else 'x'})" for i in range(readers))
+    looked = []
+    read = matmul_nbits.read_weight
+    monkeypatch.setattr(matmul_nbits, "read_weight", lambda *given: looked.append(given) or read(*given))
+    total = " ".join(f"s{i} = Add ({f's{i - 1}' if i > 1 else 'y0'}, y{i})" for i in range(1, readers))
+    result = quantized(
+        linear_model(f"{before} {body} {total} y = Identity (s{readers - 1})", {"w": weights(40, 12)}), RULE
+    )
+    assert result.report.applied == {"matmul-to-matmul-nbits": readers}
+    assert len(looked) <= 3 * readers
