@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
-from rewriter.errors import ModelError
+from rewriter.errors import ModelError, RewriterWarning
 from rewriter.io.reading import is_whole
 
 
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
-    """Returns the model of a message; unlike onnx-ir, refuses what it would drop or read as something else.
+    """Returns the model of a message; unlike onnx-ir, refuses, or names, what it would drop or read otherwise.
 
     Raises:
         ModelError: no whole model, or one that is too new; names defined twice, tensors whose data do not fit their
@@ -33,6 +34,12 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
         raise ModelError(f"an opset that the model imports has no version that there is ({versions}); export it again")
     if proto.training_info:
         raise ModelError("training information is not supported; export the model for inference")
+    if proto.graph.quantization_annotation:
+        text = "the model's quantization annotations are left out: they name values that a rewrite may replace"
+        warnings.warn(text, RewriterWarning, stacklevel=2)
+    if any(node.device_configurations for node in proto.graph.node):
+        text = "nodes are placed on devices (device_configurations): one that replaces others is placed on none"
+        warnings.warn(text, RewriterWarning, stacklevel=2)
     # What onnx-ir logs about an invalid model, validate() says in one line.
     log = logging.getLogger("onnx_ir.serde")
     quiet = log.disabled

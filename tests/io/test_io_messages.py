@@ -13,7 +13,7 @@ from io_models import external, linear
 from onnx import TensorProto, helper
 
 from rewriter import io
-from rewriter.errors import ModelError
+from rewriter.errors import ModelError, RewriterWarning
 
 TYPED = {
     "FLOAT": np.arange(6),
@@ -107,3 +107,13 @@ def test_external_data_of_a_model_object_must_be_there(tmp_path: Path) -> None:
     (tmp_path / "w.data").unlink()
     with pytest.raises(ModelError, match=r"initializer 'w': there is no external data file '.*w\.data'"):
         io.copied(model)
+
+
+def test_what_is_not_carried_is_named() -> None:
+    annotated, placed = linear(), linear()
+    annotated.graph.quantization_annotation.add(tensor_name="h")
+    placed.graph.node[0].device_configurations.add(configuration_id="cfg")
+    with pytest.warns(RewriterWarning, match="quantization annotations are left out"):
+        io.parsed(annotated)
+    with pytest.warns(RewriterWarning, match="placed on none"):
+        io.parsed(placed)
