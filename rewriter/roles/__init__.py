@@ -12,6 +12,10 @@ Roles: ``router``, ``expert`` (a fused MoE or QMoE node), ``expert.gate_up|gate|
 expert's weight at run time (Gather, GatherND, GatherBlockQuantized) has the role of the linear that reads it, and
 com.microsoft::Attention, which holds its projection itself, is ``attention.qkv``.
 
+A router is every linear that serves nothing but a choice of experts, hidden ones too, and the gate of a mixture whose
+experts all run. A hidden linear that anything else reads is not; a hyper-connection's gate, on which a choice depends
+only through the residual stream, is not either.
+
 Layer: the index of the attention-and-feed-forward pair along the data flow, from 0.
 
 | node | layer |

@@ -131,6 +131,8 @@ class Algebra:
             return a._replace(acted=a.acted or b.acted)
         gate, other = (a, b) if a.acted else (b, a)
         if gate.acted and other.source.closed:
+            if _several(other.source) or (gate.part is not None and _siblings(gate.source.gates, other.source)):
+                gate.source.mixes = True
             gate.source.gates = other.source
             return other
         if gate.acted:
@@ -179,6 +181,10 @@ class Algebra:
         if len(live) == 1:
             return live[0]
         a, b = live[0], live[1]
+        for gate, mixed in ((a, b), (b, a)):
+            if isinstance(gate, Linear) and isinstance(mixed, Linear) and gate.acted and _several(mixed.source):
+                gate.source.mixes = True
+                return mixed
         if isinstance(b, Score):
             a, b = b, a
         depth = max(depth_of(a), depth_of(b))
@@ -237,6 +243,17 @@ class Algebra:
         source.closed = True
         source.layer = feed_forward_layer(source.depth)
         source.depth = 2 * source.layer + 1
+
+
+def _several(source: Source) -> bool:
+    """Whether the outputs of several MLPs that read one place were put side by side."""
+    first, *others = source.parts or (source,)
+    return bool(others) and all(_siblings(first, other) for other in others)
+
+
+def _siblings(a: Source | None, b: Source) -> bool:
+    """Whether both are the ends of MLPs, not of one, that read one place."""
+    return a is not None and a is not b and None not in (a.up, b.up) and a.point == b.point
 
 
 def _without_data(facts: Sequence[Fact]) -> Fact:

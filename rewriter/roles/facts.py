@@ -37,6 +37,7 @@ class Source:
         routed: it belongs to a routed expert.
         router: its output reaches a TopK.
         confirmed: the chosen indices or weights reach an expert.
+        mixes: its output weighs MLPs that all run: a mixture without a TopK.
         family: ``expert``, ``shared_expert`` or ``mlp``.
     """
 
@@ -60,6 +61,7 @@ class Source:
     routed: bool = False
     router: bool = False
     confirmed: bool = False
+    mixes: bool = False
     family: str = ""
 
 

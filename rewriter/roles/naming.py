@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from rewriter.roles.facts import Source, feed_forward_layer
+from rewriter.roles.routers import find_hidden_layers
 
 
 def name_sources(sources: Sequence[Source], lookups: Mapping[Source, ir.Value]) -> Iterator[tuple[Source, str]]:
@@ -15,6 +16,7 @@ def name_sources(sources: Sequence[Source], lookups: Mapping[Source, ir.Value]) 
     _find_stacks(sources)
     _sweep_up(sources)
     _sweep_down(sources)
+    find_hidden_layers(sources)
     _find_families(sources)
     embeddings = _embeddings(lookups)
     heads = _heads(sources, lookups, {source.size for source in embeddings} - {None})
@@ -26,7 +28,7 @@ def name_sources(sources: Sequence[Source], lookups: Mapping[Source, ir.Value]) 
             yield source, "embedding" if source in embeddings else ""
             continue
         name = _name(source)
-        if source in heads and (not name or (name == "router" and not source.confirmed)):
+        if source in heads and (not name or (name == "router" and not (source.confirmed or source.mixes))):
             yield source, "lm_head"
             continue
         if not name and source in inherited and "sum" not in source.uses:
@@ -78,6 +80,7 @@ def _sweep_down(sources: Sequence[Source]) -> None:
             part.uses |= source.uses
             part.router |= source.router
             part.confirmed |= source.confirmed
+            part.mixes |= source.mixes
             part.readers += source.readers
             part.gates = part.gates or source.gates
             part.size = part.size or source.size
@@ -110,7 +113,7 @@ def _name(source: Source) -> str:
     uses = source.uses
     if "experts" in uses:
         return "expert"
-    if source.router or source.confirmed:
+    if source.router or source.confirmed or source.mixes:
         return "router"
     projections = "".join(letter for letter in "qkv" if letter in uses)
     if projections:
