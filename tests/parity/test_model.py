@@ -51,10 +51,11 @@ def test_outputs_own_their_memory() -> None:
 def test_random_inputs_fit_real_models(path: Path) -> None:
     stored = np.load(path.with_suffix(".npz"))
     model = io.load(path)
-    feeds = random_inputs(model, 0, sequence=6)
+    sequence = 40 if path.parent.name == "transformers_4_51" else 6  # of the tokens that are stored
+    feeds = random_inputs(model, 0, sequence=sequence)
     wanted = {key[3:]: (stored[key].dtype, stored[key].shape) for key in stored if key.startswith("in:")}
     assert {name: (array.dtype, array.shape) for name, array in feeds.items()} == wanted
-    again = random_inputs(model, 0, sequence=6)
+    again = random_inputs(model, 0, sequence=sequence)
     assert all(np.array_equal(feeds[name], again[name]) for name in feeds)
     if "input_ids" in feeds:
         assert len(set(feeds["input_ids"].ravel())) > 1

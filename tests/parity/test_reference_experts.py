@@ -164,7 +164,7 @@ QMOE_FORMS = [
 @given(
     bits=st.sampled_from([2, 4, 8]),
     block=st.sampled_from([0, 32]),
-    layout=st.sampled_from(LAYOUTS),
+    layout=st.sampled_from([layout for layout in LAYOUTS if layout.name != "columns"]),  # which is of float codes
     narrow=st.sampled_from([None, 2, 4, 8]),
     dtype=st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]),
 )
@@ -234,7 +234,7 @@ def test_moe_refuses_what_no_runtime_defines(attributes, form, error, reason):
 @pytest.mark.parametrize(
     ("attributes", "stamp", "error", "reason"),
     [
-        ({"quant_type": "fp4"}, None, TargetError, "quant_type 'fp4'"),
+        ({"quant_type": "fp8"}, None, TargetError, "quant_type 'fp8'"),
         ({"weights_prepacked": 1}, None, TargetError, "which layout"),
         ({"weights_prepacked": 0}, "cutlass-sm80", ModelError, "contradicts"),
         ({"weights_prepacked": 1}, "raw", ModelError, "contradicts"),

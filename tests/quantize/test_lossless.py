@@ -42,7 +42,7 @@ def floats(n, k, own, *, dtype, seed):
     codes[..., 0] = 7
     powers = 2.0 ** rng.integers(-6, 2, (n, k // own.block))
     scales = powers if own is MXFP4 else powers * rng.integers(8, 16, powers.shape) / 8
-    weight = QuantizedWeight(codes.reshape(n, k), scales.astype(own.scale_dtype), None, 4, own.block, own.name)
+    weight = QuantizedWeight(codes.reshape(n, k), scales.astype(own.scale_dtype), None, 4, own.block, format=own.name)
     return weight.dequantize().astype(dtype), weight
 
 
@@ -107,7 +107,7 @@ def test_every_spelling_of_a_stack_is_seen():
     experts = [floats(8, 64, MXFP4, dtype=np.float16, seed=seed)[0] for seed in range(4)]
     ups = [floats(8, 64, MXFP4, dtype=np.float16, seed=seed)[0] for seed in range(4, 8)]
     stack = whole(np.stack(experts))
-    spec = WeightSpec("lossless", 4, 32, True, "mxfp4")
+    spec = WeightSpec("lossless", 4, 32, True, format="mxfp4")
     spelled = {
         "stacked": stack,
         "transposed": whole(np.ascontiguousarray(np.stack(experts).transpose(0, 2, 1))).transpose((0, 2, 1)),
@@ -134,7 +134,7 @@ def test_an_ordinary_weight_lies_on_no_grid(dtype):
 def test_a_weight_off_its_grid_is_an_error_that_says_where():
     weight, _ = floats(4, 64, MXFP4, dtype=np.float16, seed=0)
     weight[2, 40] = 0.3
-    context = WeightContext(WeightSpec("lossless", 4, 32, True, "mxfp4"), MXFP4.scale_dtype, weight="w")
+    context = WeightContext(WeightSpec("lossless", 4, 32, True, format="mxfp4"), MXFP4.scale_dtype, weight="w")
     with pytest.raises(QuantizationError, match="'w' does not lie on a grid of mxfp4: row 2, block 1 is off it"):
         quantize(weight, context)
 
