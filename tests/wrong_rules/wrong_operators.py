@@ -149,7 +149,7 @@ OPERATORS = (
         TO_QMOE,
         "zero points of fc2 in the slot of fc1",
         QMOE,
-        [("dict(zip(slots.parts, map", "dict(zip((*slots.parts[:2], 23 - slots.parts[2]), map")],
+        [("dict(zip(parts, map", "dict(zip((*parts[:2], 23 - parts[2]), map")],
         moes(),
         ruled(TO_QMOE, **asymmetric),
     ),
@@ -282,8 +282,8 @@ OPERATORS = (
         "rules/qmoe_layout.py",
         [
             (
-                "return write_qmoe(op, inputs, attributes, wanted)",
-                "return write_qmoe(op, inputs, attributes, stored.layout)",
+                "out = write_qmoe(op, inputs, attributes, wanted)",
+                "out = write_qmoe(op, inputs, attributes, stored.layout)",
             )
         ],
         qmoes(),
