@@ -21,7 +21,7 @@ SETS = sorted((Path(__file__).parents[2] / "rules" / "sets").glob("*.yaml"))
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
     """Offers this project's own rules, also where it is not installed."""
-    entry = EntryPoint("rules", "rules", discover.GROUP)
+    entry = EntryPoint("shipped", "rewriter.rules", discover.GROUP)
     monkeypatch.setattr(discover, "metadata", SimpleNamespace(entry_points=lambda *, group: [entry]))
 
 
