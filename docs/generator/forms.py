@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from generator.markdown import code, table
 
 import rewriter
+from generator.markdown import code, table
 from rewriter.errors import ModelError
 from rewriter.report import Report
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from generator.markdown import code, prose, table
-
 from rewriter.testing import promises
 from rewriter.testing.change.mutations import MUTATIONS
 from rewriter.testing.plugin import PROFILES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from generator.markdown import as_yaml, code, own_rules, own_sets, prose, table, written
-
 from rewriter.ruleset.catalogue import OptionInfo, RuleInfo
 
 
