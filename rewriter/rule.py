@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import RewriteRuleClassBase
 
-from rewriter.facts import Facts, Recogniser, Transfer
+from rewriter.facts import Facts, Transfer
 from rewriter.graph.declines import Declined, NotApplicable
 from rewriter.quantize.job import QuantizationJob
 from rewriter.roles import Role
@@ -113,7 +113,7 @@ class Rule(RewriteRuleClassBase):
         run: facts, target and quantizer of the present run.
     """
 
-    recognisers: ClassVar[Iterable[Recogniser | Transfer]] = ()
+    recognisers: ClassVar[Iterable[Transfer]] = ()
     run: Run
 
     def rewrite(self, op: Any, *args: Any, **bindings: Any) -> Any:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from rewriter.emit import require_matmul_nbits, typed, write_integers
-from rewriter.facts import Facts, Recogniser, Transfer
+from rewriter.facts import Facts, Transfer
 from rewriter.facts.shapes import fed_shape, shape_of
 from rewriter.facts.size import Dims
 from rewriter.graph.attributes import text_attribute
@@ -60,7 +60,7 @@ class Product:
 class EinsumToMatMul(Rule):
     """The rule at an Einsum."""
 
-    recognisers: ClassVar[Iterable[Recogniser | Transfer]] = experts.RECOGNISERS  # those of sizes among them
+    recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS  # those of sizes among them
 
     def __init__(self) -> None:
         super().__init__(name="einsum-to-matmul")

@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from rewriter.emit import write_operator
-from rewriter.facts import Recogniser, Transfer
+from rewriter.facts import Transfer
 from rewriter.graph.declines import BY_EXPERT, ROUNDED, no_kernel
 from rewriter.operators.form import FLOAT_EXPERTS, PROJECTIONS, ExpertForm, ExpertsName
 from rewriter.operators.moe import MOE
@@ -69,7 +69,7 @@ COMPLETING = ("Add", "ReduceSum", "Cast", "MatMul", "Einsum", "ScatterND", "Scat
 class FuseExperts(Rule):
     """The rule at one operator that completes a block."""
 
-    recognisers: ClassVar[Iterable[Recogniser | Transfer]] = experts.RECOGNISERS
+    recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
 
     def __init__(self, op_type: str, into: ExpertsName) -> None:
         super().__init__(name="fuse-experts")
@@ -187,7 +187,7 @@ class FuseExperts(Rule):
 class Unfused(Rule):
     """Says at a router's choice why its experts stay apart, where no operator completes a block."""
 
-    recognisers: ClassVar[Iterable[Recogniser | Transfer]] = experts.RECOGNISERS
+    recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
 
     def __init__(self) -> None:
         super().__init__(name="fuse-experts")
@@ -202,7 +202,7 @@ class Unfused(Rule):
 class UnfusedArgMax(Rule):
     """Says the same where a router chooses otherwise, as Switch, NLLB and Phi-3.5 do."""
 
-    recognisers: ClassVar[Iterable[Recogniser | Transfer]] = experts.RECOGNISERS
+    recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
 
     def __init__(self) -> None:
         super().__init__(name="fuse-experts")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
+
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from onnxscript.rewriter import RewriteRuleClassBase
@@ -10,8 +13,9 @@ from support import Drop, parse
 import rewriter
 from rewriter.engine.context import ModelRun
 from rewriter.engine.driver import Engine
+from rewriter.engine.proposal import Change
 from rewriter.errors import RuleError
-from rewriter.facts import Facts, Recogniser
+from rewriter.facts import Facts, Family
 from rewriter.facts.constants import constants
 from rewriter.quantize import ALGORITHMS
 from rewriter.rule import Declined, Rule
@@ -95,27 +99,29 @@ def test_what_a_function_is_told_by_its_caller_is_no_constant():
     assert rewriter.apply(model, "moe-int4").report.applied == {}
 
 
-class Guess(Recogniser):
-    def pattern(self, op, x):
-        return op.Relu(x, _outputs=["out"])
+def at_relu(function):
+    """The recognisers of a family that has this one."""
+    family = Family("relus")
+    family.at("Relu")(function)
+    return tuple(family)
 
-    def recognise(self, facts, *, x, out):
-        return 1 // 0
+
+def guess(facts, node, x):
+    return 1 // 0
 
 
-class Near(Guess):
-    def recognise(self, facts, *, x, out):
-        raise Declined("almost")
+def near(facts, node, x):
+    raise Declined("almost")
 
 
 def test_a_recogniser_at_fault_is_named():
-    with pytest.raises(RuleError, match=r"Guess.* at node r: ZeroDivisionError"):
-        stated(parse("g (float[2] x) => (float[2] y) { [r] y = Relu (x) }"), [Guess()])
+    with pytest.raises(RuleError, match=r"relus.guess.* at node r: ZeroDivisionError"):
+        stated(parse("g (float[2] x) => (float[2] y) { [r] y = Relu (x) }"), at_relu(guess))
 
 
 def test_why_nothing_was_stated_is_kept():
     model = parse("g (float[2] x) => (float[2] y) { y = Relu (x) }")
-    facts = stated(model, [Near()])
+    facts = stated(model, at_relu(near))
     assert facts.why_not(model.graph.outputs[0]) == "almost"
     assert facts.why_not(None) == facts.why_not(model.graph.inputs[0]) == ""
 
@@ -142,6 +148,45 @@ def test_a_derived_fact_is_found_anew_when_its_graph_changed():
     result = rewriter.apply(model, ["unstack", DropReader()], overrides={"parity.local": "none"})
     assert result.report.applied == {"drop-reader": 1, "unstack": 1}
     assert set(result.model.graph.initializers) >= {"W__slice_0"} and "W" not in result.model.graph.initializers
+
+
+def test_facts_are_kept_from_phase_to_phase():
+    """And what a commit in between touched is stated anew, that alone."""
+    asked = []
+
+    def noted(facts, node, x):
+        asked.append(node.name)
+        return "positive"
+
+    def phases():
+        first, second = at_relu(noted), ()
+        run.recognise(first)
+        run.recognise(first)
+        run.recognise(second)
+        model.graph.append(node := ir.node("Relu", [model.graph.inputs[0]], name="t"))
+        run.follow(node, Change([], [node], []), {})
+        model.graph.append(node := ir.node("Abs", [node.outputs[0]]))
+        run.follow(node, Change([], [node], []), {})
+        run.recognise(first)
+
+    model = parse("g (float[2] x) => (float[2] y) { [r] u = Relu (x) [s] y = Relu (u) }")
+    run = ModelRun(model, load(["unstack"]).plan, Target.parse("auto"), ALGORITHMS)
+    contextvars.Context().run(phases)  # as users run it: without the checks of tests, which ask anew
+    assert asked == ["r", "s", "t"]
+
+
+def test_a_recogniser_that_looks_further_than_its_inputs_is_found():
+    def readers(facts, node, x):
+        return len(x.uses())
+
+    model = parse("g (float[2] x) => (float[2] y) { u = Relu (x) y = Abs (u) }")
+    run = ModelRun(model, load(["unstack"]).plan, Target.parse("auto"), ALGORITHMS)
+    recognisers = at_relu(readers)
+    run.recognise(recognisers)
+    model.graph.append(node := ir.node("Neg", [model.graph.inputs[0]]))
+    run.follow(node, Change([], [node], []), {})
+    with pytest.raises(RuleError, match=r"of 'u' was kept \[1.*anew.*\[2"):
+        run.recognise(recognisers)
 
 
 def test_a_rule_sees_facts_through_what_others_dropped():

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.engine import purity
 from rewriter.engine.proposal import Change
-from rewriter.facts import Facts, Recogniser, Transfer
+from rewriter.facts import Facts, Transfer
 from rewriter.facts.constants import constants
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.error import relative_output_rms, relative_rms
@@ -45,8 +46,9 @@ class ModelRun:
         self.target = target
         self.rounded_activations = rounded_activations
         self._constants = Facts(model, constants)
+        self._constants.compute()
+        self._kept: dict[tuple[Transfer, ...], Facts] = {}
         self.facts = self._constants
-        self._recognised = False
         self.readers: list[tuple[str, str]] = []
         self._plan = plan
         self._quantizers = quantizers
@@ -56,13 +58,22 @@ class ModelRun:
         self._layers = 1 + max((role.layer for role in self._roles.values() if role.layer is not None), default=-1)
         self._weights: dict[tuple[object, ...], Weight] = {}
 
-    def recognise(self, recognisers: Iterable[Recogniser | Transfer]) -> None:
-        """States what the rules of a phase ask for, upon what is constant: that is kept for the whole run."""
-        if not self._recognised:
-            self._constants.compute()
-            self._recognised = True
-        self.facts = Facts(self.model, recognisers, self._constants)
-        self.facts.compute()
+    def recognise(self, recognisers: Iterable[Transfer]) -> None:
+        """Offers what the rules of a phase ask for, upon what is constant: stated once, then brought up to date."""
+        key = tuple(recognisers)
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = self._kept[key] = self._state(key)
+        else:
+            kept.refresh()
+            if purity.is_checked():
+                purity.require_same(kept, self._state(key), self.model)
+        self.facts = kept
+
+    def _state(self, recognisers: Iterable[Transfer]) -> Facts:
+        facts = Facts(self.model, recognisers, self._constants)
+        facts.compute()
+        return facts
 
     def role(self, node: ir.Node) -> Role:
         """Returns what the weight that ``node`` reads is for."""
@@ -135,7 +146,11 @@ class ModelRun:
                 producer = value.producer()
                 if producer is not None:
                     self._roles[producer] = replace(role, name=name)
-        self.facts.update(change.removed, change.added, change.rewired)
+        touched = [*change.added, *(use.node for value in change.rewired for use in value.uses())]
+        changed = self._constants.update(change.removed, touched)
+        touched += (use.node for value in changed for use in value.uses())
+        for facts in self._kept.values():
+            (facts.update if facts is self.facts else facts.note)(change.removed, touched)
 
     @property
     def roles(self) -> set[str]:

@@ -18,7 +18,7 @@ from rewriter.engine.interface import interface, require_same
 from rewriter.engine.proposal import Rewrite
 from rewriter.engine.purity import unchanged
 from rewriter.errors import NonConvergenceError, ProofError, RewriterError, RuleError
-from rewriter.facts import DeclineTracer, Recogniser, Transfer
+from rewriter.facts import DeclineTracer, Transfer
 from rewriter.graph._onnxscript import MatchFailureError, OpKey, compiled, replaced_outputs, replacement, root_operator
 from rewriter.graph.contents import all_nodes, name_of
 from rewriter.quantize.job import quantized_once
@@ -129,13 +129,11 @@ class Engine:
             " these rules undo one another, or max_sweeps is too low"
         )
 
-    def _bind(
-        self, phase: Phase
-    ) -> tuple[dict[OpKey, list[_Candidate]], list[_Candidate], dict[Recogniser | Transfer, None]]:
+    def _bind(self, phase: Phase) -> tuple[dict[OpKey, list[_Candidate]], list[_Candidate], dict[Transfer, None]]:
         """Compiles the phase's rules, by the operator at their root."""
         table: dict[OpKey, list[_Candidate]] = {}
         everywhere: list[_Candidate] = []
-        recognisers: dict[Recogniser | Transfer, None] = {}
+        recognisers: dict[Transfer, None] = {}
         for bound in phase.rules:
             for rule in bound.rules:
                 own = copy.copy(rule)

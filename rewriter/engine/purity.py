@@ -7,6 +7,7 @@ costs a walk over the model for every match, so it is on in tests and in ``rewri
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.errors import RuleError
-from rewriter.facts import agreed
-from rewriter.graph.contents import bodies, name_of, subgraphs
+from rewriter.facts import Facts, agreed
+from rewriter.graph.contents import all_nodes, bodies, name_of, subgraphs
 
 Fingerprint = list[tuple[str, Any, tuple[Any, ...]]]
 """What each part of a model is: its kind, the object itself, and its state."""
@@ -33,6 +34,50 @@ def checked() -> Iterator[None]:
             yield
     finally:
         _CHECKED.reset(token)
+
+
+def is_checked() -> bool:
+    """Whether runs are checked here."""
+    return _CHECKED.get()
+
+
+def require_same(kept: Facts, stated: Facts, model: ir.Model) -> None:
+    """Compares facts that commits brought up to date with those that recognisers state anew.
+
+    Raises:
+        RuleError: of a value they say different things: a recogniser goes by more than what is known of its node's
+            inputs, and was not asked again when that changed.
+    """
+    alike: dict[tuple[int, int], bool] = {}
+    for node in all_nodes(model):
+        for value in node.outputs:
+            was, is_now = ([*facts.of(value), facts.why_not(value)] for facts in (kept, stated))
+            if not _alike(was, is_now, alike):
+                message = f"of '{value.name}' was kept {_shown(was)}; asked anew, recognisers say {_shown(is_now)}"
+                raise RuleError("a recogniser", name_of(node), message)
+
+
+def _alike(one: Any, other: Any, known: dict[tuple[int, int], bool]) -> bool:
+    """Whether two facts hold the same, also where they are compared by identity."""
+    pair = id(one), id(other)
+    if pair not in known:
+        parts, others = _parts(one), _parts(other)
+        known[pair] = (
+            one is other
+            or one == other
+            or (
+                type(one) is type(other)
+                and 0 < len(parts) == len(others)
+                and all(_alike(a, b, known) for a, b in zip(parts, others, strict=True))
+            )
+        )
+    return known[pair]
+
+
+def _parts(fact: Any) -> list[Any]:
+    if dataclasses.is_dataclass(fact):
+        return [getattr(fact, f.name) for f in dataclasses.fields(fact)]
+    return list(fact) if isinstance(fact, list | tuple) else []
 
 
 def unchanged(model: ir.Model, rule: str, node: ir.Node) -> contextlib.AbstractContextManager[None]:

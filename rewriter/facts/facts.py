@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import onnx_ir as ir
 from onnxscript.rewriter import MatchingTracer, MatchStatus
-from onnxscript.rewriter.pattern import Pattern, PatternBase
 
 from rewriter.errors import RuleError
-from rewriter.facts.family import Stated, Transfer
-from rewriter.graph._onnxscript import MatchFailureError, OpKey, binder, root_operator
+from rewriter.facts.family import Transfer
+from rewriter.graph._onnxscript import MatchFailureError
 from rewriter.graph.contents import all_nodes, name_of
 from rewriter.graph.declines import NOT_AN_INPUT, Reason, reason_of
 from rewriter.report import Decline
@@ -40,70 +39,30 @@ def agreed() -> Iterator[None]:
         _AGREED.reset(token)
 
 
-def _overrides(recogniser: object) -> bool:
-    return isinstance(recogniser, Transfer) and recogniser.overrides
-
-
-class Recogniser(PatternBase):
-    """An onnxscript pattern that states a fact about the values its root produces, and changes nothing.
-
-    A subclass writes ``pattern`` and ``recognise``.
-    """
-
-    def recognise(self, facts: Facts, *args: Any, **bindings: Any) -> object | Mapping[ir.Value, object] | None:
-        """Returns the fact about the root's first output, a fact per output, or None where there is nothing to say.
-
-        Raises:
-            Declined: the value is almost what the recogniser is about; the reason is kept and can be asked for.
-        """
-        raise NotImplementedError
-
-
 class Facts:
     """Every fact about the values of one model, as a set of recognisers states them.
 
     A value that no caller can change (``tensors.constant``) has the fact ``View`` without any recogniser.
     """
 
-    def __init__(
-        self, model: ir.Model, recognisers: Iterable[Recogniser | Transfer], under: Facts | None = None
-    ) -> None:
+    def __init__(self, model: ir.Model, recognisers: Iterable[Transfer], under: Facts | None = None) -> None:
         """Prepares facts; ``compute`` states them.
 
         Args:
             model: the model.
             recognisers: what states them.
-            under: facts that these follow from, and that follow from none of these: constants, kept for a whole run.
+            under: facts that these follow from, and that follow from none of these: constants. Whoever keeps both up
+                to date does so with these first, and tells the ones above of the values that changed.
         """
         self._model = model
         self._under = under
         self._facts: dict[ir.Value, dict[type, object]] = {}
         self._derived: dict[ir.Value, dict[type, object]] = {}
         self._reasons: dict[ir.Value, Reason] = {}
-        self._by_operator: dict[OpKey, list[tuple[Recogniser | Transfer, Callable[[ir.Node], Stated]]]] = {}
+        self._later: dict[ir.Node, None] = {}
+        self._by_operator: dict[tuple[str, str], list[Transfer]] = {}
         for recogniser in recognisers:
-            key, state = self._bound(recogniser)
-            self._by_operator.setdefault(key, []).append((recogniser, state))
-
-    def _bound(self, recogniser: Recogniser | Transfer) -> tuple[OpKey, Callable[[ir.Node], Stated]]:
-        """The operator that a recogniser is about, and what it states of such a node."""
-        if isinstance(recogniser, Transfer):
-
-            def called(node: ir.Node) -> Stated:
-                inputs = recogniser.inputs_of(node)
-                return None if inputs is None else recogniser.function(self, node, *inputs)
-
-            return (recogniser.domain, recogniser.op_type), called
-        pattern = Pattern(recogniser.pattern, name=recogniser.name)
-        key, bind = root_operator(pattern), binder(pattern)
-        if key is None:
-            raise ValueError(f"recogniser {recogniser.name}: the root of its pattern must name an operator")
-
-        def matched(node: ir.Node) -> Stated:
-            bindings = bind(self._model, node)
-            return None if bindings is None else recogniser.recognise(self, **bindings)
-
-        return key, matched
+            self._by_operator.setdefault((recogniser.domain, recogniser.op_type), []).append(recogniser)
 
     @property
     def opset(self) -> int:
@@ -162,31 +121,48 @@ class Facts:
         """States the facts of every node of the model, in topological order."""
         if self._by_operator:
             for node in all_nodes(self._model):
-                if (node.domain, node.op_type) in self._by_operator:
+                if self._states(node):
                     self._visit(node)
 
-    def update(
-        self, removed: Iterable[ir.Node], added: Sequence[ir.Node], rewired: Iterable[ir.Value]
-    ) -> list[ir.Value]:
-        """Drops what a commit removed and states anew what it added and whatever follows from it.
+    def update(self, removed: Iterable[ir.Node], touched: Iterable[ir.Node]) -> list[ir.Value]:
+        """Drops what a commit removed and states anew what it touched and whatever follows from it.
+
+        Args:
+            removed: nodes that left the model.
+            touched: nodes that came, or of whose inputs something else is known, or that read others now.
 
         Returns:
             The values about which something else is known now.
         """
-        removed, rewired = tuple(removed), tuple(rewired)
-        changed = [] if self._under is None else self._under.update(removed, added, rewired)
-        if not self._by_operator:
-            return changed
-        for node in removed:
-            for value in node.outputs:
-                self._forget(value)
-        queue = deque([*added, *(use.node for value in (*rewired, *changed) for use in value.uses())])
+        self.note(removed, touched)
+        changed: list[ir.Value] = []
+        queue, self._later = deque(self._later), {}
         while queue:
             node = queue.popleft()
-            if (node.domain, node.op_type) in self._by_operator and self._visit(node):
+            if self._states(node) and self._visit(node):
                 changed.extend(node.outputs)
                 queue.extend(use.node for value in node.outputs for use in value.uses())
         return changed
+
+    def note(self, removed: Iterable[ir.Node], touched: Iterable[ir.Node]) -> None:
+        """Drops what a commit removed; what it touched is stated anew by the next ``update`` or ``refresh``."""
+        for node in removed:
+            self._later.pop(node, None)
+            for value in node.outputs:
+                self._forget(value)
+        if self._by_operator:
+            self._later.update(dict.fromkeys(touched))
+
+    def refresh(self) -> None:
+        """States anew, in one pass over the model, what follows from all that was noted; forgets what was derived."""
+        self._derived.clear()
+        touched, self._later = self._later, {}
+        for node in all_nodes(self._model) if touched else ():
+            if node in touched and self._states(node) and self._visit(node):
+                touched.update((use.node, None) for value in node.outputs for use in value.uses())
+
+    def _states(self, node: ir.Node) -> bool:
+        return (node.domain, node.op_type) in self._by_operator
 
     def _forget(self, value: ir.Value) -> None:
         for known in (self._facts, self._derived, self._reasons):
@@ -197,9 +173,12 @@ class Facts:
         before = [self._facts.get(value) for value in node.outputs]
         for value in node.outputs:
             self._forget(value)
-        for recogniser, state in self._by_operator[(node.domain, node.op_type)]:
+        for recogniser in self._by_operator[(node.domain, node.op_type)]:
+            inputs = recogniser.inputs_of(node)
+            if inputs is None:
+                continue
             try:
-                stated = state(node)
+                stated = recogniser.function(self, node, *inputs)
             except MatchFailureError as near:
                 self._reasons[node.outputs[0]] = reason_of(near.reason)
                 continue
@@ -211,7 +190,7 @@ class Facts:
             by_value = stated if isinstance(stated, Mapping) else {node.outputs[0]: stated}
             for value, fact in by_value.items():
                 known = self._facts.setdefault(value, {})
-                if _AGREED.get() and known.get(type(fact), fact) != fact and not _overrides(recogniser):
+                if _AGREED.get() and known.get(type(fact), fact) != fact and not recogniser.overrides:
                     other = f"states {fact} of '{value.name}', of which another states {known[type(fact)]}"
                     raise RuleError(f"{recogniser.name} (a recogniser)", name_of(node), other)
                 known[type(fact)] = fact

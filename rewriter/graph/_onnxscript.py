@@ -7,21 +7,17 @@ failure exception, which has no public name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 from onnxscript.rewriter._basics import MatchFailureError
-from onnxscript.rewriter._pattern_ir import Var
 from onnxscript.rewriter._rewrite_rule import ReplacementSubgraph
-from onnxscript.rewriter.pattern import Pattern
 
 __all__ = [
-    "Binder",
     "MatchFailureError",
     "OpKey",
-    "binder",
     "compiled",
     "replaced_outputs",
     "replacement",
@@ -43,37 +39,6 @@ def root_operator(rule: Any) -> OpKey | None:
     """Returns the operator that the pattern's root matches, or None where it may be any."""
     identifier = rule._target_pattern.output_nodes[0].op_identifier()
     return None if identifier is None else (identifier[0], identifier[1])
-
-
-Binder = Callable[[ir.Model, ir.Node], Mapping[str, Any] | None]
-"""Model and node -> what the pattern's variables are bound to, or None where the node is no match."""
-
-
-def binder(pattern: Pattern) -> Binder:
-    """Returns what matches a pattern; one operator on distinct variables needs no search, which is most of its cost."""
-    (root,) = pattern._target_pattern.output_nodes
-    operands = [operand for operand in root.inputs if isinstance(operand, Var)]
-    named = [value.name for value in (*operands, *root.outputs) if value.name is not None]
-    plain = not any(value.check_method is not None or value.can_match_none for value in (*operands, *root.outputs))
-    whole = len(named) == len(root.inputs) + len(root.outputs) and len(set(named)) == len(named)
-    if not whole or not plain or root.attributes or not root.allow_other_attributes or root.check_method is not None:
-        return lambda model, node: _searched(pattern, model, node)
-    count, more, results = len(operands), root.allow_other_inputs, len(root.outputs)
-
-    def bind(model: ir.Model, node: ir.Node) -> Mapping[str, Any] | None:
-        given = node.inputs
-        if len(given) < count or (len(given) > count and not more) or len(node.outputs) < results:
-            return None
-        if None in given[:count]:
-            return None
-        return dict(zip(named, (*given[:count], *node.outputs), strict=False))
-
-    return bind
-
-
-def _searched(pattern: Pattern, model: ir.Model, node: ir.Node) -> Mapping[str, Any] | None:
-    match = pattern.match(model, node.graph, node, check_nodes_are_removable=False) if node.graph is not None else None
-    return match.bindings if match else None
 
 
 def replacement(rule: RewriteRule, match: MatchResult) -> ReplacementSubgraph | None:

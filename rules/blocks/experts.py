@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rewriter.facts import Recogniser, Transfer
+from rewriter.facts import Transfer
 from rewriter.facts.outside import load_recognisers
 from rewriter.facts.shapes import sizes
 from rewriter.rules.blocks.activations import activations
@@ -23,7 +23,7 @@ from rewriter.rules.blocks.uniform import numbers
 class _Blocks:
     """The recognisers, as the families hold them when they are asked for."""
 
-    def __iter__(self) -> Iterator[Recogniser | Transfer]:
+    def __iter__(self) -> Iterator[Transfer]:
         load_recognisers()
         for family in (
             sizes,
