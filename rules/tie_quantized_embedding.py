@@ -102,9 +102,10 @@ def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
     """Reads the table that ``node`` looks up, or declines."""
     table = read_table(run, node, min_bytes)
     dtype = table.view.dtype.numpy()
+    lookups = []
     for reader in table.gathers:
         _index_rank(reader)
-        run.quantize(table.view, reader, rule, dtype)
+        lookups.append(run.quantize(table.view, reader, rule, dtype))
     addends = []
     for head, _ in table.heads:
         read_weight(run, *inputs_of(head))
@@ -119,7 +120,8 @@ def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
     rows = TIED.of(jobs[0].stored_shape)
     if isinstance(rows, Refusal):
         raise Declined(rows.reason, weight)
-    equals = () if table.shared else (replace(jobs[0], weight=table.view),)
+    own = replace(lookups[0].context, spec=spec, planned=jobs[0].context.planned)
+    equals = () if table.shared else (replace(jobs[0], weight=table.view, context=own),)
     return Tied(table, jobs[0], linear, rows, equals, tuple(addends))
 
 

@@ -67,8 +67,8 @@ def apply(
         typer.Option(
             metavar="FILE.npz",
             show_default=False,
-            help="Mean squared activations that weigh the error: by weight [K], or by expert stack [E, K];"
-            " or a folder that rewriter calibrate wrote.",
+            help="Mean squared activations that weigh the error, by the model's own names: of a weight [K], or of an"
+            " expert stack [E, K]; or a folder that rewriter calibrate wrote.",
         ),
     ] = None,
     calibration: Annotated[

@@ -23,7 +23,7 @@ from rewriter.report import Weight
 from rewriter.roles import Role, find_roles
 from rewriter.rule import Declined
 from rewriter.target import Target
-from rewriter.tensors import View
+from rewriter.tensors import View, weight_name
 
 _NO_ROLE = Role("", None, None)
 
@@ -97,17 +97,15 @@ class ModelRun:
         found = self.role(reader)
         if expert is None:
             expert = weight.expert if found.expert is None else found.expert
-            name = weight.name if weight.expert is None else weight.label.removesuffix("__T")
-        else:
-            name = f"{weight.name}__slice_{expert}"
+        name, sources = weight_name(weight), weight.stored
         role = role or found.name
         node = reader.name or ""
-        self.readers += [(node, name), (node, weight.name)]
+        self.readers += [(node, known) for known in (name, weight.name, *sources)]
         spec, *others = dict.fromkeys(
             self._plan.resolve(
                 node=node, weight=name, role=role, layer=found.layer, also=(weight.name, stored), count=self._layers
             )
-            for stored in weight.stored
+            for stored in sources
         )
         if others:
             raise Declined("the plan gives the weights that are joined here different forms", reader)
@@ -120,12 +118,13 @@ class ModelRun:
             spec=spec,
             scale_dtype=FORMATS[spec.format].scale_dtype or scale_dtype,
             weight=name,
+            sources=sources,
             node=node,
             rule=rule,
             role=role,
             expert=expert,
             layer=found.layer,
-            importance=self._importance.of(name, weight.name, expert, weight.shape[1]),
+            importance=self._importance.of(name, (*sources, weight.name), expert, weight.shape[1]),
             activations=None if self._calibration is None else self._calibration.of(weight, expert),
         )
         return QuantizationJob(weight, context, quantizer, self._written)
@@ -191,6 +190,7 @@ def weight_record(
     planned = spec.algorithm if job.quantizer is ALGORITHMS.get(spec.algorithm) else CUSTOM
     return Weight(
         name=context.weight,
+        sources=context.sources,
         node=context.node,
         role=context.role,
         layer=context.layer,

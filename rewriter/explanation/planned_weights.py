@@ -20,7 +20,8 @@ def planned(model: ir.Model) -> tuple[Weight, ...]:
         tensor = slot.tensor
         if not isinstance(tensor, PartTensor):
             continue
-        for job in tensor.jobs:
-            sizes[job.key] = sizes.get(job.key, 0) + tensor.nbytes // len(tensor.jobs)
+        jobs = tensor.jobs if tensor.stacked else tensor.jobs[:1]  # others are equal to the first
+        for job in jobs:
+            sizes[job.key] = sizes.get(job.key, 0) + tensor.nbytes // len(jobs)
             found[job.key] = weight_record(job, sizes[job.key], math.nan)
     return tuple(found.values())

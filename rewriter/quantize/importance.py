@@ -70,17 +70,32 @@ class Importance:
             raise UsageError(f"importance file '{path}' cannot be read ({error}); give a NumPy .npz file") from error
         return cls(arrays, others=folder)
 
-    def of(self, weight: str, stack: str, expert: int | None, features: int) -> FloatArray | None:
+    def of(self, weight: str, sources: Iterable[str], expert: int | None, features: int) -> FloatArray | None:
         """Returns the [K] importance for one weight, or None where none is given.
 
+        Args:
+            weight: its name.
+            sources: names of what it is a part of, or is made of.
+            expert: its index in them, where they are stacks.
+            features: K.
+
         Raises:
-            UsageError: what is given does not have the weight's number of input features.
+            UsageError: what is given does not have the weight's number of input features, or differs for two weights
+                whose rows are quantized as one.
         """
-        name = weight if weight in self._arrays else stack
-        array = self._arrays.get(name)
-        if array is None:
-            return None
-        self._used.add(name)
+        names = [weight] if weight in self._arrays else [name for name in sources if name in self._arrays]
+        self._used.update(names)
+        found = [self._of(name, weight, expert, features) for name in names]
+        for name, array in zip(names[1:], found[1:], strict=True):
+            if not np.allclose(array, found[0], rtol=1e-3):
+                raise UsageError(
+                    f"importance of '{names[0]}' and of '{name}' differ, but they are one weight, '{weight}', whose"
+                    " rows read the same input: give the same for both"
+                )
+        return found[0] if found else None
+
+    def _of(self, name: str, weight: str, expert: int | None, features: int) -> FloatArray:
+        array = self._arrays[name]
         if array.ndim == 2:
             if expert is None or not expert < len(array):
                 raise UsageError(f"importance of '{name}' has {len(array)} experts; weight '{weight}' is none of them")

@@ -47,7 +47,9 @@ class WeightContext:
     Attributes:
         spec: bits, block size, symmetry and algorithm that the plan asks for.
         scale_dtype: dtype in which the scales will be stored (float32, float16 or bfloat16).
-        weight: name of the weight in the model.
+        weight: its name: that of the model's constant, with the part of it that it is (``experts.weight__slice_3``), or
+            of the constants that are one weight here (``{gate,up}.weight``). No other weight of the model has it.
+        sources: names of those constants, as the model has them.
         node: name of the node that reads it.
         rule: the rule that replaces it.
         role: ``expert.down``, ``lm_head``, ``attention.q`` ...; empty where the structure does not tell.
@@ -62,6 +64,7 @@ class WeightContext:
     spec: WeightSpec
     scale_dtype: np.dtype[np.generic]
     weight: str = ""
+    sources: tuple[str, ...] = ()
     node: str = ""
     rule: str = ""
     role: str = ""

@@ -88,7 +88,7 @@ class Weight:
     """One quantized weight, known when it has been written.
 
     Attributes:
-        name: the weight's canonical name.
+        name: as ``WeightContext.weight`` has it; no other weight of the model has it.
         node: the node that reads it.
         role: what it is for; empty where the structure does not tell.
         layer: index of its layer, or None.
@@ -106,6 +106,7 @@ class Weight:
         output_rms: root mean square error of its output over that of the output, on what it saw when the model was
             calibrated; None where that is not known, or was nothing.
         format: what codes and scales are: int, mxfp4 or nvfp4.
+        sources: names of the model's constants that it is made of.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Weight:
     planned_algorithm: str | None = None
     output_rms: float | None = None
     format: str = "int"
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

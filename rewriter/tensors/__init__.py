@@ -3,6 +3,7 @@
 from rewriter.tensors.constant import constant
 from rewriter.tensors.joined import joined
 from rewriter.tensors.mapped import MappedTensor, drop_pages
+from rewriter.tensors.names import weight_name
 from rewriter.tensors.stack import StackedCopy, interleaved, scaled, stacked
 from rewriter.tensors.view import Array, ContiguousCopy, RowsTensor, View, ViewTensor, same_elements
 
@@ -21,4 +22,5 @@ __all__ = [
     "same_elements",
     "scaled",
     "stacked",
+    "weight_name",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
+from rewriter.tensors.names import common_prefix
 from rewriter.tensors.view import RowsTensor, View
 
 
@@ -122,6 +123,4 @@ def _merged(views: Sequence[View]) -> View | None:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    first, last = min(names), max(names)
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return first[:same].rstrip("._/0123456789") or names[0]
+    return common_prefix(names).rstrip("._/0123456789") or names[0]

@@ -159,12 +159,16 @@ class View:
         return self.offset + sum(r for r in reach if r < 0), self.offset + sum(r for r in reach if r > 0)
 
     @property
-    def stored(self) -> tuple[str, ...]:
-        """Names of the constants that it shows a part of: several where it stacks, joins or interleaves them."""
+    def leaves(self) -> tuple[View, ...]:
+        """The parts of constants that it shows: several where it stacks, joins or interleaves them."""
         if not (isinstance(self.source, RowsTensor) and self.size):
-            return (self.name,)
-        shown = self.source.shown(*self.source_rows)
-        return tuple(dict.fromkeys(name for view in shown for name in view.stored)) or (self.name,)
+            return (self,)
+        return tuple(leaf for view in self.source.shown(*self.source_rows) for leaf in view.leaves) or (self,)
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Names of the constants that it shows a part of."""
+        return tuple(dict.fromkeys(leaf.name for leaf in self.leaves))
 
     @property
     def label(self) -> str:

@@ -115,16 +115,15 @@ def test_the_folder_is_an_imatrix(tmp_path):
     seen = {}
 
     def quantizer(weight, context):
-        seen[context.weight] = context.importance
+        seen[context.sources[0], context.expert, context.weight] = context.importance
         return rtn.quantize(weight, context)
 
     rewriter.apply(GROUPED, "rtn", imatrix=tmp_path / "c", quantizer=quantizer).save(tmp_path / "out")
     calibration = Calibration.open(tmp_path / "c")
     known = {name: array for name, array in seen.items() if array is not None}
     assert len(known) > len(seen) / 2
-    for name, array in known.items():
-        source, _, expert = name.partition("__slice_")
-        rows = calibration.activations(source, int(expert) if expert else None)()
+    for (source, expert, name), array in known.items():
+        rows = calibration.activations(source, expert if "__slice_" in name else None)()
         if len(rows):
             np.testing.assert_allclose(array, np.square(rows).mean(axis=0), rtol=2e-2, atol=1e-9)
 
