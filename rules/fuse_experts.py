@@ -89,7 +89,9 @@ class FuseExperts(Rule):
 
     def _float(self, op: Any, block: Block, node: ir.Node) -> Replacement:
         facts, y = self.run.facts, block.out
-        routing = resolve_given(facts, block.mixing) or resolve(block.mixing, node)
+        dtype = facts_dtype(block)
+        factors = self._into == QMOE.name and all(expert.bias is None for expert in block.experts)
+        routing = resolve_given(facts, block.mixing, dtype, factors=factors) or resolve(block.mixing, node)
         if routing.weights is not None:
             unknown = block.mixing.scores.unknown
             if unknown:
@@ -97,9 +99,8 @@ class FuseExperts(Rule):
             reason = "the router's weights are no softmax and no normalised sigmoid of its logits"
             raise Declined(reason if self._into == QMOE.name else f"{reason}; only QMoE takes such", node)
         if routing.given is not None:
-            _require_logarithms(block, routing.given)
             block = replace(block, mixing=replace(block.mixing, table=None))
-        form, routing = self._form(block, routing, facts_dtype(block), node)
+        form, routing = self._form(block, routing, dtype, node)
         if routing.total is not None:
             block = replace(block, mixing=replace(block.mixing, scale=1.0))
         weights, block = stack_float_weights(block, node, rounds=self._into == QMOE.name)
@@ -111,7 +112,7 @@ class FuseExperts(Rule):
         if routing.given is None:
             logits = logits_of(op, facts, routing, weights[0].dtype, router.experts)
         else:
-            logits = logits_of_given(op, facts, routing.given, router)
+            logits = logits_of_given(op, facts, routing.given, router, weights[0].dtype)
         values = [None if w is None else op.initializer(ViewTensor(w)) for w in weights]
 
         def moe(x: ir.Value) -> ir.Value:
@@ -196,7 +197,7 @@ class Unfused(Rule):
         return op.TopK(scores, k, _outputs=["values", "indices"])
 
     def rewrite(self, op: Any, *, values: ir.Value, indices: ir.Value, scores: ir.Value, k: ir.Value) -> Any:
-        decline_unfused(self.run, values, indices)
+        decline_unfused(self.run, values, indices, COMPLETING)
 
 
 class UnfusedArgMax(Rule):
@@ -211,21 +212,13 @@ class UnfusedArgMax(Rule):
         return op.ArgMax(scores, _outputs=["indices"])
 
     def rewrite(self, op: Any, *, scores: ir.Value, indices: ir.Value) -> Any:
-        decline_argmax(self.run, scores, indices)
+        decline_argmax(self.run, scores, indices, COMPLETING)
 
 
 def _refusal(target: Target, operator: ExpertsName, form: ExpertForm, dtype: ir.DataType) -> str | None:
     """Returns why the target has no exact MoE or QMoE of a form, or None."""
     found = exact_ways(target, form, dtype) if operator == QMOE.name else target.runs(operator, form, dtype.name)
     return found if isinstance(found, str) else None
-
-
-def _require_logarithms(block: Block, given: ir.Value) -> None:
-    """Declines where logarithms of the weights that are given would round."""
-    dtype = facts_dtype(block)
-    if {dtype, given.dtype or dtype} != {ir.DataType.FLOAT}:
-        reason = "the router's weights are no softmax of its logits, and logarithms of them would round"
-        raise Declined(f"{reason} in {dtype.name}", given)
 
 
 def rule(*, into: ExpertsName = FLOAT_EXPERTS) -> list[Rule]:

@@ -211,12 +211,24 @@ def _slice(facts: Facts, node: ir.Node, dims: Dims) -> Moves:
     moves = []
     for axis, bounds in slice_bounds(facts, node):
         if bounds is None:
+            if _whole(facts, node, dims):
+                return ()
             raise Declined("the bounds depend on an input", node, remedy=CONSTANT)
         if bounds[2] < 0 and bounds[1] in _FAR:
             raise Declined("it runs backwards to INT_MAX, which runtimes read in different ways", node)
         run = positions(*bounds, _known(dims[axis], node))
         moves.append(Cut(axis % len(dims), run.start, len(run), run.step))
     return tuple(moves)
+
+
+def _whole(facts: Facts, node: ir.Node, dims: Dims) -> bool:
+    """Whether a Slice takes all of the leading dimensions: from 0 to extents that are its input's own."""
+    ends = integers_of(facts, node.inputs[2]) if len(node.inputs) > 2 else None
+    axes = static(facts, node, 3, "axes", range(len(dims))) if ends is not None else None
+    plain = set(static(facts, node, 1) or [1]) == {0} and set(static(facts, node, 4, "", [1]) or [0]) == {1}
+    if ends is None or axes is None or not plain or len(axes) < len(ends.sizes):
+        return False
+    return all(dims[axis] == end for axis, end in zip(axes, ends.sizes, strict=False))
 
 
 def positions(start: int, end: int, step: int, extent: int) -> range:

@@ -7,7 +7,7 @@ import dataclasses
 import onnx_ir as ir
 
 from rewriter.rules.blocks.axes import Content, Located, find, fits
-from rewriter.rules.blocks.contents import By, Factor, Features, Output, Router
+from rewriter.rules.blocks.contents import By, Factor, Features, Output, Router, Slot
 from rewriter.rules.blocks.laws import of_constant, of_two
 from rewriter.rules.blocks.mixing import Stack
 from rewriter.tensors import View
@@ -37,7 +37,8 @@ def with_bias(data: Located, bias: View) -> Content | None:
         if by != "all" or expert > position:
             return None
         return _biased(data.content, bias.reshape((aligned[expert], n)))
-    experts = by.experts if isinstance(by, Router) else total_experts(data)
+    chosen = by.router if isinstance(by, Slot) else by
+    experts = chosen.experts if isinstance(chosen, Router) else total_experts(data)
     if experts is None or by is None:
         return None
     row = bias.reshape((n,))
@@ -48,7 +49,7 @@ def with_bias(data: Located, bias: View) -> Content | None:
 def add_chosen_bias(data: Located, other: Located, node: ir.Node) -> Content | None:
     """Returns the content with each chosen expert's bias [E, N] added."""
     stack = other.content
-    if not isinstance(stack, Stack) or stack.view.rank != 2 or _by(data.content) != stack.router:
+    if not isinstance(stack, Stack) or stack.view.rank != 2 or _by(data.content) != stack.by:
         return None
     return _biased(data.content, stack.view)
 

@@ -9,10 +9,11 @@ from typing import Literal
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.attributes import cast_type
 from rewriter.graph.declines import WHOLE_BLOCK, reason_of
 from rewriter.rule import Declined, NotApplicable
-from rewriter.rules.blocks.axes import Axes, Located
-from rewriter.rules.blocks.contents import Activated, Output
+from rewriter.rules.blocks.axes import Axes, Content, Located
+from rewriter.rules.blocks.contents import Activated, Output, Router
 from rewriter.rules.blocks.mixing import Complete, Mixed, Mixing, Term, Weighted
 from rewriter.tensors import View
 
@@ -76,15 +77,61 @@ def read_block(facts: Facts, out: ir.Value) -> Block:
     """Returns the block that ends in ``out``; declines, naming expert and node, where one is there but not whole."""
     located = facts.get(out, Located)
     held = None if located is None or on_hits(located) else located.content
-    if located is None:
-        _decline_start(facts, out)
     if located is None or not isinstance(held, Mixed | Complete) or _goes_on(facts, out, held):
         raise NotApplicable
     if isinstance(held, Mixed):
-        experts = _of_terms(facts, out, held)
+        experts = _of_slots(held) or _of_terms(facts, out, held)
         return Block(out, located.axes, held.mixing, experts, tuple(start.value for start in held.starts()))
     weighted = held.weighted
     return Block(out, located.axes, weighted.mixing, _of_all(facts, weighted))
+
+
+def end_of_sum(facts: Facts, value: ir.Value) -> tuple[ir.Value, ir.Node | None]:
+    """Returns where a sum of experts is longest, or is moved to, and what reads it there and makes it nothing known."""
+    end, lost = value, None
+    while True:
+        following = [(use.node, out) for use in end.uses() for out in use.node.outputs]
+        known = [out for _, out in following if _is_sum_of(facts, out, end)]
+        if not known:
+            lost = next((node for node, _ in following if not _any_known(facts, node)), None)
+            return end, lost
+        end = known[0]
+
+
+def _is_sum_of(facts: Facts, value: ir.Value, part: ir.Value) -> bool:
+    after, before = facts.get(value, Located), facts.get(part, Located)
+    if after is None or before is None or not isinstance(after.content, Mixed | Complete):
+        return False
+    return router_of(after.content) == router_of(before.content)
+
+
+def router_of(held: Content) -> Router | None:
+    """Returns the router of a sum of experts; None for anything else."""
+    if isinstance(held, Mixed):
+        return held.mixing.router
+    return held.weighted.mixing.router if isinstance(held, Complete) else None
+
+
+def _any_known(facts: Facts, node: ir.Node) -> bool:
+    return any(facts.get(out, Located) is not None for out in node.outputs)
+
+
+def completes(facts: Facts, end: ir.Value, operators: Sequence[str]) -> bool:
+    """Whether one of these operators ends the sum that ``end`` holds, moved or not."""
+    held, producer = facts.get(end, Located), end.producer()
+    while held is not None and producer is not None:
+        same = [v for v in producer.inputs if _holds(facts, v, held.content)]
+        if not same:
+            return producer.op_type in operators
+        producer = None if same[0] is None else same[0].producer()
+    return False
+
+
+def require_whole(facts: Facts, out: ir.Value) -> None:
+    """Declines where the sum of experts that ``out`` holds lacks some."""
+    located = facts.get(out, Located)
+    if located is not None and isinstance(located.content, Mixed) and not _of_slots(located.content):
+        _of_terms(facts, out, located.content)
 
 
 def on_hits(located: Located) -> bool:
@@ -121,7 +168,7 @@ def _is_end(facts: Facts, node: ir.Node) -> bool:
     return node.op_type == "Cast" and located is not None and isinstance(located.content, Complete)
 
 
-def _holds(facts: Facts, value: ir.Value | None, held: Mixed | Complete) -> bool:
+def _holds(facts: Facts, value: ir.Value | None, held: Content) -> bool:
     located = facts.get(value, Located)
     return located is not None and located.content is held
 
@@ -130,20 +177,20 @@ def _of_terms(facts: Facts, out: ir.Value, mixed: Mixed) -> tuple[Output, ...]:
     router = mixed.mixing.router
     found: dict[int, Output] = {}
     slots: dict[int, frozenset[int]] = {}
-    terms = list(mixed.terms())
-    unknown = [term for term in terms if term.output is None]
+    terms = [(term.expert, term) for term in mixed.terms() if term.expert is not None]
+    unknown = [pair for pair in terms if pair[1].output is None]
     if unknown:
-        first = min(unknown, key=lambda term: term.expert)
+        expert, first = min(unknown, key=lambda pair: pair[0])
         reason, culprit = _why(facts, first.value, first.node)
-        raise Declined(f"expert {first.expert}: {reason}", culprit)
-    for term in terms:
+        raise Declined(f"expert {expert}: {reason}", culprit)
+    for expert, term in terms:
         assert term.output is not None
-        counted = slots.get(term.expert, frozenset())
+        counted = slots.get(expert, frozenset())
         if counted & term.slots:
-            raise Declined(f"expert {term.expert} is mixed in twice", term.node, remedy=WHOLE_BLOCK)
-        if found.setdefault(term.expert, term.output) != term.output:
-            raise Declined(f"expert {term.expert} is another one in another slot", term.node)
-        slots[term.expert] = counted | term.slots
+            raise Declined(f"expert {expert} is mixed in twice", term.node, remedy=WHOLE_BLOCK)
+        if found.setdefault(expert, term.output) != term.output:
+            raise Declined(f"expert {expert} is another one in another slot", term.node)
+        slots[expert] = counted | term.slots
     for expert in range(router.experts):
         if expert not in found:
             _decline_unknown(facts, out, mixed)
@@ -162,14 +209,21 @@ def _of_terms(facts: Facts, out: ir.Value, mixed: Mixed) -> tuple[Output, ...]:
     return experts
 
 
-def _decline_start(facts: Facts, out: ir.Value) -> None:
-    """Declines, once for a block, where its first expert is added to something that it cannot be a part of."""
-    node = out.producer()
-    for value in () if node is None or node.op_type != "Add" else node.inputs:
-        located = facts.get(value, Located)
-        held = None if located is None else located.content
-        if isinstance(held, Mixed) and not held.complete and next(held.terms()).expert == 0:
-            raise Declined("what the first expert is added to is not as large as it", node, remedy=WHOLE_BLOCK)
+def _of_slots(mixed: Mixed) -> tuple[Output, ...]:
+    """The experts of a sum with one term for each slot; none of another sum."""
+    terms = list(mixed.terms())
+    first, router = terms[0], mixed.mixing.router
+    if first.expert is not None or first.output is None:
+        return ()
+    for slot in range(router.k):
+        found = [term for term in terms if slot in term.slots]
+        if len(found) != 1:
+            how = "missing" if not found else "mixed in twice"
+            raise Declined(f"slot {slot} of {router.k} is {how}", found[-1].node if found else first.node)
+        output = found[0].output
+        if output is None or output.of(router) != first.output.of(router):
+            raise Declined(f"slot {slot} has other experts than slot 0", found[0].node)
+    return _each(first.output, router, first.node)
 
 
 def _decline_unknown(facts: Facts, out: ir.Value, mixed: Mixed) -> None:
@@ -209,10 +263,15 @@ def _of_all(facts: Facts, weighted: Weighted) -> tuple[Output, ...]:
     if output is None:
         reason, culprit = _why(facts, weighted.value, weighted.node)
         raise Declined(f"the experts: {reason}", culprit, remedy=reason_of(reason).remedy)
+    return _each(output, router, weighted.node)
+
+
+def _each(output: Output, router: Router, node: ir.Node) -> tuple[Output, ...]:
+    """The output of each expert, from that of all or of the chosen ones."""
     count = output.gate.weight.stack_size
     if count != router.experts:
         reason = f"the router chooses among {router.experts} experts, and there are weights of {count}"
-        raise Declined(reason, weighted.node, remedy=WHOLE_BLOCK)
+        raise Declined(reason, node, remedy=WHOLE_BLOCK)
     return tuple(output.expert(position) for position in range(count))
 
 
@@ -265,15 +324,25 @@ def resolve(mixing: Mixing, node: ir.Node) -> Routing:
     return Routing(mixing.dense, "logits", mixing.stage == "normalised", mixing.dense)
 
 
-def resolve_given(facts: Facts, mixing: Mixing) -> Routing | None:
+def resolve_given(facts: Facts, mixing: Mixing, dtype: ir.DataType, *, factors: bool = False) -> Routing | None:
     """Returns the routing with the weights as they are, where no function of the logits tells them; else None.
 
-    Selected by biased scores and mixed by others, as by DeepSeek-V3; a sum of weights that is bounded or enlarged.
+    Selected by biased scores and mixed by others, as by DeepSeek-V3; a sum of weights that is bounded or enlarged;
+    in half precision also logits that a cast would round, and with them the choice, and factors.
+
+    Args:
+        facts: what is known.
+        mixing: the weights.
+        dtype: element type of x.
+        factors: whether the experts' weights take factors, rounding.
     """
     scores, value = mixing.scores, mixing.value
     direct = scores.logits is mixing.router.scores.logits and (
         mixing.stage == "softmax" or scores.function == "softmax" or (mixing.stage, scores.function) == _NORMALISED
     )
+    rounds = not factors and (mixing.table is not None or mixing.scale != 1)
+    rounds = rounds or computed_in(mixing.router.scores.logits) == ir.DataType.FLOAT
+    direct = direct and not (dtype in HALVES and rounds)
     if mixing.router.fault or value is None or not mixing.positive or (direct and mixing.opaque is None):
         return None
     if mixing.fault and mixing.opaque is None:
@@ -296,6 +365,20 @@ def normalised(facts: Facts, mixing: Mixing, routing: Routing) -> Routing | None
 
 
 _NORMALISED = ("normalised", "sigmoid")
+
+
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def computed_in(value: ir.Value) -> ir.DataType | None:
+    """Returns the element type of the router's numbers; where the model says none, that of what they are made of."""
+    producer = value.producer()
+    while value.dtype is None and producer is not None and producer.inputs and producer.inputs[0] is not None:
+        if producer.op_type == "Cast":
+            return cast_type(producer)
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value.dtype
 
 
 def require_alike(views: Sequence[View | None], what: str, node: ir.Node) -> bool:

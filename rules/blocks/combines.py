@@ -18,8 +18,8 @@ from rewriter.facts.integers import static
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import integer_attribute, text_attribute
 from rewriter.rules.blocks.axes import Atom, Content, Located, Uniform, only, put, total, unify
-from rewriter.rules.blocks.contents import Output
-from rewriter.rules.blocks.laws import of_any, of_two
+from rewriter.rules.blocks.contents import Output, Slot
+from rewriter.rules.blocks.laws import of_any, of_number, of_two
 from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Sparse, Start, Term, Weighted
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import faulty, last_axis, summed_weights
@@ -80,6 +80,11 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
             return Mixed(weight.mixing, (Term(weight.expert, weight.slots, own, value, node),))
         own = known if known is None or known.by == "all" else None
         return Weighted(weight.mixing, own, value, "expert", node) if weight.complete else None
+    if isinstance(weight, Mixing) and weight.slot is not None and known is not None:
+        if known.by != Slot(weight.router, weight.slot):
+            return None
+        mixing = dataclasses.replace(weight, slot=None)
+        return Mixed(mixing, (Term(None, frozenset({weight.slot}), known, value, node),))
     by_row = any(atom.kind in ("slot", "row") for dim in share.axes for atom in dim)
     rows = by_row and not share.axes[-1]
     if isinstance(weight, Mixing) and weight.slot is None and rows:
@@ -99,6 +104,16 @@ def add_sums(first: Located, second: Located, node: ir.Node) -> Content | None:
     if a.slots is None or b.slots is None or a.slots & b.slots:
         return None
     return dataclasses.replace(a if a.mixing.fault else b, slots=a.slots | b.slots)
+
+
+@of_number.at("Mul", "Div")
+def scale_sum(first: Located, number: float, node: ir.Node) -> Mixed | None:
+    """Returns some of the experts, summed, times a number, where they are added to nothing else."""
+    held = first.content
+    if not isinstance(held, Mixed) or held.complete or not number or any(held.starts()):
+        return None
+    factor = number if node.op_type == "Mul" else 1 / number
+    return Mixed(dataclasses.replace(held.mixing, scale=held.mixing.scale * factor, value=None), (held,))
 
 
 @of_any.at("Add")

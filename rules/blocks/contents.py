@@ -154,7 +154,20 @@ class Router:
         return self.node.outputs[-1]
 
 
-By = Router | Literal["one", "all"]
+@dataclass(frozen=True)
+class Slot:
+    """The expert that a router chose in one of a token's slots.
+
+    Attributes:
+        router: what chose.
+        number: which slot.
+    """
+
+    router: Router
+    number: int
+
+
+By = Router | Slot | Literal["one", "all"]
 """Which expert a weight is of: the one there is, each along the expert axis, or the one that the router chose."""
 
 
@@ -264,6 +277,11 @@ class Output(Content):
     def by(self) -> By:
         """Whose weights these are."""
         return self.gate.by
+
+    def of(self, by: By) -> Output:
+        """Returns the same with another say of whose weights these are."""
+        up = None if self.up is None else dataclasses.replace(self.up, by=by)
+        return dataclasses.replace(self, gate=dataclasses.replace(self.gate, by=by), up=up)
 
     def expert(self, position: int) -> Output:
         """Returns one expert of the output of all."""

@@ -20,15 +20,18 @@ contractions = Family("contractions")
 
 @contractions.at("MatMul")
 def matmul(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
-    """Shares [.., 1, E] times outputs [.., E, H]."""
-    pair = _pair(facts, a, b)
-    if pair is None or not pair[0].rank == pair[1].rank >= 2:
-        return None
-    share, output = pair
-    lead = unify(share.axes[:-2], output.axes[:-2])
-    if lead is None or share.axes[-2] or not _are_experts(share.axes[-1], output.axes[-2]):
-        return None
-    return _complete(b, share, output, node.outputs[0], (*lead, (), output.axes[-1]))
+    """Shares [.., 1, E] times outputs [.., E, H], or outputs [.., H, E] times shares [.., E, 1]."""
+    for x, y, (one, experts) in ((a, b, (-2, -1)), (b, a, (-1, -2))):
+        pair = _pair(facts, x, y)
+        if pair is None or not pair[0].rank == pair[1].rank >= 2:
+            continue
+        share, output = pair
+        lead = unify(share.axes[:-2], output.axes[:-2])
+        if lead is None or share.axes[one] or not _are_experts(share.axes[experts], output.axes[one]):
+            return None
+        left = ((), output.axes[-1]) if one == -2 else (output.axes[-2], ())
+        return _complete(y, share, output, node.outputs[0], (*lead, *left))
+    return None
 
 
 @contractions.at("Einsum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -12,14 +13,15 @@ from rewriter.graph.declines import NO_LOOP
 from rewriter.operators.form import is_experts
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.axes import Located
+from rewriter.rules.blocks.block import completes, end_of_sum, on_hits, require_whole, router_of
 from rewriter.rules.blocks.contents import Output
-from rewriter.rules.blocks.mixing import Chosen, Complete, Mixed
+from rewriter.rules.blocks.mixing import Chosen
 
 _FAR = 4096
 _NEAR = 64
 
 
-def decline_unfused(run: Run, values: ir.Value, indices: ir.Value) -> None:
+def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequence[str]) -> None:
     """Declines, naming the first operator behind a choice of experts that is not understood.
 
     Raises:
@@ -35,8 +37,9 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value) -> None:
     while pending and len(seen) < _FAR:
         for use in pending.popleft().uses():
             node = use.node
-            if is_experts(node) or any(_speaks(run.facts, out, indices) for out in node.outputs):
+            if is_experts(node):
                 raise NotApplicable
+            decline_sum(run.facts, node, indices, ends)
             if node.op_type == "TopK" and _is_choice(run.facts, node.outputs[-1]):
                 pending.clear()  # what follows is of that router
                 break
@@ -57,7 +60,7 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value) -> None:
     raise Declined(reason, unknown)
 
 
-def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value) -> None:
+def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value, ends: Sequence[str]) -> None:
     """Declines, once for a block, where a router chooses by ArgMax.
 
     Raises:
@@ -71,8 +74,7 @@ def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value) -> None:
     pending, seen = deque([indices]), {indices}
     while pending and len(seen) < _FAR:
         for use in pending.popleft().uses():
-            if any(_speaks(run.facts, out, indices) for out in use.node.outputs):
-                raise NotApplicable
+            decline_sum(run.facts, use.node, indices, ends)
             if run.role(use.node).name.startswith("expert.") or _meets_expert(run, use.node):
                 raise Declined(
                     "the experts of this router stay apart: how its choice by ArgMax is used is not understood", node
@@ -81,6 +83,31 @@ def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value) -> None:
             seen.update(fresh)
             pending.extend(fresh)
     raise NotApplicable
+
+
+def decline_sum(facts: Facts, node: ir.Node, indices: ir.Value, ends: Sequence[str]) -> None:
+    """Declines where a sum of experts under a choice begins at ``node`` and is never whole.
+
+    Raises:
+        Declined: it is lost in an operator that is not understood, or ends too early.
+        NotApplicable: the operator that ends it speaks for it.
+    """
+    for out in node.outputs:
+        located = facts.get(out, Located)
+        held = None if located is None or on_hits(located) else located.content
+        router = None if held is None else router_of(held)
+        if router is None or router.node is not indices.producer():
+            continue
+        end, lost = end_of_sum(facts, out)
+        if completes(facts, end, ends):
+            raise NotApplicable
+        if lost is not None:
+            reason = f"the experts of this router stay apart: what {lost.op_type} does with their sum is not understood"
+            if lost.op_type == "Add":
+                reason = "what a sum of experts is added to is not as large as it"
+            raise Declined(facts.why_not(lost.outputs[0]) or reason, lost)
+        require_whole(facts, end)
+        raise NotApplicable
 
 
 def _is_first_choice(run: Run, scores: ir.Value) -> bool:
@@ -117,14 +144,6 @@ def _is_choice(facts: Facts, value: ir.Value) -> bool:
 def _is_output(facts: Facts, value: ir.Value | None) -> bool:
     located = facts.get(value, Located)
     return located is not None and isinstance(located.content, Output)
-
-
-def _speaks(facts: Facts, value: ir.Value, indices: ir.Value) -> bool:
-    """Whether ``value`` is a sum of experts under that choice."""
-    located = facts.get(value, Located)
-    held = None if located is None else located.content
-    mixing = held.mixing if isinstance(held, Mixed) else held.weighted.mixing if isinstance(held, Complete) else None
-    return mixing is not None and mixing.router.node is indices.producer()
 
 
 def _is_known(facts: Facts, value: ir.Value) -> bool:

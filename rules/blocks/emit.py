@@ -13,12 +13,11 @@ from rewriter.emit import write_integers
 from rewriter.facts import Facts
 from rewriter.facts.shapes import fed_shape, shape_of
 from rewriter.facts.size import Size
-from rewriter.graph.attributes import cast_type
 from rewriter.graph.declines import INFER_SHAPES, OTHER_WEIGHTS
 from rewriter.operators.form import ExpertForm
 from rewriter.rule import Declined, Fed
 from rewriter.rules.blocks.axes import Atom, Dim, only, total
-from rewriter.rules.blocks.block import Block, Routing
+from rewriter.rules.blocks.block import Block, Routing, computed_in
 from rewriter.rules.blocks.contents import Router
 from rewriter.rules.blocks.movement import token_rows
 
@@ -43,27 +42,44 @@ def logits_of(op: Any, facts: Facts, routing: Routing, dtype: ir.DataType, exper
     return op.Neg(op.Softplus(op.Neg(value))) if routing.function == "log_sigmoid" else value
 
 
-def logits_of_given(op: Any, facts: Facts, given: ir.Value, router: Router) -> ir.Value:
+def logits_of_given(op: Any, facts: Facts, given: ir.Value, router: Router, dtype: ir.DataType) -> ir.Value:
     """Returns [T, E] logits whose softmax over the chosen is ``given`` over its sum.
+
+    In half precision they are relative to the largest, so that a weight is rounded by no more than a cast would.
 
     Args:
         op: onnxscript's builder.
         facts: what is known.
-        given: [.., k] float32 weights, none of them negative.
+        given: [.., k] weights, none of them negative.
         router: what chose.
+        dtype: element type of x.
     """
+    least, half = (_NOTHING, False) if dtype == ir.DataType.FLOAT else (_NOTHING_IN_HALVES, True)
     weights = flat(op, facts, given, router.k)
+    if half and given.dtype != ir.DataType.FLOAT:
+        weights = op.Cast(weights, to=int(ir.DataType.FLOAT))
     chosen = flat(op, facts, router.indices, router.k)
     rows = op.Gather(op.Shape(weights), write_integers(op, [0], "rows"), axis=0)
     shape = op.Concat(rows, write_integers(op, [router.experts], "experts"), axis=0)
-    nothing = ir.tensor(np.array([_NOTHING], np.float32))
-    logs = op.Max(op.Log(weights), op.initializer(ir.tensor(np.float32(_NOTHING), name="no_weight")))
+    nothing = ir.tensor(np.array([least], dtype.numpy()))
+    logs = op.Max(op.Log(weights), op.initializer(ir.tensor(np.float32(least), name="no_weight")))
+    if half:
+        logs = op.Cast(op.Sub(logs, _largest(op, facts, logs)), to=int(dtype))
     logits: ir.Value = op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, logs, axis=1)
     return logits
 
 
+def _largest(op: Any, facts: Facts, rows: ir.Value) -> ir.Value:
+    """The maximum along the last of two dimensions."""
+    if facts.opset >= 18:
+        return op.ReduceMax(rows, write_integers(op, [1], "axes"))  # type: ignore[no-any-return]
+    return op.ReduceMax(rows, axes=[1])  # type: ignore[no-any-return]
+
+
 _NOTHING = -1e30
 """The logit of what was not chosen, or has no weight: finite, since kernels subtract logits and never choose -inf."""
+_NOTHING_IN_HALVES = -3e4
+"""The same where -1e30 would be infinite; its exponential is as much 0."""
 
 
 def times_total(op: Any, facts: Facts, out: ir.Value, x: ir.Value, total: ir.Value, block: Block) -> ir.Value:
@@ -86,22 +102,11 @@ def times_total(op: Any, facts: Facts, out: ir.Value, x: ir.Value, total: ir.Val
 
 def weights_of(op: Any, facts: Facts, value: ir.Value, dtype: ir.DataType, experts: int) -> Any:
     """Returns [.., E] numbers of the router as [T, E] of x's dtype, or declines: a cast would round them."""
-    own = _computed_in(value) or dtype
+    own = computed_in(value) or dtype
     if own != dtype and (dtype != ir.DataType.FLOAT or own == ir.DataType.DOUBLE):
         raise Declined(f"the router computes in {own.name}, and the operator takes x's {dtype.name}", value)
     value = flat(op, facts, value, experts)
     return value if own == dtype else op.Cast(value, to=int(dtype))
-
-
-def _computed_in(value: ir.Value) -> ir.DataType | None:
-    """Returns the element type of the router's numbers; where the model says none, that of what they are made of."""
-    producer = value.producer()
-    while value.dtype is None and producer is not None and producer.inputs and producer.inputs[0] is not None:
-        if producer.op_type == "Cast":
-            return cast_type(producer)
-        value = producer.inputs[0]
-        producer = value.producer()
-    return value.dtype
 
 
 def flat(op: Any, facts: Facts, value: ir.Value, width: int) -> ir.Value:

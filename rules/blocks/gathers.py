@@ -9,8 +9,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
+from rewriter.facts.size import Size
 from rewriter.graph.attributes import integer_attribute
-from rewriter.rules.blocks.axes import Located
+from rewriter.rules.blocks.axes import Located, only, put, total, unify
+from rewriter.rules.blocks.contents import Output
+from rewriter.rules.blocks.mixing import Chosen
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import chosen_from, without_unit
 from rewriter.rules.blocks.rows import chosen_of, gathered_rows
@@ -34,6 +37,23 @@ def gather_nd(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value) -> L
     if located is None or not located.rank or integer_attribute(node, "batch_dims", 0):
         return None
     return taken(facts, data, without_unit(located), 0)
+
+
+@gathers.at("GatherElements")
+def gather_outputs(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value) -> Located | None:
+    """The outputs of the chosen experts, of those of all of them."""
+    outputs, chosen = facts.get(data, Located), facts.get(index, Located)
+    if outputs is None or chosen is None or outputs.rank != chosen.rank or not outputs.rank:
+        return None
+    axis = integer_attribute(node, "axis", 0) % outputs.rank
+    held, choice = outputs.content, chosen.content
+    if not isinstance(held, Output) or not isinstance(choice, Chosen) or held.by != "all":
+        return None
+    if not only(outputs.axes[axis], "expert") or total(outputs.axes[axis]) != Size(choice.router.experts):
+        return None
+    axes = unify(put(outputs.axes, axis, ()), chosen.axes)
+    slots = only(chosen.axes[axis], "slot") is not None and choice.slot is None
+    return Located(held.of(choice.router), axes) if axes is not None and slots else None
 
 
 def taken(facts: Facts, data: ir.Value, index: Located | None, axis: int) -> Located | None:

@@ -134,7 +134,7 @@ def _times_chosen(data: Located, stack: Located, node: ir.Node, read: ir.Value) 
     if batch is None or _feature_size(data, -1) != inner.size.constant or outer.size.constant is None:
         return None
     weight = Dense(held.view.transpose((0, outer.index, inner.index)))
-    product = apply(data.content, weight, held.router, node, read)
+    product = apply(data.content, weight, held.by, node, read)
     return None if product is None else Located(product, (*batch, data.axes[-2], feature(outer.size.constant)))
 
 
@@ -221,7 +221,7 @@ def _weight(facts: Facts, value: ir.Value, letters: str) -> tuple[Axes, View, By
     """The weight with its axes: [E, ..] constant or gathered, or of one expert."""
     located = facts.get(value, Located)
     if located is not None and isinstance(located.content, Stack):
-        return located.axes, located.content.view, located.content.router
+        return located.axes, located.content.view, located.content.by
     view = _float_weight(facts, value)
     if view is None or view.rank not in (2, 3) or len(letters) != view.rank:
         return None

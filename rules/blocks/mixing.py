@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.rules.blocks.axes import Atom, Content
-from rewriter.rules.blocks.contents import Output, Router, Scores
+from rewriter.rules.blocks.contents import Output, Router, Scores, Slot
 from rewriter.tensors import View
 
 
@@ -137,10 +137,15 @@ class Sparse(Content):
 
 @dataclass(frozen=True)
 class Stack(Content):
-    """What a router's choice gathers from a constant [E, ..]; the other dimensions are ``weight`` indices."""
+    """What a router's choice gathers from a constant [E, ..]; the other dimensions are ``weight`` indices.
+
+    Attributes:
+        view: the constant.
+        by: the choice.
+    """
 
     view: View
-    router: Router
+    by: Router | Slot
 
 
 # Sums. Compared by identity: they are as long as a block.
@@ -151,14 +156,14 @@ class Term:
     """One expert's output times its share.
 
     Attributes:
-        expert: which.
+        expert: which; None for the one that was chosen in a slot.
         slots: the slots in which it counts.
         output: what is mixed; None where it is not known to be an expert's output.
         value: what is mixed.
         node: the product.
     """
 
-    expert: int
+    expert: int | None
     slots: frozenset[int]
     output: Output | None
     value: ir.Value
@@ -202,7 +207,8 @@ class Mixed(Content):
     def complete(self) -> bool:
         """Whether as many terms are there as the router has experts and slots."""
         router = self.mixing.router
-        return sum(len(term.slots) for term in self.terms()) >= router.experts * router.k
+        counts = (len(term.slots) * (1 if term.expert is not None else router.experts) for term in self.terms())
+        return sum(counts) >= router.experts * router.k
 
     def _leaves(self) -> Iterator[Term | Start]:
         stack: list[Term | Mixed | Start] = [self]

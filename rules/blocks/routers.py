@@ -21,9 +21,10 @@ from rewriter.graph.declines import OTHER_FUNCTION, OTHER_WEIGHTS, Reason, reaso
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, only, put, tokens
-from rewriter.rules.blocks.contents import Features, Output, Router, Scores
+from rewriter.rules.blocks.contents import Features, Output, Router, Scores, Slot
 from rewriter.rules.blocks.laws import of_number, of_two
 from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Sparse, Stack, Total, Weighted
+from rewriter.rules.blocks.uniform import uniform_of
 from rewriter.tensors import View
 
 routers = Family("routers")
@@ -159,8 +160,7 @@ def _sums_wider(held: Weighted | Complete, dtype: ir.DataType | None, to: ir.Dat
 def rounded(held: Mixing | Share, to: ir.DataType, out: ir.Value) -> Mixing | Share:
     """Returns the weights, cast to a type that rounds them."""
     if isinstance(held, Share):
-        mixing = dataclasses.replace(held.mixing, rounded=to, value=None)
-        return dataclasses.replace(held, mixing=mixing)
+        return dataclasses.replace(held, mixing=dataclasses.replace(held.mixing, rounded=to))
     return dataclasses.replace(held, rounded=to, value=out)
 
 
@@ -234,7 +234,7 @@ def _is_float(value: ir.Value) -> bool:
 def masked(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.Value) -> Scores | None:
     """Scores of which some are set to a number, as those of groups that were not selected."""
     for value, other in ((yes, no), (no, yes)):
-        scores, number = facts.get(value, Scores), number_of(facts, other)
+        scores, number = facts.get(value, Scores), uniform_of(facts, other)
         if scores is not None and scores.function != "logits" and number is not None and number >= 0:
             return Scores(node.outputs[0], "positive")
     return None
@@ -348,7 +348,7 @@ def scale_by_table(first: Located, second: Located, node: ir.Node) -> Mixing | N
     a, b = first.content, second.content
     if not isinstance(a, Mixing) or not isinstance(b, Stack):
         return None
-    if b.router != a.router or b.view.rank != 1 or a.table is not None:
+    if b.by != a.router or b.view.rank != 1 or a.table is not None:
         return faulty(
             a, Reason("weights are scaled by something other than a factor for each chosen expert", OTHER_WEIGHTS), node
         )
@@ -360,10 +360,11 @@ def chosen_from(stack: View, located: Located, axis: int) -> Located | None:
     held = located.content
     if not isinstance(held, Chosen) or axis != 0 or not stack.rank or stack.shape[0] != held.router.experts:
         return None
-    if held.slot is not None or not stack.dtype.is_floating_point():
+    if not stack.dtype.is_floating_point():
         return None
+    by = held.router if held.slot is None else Slot(held.router, held.slot)
     weights: Axes = tuple((Atom("weight", Size(d), i),) for i, d in enumerate(stack.shape) if i)
-    return Located(Stack(stack, held.router), (*located.axes, *weights))
+    return Located(Stack(stack, by), (*located.axes, *weights))
 
 
 def without_unit(located: Located) -> Located | None:

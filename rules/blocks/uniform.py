@@ -6,6 +6,7 @@ Source: ConstantOfShape(Shape(x)), Expand(0, shape), with a Cast or CastLike beh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,7 +63,7 @@ def expanded_number(facts: Facts, node: ir.Node, number: ir.Value, shape: ir.Val
 def same_number(facts: Facts, node: ir.Node, number: ir.Value, *others: ir.Value | None) -> Located | None:
     """A cast of one number, to the type of another value too."""
     located, value = facts.get(number, Located), uniform_of(facts, number)
-    if value is None or value not in (0.0, 1.0):
+    if value is None or value not in (0.0, 1.0, -math.inf):
         return None
     return located or Located(Uniform(value), ())
 

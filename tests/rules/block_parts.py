@@ -39,10 +39,12 @@ WEIGHTS = ("gather", "gather-transposed", "gather-rank1", "slice", "split", "own
 COMBINES = (
     "mask-sum", "mask-first", "where", "slots", "terms-per-slot", "onehot", "equal-range", "scatter", "chosen",
     "chosen-left", "chosen-einsum", "chosen-einsum-sum", "dense", "dense-expand", "joined-sum",
-    "joined-matmul", "joined-einsum",
+    "joined-matmul", "joined-einsum", "joined-last", "joined-gathered", "slot-loop",
 )  # fmt: skip
 LOOPS = ("loop", "loop-flat", "loop-tokens-first")
-STACKED = ("chosen", "chosen-left", "chosen-einsum", "chosen-einsum-sum", "dense", "dense-expand")
+STACKED = (
+    "chosen", "chosen-left", "chosen-einsum", "chosen-einsum-sum", "dense", "dense-expand", "slot-loop",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from block_parts import GIVEN, Part
+from block_parts import ELEMENT, GIVEN, Part
 
 
 class Routing(Part):
@@ -12,6 +12,9 @@ class Routing(Part):
     def route(self, logits: str) -> tuple[str, str]:
         g, how = self.g, self.how
         k = g.const([how.k])
+        if how.router == "float32":
+            values, chosen = g.op("TopK", g.op("Sqrt", g.op("Exp", g.op("Cast", logits, to=1))), k, outputs=2, axis=-1)
+            return g.op("Cast", g.op("Softmax", values, axis=-1), to=ELEMENT[g.dtype]), chosen
         if how.router in GIVEN:
             return self._given(logits, k)
         before = {"topk-softmax": "", "sigmoid-normalised": "Sigmoid", "sigmoid-late": "", "raw": ""}.get(

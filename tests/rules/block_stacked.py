@@ -9,11 +9,34 @@ class Stacked(Experts):
     """Writes batched products of stacks."""
 
     def stacked(self, x: str, weights: str, chosen: str) -> str:
-        return (
-            self._dense(x, weights, chosen)
-            if self.how.combine.startswith("dense")
-            else self._chosen(x, weights, chosen)
-        )
+        if self.how.combine.startswith("dense"):
+            return self._dense(x, weights, chosen)
+        return (self._slots if self.how.combine == "slot-loop" else self._chosen)(x, weights, chosen)
+
+    def _slots(self, x: str, weights: str, chosen: str) -> str:
+        """One slot after the other, its expert's weights gathered; x is [T, H]."""
+        g, how = self.g, self.how
+        total = g.op("Expand", g.number(0.0), g.op("Shape", x))
+        slots = [1, *range(1, how.k)] if how.broken == "doubled" else list(range(how.k))
+        for slot in slots[: 1 if how.broken == "missing-slot" else None]:
+            ids = g.op("Gather", chosen, g.const(slot), axis=1)
+            output = self._of_slot(x, ids)
+            other = 1 - slot if how.broken == "crossed-slots" else slot
+            share = g.op("Slice", weights, g.const([other]), g.const([other + 1]), g.const([1]))
+            total = g.op("Add", total, g.op("Mul", share, output))
+        return str(total)
+
+    def _of_slot(self, x: str, ids: str) -> str:
+        g, how = self.g, self.how
+
+        def linear(data: str, name: str) -> str:
+            matrix = g.op("Gather", self._stack(name, transposed=False), ids, axis=0)
+            out = g.op("Squeeze", g.op("MatMul", matrix, g.op("Unsqueeze", data, g.const([-1]))), g.const([-1]))
+            bias = g.weight(f"{name}_b", self._array(f"{name}_bias")) if how.bias else ""
+            return str(g.op("Add", out, g.op("Gather", bias, ids, axis=0)) if bias else out)
+
+        gate, up = self._parts([linear(x, name) for name in self._both()], -1)
+        return linear(self._activated(gate, up), "down")
 
     def _both(self) -> list[str]:
         return ["both"] if self.gated and self.how.halves != "apart" else ["gate", "up"] if self.gated else ["gate"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -56,8 +55,8 @@ def test_gemma_4_becomes_qmoe_where_the_target_has_geglu():
     assert operators(older.model)["MatMulNBits"] == 8
 
 
-@pytest.mark.parametrize(("router", "bias"), [("table", "would round its FLOAT16 bias"), ("scaled", "which rounds in")])
-def test_factors_of_halves_go_into_weights_that_are_quantized_next(router, bias):
+@pytest.mark.parametrize("router", ["table", "scaled"])
+def test_factors_of_halves_go_into_weights_that_are_quantized_next(router):
     how = Spelling(router=router, dtype="float16", hidden=32, inter=32)
     model = block_model(how)
     result = fuse(model, "moe-int4", target="cpu")
@@ -65,11 +64,9 @@ def test_factors_of_halves_go_into_weights_that_are_quantized_next(router, bias)
     expected, actual = (OrtRuntime().run(m, feeds(how))["y"] for m in (model, result.model))
     error = np.linalg.norm(actual - expected.astype(float)) / np.linalg.norm(expected.astype(float))
     assert error < 0.15  # without the factors it is 0.26 and 0.60
-    for other, rules, reason in ((how, FUSE, "rounds? |would round"), (replace(how, bias=True), "moe-int4", bias)):
-        declined = [
-            reason for rule, reason in fuse(block_model(other), rules, target="cpu").report.declined if rule == FUSE
-        ]
-        assert len(declined) == 1 and re.search(reason, declined[0])
+    for other, rules in ((how, FUSE), (replace(how, bias=True), "moe-int4")):  # elsewhere the weights are given
+        found = operators(fuse(block_model(other), rules, target="cpu").model)
+        assert found["QMoE"] + found["MoE"] == found["Log"] == 1
 
 
 def test_a_real_block_of_halves_with_a_factor_for_each_expert_becomes_qmoe():
@@ -77,6 +74,4 @@ def test_a_real_block_of_halves_with_a_factor_for_each_expert_becomes_qmoe():
     result = fuse(path, "moe-int4", target="cpu", overrides={"parity.local": "all"})
     assert result.report.applied[FUSE] == result.report.applied["moe-to-qmoe"] == 2
     assert all(proof.runtime == "cpu" and proof.max_relative < 1e-3 for proof in result.report.proofs)
-    assert {reason for _, reason in fuse(path).report.declined} == {
-        "a factor for each expert would round its FLOAT16 weights"
-    }
+    assert fuse(path).report.applied == {FUSE: 2}

@@ -181,7 +181,7 @@ DECLINED = {
     "raw-logits": "the router's weights are no softmax and no normalised sigmoid of its logits",
     "erf-gelu": "expert 0: MoE has no activation Gelu(erf)(linear) * linear2",
     "tanh": "expert 0: MoE has no activation tanh(linear) * linear2",
-    "wide-seed": "what the first expert is added to is not as large as it",
+    "wide-seed": "what a sum of experts is added to is not as large as it",
     "inner-read": "inside of the block is also read by Relu",
     "inner-output": "inside of the block is a graph output",
 }
@@ -207,8 +207,20 @@ def test_further_near_misses_decline():
     for combine, operator in (("joined-matmul", "MatMul"), ("joined-einsum", "Einsum"), ("joined-sum", "Mul")):
         features = Spelling(combine=combine, broken="features", experts=8)
         assert_declines(features, f"how {operator} uses its choice is not understood")
-    assert_declines(Spelling(router="table", dtype="float16"), "would round its FLOAT16 weights")
-    assert_declines(Spelling(router="scaled", dtype="float16"), "which rounds in FLOAT16")
+    for broken, reason in (
+        ("missing-slot", "slot 1 of 2 is missing"),
+        ("doubled", "slot 0 of 2 is missing"),
+        ("crossed-slots", "how Mul uses its choice is not understood"),
+    ):
+        assert_declines(Spelling(combine="slot-loop", broken=broken), reason)
+
+
+@pytest.mark.parametrize("router", ["table", "scaled", "biased", "late", "float32"])
+@pytest.mark.parametrize("combine", ["mask-sum", "slots", "chosen", "joined-gathered", "slot-loop"])
+def test_what_half_precision_would_round_is_given_as_weights(router, combine):
+    """Logits in float32, or factors, of a block in float16: the choice stays as it is, and the weights are given."""
+    model = fused(Spelling(router=router, combine=combine, dtype="float16"))
+    assert operators(model)["TopK"] == operators(model)["Log"] == operators(model)["ReduceMax"] == 1
 
 
 @pytest.mark.parametrize("broken", ["swapped", "other-weight", "large-epsilon"])

@@ -65,5 +65,5 @@ def test_what_a_sum_starts_from_is_added_behind(combine, rank):
 def test_what_a_sum_starts_from_must_be_as_large_as_it():
     assert_declines(
         Spelling(combine="mask-sum", broken="wide-seed", **LOOP),
-        "what the first expert is added to is not as large as it",
+        "what a sum of experts is added to is not as large as it",
     )

@@ -44,8 +44,6 @@ def _number(tensor):
 def test_what_the_logarithm_does_not_tell_declines():
     told = "no operator has the score function tanh(x)"
     assert_declines(Spelling(router="biased-raw", broken="negative"), told)
-    (reason,) = (r for _, r in fuse(block_model(Spelling(router="biased-raw", dtype="float16"))).report.declined)
-    assert "logarithms of them would round in FLOAT16" in reason
     broken = fuse(block_model(Spelling(router="biased-epsilon", broken="negative-epsilon"))).report
     assert not broken.applied and broken.declined
 
