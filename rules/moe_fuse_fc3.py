@@ -58,7 +58,7 @@ class MoEFuseFc3(Rule):
             raise Declined(f"'{form.activation}' gated by fc3 has no fused form; silu and swiglu have", node)
         if form.activation == SILU.name and (form.alpha, form.beta, form.limit) != (1.0, 0.0, math.inf):
             raise Declined("silu gated by fc3 with alpha, beta or a limit is defined nowhere", node)
-        require_weights_disappear(experts)
+        require_weights_disappear(self.run.facts, experts, rearranged=True)
         fc1, fc2, fc3 = experts.projections
         bias = self._bias(experts)
         weights = [

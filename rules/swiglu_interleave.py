@@ -37,7 +37,7 @@ class SwigluInterleave(Rule):
         experts = read_moe(self.run, y)
         if not experts.form.glu:
             raise NotApplicable
-        require_weights_disappear(experts)
+        require_weights_disappear(self.run.facts, experts, rearranged=True)
         fc1, fc2 = experts.projections
         bias = constant_bias(self.run, fc1)
         weights = [

@@ -2,7 +2,8 @@
 
 Matched:      the last operator of a chain of movement operators over a constant, with constant operands:
               Gather(stack, e) -> Squeeze -> Transpose, Split(stack) -> Squeeze, Slice -> Transpose, ...
-Replacement:  an initializer, a lazy view of the stack: ``<stack>__slice_<e>``, with ``__T`` where it is transposed
+Replacement:  an initializer, a lazy view of the stack: ``<stack>__slice_<e>``, with ``__T`` where it is transposed;
+              behind it a Cast, where the chain widens: it is stored as narrow as it was
 Declines when:
               the index, bounds or shape depend on an input
               something else still reads the stack whole, so that the views would be copies
@@ -27,13 +28,15 @@ from rewriter.rules.blocks.guards import FLOATS
 from rewriter.rules.blocks.readers import is_shown, origin
 from rewriter.tensors import View, ViewTensor
 
+_ENDS = tuple(sorted({*OPERATORS, "SequenceAt"} - {"SplitToSequence", "Expand", "Tile"}))
+
 
 @dataclass(frozen=True)
 class Readers:
     """Who reads a constant through chains of movement operators.
 
     Attributes:
-        copied: bytes of the views at which chains end, each counted once.
+        copied: bytes that the views at which chains end take as they would be stored, each counted once.
         whole: a node that reads the constant itself, the constant where it is a graph output, or None.
     """
 
@@ -52,7 +55,13 @@ class Unstack(Rule):
         return getattr(op, self._op_type)(source, _allow_other_inputs=True, _outputs=["out"])
 
     def rewrite(self, op: Any, *, source: ir.Value, out: ir.Value) -> Mapping[ir.Value, ir.Value]:
-        return {value: op.initializer(ViewTensor(view)) for value, view in read(self.run.facts, out).items()}
+        return {value: _stored(op, view) for value, view in read(self.run.facts, out).items()}
+
+
+def _stored(op: Any, view: View) -> ir.Value:
+    narrow = op.initializer(ViewTensor(view.unwidened))
+    stored: ir.Value = narrow if view.dtype == view.unwidened.dtype else op.Cast(narrow, to=view.dtype)
+    return stored
 
 
 def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
@@ -69,7 +78,7 @@ def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
     if _refusal(facts, stack, facts.derived(stack, Readers, lambda: _readers(facts, stack))) is not None:
         refusal = _refusal(facts, stack, _readers(facts, stack))  # its readers may have gone since
         if refusal is not None:
-            turned = all(view.nbytes == _nbytes(facts, stack) for view in ends.values())
+            turned = all(view.size == _size(facts, stack) for view in ends.values())
             raise NotApplicable if turned else refusal
     return ends
 
@@ -79,10 +88,10 @@ def _is_matrix(view: View) -> bool:
     return len(view.source.shape) > 1 or sum(extent > 1 for extent in view.shape) > 1
 
 
-def _nbytes(facts: Facts, stack: ir.Value) -> int:
-    """Bytes of a constant; a view of as many is no slice of it: the constant turned, as a tied table is."""
+def _size(facts: Facts, stack: ir.Value) -> int:
+    """Elements of a constant; a view of as many is no slice of it: the constant turned, as a tied table is."""
     view = facts.get(stack, View)
-    return 0 if view is None else view.nbytes
+    return 0 if view is None else view.size
 
 
 def _refusal(facts: Facts, stack: ir.Value, readers: Readers) -> Declined | None:
@@ -114,7 +123,12 @@ def _names_output(node: ir.Node) -> bool:
 
 
 def _is_view(facts: Facts, node: ir.Node) -> bool:
-    return any(is_shown(facts, out) for out in node.outputs)
+    """Whether a node only shows what it reads: a Cast only where a part is taken behind it, since what it ends is."""
+    if node.op_type != "Cast":
+        return any(is_shown(facts, out) for out in node.outputs)
+    (out,) = node.outputs
+    behind = (use.node for use in out.uses() if use.idx == 0 and use.node.op_type in OPERATORS)
+    return is_shown(facts, out) and any(is_shown(facts, shown) for node in behind for shown in node.outputs)
 
 
 def _selects_from_stack(facts: Facts, node: ir.Node) -> bool:
@@ -133,11 +147,10 @@ def _readers(facts: Facts, stack: ir.Value) -> Readers:
             last.add(view)
     whole = [use.node for use in stack.uses() if use.idx or not _is_view(facts, use.node)]
     return Readers(
-        sum(view.nbytes for view in last), whole[-1] if whole else stack if stack.is_graph_output() else None
+        sum(view.unwidened.nbytes for view in last), whole[-1] if whole else stack if stack.is_graph_output() else None
     )
 
 
 def rule() -> list[Rule]:
     """Builds the rule, at every movement operator."""
-    ends = {*OPERATORS, "Cast", "SequenceAt"} - {"SplitToSequence", "Expand", "Tile"}
-    return [Unstack(op_type) for op_type in sorted(ends)]
+    return [Unstack(op_type) for op_type in _ENDS]

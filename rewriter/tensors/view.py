@@ -124,6 +124,11 @@ class View:
             return self
         return dataclasses.replace(self, dtype=dtype) if (self.dtype, dtype) in _EXACT_CASTS else None
 
+    @property
+    def unwidened(self) -> View:
+        """The same elements in the type in which they are stored."""
+        return dataclasses.replace(self, dtype=self.source.dtype)
+
     def numpy(self) -> Array:
         """Returns the elements; without a copy unless a cast is due."""
         flat, offset = self._elements()

@@ -23,6 +23,7 @@ from rewriter.quantize import lossless
 from rewriter.quantize.job import QuantizationJob
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
+from rewriter.rules.blocks.readers import Use, is_whole, origin, readers, require_one_reader
 from rewriter.tensors import View
 
 
@@ -97,37 +98,50 @@ def takes_bias(run: Run, n: int, c: ir.Value) -> bool:
     return c.shape is not None and c.shape.dims == (n,) and run.target.linear.takes_bias
 
 
+@dataclass(frozen=True)
+class _Keeping:
+    """The readers of a stored weight that would keep it in float, and why: of thousands, each is looked at once."""
+
+    uses: tuple[tuple[Use, Declined], ...]
+
+
 def _require_float_copy_disappears(run: Run, w: ir.Value, reader: ir.Node) -> None:
     """Declines where quantizing would leave the float weight in the model beside the quantized one."""
-    producer = w.producer()
-    if producer is not None and producer.op_type != "Constant":
+    if not is_whole(run.facts, w):
         raise Declined(
             "the weight is part of a constant that stays in the model (rule unstack takes it out)",
-            producer,
+            w.producer(),
             remedy=UNSTACK,
         )
-    read = run.facts.derived(w, _Read, lambda: _Read(set())).by
-    for use in w.uses():
-        if use.node in read:
-            continue
-        if use.node.op_type not in ("MatMul", "Gemm") or use.idx != 1:
-            raise stays_float(use.node)
-        if use.node is not reader:
-            _require_linear(run, use.node, w)
-            read.add(use.node)
+    if w is not origin(run.facts, w):
+        require_one_reader(run.facts, w, reader)
+        return
+    keeping = run.facts.derived(w, _Keeping, lambda: _keeping(run, w))
+    if any(use.node.graph is None for use, _ in keeping.uses):  # a reader has gone since
+        keeping = _keeping(run, w)
+    for use, declined in keeping.uses:
+        if use.node is not reader or use.idx != 1:
+            raise declined
     if w.is_graph_output():
         raise stays_float(w)
 
 
-@dataclass(frozen=True)
-class _Read:
-    """The readers of a weight that can become a MatMulNBits: of thousands, each is looked at once."""
-
-    by: set[ir.Node]
+def _keeping(run: Run, w: ir.Value) -> _Keeping:
+    found = []
+    for use in readers(run.facts, w):
+        # Who reads a view may decline later for what a view hides, and the constant would stay.
+        if use.node.op_type not in ("MatMul", "Gemm") or use.idx != 1 or use.node.inputs[1] is not w:
+            found.append((use, stays_float(use.node)))
+            continue
+        try:
+            _require_linear(run, use.node, w)
+        except Declined as declined:
+            found.append((use, declined))
+    return _Keeping(tuple(found))
 
 
 def _require_linear(run: Run, node: ir.Node, w: ir.Value) -> None:
-    """Declines where another reader of ``w`` cannot become a MatMulNBits as well."""
+    """Declines where a reader of ``w`` cannot become a MatMulNBits."""
     x = node.inputs[0]
     try:
         if x is not None:

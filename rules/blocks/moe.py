@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.emit import write_integers, write_operator
+from rewriter.facts import Facts
 from rewriter.graph.declines import ONE_FLOAT_TYPE, RELABEL, UNSTACK, WHOLE_BLOCK, stays_float
 from rewriter.operators.form import ExpertForm, form_of
 from rewriter.operators.moe import MOE
@@ -16,6 +17,7 @@ from rewriter.operators.operator import input_at
 from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, Run
 from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
+from rewriter.rules.blocks.readers import is_whole, origin, require_one_reader
 from rewriter.tensors import StackedCopy, View, ViewTensor
 
 
@@ -90,14 +92,20 @@ def element_type(node: ir.Node) -> ir.DataType:
     return require_dtype(fc2 if x.dtype is None else x, FLOATS, "the input")
 
 
-def require_weights_disappear(experts: Experts) -> None:
-    """Declines where a new weight would stand in the model beside the old one."""
+def require_weights_disappear(facts: Facts, experts: Experts, *, rearranged: bool = False) -> None:
+    """Declines where a new weight would stand in the model beside the old one, or float ones would be stored wider."""
     for projection in experts.projections:
         value = projection.value
-        producer = value.producer()
-        if producer is not None and producer.op_type != "Constant":
+        if not is_whole(facts, value):
             reason = f"{projection.name} is part of a constant that stays in the model (rule unstack takes it out)"
-            raise Declined(reason, producer, remedy=UNSTACK)
+            raise Declined(reason, value.producer(), remedy=UNSTACK)
+        if value is not origin(facts, value):
+            stored = projection.weight.unwidened.dtype
+            if rearranged and stored != experts.dtype:
+                reason = f"{projection.name} is stored in {stored.name} and cast to {experts.dtype.name}"
+                raise Declined(f"{reason}: rearranged, it would be stored wide", value, remedy=ONE_FLOAT_TYPE)
+            require_one_reader(facts, value, experts.node)
+            continue
         for use in value.uses():
             if not MOE.computes(use.node) or use.idx not in [slots.weight for slots in MOE.projections]:
                 raise stays_float(use.node, f"the float weight {projection.name}")

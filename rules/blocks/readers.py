@@ -58,6 +58,12 @@ def is_shown(facts: Facts, value: ir.Value) -> bool:
     return facts.get(value, View) is not None or facts.get(value, Views) is not None
 
 
+def is_whole(facts: Facts, value: ir.Value) -> bool:
+    """Whether a value is all of a constant, moved about or widened: nothing of that stays where it is quantized."""
+    view, stored = facts.get(value, View), facts.get(origin(facts, value), View)
+    return view is not None and stored is not None and view.size == stored.size
+
+
 def _is_view(facts: Facts, use: Use) -> bool:
     """Whether the use only shows what it reads."""
     return use.idx == 0 and use.node.op_type != "Shape" and any(is_shown(facts, out) for out in use.node.outputs)

@@ -19,7 +19,8 @@ def weights(*shape, dtype=np.float32, seed=0):
 def linear_model(body, initializers, *, x=("T", 40), dtype="float", outputs="y", inputs="", opset=21):
     """A model of the nodes in ``body``; ``initializers`` is name -> array."""
     dims = ",".join(str(d) for d in x)
-    declared = ", ".join(f"{dtype}[{','.join(str(d) for d in a.shape)}] {name}" for name, a in initializers.items())
+    types = {name: ir.DataType.from_numpy(a.dtype).name.lower() for name, a in initializers.items()}
+    declared = ", ".join(f"{types[name]}[{','.join(map(str, a.shape))}] {name}" for name, a in initializers.items())
     outs = ", ".join(f"{dtype}{name}" if "[" in name else f"{dtype}[] {name}" for name in outputs.split())
     header = f'<ir_version: 10, opset_import: ["" : {opset}]>'
     text = f"{header}\ng ({dtype}[{dims}] x{inputs}) => ({outs}) <{declared}> {{ {body} }}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from linear_models import agrees, dequantized, linear_model, nodes, quantized, weights
+from moe_models import rule_set
 from support import histogram, snapshot
 
 import rewriter
@@ -116,8 +117,8 @@ def test_holds_on_whatever_is_drawn():
 
 
 def test_holds_after_unstack():
-    rules = ["unstack", "gemm-to-matmul-nbits"]
-    check_rule(rules, unrolled_experts(max_size=20, consumers=("gemm", "gemm-bias", "matmul")))
+    models = unrolled_experts(max_size=20, consumers=("gemm", "gemm-bias", "matmul"), repeats=False)
+    check_rule(rule_set(["unstack"], RULE, bits=4), models)
 
 
 def test_a_weight_that_another_reader_keeps_in_float_is_not_stored_twice():

@@ -280,3 +280,47 @@ def test_each_of_many_readers_of_a_weight_is_looked_at_a_few_times(monkeypatch):
     )
     assert result.report.applied == {"matmul-to-matmul-nbits": readers}
     assert len(looked) <= 3 * readers
+
+
+@pytest.mark.parametrize(
+    ("body", "stored"),
+    [
+        ("t = Transpose (w) y = MatMul (x, t)", weights(12, 40)),
+        ("t = Identity (w) y = MatMul (x, t)", weights(40, 12)),
+        ("t = Cast <to = 1> (w) y = MatMul (x, t)", weights(40, 12, dtype=np.float16)),
+        ("c = Cast <to = 1> (w) t = Transpose (c) y = MatMul (x, t)", weights(12, 40, dtype=np.float16)),
+    ],
+)
+def test_a_whole_weight_that_is_turned_or_widened_is_quantized_as_it_is_read(body, stored):
+    result = quantized(linear_model(body, {"w": stored}), RULE)
+    assert set(result.report.applied) == {"matmul-to-matmul-nbits"} and not result.report.declines
+    assert "w" not in result.model.graph.initializers and not nodes(result.model, "MatMul")
+    x = np.random.default_rng(1).standard_normal((3, 40), dtype=np.float32)
+    expected = sum(x.astype(np.float64) @ dequantized(node).T for node in nodes(result.model, "MatMulNBits"))
+    agrees(result, expected, {"x": x})
+    read = stored if stored.shape == (12, 40) else stored.T
+    for node in nodes(result.model, "MatMulNBits"):
+        assert np.abs(dequantized(node) - read).max() < 0.5  # the weight itself, not another arrangement of it
+
+
+@pytest.mark.parametrize(
+    ("other", "reader"),
+    [
+        ("s = ReduceSum (t)", "ReduceSum"),
+        ("s = ReduceSum (w)", "ReduceSum"),
+        ("c = Identity (t) s = ReduceSum (c)", "ReduceSum"),
+        ("s = MatMul (x, t)", "MatMul"),
+        ("s = Gemm (x, t)", "Gemm"),
+        ("c = Transpose (w) s = Gemm (x, c)", "Gemm"),
+        ("s = Gemm <transB = 1> (x, w)", "Gemm"),
+        ("i = Constant <value_ints = [0, 1]> () p = Gather <axis = 1> (t, i) s = MatMul (x, p)", "MatMul"),
+        ("a, b = Split <axis = 1, num_outputs = 2> (t) s = MatMul (x, b)", "MatMul"),
+    ],
+)
+def test_a_turned_weight_that_something_else_reads_stays(other, reader):
+    body = f"t = Transpose (w) y = MatMul (x, t) {other}"
+    result = quantized(linear_model(body, {"w": weights(12, 40)}, outputs="y s"), RULE)
+    assert not result.report.applied
+    assert f"the float weight would stay in the model: {reader} also reads it" in [
+        decline.reason for decline in result.report.declines
+    ]

@@ -26,7 +26,7 @@ from moe_models import (
     rewrite,
     rule_set,
 )
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import rewriter
 from rewriter.errors import ModelError
@@ -273,3 +273,32 @@ def test_a_stack_too_large_for_the_proof_is_proved_by_its_last_experts(symmetric
     monkeypatch.setattr("rewriter.parity.weights.BUDGET", 10_000)
     (proof,) = rewrite(model, rules).report.proofs
     assert proof.runtime == "none" and proof.skipped.startswith("not run") and not proof.ran
+
+
+def widened(model):
+    """The same model, its weights stored in float16 and cast where they are read."""
+    (moe,) = nodes_of(model, "MoE")
+    for weight in model.graph.initializer:
+        if weight.name in moe.input and "bias" not in weight.name:
+            slot = list(moe.input).index(weight.name)
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), weight.name))
+            moe.input[slot] = f"{weight.name}_wide"
+            cast = helper.make_node("Cast", [weight.name], [moe.input[slot]], to=1, name=f"{weight.name}_cast")
+            model.graph.node.insert(0, cast)
+    return model
+
+
+def test_weights_that_are_stored_narrow_and_widened_are_quantized():
+    model = widened(moe_model({"k": 2, "activation_type": "relu"}, inter=96))
+    result = rewrite(model, MOE)
+    assert result.report.applied == {"moe-to-qmoe": 1} and not result.report.left
+    assert histogram(result.model) == {"Softmax": 1, "QMoE": 1}
+    assert relative(ort(result.model, feeds()), reference(result.model, feeds())) < 1e-5
+
+
+def test_weights_that_are_stored_narrow_are_not_rearranged_in_float():
+    gated = {"k": 2, "activation_type": "silu", "normalize_routing_weights": 1}
+    result = rewrite(widened(moe_model(gated, fc3=True)), rule_set(["moe-fuse-fc3"]))
+    assert not result.report.applications
+    (decline,) = result.report.declines
+    assert decline.reason.startswith("fc1 is stored in FLOAT16 and cast to FLOAT: rearranged") and decline.remedy

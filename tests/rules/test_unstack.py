@@ -111,6 +111,26 @@ def test_declines(case):
     assert snapshot(result.model) == before
 
 
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "w = Gather (W, one) v = Cast <to = 1> (w)",
+        "w = Cast <to = 1> (W) v = Gather (w, one)",
+        "w = Gather (W, one) c = Cast <to = 1> (w) v = Transpose (c)",
+        "c = Cast <to = 1> (W) s, t = Split <num_outputs = 2> (c) v = Squeeze (t, zeros)",
+    ],
+)
+def test_a_slice_that_is_widened_is_stored_narrow(chain):
+    model = unrolled(f"{chain} y = MatMul (x, v)", constants=STACK.replace("float[2,2,2]", "float16[2,2,2]"))
+    result = rewriter.apply(model, ["unstack"])
+    assert result.report.applied == {"unstack": 1} and not result.report.declines
+    assert histogram(result.model) == {"Cast": 1, "MatMul": 1}
+    (name,) = weights(result.model)
+    weight = result.model.graph.initializers[name]
+    assert name.startswith("W__slice_1") and weight.const_value.dtype == ir.DataType.FLOAT16
+    np.testing.assert_array_equal(run(result.model, {"x": X})["y"], run(model, {"x": X})["y"])
+
+
 def test_a_constant_that_is_read_turned_and_as_it_is_is_no_stack():
     """As an embedding that an output projection reads transposed."""
     whole = "m = ReduceMax <keepdims = 0> (W) n = ReduceMax <keepdims = 0> (v) a = Add (x, m) y = Add (a, n)"
