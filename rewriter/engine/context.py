@@ -54,7 +54,7 @@ class ModelRun:
         self._quantizers = quantizers
         self._importance = importance or Importance({})
         self._calibration = calibration
-        self._roles: dict[ir.Node, Role] = dict(find_roles(model))
+        self._roles: dict[ir.Node, Role] = dict(find_roles(model, self._constants))
         self._layers = 1 + max((role.layer for role in self._roles.values() if role.layer is not None), default=-1)
         self._weights: dict[tuple[object, ...], Weight] = {}
 

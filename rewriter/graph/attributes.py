@@ -33,11 +33,13 @@ def text_attribute(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else attribute.as_string()
 
 
+_TYPES = {dtype.value: dtype for dtype in ir.DataType if dtype != ir.DataType.UNDEFINED}
+
+
 def cast_type(node: ir.Node) -> ir.DataType | None:
     """Returns what a Cast casts to, or None where its number is no element type."""
     number = integer_attribute(node, "to", 0)
-    known = {dtype.value for dtype in ir.DataType} - {ir.DataType.UNDEFINED.value}
-    return ir.DataType(number) if number in known else None
+    return _TYPES.get(number)
 
 
 def _attribute(node: ir.Node, name: str) -> ir.Attr | None:

@@ -30,11 +30,15 @@ Layer: the index of the attention-and-feed-forward pair along the data flow, fro
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from rewriter.errors import RuleError
+from rewriter.facts import Facts
+from rewriter.facts.constants import constants
 from rewriter.roles.flow import Flow
 from rewriter.roles.naming import name_sources
 
@@ -66,7 +70,7 @@ class Role:
     expert: int | None = None
 
 
-def find_roles(model: ir.Model) -> Mapping[ir.Node, Role]:
+def find_roles(model: ir.Model, facts: Facts | None = None) -> Mapping[ir.Node, Role]:
     """Finds the role of every node that reads a weight; nodes of which the structure tells nothing are absent.
 
     Covers the main graph, the bodies of If, Loop and Scan, and function bodies, each function on its own. Reads no
@@ -74,18 +78,23 @@ def find_roles(model: ir.Model) -> Mapping[ir.Node, Role]:
 
     Args:
         model: the model; need not be valid.
+        facts: what is known of its constants; found out by default.
 
     Returns:
         The roles by node, in no particular order.
     """
-    roles = dict(_roles(model.graph, layered=True))
+    if facts is None:
+        facts = Facts(model, constants)
+        with contextlib.suppress(RuleError):  # of constants that cannot be read no more is known
+            facts.compute()
+    roles = dict(_roles(model.graph, facts, layered=True))
     for function in model.functions.values():
-        roles.update(_roles(function, layered=False))
+        roles.update(_roles(function, facts, layered=False))
     return roles
 
 
-def _roles(graph: ir.Graph | ir.Function, *, layered: bool) -> Iterator[tuple[ir.Node, Role]]:
-    flow = Flow(graph)
+def _roles(graph: ir.Graph | ir.Function, facts: Facts, *, layered: bool) -> Iterator[tuple[ir.Node, Role]]:
+    flow = Flow(graph, facts)
     for source, name in name_sources(flow.ledger.sources, flow.lookups):
         if not name or source.node is None:
             continue

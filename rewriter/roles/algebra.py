@@ -10,6 +10,7 @@ import onnx_ir as ir
 from rewriter.roles.facts import (
     DATA,
     Attended,
+    Constant,
     Data,
     Fact,
     Ledger,
@@ -20,7 +21,6 @@ from rewriter.roles.facts import (
     Stream,
     Table,
     Unit,
-    View,
     attention_layer,
     depth_of,
     feed_forward_layer,
@@ -63,7 +63,7 @@ class Algebra:
             _mark(fact.up, route)
         elif isinstance(fact, Stream | Table):
             return Stream(self.point_of(fact), depth_of(fact), route)
-        return route if fact is None or isinstance(fact, View) else fact
+        return route if fact is None or isinstance(fact, Constant) else fact
 
     def opaque(self, facts: Sequence[Fact]) -> Fact:
         """What an operator that is not understood returns."""
@@ -206,7 +206,7 @@ class Algebra:
                 source.layer = layer if source.layer is None else source.layer
         return Attended(self._ledger.new_point(), 2 * layer)
 
-    def apply(self, node: ir.Node, x: Fact, weight: View) -> Fact:
+    def apply(self, node: ir.Node, x: Fact, weight: Constant) -> Fact:
         """The output of a linear; what it reads tells what it is."""
         if not isinstance(x, DATA):
             return x if isinstance(x, Route) else None

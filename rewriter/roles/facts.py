@@ -118,19 +118,18 @@ class Route(NamedTuple):
     dense: bool = False
 
 
-class View(NamedTuple):
+class Constant(NamedTuple):
     """A constant, or a constant's part; ``gathers`` are the nodes that pick it at run time, by ``route``."""
 
     root: ir.Value
     shape: tuple[int, ...] | None
     rank: int
     expert: int | None = None
-    ints: tuple[int, ...] | None = None
     gathers: tuple[ir.Node, ...] = ()
     route: Route | None = None
 
 
-Fact: TypeAlias = Stream | Linear | Unit | Score | Attended | Table | Route | View | None
+Fact: TypeAlias = Stream | Linear | Unit | Score | Attended | Table | Route | Constant | None
 Data: TypeAlias = Stream | Linear | Unit | Score | Attended | Table
 DATA = (Stream, Linear, Unit, Score, Attended, Table)
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from rewriter.facts import Facts
 from rewriter.graph.contents import subgraphs
 from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.matmul_nbits import MATMUL_NBITS, attributes_of
-from rewriter.roles import algebra, operators, views
+from rewriter.roles import algebra, operators, weights
 from rewriter.roles.facts import (
     DATA,
+    Constant,
     Fact,
     Ledger,
     Linear,
@@ -24,23 +26,22 @@ from rewriter.roles.facts import (
     Source,
     Stream,
     Table,
-    View,
     depth_of,
     feed_forward_layer,
     source_of,
 )
 from rewriter.roles.walk import visits
 
-Facts = dict[ir.Value, Fact]
 Outputs = Fact | list[Fact]  # one fact for every output alike, or one each
 
 
 class Flow:
     """The facts of one graph (a model's main graph or a function's body) and the ledger of its sources."""
 
-    def __init__(self, graph: ir.Graph | ir.Function) -> None:
+    def __init__(self, graph: ir.Graph | ir.Function, known: Facts) -> None:
         self.ledger = Ledger()
-        self.facts: Facts = {}
+        self.facts: dict[ir.Value, Fact] = {}
+        self._known = known
         self.lookups: dict[Source, ir.Value] = {}  # table source -> ids
         self._rules = algebra.Algebra(self.ledger)
         for node, done in visits(graph, _HANDLERS):
@@ -66,9 +67,9 @@ class Flow:
         if node.op_type == MATMUL_NBITS.name:
             return attributes_of(node).n or None
         weight = self.facts.get(node.inputs[1]) if node.inputs[1] is not None else None
-        if not isinstance(weight, View) or weight.shape is None or len(weight.shape) < 2:
+        if not isinstance(weight, Constant) or weight.shape is None or len(weight.shape) < 2:
             return None
-        return weight.shape[-2 if views.attribute_int(node, "transB", 0) else -1]
+        return weight.shape[-2 if _integer(node, "transB") else -1]
 
     def read(self, value: ir.Value | None) -> Fact:
         """The fact of an input; a router's output is routing as soon as its TopK has been seen."""
@@ -83,7 +84,7 @@ class Flow:
 
     def _leaf(self, value: ir.Value) -> Fact:
         if value.const_value is not None or value.is_initializer():
-            return views.initializer_view(value)
+            return weights.stored(self._known, value)
         if value.dtype is None or value.dtype.is_floating_point():
             return Stream(self.ledger.new_point(), -1)
         return None
@@ -94,7 +95,7 @@ class Flow:
             self._enter(node)
             return
         if op_type == "Constant":
-            outputs: Outputs = views.constant_view(node) if node.outputs else None
+            outputs: Outputs = weights.stored(self._known, node.outputs[0]) if node.outputs else None
         else:
             outputs = self._apply(node, op_type, [self.read(value) for value in node.inputs])
         if isinstance(outputs, list):
@@ -106,9 +107,9 @@ class Flow:
     def _apply(self, node: ir.Node, op_type: str, facts: list[Fact]) -> Outputs:
         if op_type in operators.SHAPE or not facts:
             return None
-        constants = [fact for fact in facts if isinstance(fact, View)]
-        if len(constants) == len(node.inputs) - node.inputs.count(None) and op_type not in _VIEWING:
-            return views.merge_views(constants, node) if constants else None
+        known = [fact for fact in facts if isinstance(fact, Constant)]
+        if len(known) == len(node.inputs) - node.inputs.count(None) and op_type not in _FOLLOWED:
+            return weights.computed(known, node) if known else None
         handler = _HANDLERS.get(op_type)
         return handler(self, node, facts) if handler is not None else self._rules.opaque(facts)
 
@@ -117,13 +118,13 @@ class Flow:
     def _enter(self, node: ir.Node) -> None:
         if node.op_type == "If":
             return
-        scanned = views.attribute_int(node, "num_scan_inputs", 0)
+        scanned = _integer(node, "num_scan_inputs")
         for body in subgraphs(node):
             for index, (inner, outer) in enumerate(zip(body.inputs, node.inputs, strict=False)):
                 fact = self.read(outer)
-                if isinstance(fact, View):  # what is carried may change; what is scanned comes row by row
+                if isinstance(fact, Constant):  # what is carried may change; what is scanned comes row by row
                     rows = index >= len(node.inputs) - scanned
-                    fact = fact._replace(shape=None, rank=fact.rank - 1, ints=None) if rows else None
+                    fact = fact._replace(shape=None, rank=fact.rank - 1) if rows else None
                 self.facts[inner] = fact
 
     def _leave(self, node: ir.Node) -> None:
@@ -141,8 +142,8 @@ class Flow:
 
     def _movement(self, node: ir.Node, facts: list[Fact]) -> Outputs:
         moved = facts[0]
-        if isinstance(moved, View):
-            return list(views.moved(node, moved, [fact if isinstance(fact, View) else None for fact in facts[1:]]))
+        if isinstance(moved, Constant):
+            return list(weights.parts(self._known, node, moved))
         if node.op_type not in operators.PARTS:
             return moved
         if isinstance(moved, Linear):
@@ -150,7 +151,7 @@ class Flow:
                 self._rules.send(moved, route)
             return [moved._replace(part=value) for value in node.outputs]
         if isinstance(moved, Route) and moved.dense:
-            columns = views.single_columns(node, [fact if isinstance(fact, View) else None for fact in facts[1:]])
+            columns = weights.columns(self._known, node)
             return [moved._replace(expert=column, dense=False) for column in columns] or moved
         return moved
 
@@ -191,10 +192,10 @@ class Flow:
         route = algebra.merge_routes(routes)
         if node.op_type == "OneHot":
             return route._replace(dense=True)
-        other = next((fact for fact in facts if isinstance(fact, View)), None)
-        if node.op_type == "Equal" and other is not None:
-            index = views.picked(other, None)
-            return Route(route.router, index) if index is not None else route._replace(dense=bool(other.shape))
+        for value, other in zip(node.inputs, facts, strict=True):
+            if node.op_type == "Equal" and isinstance(other, Constant):
+                index = weights.single(self._known, value)
+                return Route(route.router, index) if index is not None else route._replace(dense=bool(other.shape))
         return route._replace(dense=False) if node.op_type == "NonZero" else route
 
     def _top_k(self, node: ir.Node, facts: list[Fact]) -> Outputs:
@@ -212,20 +213,20 @@ class Flow:
         if len(facts) < 2:
             return self._rules.opaque(facts)
         data, chosen = facts[0], facts[1]
-        if isinstance(data, View):
+        if isinstance(data, Constant):
             return self._gather_constant(node, data, chosen)
         if isinstance(data, Route):
-            index = views.picked(chosen, None) if isinstance(chosen, View) and data.dense else None
-            return Route(data.router, index if index is not None else data.expert)
-        if isinstance(data, Linear) and isinstance(chosen, View):
+            picked = weights.columns(self._known, node) if isinstance(chosen, Constant) and data.dense else []
+            return Route(data.router, picked[0] if picked else data.expert)
+        if isinstance(data, Linear) and isinstance(chosen, Constant):
             return data._replace(part=node.outputs[0])
         if data is None:
             return chosen if isinstance(chosen, Route) else None
         return self._rules.send(data, chosen)
 
-    def _gather_constant(self, node: ir.Node, data: View, chosen: Fact) -> Fact:
-        if isinstance(chosen, View):
-            return views.gathered(node, data, chosen)
+    def _gather_constant(self, node: ir.Node, data: Constant, chosen: Fact) -> Fact:
+        if isinstance(chosen, Constant):
+            return weights.parts(self._known, node, data)[0]
         quantized = node.op_type == GATHER_BLOCK_QUANTIZED.name
         if isinstance(chosen, Route):
             if data.rank < 3:
@@ -245,8 +246,8 @@ class Flow:
 
     def _linear(self, node: ir.Node, facts: list[Fact]) -> Outputs:
         operands = facts if node.op_type == "Einsum" else facts[:2]
-        weight = next((fact for fact in operands if isinstance(fact, View)), None)
-        others = [fact for fact in operands if not isinstance(fact, View)]
+        weight = next((fact for fact in operands if isinstance(fact, Constant)), None)
+        others = [fact for fact in operands if not isinstance(fact, Constant)]
         if weight is not None:
             x = others[0] if len(others) == 1 else self._rules.contract(others)
             return self._rules.apply(node, x, weight)
@@ -270,7 +271,7 @@ class Flow:
 
     def _attention(self, node: ir.Node, facts: list[Fact]) -> Outputs:
         inputs: Sequence[Fact] = [*facts, None, None][:3]
-        if isinstance(inputs[1], View):  # com.microsoft::Attention holds the packed projection itself
+        if isinstance(inputs[1], Constant):  # com.microsoft::Attention holds the packed projection itself
             packed = self._rules.apply(node, inputs[0], inputs[1])
             inputs = (packed, packed, packed)
         elif len(node.inputs) < 2 or node.inputs[1] is None:
@@ -279,6 +280,12 @@ class Flow:
             inputs = (inputs[0], inputs[1], inputs[1])
         attended = self._rules.attend(source_of(inputs[0]), source_of(inputs[1]), inputs[2], max(map(depth_of, inputs)))
         return [attended, *[None] * (len(node.outputs) - 1)]
+
+
+def _integer(node: ir.Node, name: str) -> int:
+    """An integer attribute; 0 where it is absent, or of another type."""
+    attribute = node.attributes.get(name)
+    return attribute.value if attribute is not None and isinstance(attribute.value, int) else 0
 
 
 def _acted(fact: Fact) -> Fact:
@@ -304,4 +311,4 @@ _HANDLERS: Mapping[str, Callable[[Flow, ir.Node, list[Fact]], Outputs]] = {
     for op_type in table
 } | {"GatedAdd": Flow._gated_add}
 
-_VIEWING = operators.MOVEMENT | operators.GATHER | operators.FUSED_EXPERTS  # handlers that follow parts of constants
+_FOLLOWED = operators.MOVEMENT | operators.GATHER | operators.FUSED_EXPERTS  # handlers that follow parts of constants

@@ -141,3 +141,28 @@ def test_softcapped_head_and_narrow_head():
     narrow = b.linear("classes", b.x, 2)
     narrow.shape, narrow.dtype = ir.Shape(["t", 2]), ir.DataType.FLOAT
     assert b.names(narrow) == {}
+
+
+def from_the_back(b, stack, expert):
+    end = 2**63 - 1 if expert == 2 else expert - 2
+    return b.op("Squeeze", b.op("Slice", stack, b.constant([expert - 3]), b.constant([end])), b.constant([0]))
+
+
+def by_tuple(b, stack, expert):
+    return b.op("GatherND", stack, b.constant([expert]))
+
+
+def by_sum(b, stack, expert):
+    return b.op("Gather", stack, b.op("Add", b.constant(expert - 1), b.constant(1)))
+
+
+@pytest.mark.parametrize("pick", [from_the_back, by_tuple, by_sum])
+def test_slices_are_read_as_they_are_for_constants(pick):
+    b = Build()
+    stack, total = b.weight(3, H, H), b.x
+    for expert in range(3):
+        y = b.op("MatMul", b.x, pick(b, stack, expert))
+        b.labels[str(expert)] = y.producer()
+        total = b.op("Add", total, b.op("Unheard", y, domain="my"))
+    roles = b.roles(total)
+    assert [roles[str(expert)].expert for expert in range(3)] == [0, 1, 2]
