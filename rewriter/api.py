@@ -208,6 +208,7 @@ def apply(
     importance.require_used(weight for _, weight in run.readers)
     validate(ours)
     still = set(all_nodes(ours))
+    use = run.plan_use()
     kept = Counter(node.op_type for node in quantized if node in still)
 
     def report() -> Report:
@@ -224,7 +225,7 @@ def apply(
             bytes_before=sum(before.values()),
             bytes_after=sum(after.values()),
             model=os.fspath(model) if isinstance(model, str | os.PathLike) else name,
-            rules=used(rule_set),
+            rules=used(rule_set, use),
             sizes=sizes(before, after),
             already_quantized=dict(sorted(kept.items())),
         )

@@ -211,6 +211,7 @@ def apply(
         screen,
         tables.fired(done),
         tables.declined(done.refusals, more),
+        tables.plan(done.rules),
         tables.weights(done.by_role, measured=True),
         tables.output_errors(done.by_layer),
     )

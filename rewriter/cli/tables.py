@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from rewriter.cli.console import TOP, Sheet
-from rewriter.report import LayerError, Left, Proof, Refusal, Report, RoleSummary, Weight
+from rewriter.report import LayerError, Left, Proof, Refusal, Report, RoleSummary, UsedRuleSet, Weight
 from rewriter.text import figure, names, nbytes
 
 _LAYERS = 64
@@ -84,14 +84,29 @@ def weights(summaries: Sequence[RoleSummary], *, measured: bool) -> Sheet | None
         row += [_percent(s.mean_relative_rms), _percent(s.worst.relative_rms)] if measured else []
         made.add(*row)
     made.caption = "stored: bits of each number, with its scales and zero points"
-    if any(s.bits_per_element < min(s.bits) for s in summaries):
-        made.caption += (
-            "\nfewer stored than its bits: a tied table counts for each of its two readers, and is stored once"
-        )
     if measured:
         worst = max((s.worst for s in summaries), key=lambda w: w.relative_rms)
         made.caption += "\nmean, worst: relative RMS error, |dequantized - weight| / |weight|"
         made.caption += f"\nworst of all: {worst.name}"
+    return made
+
+
+def plan(rules: UsedRuleSet | None) -> Sheet | None:
+    """What each line of the plan came to, those that decide nothing first where there are many; None of a bare plan."""
+    lines = () if rules is None else rules.plan
+    if len(lines) < 2:
+        return None
+    made = Sheet("Plan", ">weights", "line")
+    shown = lines if len(lines) <= TOP else sorted(lines, key=lambda line: not line.idle)
+    for line in shown[:TOP]:
+        values = ", ".join(f"{name} {value}" for name, value in line.values.items() if value != "int")
+        text = Text(": ".join(filter(None, (f"{line.kind} {line.selects}".strip(), values))))
+        if line.kind == "exclude":
+            text.append(": stays float")
+        if line.idle:
+            text.append(f"\n{line.idle}", style="yellow")
+        made.add("-" if line.weights is None else f"{line.weights:,}", text)
+    made.rest(len(lines) - TOP)
     return made
 
 

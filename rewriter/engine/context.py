@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import onnx_ir as ir
 
 from rewriter.engine import purity
 from rewriter.engine.proposal import Change
+from rewriter.engine.weights import planned, weight_record
 from rewriter.facts import Facts, Transfer
 from rewriter.facts.constants import constants
 from rewriter.quantize import ALGORITHMS
@@ -17,7 +19,7 @@ from rewriter.quantize.error import relative_output_rms, relative_rms
 from rewriter.quantize.formats import FORMATS
 from rewriter.quantize.importance import Importance
 from rewriter.quantize.job import QuantizationJob
-from rewriter.quantize.plan import CUSTOM, QuantizationPlan
+from rewriter.quantize.plan import LineUse, Picking, QuantizationPlan
 from rewriter.quantize.types import Calibration, QuantizedWeight, Quantizer, WeightContext
 from rewriter.report import Weight
 from rewriter.roles import Role, find_roles
@@ -50,6 +52,7 @@ class ModelRun:
         self._kept: dict[tuple[Transfer, ...], Facts] = {}
         self.facts = self._constants
         self.readers: list[tuple[str, str]] = []
+        self._pickings: dict[tuple[str, str], tuple[tuple[str, ...], Picking]] = {}
         self._plan = plan
         self._quantizers = quantizers
         self._importance = importance or Importance({})
@@ -101,12 +104,13 @@ class ModelRun:
         role = role or found.name
         node = reader.name or ""
         self.readers += [(node, known) for known in (name, weight.name, *sources)]
-        spec, *others = dict.fromkeys(
-            self._plan.resolve(
-                node=node, weight=name, role=role, layer=found.layer, also=(weight.name, stored), count=self._layers
-            )
+        layer, count = found.layer, self._layers
+        pickings = [
+            self._plan.picking(node=node, weight=name, role=role, layer=layer, also=(weight.name, stored), count=count)
             for stored in sources
-        )
+        ]
+        self._pickings[name, role] = (sources, pickings[0])
+        spec, *others = dict.fromkeys(self._plan.decide(picking, role) for picking in pickings)
         if others:
             raise Declined("the plan gives the weights that are joined here different forms", reader)
         if isinstance(spec, str):
@@ -123,7 +127,7 @@ class ModelRun:
             rule=rule,
             role=role,
             expert=expert,
-            layer=found.layer,
+            layer=layer,
             importance=self._importance.of(name, (*sources, weight.name), expert, weight.shape[1]),
             activations=None if self._calibration is None else self._calibration.of(weight, expert),
         )
@@ -156,10 +160,26 @@ class ModelRun:
         """The roles that the model's nodes have by now, those included that a rule gave."""
         return {role.name for role in self._roles.values()}
 
+    def plan_use(self) -> dict[tuple[str, int], LineUse]:
+        """Counts what each line of the plan came to, over the weights as the model holds them by now."""
+        made = planned(self.model).values()
+        names, covered = {weight.name for weight in made}, {source for weight in made for source in weight.sources}
+
+        def stands(name: str, sources: tuple[str, ...]) -> bool:
+            return name in names or not covered.issuperset(sources)
+
+        asked = self._pickings.items()
+        return self._plan.use(picking for (name, _), (sources, picking) in asked if stands(name, sources))
+
     @property
     def weights(self) -> tuple[Weight, ...]:
-        """The weights written so far, the largest error first."""
-        return tuple(sorted(self._weights.values(), key=lambda w: (-w.relative_rms, w.name)))
+        """The weights that the model holds quantized, the largest error first; NaN until they have been computed."""
+        found = {**planned(self.model), **self._weights}.values()
+
+        def order(weight: Weight) -> tuple[float, str]:
+            return (math.inf if math.isnan(weight.relative_rms) else -weight.relative_rms), weight.name
+
+        return tuple(sorted(found, key=order))
 
     def recorded(self, job: QuantizationJob) -> Weight | None:
         """Returns what is known of a weight since it was computed, None where it was not."""
@@ -171,40 +191,3 @@ class ModelRun:
         seen = job.context.activations
         output = None if seen is None else relative_output_rms(weight, quantized, seen())
         self._weights[job.key] = weight_record(job, nbytes, error, quantized.algorithm, output)
-
-
-def weight_record(
-    job: QuantizationJob, nbytes: int, error: float, instead: str = "", output: float | None = None
-) -> Weight:
-    """Returns what a report says of one weight.
-
-    Args:
-        job: the weight and how it is quantized.
-        nbytes: of its codes, scales and zero points.
-        error: its relative RMS error; NaN where it has not been quantized yet.
-        instead: the algorithm that quantized it, where that is not the planned one.
-        output: the relative RMS error of its output; None where nothing is known of its inputs.
-    """
-    context = job.context
-    spec = context.spec
-    planned = spec.algorithm if job.quantizer is ALGORITHMS.get(spec.algorithm) else CUSTOM
-    return Weight(
-        name=context.weight,
-        sources=context.sources,
-        node=context.node,
-        role=context.role,
-        layer=context.layer,
-        expert=context.expert,
-        shape=job.shape,
-        algorithm=instead or planned,
-        bits=spec.bits,
-        format=spec.format,
-        block_size=spec.block_size,
-        symmetric=spec.symmetric,
-        planned_block_size=None if context.planned is None else context.planned.block_size,
-        planned_algorithm=planned if instead else None,
-        bytes_before=job.weight.nbytes,
-        bytes_after=nbytes,
-        relative_rms=error,
-        output_rms=output,
-    )

@@ -9,7 +9,6 @@ from typing import Any, overload
 
 from rewriter import api, io
 from rewriter.explanation.focus import Concern, Focus
-from rewriter.explanation.planned_weights import planned
 from rewriter.report import Report
 from rewriter.ruleset import RuleSetLike
 
@@ -89,5 +88,5 @@ def explained(
         watch=None if focus is None else focus.watch,
     )
     label = os.fspath(model) if isinstance(model, str | os.PathLike) else result.report.model
-    report = replace(result.report, model=label, weights=planned(result.ir_model))
+    report = replace(result.report, model=label)
     return (report if focus is None else focus.concern(result)), report, focus

@@ -11,10 +11,10 @@ from typing import Any
 import onnx_ir as ir
 
 from rewriter.api import Result
+from rewriter.engine.weights import planned
 from rewriter.errors import UsageError
 from rewriter.explanation.coverage import EXPERTS, unread_here
 from rewriter.explanation.observer import Nearest
-from rewriter.explanation.planned_weights import planned
 from rewriter.graph.contents import all_nodes, name_of
 from rewriter.inspection.weights import MOVES
 from rewriter.report import Application, Decline, Weight
@@ -110,7 +110,7 @@ class Focus:
         name, report = self.name, result.report
         first, what = self._describe(result)
         here = set(map(name_of, _behind(first)))
-        here |= {weight.node for weight in _of(name, planned(result.ir_model))}
+        here |= {weight.node for weight in _of(name, planned(result.ir_model).values())}
         applications = tuple(a for a in report.applications if a.node in here)
         names = {node.name for node in first if node.name}
         absorbed = tuple(a for a in report.applications if a.node not in here and names & set(a.removed))
@@ -147,7 +147,7 @@ class Focus:
 
     def _describe(self, result: Result[Any]) -> tuple[list[ir.Node], str]:
         name = self.name
-        weights = {weight.name: weight for weight in planned(result.ir_model)}
+        weights = {weight.name: weight for weight in planned(result.ir_model).values()}
         node = self._nodes.get(name) or self._makers.get(name)
         if node is not None:
             return [node], ", ".join(filter(None, (f"node, {node.op_type}", self._role(node))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -164,8 +165,8 @@ class Figures:
 
     @cached_property
     def mean_error(self) -> float | None:
-        """Mean over all weights; None where there are none."""
-        errors = [weight.relative_rms for weight in self.report.weights]
+        """Mean over the weights that have been computed; None where there are none."""
+        errors = [weight.relative_rms for weight in self.report.weights if not math.isnan(weight.relative_rms)]
         return sum(errors) / len(errors) if errors else None
 
     @cached_property

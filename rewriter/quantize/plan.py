@@ -6,11 +6,12 @@ import difflib
 import glob
 import re
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from rewriter import quantize
 from rewriter.errors import RuleSetError, nearest
@@ -135,6 +136,26 @@ class Override:
         _check(self.changes)
 
 
+class Picking(NamedTuple):
+    """The lines of a plan that pick one weight, by their indices."""
+
+    include: tuple[int, ...]
+    exclude: tuple[int, ...]
+    overrides: tuple[int, ...]
+
+
+class LineUse(NamedTuple):
+    """What one line of a plan came to in a model.
+
+    Attributes:
+        weights: how many it picks.
+        overruled: for how many of them other lines decide all that it says: later overrides, or that they stay float.
+    """
+
+    weights: int
+    overruled: int
+
+
 @dataclass(frozen=True)
 class UnmatchedGlob:
     """A glob on node or weight names, or on roles, that matched nothing; as text, the whole message."""
@@ -212,7 +233,13 @@ class QuantizationPlan:
     def resolve(
         self, *, node: str, weight: str, role: str, layer: int | None, also: Collection[str] = (), count: int = 0
     ) -> WeightSpec | str:
-        """Returns the weight's spec, or the reason why it stays float.
+        """Returns the weight's spec, or the reason why it stays float; arguments as those of ``picking``."""
+        return self.decide(self.picking(node=node, weight=weight, role=role, layer=layer, also=also, count=count), role)
+
+    def picking(
+        self, *, node: str, weight: str, role: str, layer: int | None, also: Collection[str] = (), count: int = 0
+    ) -> Picking:
+        """Returns which lines of the plan pick a weight.
 
         Args:
             node: name of the node that reads the weight.
@@ -226,24 +253,56 @@ class QuantizationPlan:
         def picks(selector: Selector) -> bool:
             return selector.matches(node=node, weight=weight, role=role, layer=layer, also=also, count=count)
 
-        if self.include and not any(map(picks, self.include)):
+        by_name, others = self._overrides
+        near = {*others, *(index for name in {node, weight, *also} for index in by_name.get(name, ()))}
+        return Picking(
+            tuple(index for index, selector in enumerate(self.include) if picks(selector)),
+            tuple(index for index, selector in enumerate(self.exclude) if picks(selector)),
+            tuple(index for index in sorted(near) if picks(self.overrides[index].selector)),
+        )
+
+    def decide(self, picking: Picking, role: str) -> WeightSpec | str:
+        """Returns the spec of a weight that these lines pick, or the reason why it stays float."""
+        if self.include and not picking.include:
             helps = "add its role or name to quantization.include of the rule set"
             return Reason(f"not included by the plan ({f'role {role}' if role else 'no role'})", helps, expected=True)
-        for selector in self.exclude:
-            if picks(selector):
-                helps = "take its role or name out of quantization.exclude of the rule set"
-                return Reason(f"excluded by the plan ({selector})", helps, expected=True)
+        for index in picking.exclude:
+            helps = "take its role or name out of quantization.exclude of the rule set"
+            return Reason(f"excluded by the plan ({self.exclude[index]})", helps, expected=True)
         changes: dict[str, Any] = {}
-        by_name, others = self._overrides
-        found = {*others, *(index for name in {node, weight, *also} for index in by_name.get(name, ()))}
-        for override in (self.overrides[index] for index in sorted(found)):
-            if picks(override.selector):
-                changes.update(override.changes)
+        for index in picking.overrides:
+            changes.update(self.overrides[index].changes)
         spec = replace(self.default, **changes)
         own = FORMATS[spec.format]
         if own.block is None:
             return spec
         return replace(spec, bits=own.widths[0], block_size=own.block, symmetric=True)
+
+    def use(self, pickings: Iterable[Picking]) -> dict[tuple[str, int], LineUse]:
+        """Counts what each line is about and what it does not decide.
+
+        Args:
+            pickings: one for each weight that a rule would quantize.
+
+        Returns:
+            By kind (``default``, ``include``, ``exclude``, ``override``) and index.
+        """
+        lines = [("default", 0)]
+        for kind, entries in (("include", self.include), ("exclude", self.exclude), ("override", self.overrides)):
+            lines += [(kind, index) for index in range(len(entries))]
+        picked, overruled = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
+        for picking in pickings:
+            stays = bool(picking.exclude or (self.include and not picking.include))
+            picked["default", 0] += not stays
+            picked.update(("include", index) for index in picking.include)
+            picked.update(("exclude", index) for index in picking.exclude)
+            said: set[str] = set()
+            for index in reversed(picking.overrides):
+                changes = self.overrides[index].changes.keys()
+                picked["override", index] += 1
+                overruled["override", index] += stays or changes <= said
+                said |= changes
+        return {line: LineUse(picked[line], overruled[line]) for line in lines}
 
     def unmatched(self, seen: Iterable[tuple[str, str]], roles: Collection[str]) -> list[UnmatchedGlob]:
         """Returns the globs that match nothing; a role may be absent from the model, and layers may match nothing.

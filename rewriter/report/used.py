@@ -41,11 +41,26 @@ class PlanLine:
         kind: ``default``, ``include``, ``exclude`` or ``override``.
         selects: which weights it is about; empty for the default, which is about all.
         values: what it says of them.
+        weights: how many weights of the model it picks, of those that a rule would quantize; the default's are those
+            that do not stay float. None where nothing was run.
+        overruled: for how many of them other lines decide all that it says; None as above.
     """
 
     kind: str
     selects: str
     values: Mapping[str, Any]
+    weights: int | None = None
+    overruled: int | None = None
+
+    @property
+    def idle(self) -> str:
+        """Says that it picks nothing, or decides nothing of what it picks; empty where it is of use."""
+        if self.weights == 0:
+            return "picks no weight"
+        if not self.overruled:
+            return ""
+        whole = self.overruled == self.weights
+        return f"overruled by other lines for {'all of them' if whole else f'{self.overruled:,} of them'}"
 
 
 @dataclass(frozen=True)

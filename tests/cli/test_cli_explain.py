@@ -100,10 +100,42 @@ def test_experts_that_no_rule_of_the_set_reads(run):
     assert "float experts" not in run("explain", GRANITE, "-r", "unstack")[1]
 
 
-def test_a_table_with_two_readers_is_said_to_be_stored_once(run):
-    words = "a tied table counts for each of its two readers, and is stored once"
-    assert words in run("explain", MODELS / "mobius" / "gemma4_fused_moe_head_f32.onnx")[1]
-    assert words not in run("explain", GRANITE)[1]
+def test_a_dry_run_counts_the_weights_that_a_run_quantizes(tmp_path):
+    model = MODELS / "mobius" / "gemma4_fused_moe_head_f32.onnx"  # its embedding and its head are one table
+    result = rewriter.apply(model, overrides={"parity.local": "none"})
+    before = {weight.name for weight in result.report.weights}
+    result.save(tmp_path / "out")
+    assert len(before) == len(result.report.weights) == len(rewriter.explain(model).weights)
+    assert before == {weight.name for weight in result.report.weights}
+
+
+PLAN = """
+extends: moe-int4
+quantization:
+  exclude: [{role: attention.o}]
+  overrides:
+    - {role: "attention.*", bits: 8}
+    - {role: "attention.*", block_size: 64, bits: 8}
+    - {role: attention.o, bits: 8}
+    - {role: expert.down, layers: "40-50", bits: 8}
+"""
+
+
+def test_each_line_of_the_plan_says_how_many_weights_it_is_about(run, tmp_path):
+    (tmp_path / "mine.yaml").write_text(PLAN)
+    model = MODELS / "mobius" / "qwen3_moe_dense_experts_f32.onnx"
+    report = rewriter.explain(model, rules=tmp_path / "mine.yaml")
+    lines = {f"{line.kind} {line.selects}".strip(): line for line in report.rules.plan[:3]}
+    assert lines["default"].weights == len(report.weights) == 20
+    assert lines["exclude role router"].weights == lines["exclude role attention.o"].weights == 2
+    hidden, part, excluded, absent = report.rules.plan[3:]
+    assert (hidden.weights, hidden.overruled) == (4, 4) and hidden.idle == "overruled by other lines for all of them"
+    assert (part.weights, part.overruled) == (4, 2) and part.idle == "overruled by other lines for 2 of them"
+    assert (excluded.weights, excluded.overruled) == (2, 2)
+    assert (absent.weights, absent.idle) == (0, "picks no weight")
+    out = run("explain", model, "-r", tmp_path / "mine.yaml")[1]
+    assert re.search(r"2  exclude role router: stays float", out)
+    assert re.search(r"0  override role expert.down, layer 40-50: bits 8\s+picks no weight", out)
 
 
 def test_what_is_below_a_table_takes_the_width_of_the_terminal(run, monkeypatch):

@@ -1,0 +1,65 @@
+"""What a report says of quantized weights: measured, or told from the shapes alone before they are computed."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from rewriter.graph.contents import stored_tensors
+from rewriter.quantize import ALGORITHMS
+from rewriter.quantize.job import PartTensor, QuantizationJob
+from rewriter.quantize.plan import CUSTOM
+from rewriter.report import Weight
+
+
+def weight_record(
+    job: QuantizationJob, nbytes: int, error: float, instead: str = "", output: float | None = None
+) -> Weight:
+    """Returns what a report says of one weight.
+
+    Args:
+        job: the weight and how it is quantized.
+        nbytes: of its codes, scales and zero points.
+        error: its relative RMS error; NaN where it has not been quantized yet.
+        instead: the algorithm that quantized it, where that is not the planned one.
+        output: the relative RMS error of its output; None where nothing is known of its inputs.
+    """
+    context = job.context
+    spec = context.spec
+    planned = spec.algorithm if job.quantizer is ALGORITHMS.get(spec.algorithm) else CUSTOM
+    return Weight(
+        name=context.weight,
+        sources=context.sources,
+        node=context.node,
+        role=context.role,
+        layer=context.layer,
+        expert=context.expert,
+        shape=job.shape,
+        algorithm=instead or planned,
+        bits=spec.bits,
+        format=spec.format,
+        block_size=spec.block_size,
+        symmetric=spec.symmetric,
+        planned_block_size=None if context.planned is None else context.planned.block_size,
+        planned_algorithm=planned if instead else None,
+        bytes_before=job.weight.nbytes,
+        bytes_after=nbytes,
+        relative_rms=error,
+        output_rms=output,
+    )
+
+
+def planned(model: ir.Model) -> dict[tuple[object, ...], Weight]:
+    """Returns the weights that will be quantized, by the key of their job; errors are NaN until they have been."""
+    found: dict[tuple[object, ...], Weight] = {}
+    sizes: dict[object, int] = {}
+    for slot in stored_tensors(model):
+        tensor = slot.tensor
+        if not isinstance(tensor, PartTensor):
+            continue
+        jobs = tensor.jobs if tensor.stacked else tensor.jobs[:1]  # others are equal to the first
+        for job in jobs:
+            sizes[job.key] = sizes.get(job.key, 0) + tensor.nbytes // len(jobs)
+            found[job.key] = weight_record(job, sizes[job.key], math.nan)
+    return found
