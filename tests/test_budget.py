@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import rewriter
-from rewriter.budget.measured import Budget, Form, Group, measure
+from rewriter.budget import sensitivity
+from rewriter.budget.forms import Budget, Form, Group
+from rewriter.budget.measured import measure
 from rewriter.budget.plan import chosen, fit
+from rewriter.budget.samples import group_jobs, mean_errors, quantized_jobs, samples
 from rewriter.calibration.capture import calibrate
 from rewriter.cli import main
 from rewriter.errors import UsageError
+from rewriter.parity.model_inputs import token_feeds
+from rewriter.parity.quality import compare_quality
 from rewriter.quantize.types import WeightSpec
 from rewriter.ruleset import load
 
@@ -42,7 +49,7 @@ def budget():
 
 def test_more_bytes_never_make_more_error_and_none_is_overspent(budget):
     least = budget.choose(10**9).nbytes
-    start = budget.rest + sum(group.forms[0].nbytes for group in budget.groups)
+    start = budget.smallest
     errors = []
     for total in np.linspace(start, least, 12).astype(int):
         choice = budget.choose(int(total))
@@ -53,9 +60,9 @@ def test_more_bytes_never_make_more_error_and_none_is_overspent(budget):
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
 def test_the_file_is_no_larger_than_asked(budget, share, tmp_path):
-    start = budget.rest + sum(group.forms[0].nbytes for group in budget.groups)
+    start = budget.smallest
     total = int(start + share * (budget.choose(10**9).nbytes - start))
-    choice = fit(MODEL, load("moe-int4"), budget, total)
+    _, choice = fit(MODEL, load("moe-int4"), budget, total)
     result = rewriter.apply(MODEL, chosen(load("moe-int4"), choice))
     saved = result.save(tmp_path / "o")
     size = sum(file.stat().st_size for file in saved.parent.iterdir())
@@ -76,13 +83,66 @@ def test_the_plan_that_is_written_gives_the_same_model(tmp_path, capsys):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_a_calibration_decides_by_output_errors(tmp_path):
-    tokens = np.random.default_rng(0).integers(0, 64, (2, 16))
-    calibration = calibrate(MODEL, tmp_path / "c", tokens=tokens)
-    with_it = measure(MODEL, load("gptq-int4"), calibration=calibration)
-    without = measure(MODEL, load("gptq-int4"))
-    errors = [sum(g.forms[0].error for g in found.groups if g.role == "expert*") for found in (with_it, without)]
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory):
+    tokens = np.random.default_rng(0).integers(0, 64, (4, 16))
+    return calibrate(MODEL, tmp_path_factory.mktemp("budget") / "c", tokens=tokens)
+
+
+def test_a_calibration_decides_by_output_errors(budget, calibration):
+    with_it = measure(MODEL, load("gptq-mixed"), calibration=calibration)
+    assert (with_it.tokens, budget.tokens) == (64, 0)
+    errors = [sum(g.forms[0].error for g in found.groups if g.role == "expert*") for found in (with_it, budget)]
     assert errors[0] != errors[1]
+
+
+def test_a_sensitivity_is_the_divergence_that_the_role_alone_makes(calibration):
+    (found, tokens) = sensitivity.measured(MODEL, load("gptq-mixed"), ["lm_head", "expert*"], calibration)
+    assert tokens == 64
+    for role, weight in found.items():
+        only = {"quantization.include": [{"role": role}]}
+        alone = rewriter.apply(MODEL, "rtn", overrides=only)
+        expected = compare_quality(MODEL, alone.ir_model, calibration.sample()).kl.value
+        groups = group_jobs(quantized_jobs(rewriter.apply(MODEL, "rtn", overrides=only, calibration=calibration)))
+        errors = [mean_errors(samples(jobs), sensitivity.PROBE) for jobs in groups.values()]
+        assert expected == pytest.approx(weight * sum(errors), rel=1e-3)
+        assert expected > 0
+
+
+def test_what_does_not_reach_the_output_is_not_sensitive(calibration):
+    model = ir.load(MODEL)
+    for name, value in model.graph.initializers.items():
+        if name.endswith("block_sparse_moe.output_linear.weight"):
+            value.const_value = ir.tensor(np.zeros_like(value.const_value.numpy()), name=name)
+    found, _ = sensitivity.measured(model, load("gptq-mixed"), ["lm_head", "expert*"], calibration)
+    assert found["lm_head"] > 0
+    assert found["expert*"] == 0
+
+
+def test_tokens_that_are_padded_are_no_sample(tmp_path):
+    feed = token_feeds(ir.load(MODEL), np.arange(12)[None])
+    feed["attention_mask"][:, :5] = 0
+    assert calibrate(MODEL, tmp_path / "c", feeds=[feed]).sample() is None
+
+
+def test_fewer_bits_than_there_are_is_one_line_with_what_can_be_had(tmp_path, capsys):
+    command = [
+        "apply",
+        str(MODEL),
+        "-o",
+        str(tmp_path / "o"),
+        "--no-check",
+        "--parity",
+        "none",
+        "--rules",
+        "gptq-mixed",
+    ]
+    assert main([*command, "--bits", "4.5"]) == 0
+    assert main([*command, "--bits", "1.5", "--overwrite"]) == 2
+    said = capsys.readouterr().err
+    found = re.search(r"smallest forms take [\d,]+ \((.+) bits\), the largest [\d,]+ \((.+) bits\)", said)
+    assert 2 < float(found[1]) < 4.5
+    assert float(found[2]) > 8
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from rewriter import api
-from rewriter.budget.measured import Budget, Choice, group_jobs, model_bytes, quantized_jobs
+from rewriter.budget.forms import Budget, Choice
+from rewriter.budget.samples import group_jobs, model_bytes, quantized_jobs
 from rewriter.errors import UsageError
 from rewriter.io import Model
 from rewriter.quantize.plan import Override, Selector
@@ -31,7 +32,7 @@ def chosen(rule_set: RuleSet, choice: Choice) -> RuleSet:
     return dataclasses.replace(rule_set, plan=plan)
 
 
-def fit(model: Model, rule_set: RuleSet, budget: Budget, nbytes: int, **options: Any) -> Choice:
+def fit(model: Model, rule_set: RuleSet, budget: Budget, nbytes: int, **options: Any) -> tuple[Budget, Choice]:
     """Chooses forms that the rules and the target take: one that they decline is not chosen again.
 
     Args:
@@ -41,12 +42,14 @@ def fit(model: Model, rule_set: RuleSet, budget: Budget, nbytes: int, **options:
         nbytes: of the whole model.
         options: of ``apply``: calibration, imatrix, target.
 
+    Returns:
+        The budget, less the forms that are not taken, and what was chosen.
+
     Raises:
         UsageError: the smallest forms take more.
     """
-    left = nbytes
     while True:
-        choice = budget.choose(left)
+        choice = budget.choose(nbytes)
         result = api.apply(model, chosen(rule_set, choice), prover=lambda *_: None, **options)
         found = group_jobs(quantized_jobs(result))
         groups = []
@@ -58,11 +61,10 @@ def fit(model: Model, rule_set: RuleSet, budget: Budget, nbytes: int, **options:
                 raise UsageError(f"no form of {group.role} that was measured is one that the target takes")
             groups.append(dataclasses.replace(group, forms=forms))
         size = model_bytes(result.ir_model)
-        if tuple(groups) == budget.groups:
-            if size <= nbytes:
-                return dataclasses.replace(choice, nbytes=size)
-            left = choice.nbytes - (size - nbytes)  # the rest of the model is larger in these forms
-        budget = dataclasses.replace(budget, groups=tuple(groups))
+        if tuple(groups) == budget.groups and size <= nbytes:
+            return budget, dataclasses.replace(choice, nbytes=size)
+        missing = max(size - choice.nbytes, 0) if tuple(groups) == budget.groups else 0
+        budget = dataclasses.replace(budget, groups=tuple(groups), rest=budget.rest + missing)
 
 
 def plan_text(rule_set: RuleSet, choice: Choice, base: str) -> str:

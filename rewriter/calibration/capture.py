@@ -14,12 +14,15 @@ import onnx_ir as ir
 from rewriter import io
 from rewriter.calibration.forms import prepare
 from rewriter.calibration.recording import Recorder
-from rewriter.calibration.store import MANIFEST, Calibration
+from rewriter.calibration.store import MANIFEST, SAMPLE, Calibration
 from rewriter.errors import UsageError
 from rewriter.io.output import complete_directory
 from rewriter.parity.model_inputs import token_input
 from rewriter.parity.runs import GivenRuns, Progress, Runs, TokenRuns, run_many
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime
+
+SAMPLED = 2048
+"""Tokens that are kept: a budget measures on them what errors do to the model's output."""
 
 
 def calibrate(
@@ -65,6 +68,10 @@ def calibrate(
         for index, name, array in run_many(ours, ours, runs, sites.values, runtime, memory=memory, progress=progress):
             recorder.see(name, array, _kept(ours, runs.feeds(index)))
         document = recorder.finish().document()
+        sample = _sample(ours, runs)
+        if sample is not None:
+            np.save(folder / SAMPLE, sample)
+            document["sampled"] = True
         (folder / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
     return Calibration.open(out)
 
@@ -83,6 +90,21 @@ def _runs(model: ir.Model, tokens: Array | None, feeds: Sequence[Feeds | Path] |
     if feeds is not None and tokens is None:
         return GivenRuns(feeds)
     raise UsageError("a calibration takes either tokens or feeds")
+
+
+def _sample(model: ir.Model, runs: Runs) -> npt.NDArray[np.int64] | None:
+    """Whole sequences [n, S] from the runs, or the beginning of a long one; None where one is padded, or has no ids."""
+    found: list[Array] = []
+    for index in range(len(runs)):
+        feeds = runs.feeds(index)
+        value = token_input(model)
+        ids = None if value is None else feeds[value[0].name or ""]
+        if ids is None or ids.ndim != 2 or ids.shape[1] < 2 or _kept(model, feeds) is not None:
+            continue
+        if found and (ids.shape[1] != found[0].shape[1] or (1 + len(found)) * ids.size > SAMPLED):
+            break
+        found.append(ids[: max(SAMPLED // ids.shape[1], 1), :SAMPLED])
+    return np.concatenate(found).astype(np.int64) if found else None
 
 
 def _kept(model: ir.Model, feeds: Feeds) -> npt.NDArray[np.bool_] | None:

@@ -20,6 +20,7 @@ from rewriter.report.coverage import BlockCoverage, Coverage
 from rewriter.tensors import View
 
 MANIFEST = "calibration.json"
+SAMPLE = "sample.npy"
 VERSION = 1
 
 Float32 = npt.NDArray[np.float32]
@@ -110,6 +111,8 @@ class Calibration:
         choices: Iterable[Choice],
         weights: Mapping[Part, Sequence[Seen]],
         frequencies: Mapping[str, str],
+        *,
+        sampled: bool = False,
     ) -> None:
         self.folder = folder
         self.tokens = tokens
@@ -117,6 +120,7 @@ class Calibration:
         self._choices = {entry.id: entry for entry in choices}
         self._weights = {part: tuple(seen) for part, seen in weights.items()}
         self._frequencies = dict(frequencies)
+        self._sampled = sampled
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -149,7 +153,8 @@ class Calibration:
             weights.setdefault(Part(entry[0], entry[1]), []).append(Seen(*entry[2:]))
         choices = [Choice(**{**entry, "counts": tuple(entry["counts"])}) for entry in document["choices"]]
         rows = [Rows(**entry) for entry in document["rows"]]
-        return cls(folder, document["tokens"], rows, choices, weights, document["frequencies"])
+        sampled = document.get("sampled", False)  # a folder of an earlier release has no sample
+        return cls(folder, document["tokens"], rows, choices, weights, document["frequencies"], sampled=sampled)
 
     def document(self) -> dict[str, Any]:
         """Returns what the manifest holds."""
@@ -162,6 +167,7 @@ class Calibration:
                 [*part, seen.rows, seen.choice, seen.expert] for part, found in self._weights.items() for seen in found
             ],
             "frequencies": self._frequencies,
+            "sampled": self._sampled,
         }
 
     @property
@@ -220,6 +226,10 @@ class Calibration:
         name = self._frequencies.get(source)
         return None if name is None else np.load(self.folder / f"{name}.npy")
 
+    def sample(self) -> npt.NDArray[np.int64] | None:
+        """Returns some of the tokens that the model was run on, [sequences, length]; None where none were kept."""
+        return np.load(self.folder / SAMPLE) if self._sampled else None
+
     def importance(self) -> dict[str, npt.NDArray[np.float32]]:
         """Returns mean squares of what each weight saw: [K], or [E, K] of a stack, by name of the initializer."""
         with np.load(self.folder / CALIBRATED) as stored:
@@ -249,7 +259,8 @@ class Calibration:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files beside the manifest."""
-        return (*self._sizes(), CALIBRATED, *(f"{name}.npy" for name in self._frequencies.values()))
+        tables = (f"{name}.npy" for name in self._frequencies.values())
+        return (*self._sizes(), CALIBRATED, *tables, *([SAMPLE] if self._sampled else []))
 
     def _sizes(self) -> dict[str, int]:
         wanted = {f"{entry.id}.f16": entry.rows * entry.features * 2 for entry in self._rows.values()}
@@ -258,7 +269,8 @@ class Calibration:
         return {name: size for name, size in wanted.items() if size}
 
     def _require_files(self) -> None:
-        for name, size in self._sizes().items():
+        sizes = self._sizes()
+        for name in self.files:
             file = self.folder / name
-            if not file.is_file() or file.stat().st_size != size:
+            if not file.is_file() or file.stat().st_size != sizes.get(name, file.stat().st_size):
                 raise UsageError(f"'{file}' is missing or cut; calibrate again")

@@ -144,7 +144,7 @@ def apply(
         one value of the rule set changed
     [bold]rewriter apply model.onnx -o out -r gptq-int4 --calibration calibration[/bold]
         rounding that knows what each weight saw
-    [bold]rewriter apply model.onnx -o out -r gptq-int4 --calibration calibration --size 13GB[/bold]
+    [bold]rewriter apply model.onnx -o out -r gptq-mixed --calibration calibration --size 13GB[/bold]
         forms chosen by output error for a size
     [bold]rewriter apply model.onnx -o out -r mine.yaml --require unstack --parity all[/bold]
         a rule set of your own, every rewrite proved by running it

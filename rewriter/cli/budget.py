@@ -44,16 +44,18 @@ def fitted(
     with working("measuring what each form costs", quiet=quiet):
         budget = measure(model, rule_set, **options)
         total = budget.bytes_of(bits) if bits is not None else size or 0
-        choice = fit(model, rule_set, budget, total, **options)
+        budget, choice = fit(model, rule_set, budget, total, **options)
     screen = console(quiet=quiet)
-    screen.print(labelled("Budget", f"{nbytes(total)}; the forms chosen take {nbytes(choice.nbytes)}"))
+    taken = f"{nbytes(total)}; the forms chosen take {nbytes(choice.nbytes)}"
+    screen.print(labelled("Budget", f"{taken}{f', expected KL {choice.error:.4f}' if budget.tokens else ''}"))
     for step, what in ((budget.elements // 8, "more"), (-budget.elements // 8, "less")):
         try:
-            other = budget.choose(total + step)
+            other = budget.choose(choice.nbytes + step)
         except UsageError:
             continue
         factor = other.error / choice.error if choice.error else 1.0
-        screen.print(labelled("", f"one bit {what} ({nbytes(other.nbytes)}): {factor:.2f} times the expected error"))
+        error = f"KL {other.error:.4f}, " if budget.tokens else ""
+        screen.print(labelled("", f"one bit {what} ({nbytes(other.nbytes)}): {error}{factor:.2f} times the error"))
     if write_plan is not None:
         own = str(Path(base).resolve()) if Path(base).is_file() else base
         write_plan.write_text(plan_text(rule_set, choice, own), encoding="utf-8")

@@ -56,57 +56,96 @@ def compare_quality(
         TargetError: the runtime cannot run a model.
     """
     before, after = io.held(before), io.held(after)
-    first, second = read(before), read(after)
-    check_interface(first, second)
-    name = _logits(first, logits)
-    runtime = OrtRuntime(provider, threads=0)
-    told = progress or (lambda done, total: None)
-    count = len(tokens)
-    found: list[_Sequence] = []
     with tempfile.TemporaryDirectory() as directory:
-        kept = Path(directory) / "expected"
+        baseline = Baseline(before, tokens, Path(directory), provider=provider, logits=logits, memory=memory)
+        return baseline.measure(after, progress)
+
+
+class Baseline:
+    """A language model that others are measured against: its logits are computed once, and kept on disk."""
+
+    def __init__(
+        self,
+        model: io.Plain,
+        tokens: Array,
+        directory: Path,
+        *,
+        provider: str = "cpu",
+        logits: str = "",
+        memory: int | None = None,
+    ) -> None:
+        """Prepares; the model is run when another is measured first.
+
+        Args:
+            model: what is expected.
+            tokens: [sequences, length] ids, at least two of each sequence.
+            directory: an empty one, for the logits.
+            provider: cpu or cuda.
+            logits: output with the scores [B, S, V]; by default that named so.
+            memory: bytes that a loaded model may take.
+
+        Raises:
+            UsageError: the model has no logits.
+            ModelError: the model cannot be read.
+        """
+        self._source, self._tokens, self._memory = model, tokens, memory
+        self._model = read(model)
+        self._name = _logits(self._model, logits)
+        self._runtime = OrtRuntime(provider, threads=0)
+        self._file = directory / "expected"
+        self._kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None
+
+    def measure(self, after: io.Plain, progress: Progress | None = None) -> Quality:
+        """Runs a model on the tokens, each sequence from its beginning, and says how far it is from the first.
+
+        Args:
+            after: what is measured.
+            progress: told the runs done and the runs in all, of both models.
+
+        Raises:
+            As ``compare_quality``.
+        """
+        model = read(after)
+        check_interface(self._model, model)
+        told = progress or (lambda done, total: None)
+        if self._kind is None:
+            self._kind = self._run(self._source, self._model, lambda _, array: _append(self._file, array), told, 0)
+        shape, dtype = self._kind
+        found: list[_Sequence] = []
 
         def measure(index: int, actual: Array) -> None:
-            expected = np.memmap(kept, dtype, "r", index * int(np.prod(shape)) * dtype.itemsize, shape)
-            found.append(_measure(expected, actual, tokens[index]))
+            offset = index * int(np.prod(shape)) * dtype.itemsize
+            expected = np.memmap(self._file, dtype, "r", offset, shape)
+            found.append(_measure(expected, actual, self._tokens[index]))
 
-        shape, dtype = _run(
-            before, first, name, tokens, runtime, lambda _, array: _append(kept, array), told, 0, memory
-        )
-        _run(after, second, name, tokens, runtime, measure, told, count, memory)
-    return _summed_up(found, runtime.name)
+        self._run(after, model, measure, told, len(self._tokens))
+        return _summed_up(found, self._runtime.name)
 
+    def _run(
+        self, source: io.Plain, model: ir.Model, take: Callable[[int, Array], None], told: Progress, done: int
+    ) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Hands the logits [S, V] of each sequence on; returns their shape and dtype."""
+        tokens, name = self._tokens, self._name
+        value = next(v for v in model.graph.outputs if v.name == name)
+        runs = TokenRuns(model, tokens)
+        if tokens.shape[1] < 2:
+            raise UsageError("a sequence of one token has no next one to predict; give at least two")
+        shape: tuple[int, ...] = ()
+        dtype: np.dtype[Any] = np.dtype(np.float32)
+        count = len(tokens)
 
-def _run(
-    source: io.Plain,
-    model: ir.Model,
-    name: str,
-    tokens: Array,
-    runtime: OrtRuntime,
-    take: Callable[[int, Array], None],
-    told: Progress,
-    done: int,
-    memory: int | None,
-) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Hands the logits [S, V] of each sequence on; returns their shape and dtype."""
-    value = next(v for v in model.graph.outputs if v.name == name)
-    runs = TokenRuns(model, tokens)
-    if tokens.shape[1] < 2:
-        raise UsageError("a sequence of one token has no next one to predict; give at least two")
-    shape: tuple[int, ...] = ()
-    dtype: np.dtype[Any] = np.dtype(np.float32)
-    count = len(tokens)
+        def progress(now: int, total: int) -> None:
+            told(done + now * count // total, 2 * count)
 
-    def progress(now: int, total: int) -> None:
-        told(done + now * count // total, 2 * count)
-
-    for index, _, array in run_many(source, model, runs, [value], runtime, memory=memory, progress=progress):
-        shape, dtype = array.shape[-2:], array.dtype
-        if array.ndim < 2 or array.size != tokens.shape[1] * array.shape[-1]:
-            given = f"{list(array.shape)} for {tokens.shape[1]} tokens"
-            raise UsageError(f"output '{name}' is {given}: there are no logits for every position")
-        take(index, array.reshape(shape))
-    return shape, dtype
+        for index, _, array in run_many(
+            source, model, runs, [value], self._runtime, memory=self._memory, progress=progress
+        ):
+            shape, dtype = array.shape[-2:], array.dtype
+            if array.ndim < 2 or array.size != tokens.shape[1] * array.shape[-1]:
+                given = f"{list(array.shape)} for {tokens.shape[1]} tokens"
+                raise UsageError(f"output '{name}' is {given}: there are no logits for every position")
+            take(index, array.reshape(shape))
+        return shape, dtype
 
 
 def _append(file: Path, array: Array) -> None:
@@ -120,10 +159,16 @@ def _logits(model: ir.Model, asked: str) -> str:
         if asked not in names:
             raise UsageError(f"the models have no output '{asked}'{nearest(asked, names)}")
         return asked
-    named = [name for name in names if name.rpartition(".")[2] == "logits"]
-    if not named:
+    found = logits_of(model)
+    if found is None:
         raise UsageError("no output is named logits; say which holds the scores of the tokens (--logits)")
-    return named[0]
+    return found
+
+
+def logits_of(model: ir.Model) -> str | None:
+    """Returns the output that is named as the scores of tokens are; None where there is none."""
+    names = (value.name or "" for value in model.graph.outputs)
+    return next((name for name in names if name.rpartition(".")[2] == "logits"), None)
 
 
 @dataclass(frozen=True)
