@@ -24,6 +24,7 @@ from rewriter.io.validate import validate
 from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.qmoe import QMOE
+from rewriter.parity import apart
 from rewriter.parity.local import LocalProver
 from rewriter.parity.model import ModelParity, check
 from rewriter.parity.runtime import Feeds, Runtime
@@ -191,6 +192,8 @@ def apply(
         RewriterError: see ``rewriter.errors`` for the others.
     """
     rule_set = load(rules, overrides=overrides)
+    if rule_set.parity.local != "none" and prover is None:
+        apart.start()
     runtime = Target.parse(rule_set.target if target is None else target)
     importance = Importance.given(imatrix)
     seen_inputs = Calibration.open(calibration) if isinstance(calibration, str | os.PathLike) else calibration
@@ -202,7 +205,8 @@ def apply(
     plan, rounded = rule_set.plan.named(seen), rule_set.rounded_activations
     run = ModelRun(ours, plan, runtime, quantizers, importance, seen_inputs, rounded_activations=rounded)
     before = bytes_by_family(ours, run.role)
-    prove = prover or LocalProver(rule_set.parity.local, rule_set.parity.seed)
+    parity = rule_set.parity
+    prove = prover or LocalProver(parity.local, parity.seed, timeout=parity.timeout)
     outcome = Engine(run, prove, progress, watch, strict=strict).apply(rule_set)
     _require_names(plan, [*seen, *run.readers], {*ROLES, *run.roles})
     importance.require_used(weight for _, weight in run.readers)

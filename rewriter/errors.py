@@ -60,11 +60,19 @@ class ParityError(RewriterError):
 class ProofError(ParityError):
     """A replacement does not compute what it replaces; carries the rule's name, the node and what differs."""
 
+    verdict = "is wrong"
+
     def __init__(self, rule: str, node: str, message: str) -> None:
-        super().__init__(f"rule {rule} at node {node}: {message}; the rewrite is wrong")
+        super().__init__(f"rule {rule} at node {node}: {message}; the rewrite {self.verdict}")
         self.rule = rule
         self.node = node
         self.message = message
+
+
+class UnprovedError(ProofError):
+    """A proof did not come to an end: a runtime crashed, or it would take too long or too much memory."""
+
+    verdict = "could not be proved"
 
 
 class QuantizationError(RewriterError):
@@ -73,6 +81,10 @@ class QuantizationError(RewriterError):
 
 class TargetError(RewriterError):
     """The target runtime is unknown or cannot run what is asked of it."""
+
+
+class RuntimeEndedError(TargetError):
+    """A runtime crashed, did not come to an end in time, or needs more memory than there is: nothing is known then."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: {"process", "text"},
+    0: {"memory", "process", "text"},
     1: {"errors"},
     2: {"graph", "tensors"},
     3: {"quantize", "report"},

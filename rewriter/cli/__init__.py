@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from rewriter import memory
 from rewriter.cli.apply import apply
 from rewriter.cli.calibrate import calibrate
 from rewriter.cli.check import check
@@ -141,6 +142,8 @@ def _failed(error: BaseException) -> int:
         case BrokenPipeError():
             _silence()
             return DONE
+        case _ if memory.ran_out(error):
+            _say(f"out of memory; {memory.remedy()}")
         case ParityError():
             _say(str(error))
             return FAILED
@@ -152,8 +155,6 @@ def _failed(error: BaseException) -> int:
         case OSError(errno=errno.ENOSPC):
             _say("no space left on the device; free some space or choose another place")
             _silence()
-        case MemoryError() | OSError(errno=errno.ENOMEM) | RuntimeError(args=("can't start new thread",)):
-            _say("out of memory; give --memory a smaller size, or run on a larger machine")
         case _:
             _say(f"internal: {type(error).__name__}: {error} ({_DEBUG}=1 shows the traceback; please report it)")
     return BAD

@@ -149,6 +149,10 @@ def apply(
     [bold]rewriter apply model.onnx -o out -r mine.yaml --require unstack --parity all[/bold]
         a rule set of your own, every rewrite proved by running it
     """
+    from rewriter.parity import apart
+
+    apart.start()  # it imports the runtime while this process imports all else
+
     from rich.text import Text
 
     from rewriter import api
@@ -197,7 +201,7 @@ def apply(
     with byte_bar(f"writing {out}", quiet=quiet) as told:
         saved = result.save(place, memory=memory, max_shard_size=max_shard_size, progress=told)
     with working("comparing with the original", quiet=quiet):
-        found = compare.compare(result, model, check)
+        found = compare.compare(result, check)
     done = dataclasses.replace(result.report, parity=found)
 
     screen = console(quiet=quiet)

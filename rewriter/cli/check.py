@@ -67,6 +67,9 @@ def check(
             help="With tokens: what a loaded model may take, by default 4GiB; a larger one is run layers after layers.",
         ),
     ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="What one run of a model may take.")
+    ] = 3600.0,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
@@ -112,7 +115,9 @@ def check(
     limits = ParitySettings(max_relative_l2=max_relative_l2, min_snr_db=min_snr_db, min_top1=min_top1)
     with working("running both models", quiet=quiet or as_json):
         try:
-            parity = check(before, after, feeds=feeds, seed=seed, runtime=find_runtime(runtime), logits=logits or None)
+            parity = check(
+                before, after, feeds=feeds, seed=seed, runtime=find_runtime(runtime, timeout), logits=logits or None
+            )
         except ParityError as error:  # no figure of a comparison, but two models that have none
             raise UsageError(str(error)) from error
     for name in logits:

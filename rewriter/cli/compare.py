@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-from rewriter import io
 from rewriter.api import QUANTIZED_OPERATORS, Result
-from rewriter.errors import ParityError, RewriterError, TargetError, UsageError
+from rewriter.errors import ParityError, TargetError, UsageError
 from rewriter.graph.contents import all_nodes
-from rewriter.io.reading import model_file
 from rewriter.parity.expected import expected_l2
 from rewriter.parity.limits import exceeded, limited
-from rewriter.parity.model_inputs import random_inputs
+from rewriter.parity.model import OriginalError
 from rewriter.parity.runtime import OrtRuntime, available
 from rewriter.report import Comparison
 from rewriter.target import Target
@@ -24,12 +21,11 @@ MOST_NODES = 20_000
 """Bytes of weights, and nodes, above which nobody is kept waiting without having asked."""
 
 
-def compare(result: Result[Any], original: Path, asked: bool | None) -> Comparison:
+def compare(result: Result[Any], asked: bool | None) -> Comparison:
     """Compares a saved result with the original model.
 
     Args:
         result: what was saved.
-        original: path of the model that was given.
         asked: True compares or fails, False does not compare, None compares where it can be done cheaply. A rule set
             with limits asks for it.
     """
@@ -44,12 +40,11 @@ def compare(result: Result[Any], original: Path, asked: bool | None) -> Comparis
     provider = Target.parse(result.report.target).provider
     if provider not in available():
         return _impossible(f"there is no {provider} runtime on this machine", wanted)
-    runtime = OrtRuntime(provider)
     try:
-        parity = result.check(runtime=runtime)
-    except (TargetError, UsageError) as error:
-        if reason := _cannot_run(runtime, original, limits.seed):
-            return _impossible(reason, wanted)
+        parity = result.check(runtime=OrtRuntime(provider, timeout=limits.timeout))
+    except (OriginalError, UsageError) as error:
+        return _impossible(f"the original does not run: {error}", wanted)
+    except TargetError as error:
         return Comparison(failures=(f"the rewritten model does not run where the original does: {error}",))
     except ParityError as error:
         return Comparison(failures=(str(error),))
@@ -62,12 +57,3 @@ def _impossible(reason: str, wanted: bool) -> Comparison:
     if not wanted:
         return Comparison(skipped=reason)
     return Comparison(skipped=reason, failures=(f"the comparison that was asked for cannot be made: {reason}",))
-
-
-def _cannot_run(runtime: OrtRuntime, original: Path, seed: int) -> str:
-    """Returns why the runtime cannot run the original; empty where it can."""
-    try:
-        runtime.run(model_file(original), random_inputs(io.load(original), seed))
-    except RewriterError as error:
-        return f"the original does not run: {error}"
-    return ""

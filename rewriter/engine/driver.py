@@ -225,7 +225,7 @@ class Engine:
             rewrite.discard()
             if self._strict:
                 raise
-            tracer.fail(f"the rewrite is wrong and was left out: {wrong.message}", rewrite.root)
+            tracer.fail(f"the rewrite {wrong.verdict} and was left out: {wrong.message}", rewrite.root)
             return False
         except BaseException:
             rewrite.discard()

@@ -19,6 +19,7 @@ from rewriter.io.output import complete_directory
 from rewriter.io.place import Place
 from rewriter.io.streaming import Meter, Progress, in_memory, largest_file, on_disk
 from rewriter.io.verify import verify
+from rewriter.memory import available
 from rewriter.tensors import ViewTensor
 
 SINGLE_FILE_BYTES = 256 << 20
@@ -29,6 +30,9 @@ INLINE_BYTES = 1024
 
 DEFAULT_MEMORY = 512 << 20
 """Bytes of computed tensors in flight while saving."""
+
+_SHARE = 3
+"""A third of the memory that is left is for computed tensors: what computes them takes as much again."""
 
 _PROTOBUF_LIMIT = (1 << 31) - 1
 
@@ -75,7 +79,7 @@ def save(
         ParityError: what was written is not what was computed.
     """
     workers = max_workers if max_workers is not None else _processors()
-    budget = memory if memory is not None else DEFAULT_MEMORY
+    budget = DEFAULT_MEMORY if memory is None else memory
     for value, what in ((workers, "max_workers"), (budget, "memory"), (max_shard_size, "max_shard_size")):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UsageError(f"{what} must be a positive integer, not {value!r}")
@@ -100,7 +104,7 @@ def save(
             partial,
             name,
             meter=meter,
-            memory=budget,
+            memory=_kept_to(budget),
             workers=workers,
             max_shard_size=max_shard_size,
             digests=digests,
@@ -116,6 +120,12 @@ def save(
         for other in others:
             shutil.copyfile(other, partial / other.name)
     return place.given / name
+
+
+def _kept_to(asked: int) -> int:
+    """The bytes of computed tensors that may be in flight: as many as asked for, if the machine has them."""
+    left = available()
+    return asked if left is None else max(1, min(asked, left // _SHARE))
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:

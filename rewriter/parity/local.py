@@ -12,7 +12,7 @@ from rewriter.engine.proposal import Rewrite
 from rewriter.errors import ProofError
 from rewriter.operators.qmoe import LAYOUT_KEY
 from rewriter.parity.proof import prove
-from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime, Runtime, available
+from rewriter.parity.runtime import TIMEOUT, OrtRuntime, ReferenceRuntime, Runtime, available
 from rewriter.report import Proof
 
 _MEMBERS = 4
@@ -23,17 +23,25 @@ _CHEAP = 1 << 20
 class LocalProver:
     """Proves rewrites before they are committed: one of each structural class, or all."""
 
-    def __init__(self, level: Literal["class", "all", "none"], seed: int, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self,
+        level: Literal["class", "all", "none"],
+        seed: int,
+        runtime: Runtime | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
         """Prepares a prover.
 
         Args:
             level: ``class`` runs one rewrite of each structural class, ``all`` every one, ``none`` none.
             seed: of the random inputs.
             runtime: runs both sides; by default ONNX Runtime's CPU provider, or the reference where it is missing.
+            timeout: seconds that one run of a side may take.
         """
         self._level = level
         self._seed = seed
-        self._runtime = runtime or default_runtime()
+        self._runtime = runtime or default_runtime(timeout)
+        self._timeout = timeout
         self._proved: dict[object, Proof] = {}
         self._members: dict[object, tuple[int, int]] = {}
         self._failed: dict[object, ProofError] = {}
@@ -43,6 +51,7 @@ class LocalProver:
 
         Raises:
             ProofError: the replacement does not compute what the matched subgraph does.
+            UnprovedError: the proof does not come to an end.
         """
         if self._level == "none":
             return None
@@ -51,9 +60,11 @@ class LocalProver:
             return self._proved[signature]
         if signature in self._failed:
             failed = self._failed[signature]
-            raise ProofError(rewrite.rule, rewrite.where, f"as at node {failed.node}, {failed.message}")
+            raise type(failed)(rewrite.rule, rewrite.where, f"as at node {failed.node}, {failed.message}")
         try:
-            proof = prove(rewrite, run, self._runtime, self._seed, several=signature not in self._proved)
+            proof = prove(
+                rewrite, run, self._runtime, self._seed, several=signature not in self._proved, timeout=self._timeout
+            )
         except ProofError as error:
             self._failed[signature] = error
             raise
@@ -74,9 +85,9 @@ class LocalProver:
         return drawn
 
 
-def default_runtime() -> Runtime:
+def default_runtime(timeout: float = TIMEOUT) -> Runtime:
     """Returns ONNX Runtime's CPU provider where it is installed, else the reference operators."""
-    return OrtRuntime() if "cpu" in available() else ReferenceRuntime()
+    return OrtRuntime(timeout=timeout) if "cpu" in available() else ReferenceRuntime(timeout)
 
 
 def _signature(rewrite: Rewrite) -> object:

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from rewriter import io
-from rewriter.errors import ParityError, UsageError
+from rewriter.errors import ParityError, TargetError, UsageError
 from rewriter.graph.contents import total_bytes
 from rewriter.io.messages import from_proto
 from rewriter.io.reading import model_file
@@ -20,6 +20,11 @@ from rewriter.parity.metrics import compare
 from rewriter.parity.model_inputs import random_inputs
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime, Runtime
 from rewriter.report import Comparison, Metrics
+
+
+class OriginalError(TargetError):
+    """The first of two models does not run."""
+
 
 _IN_MEMORY = 1 << 30
 
@@ -117,7 +122,10 @@ def check(
     results: list[dict[str, Array]] = []
     for source, model in ((before, first), (after, second)):
         with runnable(source, model) as whole:
-            results.append(runtime.run(whole, feeds))
+            try:
+                results.append(runtime.run(whole, feeds))
+            except TargetError as error:
+                raise error if results else OriginalError(str(error)) from error
     expected, actual = results
     outputs = {}
     for name, value in expected.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ import onnx_ir as ir
 
 from rewriter.errors import UsageError
 from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
+from rewriter.text import nbytes
 
 Array = npt.NDArray[np.generic]
 
 _CACHE = re.compile(r"past|cache(?!_position)|state", re.IGNORECASE)
 _SEES_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten", "Transpose", "Clip", "Where", "Max"}
 _DEPTH = 8
+_LARGEST = 1 << 30
+"""Bytes of one input that are drawn: a model may declare any size."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,9 @@ def _fill(value: ir.Value, shape: tuple[int, ...], sizes: _Sizes, rng: np.random
     if dtype is None or dtype == ir.DataType.STRING or not isinstance(value.type, ir.TensorType):
         raise UsageError(f"input '{value.name}' is not a tensor of numbers; give feeds of your own")
     kind = dtype.numpy()
+    if (size := math.prod(shape) * dtype.itemsize) > _LARGEST:
+        declared = f"input '{value.name}' is declared as {list(shape)}"
+        raise UsageError(f"{declared}: {nbytes(size)} are not drawn at random; give feeds of your own")
     if dtype.is_floating_point():
         if "mask" in name:
             return (np.zeros if len(shape) > 2 else np.ones)(shape, kind)

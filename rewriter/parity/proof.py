@@ -13,11 +13,11 @@ import onnx_ir as ir
 
 from rewriter.engine.context import ModelRun
 from rewriter.engine.proposal import Rewrite
-from rewriter.errors import ProofError, TargetError
+from rewriter.errors import ProofError, RuntimeEndedError, TargetError, UnprovedError
 from rewriter.parity.difference import Difference, differences, relative
 from rewriter.parity.float32 import HALVES, widened
 from rewriter.parity.judge import cannot_judge, cannot_run
-from rewriter.parity.runtime import ReferenceRuntime, Runtime
+from rewriter.parity.runtime import TIMEOUT, ReferenceRuntime, Runtime
 from rewriter.parity.subgraph import Subgraph
 from rewriter.parity.subgraph_inputs import Feeds, random_feeds, related_nodes, rows_to_try
 from rewriter.parity.weights import BUDGET, dequantized, experts_to_run, float_bytes
@@ -26,8 +26,6 @@ from rewriter.rule import Declined
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
-
-_REFERENCE = ReferenceRuntime()
 
 SEVERAL = 1 << 20
 """Bytes of float weights up to which a rewrite is run with several numbers of rows: beyond, loading them costs most."""
@@ -92,8 +90,9 @@ class Sides:
             model = self.after.model({}, feeds)
             return runtime.run(*(widened(*model) if wide else model))
         except TargetError as error:
-            where = self.rewrite.where
-            raise ProofError(self.rewrite.rule, where, f"what is to take its place does not run: {error}") from error
+            kind = UnprovedError if isinstance(error, RuntimeEndedError) else ProofError
+            message = f"what is to take its place does not run: {error}"
+            raise kind(self.rewrite.rule, self.rewrite.where, message) from error
 
     def compared(self, expected: Outputs, actual: Outputs) -> list[Difference]:
         """Returns how far the outputs are apart."""
@@ -124,7 +123,9 @@ class Verdict:
         return max(self.found, key=lambda difference: difference.error)
 
 
-def prove(rewrite: Rewrite, run: ModelRun, runtime: Runtime, seed: int, *, several: bool = True) -> Proof:
+def prove(
+    rewrite: Rewrite, run: ModelRun, runtime: Runtime, seed: int, *, several: bool = True, timeout: float = TIMEOUT
+) -> Proof:
     """Returns the proof of a rewrite.
 
     Args:
@@ -133,16 +134,18 @@ def prove(rewrite: Rewrite, run: ModelRun, runtime: Runtime, seed: int, *, sever
         runtime: runs both sides, where its numbers prove something.
         seed: of the inputs.
         several: whether other numbers of rows are tried, where that is cheap.
+        timeout: seconds that one run of the reference may take, where it judges in the runtime's place.
 
     Raises:
         ProofError: the replacement does not compute what the matched subgraph does.
+        UnprovedError: the proof does not come to an end.
         Declined: nothing can run the matched subgraph.
     """
     sides = Sides.of(rewrite, run)
     if not sides.require_sample():
         skipped = f"not run: its weights take {sides.size} bytes in float32; their bytes are read back when written"
         return Proof(rewrite.rule, "none", 0.0, 0.0, rewrite.where, skipped, ran=False)
-    judges, because = _judges(sides, runtime)
+    judges, because = _judges(sides, runtime, ReferenceRuntime(timeout))
     verdicts = [_run(sides, judges, sides.feeds(seed))]
     judge = verdicts[0].runtime
     if several and sides.size <= SEVERAL:
@@ -152,7 +155,7 @@ def prove(rewrite: Rewrite, run: ModelRun, runtime: Runtime, seed: int, *, sever
         for difference in verdict.found:
             if not difference.holds:
                 raise ProofError(rewrite.rule, rewrite.where, f"{difference} ({judge.name})")
-    reasons = [_smoked(sides, runtime, verdicts[0].feeds, because)] if judge == _REFERENCE and because else []
+    reasons = [_smoked(sides, runtime, verdicts[0].feeds, because)] if judge.name == "reference" and because else []
     rounded = next((v.rounded for v in verdicts if v.rounded is not None), None)
     if rounded is not None:
         reasons.append(f"{rounded.dtype} rounds more than {rounded.tolerance:g} on the way: held to it in float32")
@@ -162,21 +165,21 @@ def prove(rewrite: Rewrite, run: ModelRun, runtime: Runtime, seed: int, *, sever
     return Proof(rewrite.rule, judge.name, worst.error, worst.tolerance, rewrite.where, because=why, experts=experts)
 
 
-def _judges(sides: Sides, runtime: Runtime) -> tuple[list[Runtime], str]:
+def _judges(sides: Sides, runtime: Runtime, reference: Runtime) -> tuple[list[Runtime], str]:
     """First step: returns who may judge, the best first, and why the runtime is not the best."""
     if not sides.rewrite.nodes:
-        return [_REFERENCE], ""
+        return [reference], ""
     because = cannot_judge(sides.nodes, runtime.name, sides.rewrite.layouts)
     if not because:
         return [runtime], ""
     if cannot_run(sides.nodes, runtime.name, sides.rewrite.layouts):
-        return [_REFERENCE], because
-    return [_REFERENCE, runtime], because  # what is inexact, but the same on both sides, agrees all the same
+        return [reference], because
+    return [reference, runtime], because  # what is inexact, but the same on both sides, agrees all the same
 
 
 def _run(sides: Sides, judges: Sequence[Runtime], feeds: Feeds) -> Verdict:
     """Second and third step: runs both sides and compares them; declines where no judge runs the original."""
-    runtime, expected = _first_to_run(judges, *sides.original(feeds), sides.rewrite.root)
+    runtime, expected = _first_to_run(judges, *sides.original(feeds), sides.rewrite)
     actual = sides.run_replacement(runtime, feeds)
     return Verdict(runtime, feeds, (expected, actual), sides.compared(expected, actual))
 
@@ -225,13 +228,16 @@ def _smoked(sides: Sides, runtime: Runtime, feeds: Feeds, because: str) -> str:
 
 
 def _first_to_run(
-    judges: Sequence[Runtime], model: onnx.ModelProto, feeds: Feeds, root: ir.Node
+    judges: Sequence[Runtime], model: onnx.ModelProto, feeds: Feeds, rewrite: Rewrite
 ) -> tuple[Runtime, Outputs]:
     """Returns the first runtime that runs the model, and what it computes; declines where none does."""
-    refusals = []
+    refusals: list[TargetError] = []
     for judge in judges:
         try:
             return judge, judge.run(model, feeds)
         except TargetError as refused:
-            refusals.append(str(refused))
-    raise Declined(f"what it replaces cannot be run, so nothing can be proved: {'; '.join(refusals)}", root)
+            refusals.append(refused)
+    message = f"what it replaces cannot be run, so nothing can be proved: {'; '.join(map(str, refusals))}"
+    if any(isinstance(refused, RuntimeEndedError) for refused in refusals):
+        raise UnprovedError(rewrite.rule, rewrite.where, message)
+    raise Declined(message, rewrite.root)

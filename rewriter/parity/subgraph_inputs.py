@@ -11,9 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.engine.proposal import Rewrite
+from rewriter.errors import UnprovedError
 from rewriter.graph.contents import integer
 from rewriter.operators.form import Routed, routed
 from rewriter.rule import Declined, Fed
+from rewriter.text import nbytes
 
 Feeds = dict[str, npt.NDArray[Any]]
 Shape = tuple[int, ...]
@@ -26,6 +28,9 @@ _MANY = 11
 
 _RANGE = 3
 """Largest magnitude of ranked numbers: logits of which the softmax is neither flat nor one-hot."""
+
+_LARGEST = 1 << 28
+"""Bytes of one input that a proof draws: a model may declare any number of rows."""
 
 _LEAST = 0.125
 """Smallest of positive numbers: no sum of them is near zero."""
@@ -52,6 +57,7 @@ def random_feeds(
 
     Raises:
         Declined: the type of a value is unknown.
+        UnprovedError: a value is declared with a size that is not drawn.
     """
     sizes: dict[str, int] = {} if rows is None else _Alike(rows)
     sample = None if experts is None else len(experts)
@@ -67,6 +73,7 @@ def random_feeds(
         if dtype is None or shape is None:
             reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
             raise Declined(reason, value)
+        _require_small(value, shape, dtype, rewrite)
         if dtype.is_floating_point():
             drawn: npt.NDArray[Any] = generator.standard_normal(shape, dtype=np.float32)
             chosen = _chosen(value, rewrite)
@@ -74,6 +81,13 @@ def random_feeds(
         else:
             feeds[name] = generator.integers(0, _rows(value, rewrite), shape).astype(dtype.numpy())
     return feeds
+
+
+def _require_small(value: ir.Value, shape: Shape, dtype: ir.DataType, rewrite: Rewrite) -> None:
+    size = math.prod(shape) * dtype.itemsize
+    if size > _LARGEST:
+        message = f"'{value.name}' is declared as {list(shape)}: {nbytes(size)} are not drawn for a proof"
+        raise UnprovedError(rewrite.rule, rewrite.where, f"{message}; give it a symbolic dimension")
 
 
 class _Alike(dict[str, int]):

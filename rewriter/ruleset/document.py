@@ -140,6 +140,8 @@ class ParityDocument(_Strict):
     """Smallest signal-to-noise ratio of an output of the whole model, in dB."""
     min_top1: Annotated[float, Field(ge=0, le=1)] | None = ParitySettings.min_top1
     """Smallest share of positions, 0 to 1, whose highest logit stays the same."""
+    timeout: Annotated[float, Field(gt=0, le=1_000_000)] = ParitySettings.timeout
+    """Seconds that one run of a proof, or of a whole model that ``apply`` compares, may take."""
 
 
 class RuleSetDocument(_Strict):

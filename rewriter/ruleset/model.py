@@ -55,6 +55,7 @@ class ParitySettings:
         max_relative_l2: largest relative L2 error of an output.
         min_snr_db: smallest signal-to-noise ratio of an output, in dB.
         min_top1: smallest share of positions, 0 to 1, whose highest logit stays the same.
+        timeout: seconds that one run of a proof, or of a whole model that ``apply`` compares, may take.
     """
 
     local: LocalParity = "class"
@@ -62,6 +63,7 @@ class ParitySettings:
     max_relative_l2: float | None = None
     min_snr_db: float | None = None
     min_top1: float | None = None
+    timeout: float = 300.0
 
 
 @dataclass(frozen=True)

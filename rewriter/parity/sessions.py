@@ -1,0 +1,188 @@
+"""Models in a runtime, in this process: what the worker does, and what is done here where no worker can be started.
+
+Imports little, since each worker imports it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from rewriter.errors import RuntimeEndedError, TargetError
+
+Array = npt.NDArray[np.generic]
+Feeds = Mapping[str, Array]
+Model = npt.NDArray[np.uint8] | str
+"""The bytes of a message, or a path."""
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_BFLOAT16_ELEMENTS = 16
+"""ONNX's number for the type."""
+
+_NO_MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory|unable to allocate", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a runtime runs a model.
+
+    Attributes:
+        runtime: cpu, cuda or reference.
+        optimize: whether the runtime may fuse and fold before it runs.
+        threads: of one operator; 0 for all processors.
+    """
+
+    runtime: str
+    optimize: bool = True
+    threads: int = 1
+
+
+_SESSIONS: dict[int, tuple[Any, str]] = {}
+_NUMBERS = itertools.count()
+
+
+def prepare(runtime: str) -> None:
+    """Imports what a runtime needs, so that the time that takes is not a model's."""
+    if runtime == "reference":
+        import rewriter.operators.reference  # noqa: F401, PLC0415
+    else:
+        import onnxruntime  # noqa: F401, PLC0415 -- an extra
+
+
+def run(settings: Settings, model: Model, feeds: Feeds) -> dict[str, Array]:
+    """Loads a model, runs it, and forgets it.
+
+    Raises:
+        TargetError: the runtime cannot load or run it.
+    """
+    if settings.runtime == "reference":
+        return _run_reference(model, feeds)
+    return _run_session(_session(settings, model), settings.runtime, feeds, None)
+
+
+def load(settings: Settings, model: Model) -> int:
+    """Loads a model, and returns its number.
+
+    Raises:
+        TargetError: the runtime cannot load it.
+    """
+    number = next(_NUMBERS)
+    _SESSIONS[number] = _session(settings, model), settings.runtime
+    return number
+
+
+def run_loaded(number: int, feeds: Feeds, names: Sequence[str] | None) -> dict[str, Array]:
+    """Runs a loaded model; returns the named outputs, or all.
+
+    Raises:
+        TargetError: the runtime cannot run it.
+    """
+    if number not in _SESSIONS:
+        raise RuntimeEndedError("the runtime ended since the model was loaded")
+    return _run_session(*_SESSIONS[number], feeds, names)
+
+
+def drop(number: int) -> None:
+    """Forgets a loaded model."""
+    _SESSIONS.pop(number, None)
+
+
+def providers(settings: Settings, model: Model) -> list[str]:
+    """Returns the providers that a session really uses, the first of them preferred."""
+    return list(_session(settings, model).get_providers())
+
+
+def _session(settings: Settings, model: Model) -> Any:
+    import onnxruntime as ort  # noqa: PLC0415 -- an extra
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads, options.inter_op_num_threads = settings.threads, 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.use_deterministic_compute = True
+    if not settings.optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    wanted = list(dict.fromkeys((PROVIDERS[settings.runtime], PROVIDERS["cpu"])))
+    try:
+        return ort.InferenceSession(model if isinstance(model, str) else model.tobytes(), options, providers=wanted)
+    except Exception as error:
+        raise _refused(f"ONNX Runtime ({settings.runtime}) cannot load the model", error) from error
+
+
+def _run_session(session: Any, provider: str, feeds: Feeds, names: Sequence[str] | None) -> dict[str, Array]:
+    values = (*session.get_inputs(), *session.get_outputs())
+    wanted = [output.name for output in session.get_outputs()] if names is None else list(names)
+    own = _run_bfloat16 if any("bfloat16" in value.type for value in values) else _run
+    try:
+        return dict(zip(wanted, own(session, wanted, feeds), strict=True))
+    except Exception as error:  # onnxruntime's own exceptions have no common public base
+        raise _refused(f"ONNX Runtime ({provider}) cannot run the model", error) from error
+
+
+def _run_reference(model: Model, feeds: Feeds) -> dict[str, Array]:
+    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 -- slow to import, and rarely needed
+
+    from rewriter.operators.reference import REFERENCE_OPERATORS  # noqa: PLC0415
+
+    try:
+        source = model if isinstance(model, str) else model.tobytes()
+        evaluator = ReferenceEvaluator(source, new_ops=list(REFERENCE_OPERATORS))
+        outputs = evaluator.run(None, dict(feeds))
+    except Exception as error:
+        raise _refused("the reference evaluator cannot run the model", error) from error
+    return {name: np.asarray(value) for name, value in zip(evaluator.output_names, outputs, strict=True)}
+
+
+def _run(session: Any, names: list[str], feeds: Feeds) -> list[Array]:
+    """Returns copies: an output that lives keeps alive all the memory that the session ever took."""
+    return [np.array(value) for value in session.run(names, dict(feeds))]
+
+
+def _run_bfloat16(session: Any, names: list[str], feeds: Feeds) -> list[Array]:
+    """As ``_run``, by way of values that carry ONNX's element type: NumPy's own protocol has no bfloat16."""
+    from onnx import helper  # noqa: PLC0415 -- the worker does without
+    from onnxruntime import OrtValue  # noqa: PLC0415 -- an extra
+
+    make: Callable[..., Any] = OrtValue.ortvalue_from_numpy_with_onnx_type
+    values = {
+        name: make(np.ascontiguousarray(array).view(np.uint16), _BFLOAT16_ELEMENTS)
+        if array.dtype == _BFLOAT16
+        else make(np.ascontiguousarray(array), helper.np_dtype_to_tensor_dtype(array.dtype))
+        for name, array in feeds.items()
+    }
+    return [_bfloat16_numpy(value) for value in session.run_with_ort_values(names, values)]
+
+
+def _bfloat16_numpy(value: Any) -> Array:
+    if value.element_type() != _BFLOAT16_ELEMENTS:
+        return np.array(value.numpy())
+    shape = tuple(value.shape())
+    count = int(np.prod(shape))
+    raw = ctypes.string_at(value.data_ptr(), count * 2) if count else b""
+    return np.frombuffer(raw, _BFLOAT16).reshape(shape)
+
+
+def _refused(what: str, error: Exception) -> TargetError:
+    text = _one_line(error)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return RuntimeEndedError(f"{what}: it needs more memory than there is")
+    return TargetError(f"{what}: {text}")
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text)
+    text = re.sub(
+        r"(Exception during initialization: )?/onnxruntime_src/\S+:\d+ .*?\) ", "", text
+    )  # C++ source and function
+    return text if len(text) <= 400 else f"{text[:400]}..."
