@@ -31,6 +31,7 @@ from rewriter.parity.runtime import Feeds, Runtime
 from rewriter.parity.written import require_sources
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.importance import Importance
+from rewriter.quantize.lossless import OffGridError
 from rewriter.quantize.plan import CUSTOM, QuantizationPlan
 from rewriter.quantize.types import FloatArray, Quantizer
 from rewriter.report import Report
@@ -45,6 +46,7 @@ QUANTIZED_OPERATORS = frozenset(
 )
 
 M = TypeVar("M", ir.Model, onnx.ModelProto)
+Written = TypeVar("Written")
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Result(Generic[M]):
     _report: Callable[[], Report]
     _inspect: Callable[[Sequence[Slot], ir.Model], None]
     _original: io.Model
+    _again: Callable[[], Result[M]]
     _saved: Path | None = None
     _parity: ModelParity | None = None
 
@@ -71,8 +74,18 @@ class Result(Generic[M]):
         Raises:
             ModelError: it is to be a ModelProto and exceeds 2 GB; ``save`` has no such limit.
         """
-        as_proto = isinstance(self._original, onnx.ModelProto)
-        return io.to_proto(self.ir_model) if as_proto else self.ir_model  # type: ignore[return-value]  # M is what was given
+        if not isinstance(self._original, onnx.ModelProto):
+            return self.ir_model  # type: ignore[return-value]  # M is what was given
+        return self._written(lambda: io.to_proto(self.ir_model))
+
+    def _written(self, write: Callable[[], Written]) -> Written:
+        """Writes; where a weight is off the grid on which its sample lay, all are looked at whole and written anew."""
+        try:
+            return write()
+        except OffGridError:
+            again = self._again()
+            self.ir_model, self._report, self._inspect = again.ir_model, again._report, again._inspect
+            return write()
 
     @property
     def _from_folder(self) -> bool:
@@ -124,15 +137,17 @@ class Result(Generic[M]):
         """
         place = path if isinstance(path, io.Place) else io.Place.of(path, overwrite=overwrite)
         source = io.source_path(self.ir_model)
-        self._saved = io.save(
-            self.ir_model,
-            place,
-            name=place.name or (source.name if source is not None else None),
-            memory=memory,
-            max_shard_size=max_shard_size,
-            progress=progress,
-            copy_others_from=source if self._from_folder else None,
-            inspect=self._inspect,
+        self._saved = self._written(
+            lambda: io.save(
+                self.ir_model,
+                place,
+                name=place.name or (source.name if source is not None else None),
+                memory=memory,
+                max_shard_size=max_shard_size,
+                progress=progress,
+                copy_others_from=source if self._from_folder else None,
+                inspect=self._inspect,
+            )
         )
         return self._saved
 
@@ -149,12 +164,13 @@ class Result(Generic[M]):
             TargetError: the runtime cannot run one of the two.
             UsageError: the feeds do not fit, or the runtime is not installed.
         """
-        after = self._saved or self.ir_model
-        self._parity = check(self._original, after, feeds=feeds, seed=self.rule_set.parity.seed, runtime=runtime)
+        seed = self.rule_set.parity.seed
+        self._parity = self._written(
+            lambda: check(self._original, self._saved or self.ir_model, feeds=feeds, seed=seed, runtime=runtime)
+        )
         return self._parity
 
 
-@without_cycle_collection()
 def apply(
     model: io.Model,
     rules: RuleSetLike = DEFAULT_RULES,
@@ -198,18 +214,48 @@ def apply(
     importance = Importance.given(imatrix)
     seen_inputs = Calibration.open(calibration) if isinstance(calibration, str | os.PathLike) else calibration
     quantizers = {CUSTOM: _missing, **ALGORITHMS} if quantizer is None else _every(quantizer)
-    ours = io.own_copy(model)
+
+    @without_cycle_collection()
+    def attempt(*, looks_whole: bool) -> Result[Any]:
+        ours = io.own_copy(model)
+        plan = rule_set.plan.named(_names(ours))
+        run = ModelRun(
+            ours,
+            plan,
+            runtime,
+            quantizers,
+            importance,
+            seen_inputs,
+            rounded_activations=rule_set.rounded_activations,
+            looks_whole=looks_whole,
+        )
+        parity = rule_set.parity
+        prove = prover or LocalProver(parity.local, parity.seed, timeout=parity.timeout)
+        engine = Engine(run, prove, progress, watch, strict=strict)
+        return _rewritten(model, rule_set, run, engine, plan, lambda: attempt(looks_whole=True))
+
+    try:
+        return attempt(looks_whole=False)
+    except OffGridError:
+        return attempt(looks_whole=True)
+
+
+def _rewritten(
+    model: io.Model,
+    rule_set: RuleSet,
+    run: ModelRun,
+    engine: Engine,
+    plan: QuantizationPlan,
+    again: Callable[[], Result[Any]],
+) -> Result[Any]:
+    ours = run.model
     name = ours.graph.name or ""
     seen = _names(ours)
     quantized = [node for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS]
-    plan, rounded = rule_set.plan.named(seen), rule_set.rounded_activations
-    run = ModelRun(ours, plan, runtime, quantizers, importance, seen_inputs, rounded_activations=rounded)
     before = bytes_by_family(ours, run.role)
-    parity = rule_set.parity
-    prove = prover or LocalProver(parity.local, parity.seed, timeout=parity.timeout)
-    outcome = Engine(run, prove, progress, watch, strict=strict).apply(rule_set)
+    outcome = engine.apply(rule_set)
     _require_names(plan, [*seen, *run.readers], {*ROLES, *run.roles})
-    importance.require_used(weight for _, weight in run.readers)
+    run.importance.require_used(weight for _, weight in run.readers)
     validate(ours)
     still = set(all_nodes(ours))
     use = run.plan_use()
@@ -219,7 +265,7 @@ def apply(
         after = bytes_by_family(ours, run.role)
         return Report(
             rule_set=rule_set.name,
-            target=str(runtime),
+            target=str(run.target),
             applications=tuple(outcome.applications),
             declines=tuple(outcome.declines),
             proofs=tuple(outcome.proofs),
@@ -234,7 +280,10 @@ def apply(
             already_quantized=dict(sorted(kept.items())),
         )
 
-    return Result(ours, rule_set, report, lambda given, written: require_sources(given, written, run.recorded), model)
+    def inspect(given: Sequence[Slot], written: ir.Model) -> None:
+        require_sources(given, written, run.recorded)
+
+    return Result(ours, rule_set, report, inspect, model, again)
 
 
 def _names(model: ir.Model) -> list[tuple[str, str]]:

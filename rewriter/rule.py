@@ -77,6 +77,10 @@ class Run(Protocol):
     def rounded_activations(self) -> bool:
         """Whether experts may be fused where the target's kernel rounds activations to 8 bits."""
 
+    @property
+    def looks_whole(self) -> bool:
+        """Whether all of a weight is read to tell on which grid it lies; else a sample, and the rest when written."""
+
     def role(self, node: ir.Node) -> Role:
         """Returns what the weight that ``node`` reads is for."""
 

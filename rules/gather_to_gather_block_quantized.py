@@ -23,14 +23,15 @@ import onnx_ir as ir
 from rewriter.emit import write_integers
 from rewriter.facts.integers import static
 from rewriter.graph.attributes import integer_attribute
-from rewriter.graph.declines import INFER_SHAPES, MIN_BYTES, ONE_FLOAT_TYPE, ONE_SPEC, reason_of, stays_float
+from rewriter.graph.declines import INFER_SHAPES, MIN_BYTES, ONE_FLOAT_TYPE, ONE_SPEC, Reason, reason_of, stays_float
 from rewriter.operators.gather_block_quantized import TABLE
 from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.quantize.job import QuantizationJob
+from rewriter.quantize.types import WeightSpec
 from rewriter.rule import Declined, NotApplicable, Rule, Run
 from rewriter.rules.blocks.gather_block_quantized import gather, quantized_rows
 from rewriter.rules.blocks.guards import FLOATS, require_constant
-from rewriter.rules.blocks.matmul_nbits import require_lossless
+from rewriter.rules.blocks.matmul_nbits import on_their_grid
 from rewriter.rules.blocks.readers import contracted_axis, readers, reads_rows
 from rewriter.tensors import View
 
@@ -109,16 +110,23 @@ def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_byt
         raise Declined(
             "the plan gives the experts of one stack different specs; one operator holds one", node, remedy=ONE_SPEC
         )
-    spec = jobs[0].context.spec
-    k = jobs[0].shape[1]
-    require_lossless(jobs[0], w)
-    stored = TABLE.of(jobs[0].stored_shape)
+    turned = view if perm is None else view.transpose((0, 2, 1))
+    kept = on_their_grid(run, [turned], [jobs], lambda spec: None if _refusal(run, jobs[0], spec) else spec, w)
+    (jobs,) = kept.jobs
+    if reason := _refusal(run, jobs[0], jobs[0].context.spec):
+        raise Declined(reason, w, remedy=reason_of(reason).remedy)
+    return Rows(view, jobs, TABLE.require(jobs[0].stored_shape), perm)
+
+
+def _refusal(run: Run, job: QuantizationJob, spec: WeightSpec) -> str | None:
+    """Returns why the operator cannot hold a weight so, or the target cannot look it up, or None."""
+    stored = TABLE.of(job.shape_in(spec))
     if isinstance(stored, Refusal):
-        raise Declined(stored.reason, w)
-    refusal = run.target.lookup.refusal
-    if reason := refusal(view.dtype.name, k, spec.bits, spec.block_size, symmetric=spec.symmetric):
-        raise Declined(f"GatherBlockQuantized on {run.target}: {reason}", w, remedy=reason_of(reason).remedy)
-    return Rows(view, jobs, stored, perm)
+        return stored.reason
+    reason = run.target.lookup.refusal(
+        job.weight.dtype.name, job.shape[1], spec.bits, spec.block_size, symmetric=spec.symmetric
+    )
+    return Reason(f"GatherBlockQuantized on {run.target}: {reason}", reason_of(reason).remedy) if reason else None
 
 
 def _perm(run: Run, node: ir.Node, ids: ir.Value) -> tuple[int, ...] | None:

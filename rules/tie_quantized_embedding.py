@@ -17,18 +17,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 
-from rewriter.emit import AccuracyLevel, on_parts, require_matmul_nbits, scale_type, write_integers
+from rewriter.emit import (
+    AccuracyLevel,
+    matmul_nbits_refusal,
+    on_parts,
+    require_matmul_nbits,
+    scale_type,
+    write_integers,
+)
 from rewriter.graph.declines import INFER_SHAPES, ONE_SPEC, reason_of
 from rewriter.operators.gather_block_quantized import TIED, LinearAndTied
 from rewriter.operators.layout.stored import Refusal, Stored
+from rewriter.quantize import lossless
 from rewriter.quantize.job import PartTensor, QuantizationJob, packed_parts
+from rewriter.quantize.types import WeightSpec
 from rewriter.rule import Declined, Replacement, Rule, Run
 from rewriter.rules.blocks.gather_block_quantized import gather
-from rewriter.rules.blocks.matmul_nbits import addend, read_weight, require_lossless, takes_bias
+from rewriter.rules.blocks.matmul_nbits import addend, on_their_grid, read_weight, takes_bias
 from rewriter.rules.blocks.tied import Table, inputs_of, read_table
 
 Form = Literal["blocks", "flat"]
@@ -115,14 +124,33 @@ def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
     if any(job.context.spec != spec for job in jobs):
         raise Declined("the plan gives the linears that read the table different specs", node, remedy=ONE_SPEC)
     _, weight = inputs_of(table.heads[0][0])
-    require_lossless(jobs[0], node.outputs[0])
-    linear = require_matmul_nbits(run, jobs[0], weight)
-    rows = TIED.of(jobs[0].stored_shape)
+
+    def hold(spec: WeightSpec) -> Tied | None:
+        own = jobs[0].shape_in(spec)
+        if matmul_nbits_refusal(run, own, jobs[0].weight.dtype) or isinstance(TIED.of(own), Refusal):
+            return None
+        tied = _tied(run, table, lookups[0], lossless.on_grid(jobs[0], spec), addends, weight)
+        return tied if any(tied.refusal(run, form) is None for form in get_args(Form)) else None
+
+    kept = on_their_grid(run, [jobs[0].weight], [jobs[:1]], hold, node.outputs[0])
+    return kept.held or _tied(run, table, lookups[0], kept.jobs[0][0], addends, weight)
+
+
+def _tied(
+    run: Run,
+    table: Table,
+    lookup: QuantizationJob,
+    job: QuantizationJob,
+    addends: Sequence[ir.Value | None],
+    weight: ir.Value,
+) -> Tied:
+    linear = require_matmul_nbits(run, job, weight)
+    rows = TIED.of(job.stored_shape)
     if isinstance(rows, Refusal):
         raise Declined(rows.reason, weight)
-    own = replace(lookups[0].context, spec=spec, planned=jobs[0].context.planned)
-    equals = () if table.shared else (replace(jobs[0], weight=table.view, context=own),)
-    return Tied(table, jobs[0], linear, rows, equals, tuple(addends))
+    own = replace(lookup.context, spec=job.context.spec, planned=job.context.planned, off_grid=job.context.off_grid)
+    equals = () if table.shared else (replace(job, weight=table.view, context=own),)
+    return Tied(table, job, linear, rows, equals, tuple(addends))
 
 
 def _form(run: Run, tied: Tied, wanted: Form, w: ir.Value) -> Form:

@@ -219,8 +219,8 @@ def apply(
         tables.weights(done.by_role, measured=True),
         tables.output_errors(done.by_layer),
     )
-    if instead := tables.not_calibrated(done.weights):
-        screen.print(f"{instead}.\n")
+    for line in (*done.on_grids, *filter(None, [tables.not_calibrated(done.weights)])):
+        screen.print(f"{line[0].upper()}{line[1:]}.\n")
     if found.runtime:
         title = f"Against the original ({found.runtime}, random inputs, seed {found.seed})"
         show(screen, tables.metrics(title, found.outputs))

@@ -91,6 +91,8 @@ def _show_report(screen: Console, report: Report, unread: str) -> None:
         tables.weights(report.by_role, measured=False),
         tables.left(report.left, _LARGEST),
     )
+    for line in report.on_grids:
+        screen.print(f"{line[0].upper()}{line[1:]}.\n")
     screen.print(labelled("Size", shrink(report.bytes_before, report.bytes_after)))
 
 

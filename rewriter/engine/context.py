@@ -43,10 +43,12 @@ class ModelRun:
         calibration: Calibration | None = None,
         *,
         rounded_activations: bool = False,
+        looks_whole: bool = False,
     ) -> None:
         self.model = model
         self.target = target
         self.rounded_activations = rounded_activations
+        self.looks_whole = looks_whole
         self._constants = Facts(model, constants)
         self._constants.compute()
         self._kept: dict[tuple[Transfer, ...], Facts] = {}
@@ -55,7 +57,7 @@ class ModelRun:
         self._pickings: dict[tuple[str, str], tuple[tuple[str, ...], Picking]] = {}
         self._plan = plan
         self._quantizers = quantizers
-        self._importance = importance or Importance({})
+        self.importance = importance or Importance({})
         self._calibration = calibration
         self._roles: dict[ir.Node, Role] = dict(find_roles(model, self._constants))
         self._layers = 1 + max((role.layer for role in self._roles.values() if role.layer is not None), default=-1)
@@ -128,7 +130,7 @@ class ModelRun:
             role=role,
             expert=expert,
             layer=layer,
-            importance=self._importance.of(name, (*sources, weight.name), expert, weight.shape[1]),
+            importance=self.importance.of(name, (*sources, weight.name), expert, weight.shape[1]),
             activations=None if self._calibration is None else self._calibration.of(weight, expert),
         )
         return QuantizationJob(weight, context, quantizer, self._written)

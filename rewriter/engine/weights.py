@@ -7,10 +7,10 @@ import math
 import onnx_ir as ir
 
 from rewriter.graph.contents import stored_tensors
-from rewriter.quantize import ALGORITHMS
+from rewriter.quantize import ALGORITHMS, lossless
 from rewriter.quantize.job import PartTensor, QuantizationJob
 from rewriter.quantize.plan import CUSTOM
-from rewriter.report import Weight
+from rewriter.report import KEPT, Weight
 
 
 def weight_record(
@@ -47,6 +47,7 @@ def weight_record(
         bytes_after=nbytes,
         relative_rms=error,
         output_rms=output,
+        grid=KEPT if planned == lossless.NAME else context.off_grid,
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from rewriter.quantize.lossless import bits_per_weight, forms_of, show
+from rewriter.quantize.born import look
+from rewriter.quantize.lossless import bits_per_weight, show
 from rewriter.tensors import View
 
 _LEAST = 1 << 12
@@ -22,8 +23,7 @@ def born_as(tensor: ir.TensorProtocol) -> str:
     if tensor.size < _LEAST or not tensor.dtype.is_floating_point() or len(tensor.shape) not in (2, 3):
         return ""
     for view in _turned(View.whole(tensor, tensor.name or "")):
-        spec = next(forms_of(view), None)
-        if spec is not None:
+        for spec in look(view).specs[:1]:
             bits = bits_per_weight(spec, view.shape[-1], view.dtype.numpy())
             return f"on a grid of {show(spec)}: {bits:.4g} bits without loss"
     return ""

@@ -24,6 +24,18 @@ E8M0_LEAST, E8M0_MOST, E8M0_BIAS = -127, 127, 127
 E4M3_LEAST, E4M3_LARGEST = -9, 448.0
 """Exponent of the least bit of e4m3, and its largest number."""
 
+FLOAT32 = 24
+"""Digits of float32, in which a scale has been rounded once before its products are."""
+
+NEAR = 2.0**-7
+"""By how much a rounded number and a guessed global scale may be off together, relatively."""
+
+Off = tuple[int, int, int]
+"""How many blocks are off a grid, and row and block of the first."""
+
+Reach = npt.NDArray[np.float64]
+"""The least and the largest that a global scale may be."""
+
 
 @compiled()
 def magnitudes(block: Floats) -> tuple[np.float32, np.float32]:
@@ -174,20 +186,47 @@ def read_mxfp4(block: Floats, codes: Codes) -> tuple[bool, int]:
 
 
 @compiled()
-def read_nvfp4(block: Floats, codes: Codes) -> tuple[bool, np.float64]:
-    """Writes the codes of a block of e2m1 times a number of four bits; whether it is one, and the scale."""
+def read_nvfp4(block: Floats, unit: np.float64, weight: Stored, codes: Codes, reach: Reach) -> tuple[bool, int]:
+    """Writes the codes of a block of e2m1 times a number of e4m3 times a global scale near ``unit``.
+
+    Products of e2m1 and e4m3 lie a 64th apart, far more than numbers are rounded by and ``unit`` may be off.
+
+    Returns:
+        Whether it is one, and the code of its scale in e4m3.
+    """
     most, _ = magnitudes(block)
     if most == 0:
         read_e2m1(block, np.float64(1), codes)
-        return True, np.float64(0)
+        return True, 0
     if not most < np.inf:
-        return False, np.float64(0)
+        return False, 0
     for level in range(LEVELS.size):
-        scale = np.float64(most) / LEVELS[level]
-        digits = scale / power_of_two(exponent_of(np.float32(scale)) - 4)
-        if digits == np.rint(digits) and read_e2m1(block, scale, codes):
-            return True, scale
-    return False, np.float64(0)
+        scale = np.float64(most) / (LEVELS[level] * unit)
+        exponent = max(exponent_of(np.float32(scale)) - 4, E4M3_LEAST)
+        digits = int(np.rint(scale / power_of_two(exponent)))
+        near = digits * power_of_two(exponent)
+        if digits == 0 or near > E4M3_LARGEST or abs(near - scale) > NEAR * scale:
+            continue
+        low, high = reach
+        found = True
+        for i in range(block.size):
+            value = np.float64(abs(block[i]))
+            halves = int(np.rint(2 * value / (near * unit)))
+            found = halves <= 12 and CODE_OF_HALVES[halves] != 255 and (halves > 0 or value == 0)
+            if not found:
+                break
+            codes[i] = CODE_OF_HALVES[halves] + np.uint8(8 if np.signbit(block[i]) else 0)
+            if halves:
+                rounded = power_of_two(max(exponent_of(block[i]) - weight[0], weight[1]) - (weight[0] < FLOAT32))
+                product = halves * near / 2
+                low, high = max(low, (value - rounded) / product), min(high, (value + rounded) / product)
+                found = low <= high
+                if not found:
+                    break
+        if found:
+            reach[0], reach[1] = low, high
+            return True, 8 * (exponent - E4M3_LEAST) + digits
+    return False, 0
 
 
 @compiled()
@@ -198,16 +237,30 @@ def read_integer_rows(
     symmetric: bool,
     weight: Stored,
     stored: Stored,
+    patience: int,
     codes: Codes,
     scales: Floats,
     zeros: Codes,
-) -> tuple[int, int]:
+) -> Off:
     """Reads a chunk of rows [R, K] of integers times scales [R, B].
 
+    Args:
+        rows: the numbers.
+        block: of one scale.
+        top: the largest code.
+        symmetric: whether the zero point is 2^(bits-1).
+        weight: dtype of the numbers.
+        stored: dtype of the scales.
+        patience: how many blocks may be off the grid before the rest is not looked at.
+        codes: written.
+        scales: written.
+        zeros: written.
+
     Returns:
-        Row and block of the first that is none; -1 and -1 where all are.
+        How many blocks are off the grid, and row and block of the first; -1 and -1 where none is.
     """
     numbers = np.empty(min(block, rows.shape[1]), np.int32)
+    off, row, first = 0, -1, -1
     for n in range(rows.shape[0]):
         for b in range(scales.shape[1]):
             part = slice(b * block, (b + 1) * block)
@@ -215,33 +268,49 @@ def read_integer_rows(
             found, scale, zero = read_integers(
                 values, top, symmetric, weight, stored, numbers[: values.size], codes[n, part]
             )
-            if not found:
-                return n, b
             scales[n, b], zeros[n, b] = scale, zero
-    return -1, -1
+            if not found:
+                row, first = (n, b) if off == 0 else (row, first)
+                off += 1
+                if off > patience:
+                    return off, row, first
+    return off, row, first
 
 
 @compiled()
-def read_mxfp4_rows(rows: Floats, codes: Codes, scales: Codes) -> tuple[int, int]:
+def read_mxfp4_rows(rows: Floats, patience: int, codes: Codes, scales: Codes) -> Off:
     """As ``read_integer_rows`` for mxfp4; the scales are codes of e8m0."""
+    off, row, first = 0, -1, -1
     for n in range(rows.shape[0]):
         for b in range(scales.shape[1]):
             part = slice(b * 32, (b + 1) * 32)
             found, scale = read_mxfp4(rows[n, part], codes[n, part])
-            if not found:
-                return n, b
             scales[n, b] = scale
-    return -1, -1
+            if not found:
+                row, first = (n, b) if off == 0 else (row, first)
+                off += 1
+                if off > patience:
+                    return off, row, first
+    return off, row, first
 
 
 @compiled()
-def read_nvfp4_rows(rows: Floats, codes: Codes, scales: npt.NDArray[np.float64]) -> tuple[int, int]:
-    """As ``read_integer_rows`` for nvfp4; the scales are those of the values, not yet divided by a global one."""
+def read_nvfp4_rows(
+    rows: Floats, unit: np.float64, weight: Stored, patience: int, codes: Codes, scales: Codes, reach: Reach
+) -> Off:
+    """As ``read_integer_rows`` for nvfp4; the scales are codes of e4m3, under a global scale near ``unit``.
+
+    ``reach`` [2] is narrowed to the global scales that the numbers of all blocks are rounded from.
+    """
+    off, row, first = 0, -1, -1
     for n in range(rows.shape[0]):
         for b in range(scales.shape[1]):
             part = slice(b * 16, (b + 1) * 16)
-            found, scale = read_nvfp4(rows[n, part], codes[n, part])
-            if not found:
-                return n, b
+            found, scale = read_nvfp4(rows[n, part], unit, weight, codes[n, part], reach)
             scales[n, b] = scale
-    return -1, -1
+            if not found:
+                row, first = (n, b) if off == 0 else (row, first)
+                off += 1
+                if off > patience:
+                    return off, row, first
+    return off, row, first

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewriter.report.grids import KEPT, on_grids
 from rewriter.report.layers import LayerError, by_layer
 from rewriter.report.records import (
     Application,
@@ -26,6 +27,7 @@ from rewriter.report.used import PlanLine, UsedPhase, UsedRule, UsedRuleSet
 from rewriter.text import shrink
 
 __all__ = [
+    "KEPT",
     "SCHEMA_VERSION",
     "Application",
     "Comparison",
@@ -114,6 +116,11 @@ class Report:
     def by_role(self) -> tuple[RoleSummary, ...]:
         """The quantized weights summed up by role, the most bytes first."""
         return summarize(self.weights)
+
+    @property
+    def on_grids(self) -> tuple[str, ...]:
+        """What is to be said of weights that lie, or nearly lie, on a grid of few bits, a line for each kind."""
+        return on_grids(self.weights)
 
     @property
     def by_layer(self) -> tuple[LayerError, ...]:

@@ -107,6 +107,8 @@ class Weight:
             calibrated; None where that is not known, or was nothing.
         format: what codes and scales are: int, mxfp4 or nvfp4.
         sources: names of the model's constants that it is made of.
+        grid: ``kept as it was trained`` where it lies on a grid of few bits and is written as that; which block is off,
+            where nearly all of it lies on one; else empty.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Weight:
     output_rms: float | None = None
     format: str = "int"
     sources: tuple[str, ...] = ()
+    grid: str = ""
 
 
 @dataclass(frozen=True)

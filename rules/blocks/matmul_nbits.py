@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import onnx_ir as ir
 
@@ -19,12 +21,16 @@ from rewriter.graph.declines import (
     Reason,
     stays_float,
 )
-from rewriter.quantize import lossless
+from rewriter.quantize import born, lossless
+from rewriter.quantize.born import Kept
 from rewriter.quantize.job import QuantizationJob
+from rewriter.quantize.types import WeightSpec
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
 from rewriter.rules.blocks.readers import Use, is_whole, origin, readers, require_one_reader
 from rewriter.tensors import View
+
+Held = TypeVar("Held")
 
 
 def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, *, transposed: bool) -> QuantizationJob:
@@ -41,17 +47,38 @@ def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, 
     matrix = read_weight(run, x, w)
     _require_float_copy_disappears(run, w, reader)
     job = run.quantize(matrix if transposed else matrix.T, reader, rule, matrix.dtype.numpy())
-    job = lossless.kept(job, lambda shape: not matmul_nbits_refusal(run, shape, matrix.dtype))
-    require_lossless(job, w)
+    ((job,),) = on_their_grid(
+        run,
+        [job.weight],
+        [[job]],
+        lambda spec: None if matmul_nbits_refusal(run, job.shape_in(spec), matrix.dtype) else spec,
+        w,
+    ).jobs
     require_matmul_nbits(run, job, w)
     return job
 
 
-def require_lossless(job: QuantizationJob, culprit: ir.Value) -> None:
-    """Declines where the plan keeps a weight in float unless it lies on a grid, and it lies on none."""
-    spec = job.context.spec
-    if spec.lossless and spec.algorithm == lossless.NAME:
-        raise Declined("the weight lies on no grid that a kernel of the target runs", culprit)
+def on_their_grid(
+    run: Run,
+    views: Sequence[View],
+    jobs: Sequence[Sequence[QuantizationJob]],
+    hold: Callable[[WeightSpec], Held | None],
+    culprit: ir.Node | ir.Value,
+) -> Kept[Held]:
+    """Returns what becomes of weights that one operator holds: see ``born.keep``; declines where no algorithm is left.
+
+    Args:
+        run: the present run.
+        views: weights [N, K] or stacks [E, N, K].
+        jobs: of each of these, one for each matrix.
+        hold: how the operator holds them on a grid; None where it cannot, or the target does not run it.
+        culprit: what a decline is about.
+    """
+    kept = born.keep(views, jobs, hold, whole=run.looks_whole)
+    if kept.held is None and any(own[0].context.spec.algorithm == lossless.NAME for own in jobs):
+        why = f": {kept.off}" if kept.off else ""
+        raise Declined(f"the weights lie on no grid that a kernel of the target runs{why}", culprit)
+    return kept
 
 
 def read_weight(run: Run, x: ir.Value, w: ir.Value) -> View:

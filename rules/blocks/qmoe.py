@@ -14,12 +14,12 @@ from rewriter.graph.declines import NAME_ARCHITECTURE, ONE_SPEC, OTHER_BLOCK_SIZ
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.layout.stored import Layout, Refusal
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, QUANT_TYPES, ROUTER_WEIGHTS, layout_named, weights_prepacked
-from rewriter.quantize import lossless
 from rewriter.quantize.formats import FORMATS, INT, FormatName
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.stack import packed_stack
 from rewriter.quantize.types import QuantizedShape, WeightSpec
 from rewriter.rule import Declined, Run
+from rewriter.rules.blocks.matmul_nbits import on_their_grid
 from rewriter.rules.blocks.moe import Experts, Projection, flat_router
 from rewriter.target import Kernel, Target
 
@@ -96,11 +96,12 @@ def plan_experts(run: Run, rule: str, experts: Experts, ways: Sequence[Way], *, 
     """
     asked = tuple(_jobs(run, rule, experts, projection) for projection in experts.projections)
     specs = [jobs[0].context.spec for jobs in asked]
-    kept = _on_their_grid(experts, ways, asked) if all(spec.lossless for spec in specs) else None
-    if kept is not None:
-        return kept
-    if any(spec.algorithm == lossless.NAME for spec in specs):
-        raise Declined("its weights lie on no grid that a kernel of the target runs", experts.node)
+    views = [projection.weight for projection in experts.projections]
+    kept = on_their_grid(run, views, asked, lambda spec: _held_on(spec, ways, asked), experts.node)
+    asked = kept.jobs
+    if kept.held is not None:
+        way, layout = kept.held
+        return Held(asked, asked[0][0].context.spec.block_size, layout, way)
     fitting = _with_widths(run.target, ways, experts, specs)
     blocks = {spec.block_size for spec in specs}
     if len(blocks) > 1 and 0 in blocks:
@@ -127,27 +128,18 @@ def plan_experts(run: Run, rule: str, experts: Experts, ways: Sequence[Way], *, 
     raise Declined(f"{first}{smaller}", experts.node, remedy=first.remedy)
 
 
-def _on_their_grid(experts: Experts, ways: Sequence[Way], asked: Sequence[Jobs]) -> Held | None:
-    """Returns how weights that lie on one grid are held as that grid, where they do and a kernel runs it."""
-    views = [projection.weight for projection in experts.projections]
-    common = [set(lossless.forms_of(view)) for view in views]
-    for spec in lossless.forms_of(views[0]):
-        if not all(spec in others for others in common):
-            continue
-        shapes = [job.shape_in(spec) for job, *_ in asked]
-        fit = next(
-            (
-                (way, layout)
-                for way in ways
-                for layout in map(layout_named, way.kernel.layouts)
-                if refusal(way.kernel, shapes, layout) is None
-            ),
-            None,
-        )
-        if fit is not None and not any(lossless.off_grid(view, spec) for view in views):
-            jobs = tuple(tuple(lossless.on_grid(job, spec) for job in jobs) for jobs in asked)
-            return Held(jobs, spec.block_size, fit[1], fit[0])
-    return None
+def _held_on(spec: WeightSpec, ways: Sequence[Way], asked: Sequence[Jobs]) -> tuple[Way, Layout] | None:
+    """Returns which kernel runs weights on a grid, and in which layout, or None."""
+    shapes = [job.shape_in(spec) for job, *_ in asked]
+    return next(
+        (
+            (way, layout)
+            for way in ways
+            for layout in map(layout_named, way.kernel.layouts)
+            if refusal(way.kernel, shapes, layout) is None
+        ),
+        None,
+    )
 
 
 def _with_widths(target: Target, ways: Sequence[Way], experts: Experts, specs: Sequence[WeightSpec]) -> Sequence[Way]:

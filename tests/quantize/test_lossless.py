@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewriter.errors import QuantizationError
+from rewriter.quantize.born import Look, look, off_grid
 from rewriter.quantize.formats import E2M1, MXFP4, NVFP4
-from rewriter.quantize.lossless import forms_of, off_grid, quantize, read
+from rewriter.quantize.lossless import OffGridError, quantize, read
 from rewriter.quantize.types import QuantizedWeight, WeightContext, WeightSpec
 from rewriter.tensors import View, interleaved, stacked
 
@@ -63,7 +63,7 @@ def test_integers_are_recovered(*, bits, block, symmetric, dtype, seed):
     np.testing.assert_array_equal(found.codes, made.codes)
     np.testing.assert_array_equal(found.scales, made.scales)
     np.testing.assert_array_equal(found.dequantize().astype(dtype), weight)
-    assert spec in set(forms_of(whole(weight)))
+    assert spec in look(whole(weight)).specs
 
 
 @given(own=st.sampled_from([MXFP4, NVFP4]), dtype=st.sampled_from(DTYPES), seed=SEEDS)
@@ -76,7 +76,7 @@ def test_four_bit_floats_are_recovered_bit_by_bit(own, dtype, seed):
     scales = found.scales.astype(np.float64) * found.global_scale
     np.testing.assert_array_equal(scales, made.scales.astype(np.float64))
     np.testing.assert_array_equal(found.dequantize(), made.dequantize())
-    assert next(forms_of(whole(weight))) == spec
+    assert look(whole(weight)).specs[0] == spec
 
 
 @given(
@@ -98,7 +98,12 @@ def test_one_number_off_by_one_unit_in_one_place_is_not_taken(grid, dtype, seed,
     found = read(weight, spec, dtype)
     if found.weight is None:
         assert (found.row, found.block) == (row, column // made.block_size)
-        assert off_grid(whole(weight), spec) == f"row {row}, block {column // made.block_size}"
+        first = column // made.block_size * made.block_size
+        where = f"block (row {row}, columns {first} to {first + made.block_size - 1}) of 'w' is off the grid of "
+        assert off_grid(whole(weight), spec).startswith(where)
+        seen = look(whole(weight))
+        assert seen.specs or seen.off.startswith(where)
+        assert all(read(weight, other, dtype).weight is not None for other in seen.specs)
     else:  # another code may be what the nudged number is rounded from
         np.testing.assert_array_equal(found.weight.dequantize().astype(dtype), weight)
 
@@ -115,27 +120,29 @@ def test_every_spelling_of_a_stack_is_seen():
         "interleaved": interleaved(stack, whole(np.stack(ups))),
     }
     for name, view in spelled.items():
-        assert next(forms_of(view)) == spec, name
+        assert look(view).specs[0] == spec, name
         assert not off_grid(view, spec), name
     broken = np.stack(experts)
     broken[3, 7, 63] = np.float16(0.7)
-    assert off_grid(whole(broken), spec) == "row 7, block 1 of expert 3"
+    assert off_grid(whole(broken), spec) == (
+        "block (expert 3, row 7, columns 32 to 63) of 'w' is off the grid of mxfp4"
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_ordinary_weight_lies_on_no_grid(dtype):
     weight = np.random.default_rng(0).standard_normal((64, 256)).astype(dtype)
-    assert not list(forms_of(whole(weight)))
-    assert not list(forms_of(whole(np.zeros((64, 256), dtype))))
+    assert look(whole(weight)) == Look()
+    assert look(whole(np.zeros((64, 256), dtype))) == Look()
     weight[5, 7] = np.inf
-    assert not list(forms_of(whole(weight)))
+    assert look(whole(weight)) == Look()
 
 
 def test_a_weight_off_its_grid_is_an_error_that_says_where():
     weight, _ = floats(4, 64, MXFP4, dtype=np.float16, seed=0)
     weight[2, 40] = 0.3
     context = WeightContext(WeightSpec("lossless", 4, 32, True, format="mxfp4"), MXFP4.scale_dtype, weight="w")
-    with pytest.raises(QuantizationError, match="'w' does not lie on a grid of mxfp4: row 2, block 1 is off it"):
+    with pytest.raises(OffGridError, match=r"block \(row 2, columns 32 to 63\) of 'w' is off the grid of mxfp4"):
         quantize(weight, context)
 
 
