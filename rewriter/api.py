@@ -229,9 +229,7 @@ def apply(
             rounded_activations=rule_set.rounded_activations,
             looks_whole=looks_whole,
         )
-        parity = rule_set.parity
-        prove = prover or LocalProver(parity.local, parity.seed, timeout=parity.timeout)
-        engine = Engine(run, prove, progress, watch, strict=strict)
+        engine = Engine(run, prover or LocalProver(rule_set.parity), progress, watch, strict=strict)
         return _rewritten(model, rule_set, run, engine, plan, lambda: attempt(looks_whole=True))
 
     try:

@@ -91,7 +91,7 @@ def _rewritten(model: ir.Model, rules: Mapping[str, object], target: Target) -> 
         {CUSTOM: ALGORITHMS["rtn"], **ALGORITHMS},
         rounded_activations=rule_set.rounded_activations,
     )
-    Engine(run, LocalProver(rule_set.parity.local, rule_set.parity.seed)).apply(rule_set)
+    Engine(run, LocalProver(rule_set.parity)).apply(rule_set)
     run.recognise(())
     return run
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rewriter.cli import options
-from rewriter.cli.options import DEFAULT_RULES, Level, Model, Rules, Settings, TargetName
+from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Rules, Settings, TargetName
 
 if TYPE_CHECKING:
     from rewriter.api import Result
@@ -30,7 +30,8 @@ def apply(
         bool, typer.Option("--overwrite", help="Replace files of the same names in an existing output; others stay.")
     ] = False,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Write everything that was done.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Write everything that was done; - prints it.", show_default=False),
     ] = None,
     html: Annotated[
         Path | None,
@@ -48,8 +49,9 @@ def apply(
     parity: Annotated[
         Level | None,
         typer.Option(
-            help="Which rewrites are proved by running them: one per structural class, all, or none;"
-            " by default as the rule set says (class).",
+            help="Which rewrites are proved by running them: one to four of each structural class, all, or none;"
+            " by default as the rule set says (class). Of more than 256 MiB only some experts are run, or none:"
+            " --set parity.max_bytes.",
             show_default=False,
         ),
     ] = None,
@@ -128,6 +130,7 @@ def apply(
             "--strict", help="End the run where a rewrite fails its proof; else it is left out, and the exit code is 1."
         ),
     ] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
     """Rewrite a model by a rule set, quantize its weights, prove the rewrites, and save it.
@@ -137,7 +140,7 @@ def apply(
     [bold]rewriter apply model.onnx -o out[/bold]
         4-bit experts and linears (rule set moe-int4)
     [bold]rewriter apply model.onnx -o out -r experts-int8 --report out.json[/bold]
-        only the experts, in 8 bits, with a full report
+        only the experts, in 8 bits, with a full report; --json prints that and nothing else
     [bold]rewriter apply model.onnx -o out --html out.html[/bold]
         with a report that a person reads
     [bold]rewriter apply model.onnx -o out --set quantization.default.block_size=128[/bold]
@@ -158,7 +161,7 @@ def apply(
     from rewriter import api
     from rewriter.cli import compare, report_files, tables
     from rewriter.cli.budget import fitted
-    from rewriter.cli.console import byte_bar, console, labelled, shout, show, working
+    from rewriter.cli.console import byte_bar, console, labelled, print_json, shout, show, working
     from rewriter.errors import UsageError
     from rewriter.explanation.coverage import unread_experts
     from rewriter.io import Place
@@ -168,6 +171,8 @@ def apply(
     _require_known(require, rule_set)
     _require_directory(out)
     place = Place.of(out, overwrite=overwrite, keep=[model])
+    if report is not None and report_files.is_stdout(report):
+        report, as_json = None, True
     if html is not None and html.suffix not in report_files.PAGES:
         raise UsageError(f"--html {html}: a page is a file as report.html")
     if report is not None and report.suffix in report_files.PAGES:
@@ -188,23 +193,24 @@ def apply(
             imatrix=imatrix,
             calibration=calibration,
         )
-    with working(f"reading {model}", quiet=quiet) as tell:
+    silent = quiet or as_json
+    with working(f"reading {model}", quiet=silent) as tell:
         result: Result[Any] = api.apply(
             model,
             rule_set,
             target=target,
             imatrix=imatrix,
             calibration=calibration,
-            progress=lambda phase, count: tell(f"{phase}: {count:,} rewrites"),
+            progress=lambda phase, count: tell(options.progress(phase, count)),
             strict=strict,
         )
-    with byte_bar(f"writing {out}", quiet=quiet) as told:
+    with byte_bar(f"writing {out}", quiet=silent) as told:
         saved = result.save(place, memory=memory, max_shard_size=max_shard_size, progress=told)
-    with working("comparing with the original", quiet=quiet):
+    with working("comparing with the original", quiet=silent):
         found = compare.compare(result, check)
     done = dataclasses.replace(result.report, parity=found)
 
-    screen = console(quiet=quiet)
+    screen = console(quiet=silent)
     more = "; --report FILE.json lists all" if report is None else f"; see {report}"
     screen.print(Text.assemble((rule_set.name, "bold"), f" on {model}, for {done.target}\n"))
     if not done.applications:
@@ -237,6 +243,8 @@ def apply(
     if html is not None:
         report_files.write_page(html, done)
         screen.print(labelled("Page", html), soft_wrap=True)
+    if as_json:
+        print_json(done.to_json())
 
     wrong = [f"rule {r.rule} at node {r.declines[0].node}: {r.reason}" for r in done.refusals if r.failed]
     failures = [*wrong, *found.failures, *_never_fired(require, done)]

@@ -60,7 +60,7 @@ def explain(
             name,
             rule_set,
             target=target,
-            progress=lambda phase, count: tell(f"{phase}: {count:,} rewrites"),
+            progress=lambda phase, count: tell(options.progress(phase, count)),
         )
     if as_json:
         print_json(found.to_json() if isinstance(found, Report) else document(found))

@@ -87,6 +87,11 @@ DEFAULT_RULES = "moe-int4"
 """As ``rewriter.api`` has it, whose import would take --help a second; a test holds the two together."""
 
 
+def progress(phase: str, count: int) -> str:
+    """Says what the engine is doing."""
+    return f"phase {phase}: matching and rewriting, {count:,} rewrites so far"
+
+
 def rule_set(rules: str, settings: Sequence[str], parity: Level | None = None) -> RuleSet:
     """Reads a rule set with what the command line changes in it.
 

@@ -16,6 +16,11 @@ PAGES = (".html", ".htm")
 """Endings of the names of pages."""
 
 
+def is_stdout(file: Path) -> bool:
+    """Whether a report is to be printed: ``-``, or what the system calls the standard output."""
+    return str(file) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
 def refuse(file: Path, output: Path) -> None:
     """Refuses a place for a report before any work is done; one inside the output directory is fine.
 
@@ -24,6 +29,8 @@ def refuse(file: Path, output: Path) -> None:
     """
     if file.is_dir():
         raise UsageError(f"the report '{file}' is a directory; give a file, as report.json or report.html")
+    if _is_stream(file):
+        return
     inside = Path(os.path.realpath(file)).parent == Path(os.path.realpath(output))
     if not inside and not file.absolute().parent.is_dir():
         raise UsageError(f"cannot write the report '{file}': there is no directory '{file.parent}'; make it first")
@@ -63,6 +70,9 @@ def write_coverage(file: Path, coverage: Coverage) -> None:
 
 
 def _write(file: Path, text: str) -> None:
+    if _is_stream(file):
+        file.write_text(text, encoding="utf-8", errors="replace")
+        return
     partial: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(
@@ -79,6 +89,11 @@ def _write(file: Path, text: str) -> None:
         if isinstance(error, OSError):
             raise UsageError(f"cannot write the report '{file}' ({error.strerror}); choose another place") from error
         raise
+
+
+def _is_stream(file: Path) -> bool:
+    """Whether it is a pipe or a device: nothing to be read or replaced."""
+    return file.exists() and not file.is_file()
 
 
 def _is_report(file: Path) -> bool:

@@ -170,7 +170,7 @@ def _proof(proofs: Sequence[Proof], used: int) -> tuple[str, str]:
     many = f"{len(run):,} class{'es' if len(run) != 1 else ''}"
     how = f"{many} run ({names(sorted({p.runtime for p in run}))})" if run else ""
     if skipped:
-        how += f"{', ' if how else ''}{skipped:,} too large to run"
+        how += f"{', ' if how else ''}{skipped:,} too large to run (parity.max_bytes)"
     return error, how
 
 

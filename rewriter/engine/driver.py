@@ -75,7 +75,7 @@ class Engine:
         Args:
             run: the model with its facts, roles, plan and target.
             prove: called on every rewrite before it is committed.
-            progress: told the phase and the number of applications so far, now and then.
+            progress: told the phase and the number of applications so far, as a phase begins and now and then.
             watch: looks on.
             strict: a rewrite that fails its proof ends the run; else it is declined, and the rest goes on.
         """
@@ -110,6 +110,7 @@ class Engine:
         return self.outcome
 
     def _phase(self, phase: Phase) -> None:
+        self._progress(phase.name, len(self.outcome.applications))
         table, everywhere, recognisers = self._bind(phase)
         self._run.recognise(recognisers)
         fired: list[tuple[str, str]] = []

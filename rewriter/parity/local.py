@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
 
 import onnx_ir as ir
 
@@ -14,6 +13,7 @@ from rewriter.operators.qmoe import LAYOUT_KEY
 from rewriter.parity.proof import prove
 from rewriter.parity.runtime import TIMEOUT, OrtRuntime, ReferenceRuntime, Runtime, available
 from rewriter.report import Proof
+from rewriter.ruleset import ParitySettings
 
 _MEMBERS = 4
 _CHEAP = 1 << 20
@@ -23,25 +23,15 @@ _CHEAP = 1 << 20
 class LocalProver:
     """Proves rewrites before they are committed: one of each structural class, or all."""
 
-    def __init__(
-        self,
-        level: Literal["class", "all", "none"],
-        seed: int,
-        runtime: Runtime | None = None,
-        timeout: float = TIMEOUT,
-    ) -> None:
+    def __init__(self, settings: ParitySettings, runtime: Runtime | None = None) -> None:
         """Prepares a prover.
 
         Args:
-            level: ``class`` runs one rewrite of each structural class, ``all`` every one, ``none`` none.
-            seed: of the random inputs.
+            settings: which rewrites are run and how.
             runtime: runs both sides; by default ONNX Runtime's CPU provider, or the reference where it is missing.
-            timeout: seconds that one run of a side may take.
         """
-        self._level = level
-        self._seed = seed
-        self._runtime = runtime or default_runtime(timeout)
-        self._timeout = timeout
+        self._settings = settings
+        self._runtime = runtime or default_runtime(settings.timeout)
         self._proved: dict[object, Proof] = {}
         self._members: dict[object, tuple[int, int]] = {}
         self._failed: dict[object, ProofError] = {}
@@ -53,22 +43,32 @@ class LocalProver:
             ProofError: the replacement does not compute what the matched subgraph does.
             UnprovedError: the proof does not come to an end.
         """
-        if self._level == "none":
+        if self._settings.local == "none":
             return None
         signature = _signature(rewrite)
-        if self._level == "class" and signature in self._proved and not self._is_drawn(signature, rewrite):
+        if self._settings.local == "class" and signature in self._proved and not self._is_drawn(signature, rewrite):
             return self._proved[signature]
         if signature in self._failed:
             failed = self._failed[signature]
             raise type(failed)(rewrite.rule, rewrite.where, f"as at node {failed.node}, {failed.message}")
         try:
-            proof = prove(
-                rewrite, run, self._runtime, self._seed, several=signature not in self._proved, timeout=self._timeout
-            )
+            proof = self._prove(rewrite, run, several=signature not in self._proved)
         except ProofError as error:
             self._failed[signature] = error
             raise
-        return self._proved.setdefault(signature, proof) if self._level == "class" else proof
+        return self._proved.setdefault(signature, proof) if self._settings.local == "class" else proof
+
+    def _prove(self, rewrite: Rewrite, run: ModelRun, *, several: bool) -> Proof:
+        settings = self._settings
+        return prove(
+            rewrite,
+            run,
+            self._runtime,
+            settings.seed,
+            most=settings.max_bytes,
+            several=several,
+            timeout=settings.timeout,
+        )
 
     def _is_drawn(self, signature: object, rewrite: Rewrite) -> bool:
         """Whether another member of a class is run too: the second, and later ones by lot, as long as they are cheap.

@@ -20,7 +20,7 @@ from rewriter.parity.judge import cannot_judge, cannot_run
 from rewriter.parity.runtime import TIMEOUT, ReferenceRuntime, Runtime
 from rewriter.parity.subgraph import Subgraph
 from rewriter.parity.subgraph_inputs import Feeds, random_feeds, related_nodes, rows_to_try
-from rewriter.parity.weights import BUDGET, dequantized, experts_to_run, float_bytes
+from rewriter.parity.weights import dequantized, experts_to_run, float_bytes
 from rewriter.report import Proof
 from rewriter.rule import Declined
 
@@ -67,11 +67,11 @@ class Sides:
         """Those of both sides."""
         return (*self.rewrite.matched, *self.rewrite.nodes)
 
-    def require_sample(self) -> bool:
-        """Runs a few experts of a stack where all are too many; False where that cannot be done."""
-        if self.size <= BUDGET:
+    def require_sample(self, most: int) -> bool:
+        """Runs a few experts of a stack where all hold more than ``most`` bytes; False where that cannot be done."""
+        if self.size <= most:
             return True
-        experts = experts_to_run((self.before, self.after), self.size)
+        experts = experts_to_run((self.before, self.after), self.size, most)
         self.before.experts = self.after.experts = experts
         return experts is not None
 
@@ -124,7 +124,14 @@ class Verdict:
 
 
 def prove(
-    rewrite: Rewrite, run: ModelRun, runtime: Runtime, seed: int, *, several: bool = True, timeout: float = TIMEOUT
+    rewrite: Rewrite,
+    run: ModelRun,
+    runtime: Runtime,
+    seed: int,
+    *,
+    most: int,
+    several: bool = True,
+    timeout: float = TIMEOUT,
 ) -> Proof:
     """Returns the proof of a rewrite.
 
@@ -133,6 +140,7 @@ def prove(
         run: its facts.
         runtime: runs both sides, where its numbers prove something.
         seed: of the inputs.
+        most: bytes of weights in float32 above which a rewrite is not run whole.
         several: whether other numbers of rows are tried, where that is cheap.
         timeout: seconds that one run of the reference may take, where it judges in the runtime's place.
 
@@ -142,8 +150,11 @@ def prove(
         Declined: nothing can run the matched subgraph.
     """
     sides = Sides.of(rewrite, run)
-    if not sides.require_sample():
-        skipped = f"not run: its weights take {sides.size} bytes in float32; their bytes are read back when written"
+    if not sides.require_sample(most):
+        skipped = (
+            f"not run: its weights take {sides.size} bytes in float32, more than parity.max_bytes; their bytes are read"
+            " back when written"
+        )
         return Proof(rewrite.rule, "none", 0.0, 0.0, rewrite.where, skipped, ran=False)
     judges, because = _judges(sides, runtime, ReferenceRuntime(timeout))
     verdicts = [_run(sides, judges, sides.feeds(seed))]

@@ -20,9 +20,6 @@ from rewriter.tensors import RowsTensor, View, ViewTensor
 
 Array = npt.NDArray[Any]
 
-BUDGET = 1 << 28
-"""Bytes of float weights above which a class is not run whole: the proof must not cost what streaming saves."""
-
 _EXPERTS = 8
 
 _LARGE = 1 << 20
@@ -47,8 +44,14 @@ def float_bytes(sides: Iterable[Constants], jobs: Iterable[QuantizationJob]) -> 
     return max(*stored, sum(job.weight.size * 4 for job in jobs))
 
 
-def experts_to_run(sides: Iterable[Constants], size: int) -> range | None:
-    """Returns which experts of its stacks represent a large MoE, the last among them, or None where none can."""
+def experts_to_run(sides: Iterable[Constants], size: int, most: int) -> range | None:
+    """Returns which experts of its stacks represent a large MoE, the last among them, or None where none can.
+
+    Args:
+        sides: of the rewrite.
+        size: bytes of all of its weights in float32.
+        most: bytes that may be run.
+    """
     counts: set[int] = set()
     least = 1
     for side in sides:
@@ -65,8 +68,8 @@ def experts_to_run(sides: Iterable[Constants], size: int) -> range | None:
     if len(counts) != 1:
         return None
     one = size // min(counts)
-    experts = max(least, min(_EXPERTS, BUDGET // 4 // one, *counts))
-    return range(min(counts) - experts, min(counts)) if one * experts <= BUDGET else None
+    experts = max(least, min(_EXPERTS, most // 4 // one, *counts))
+    return range(min(counts) - experts, min(counts)) if one * experts <= most else None
 
 
 def stacks_of(side: Constants) -> set[ir.Value]:

@@ -131,9 +131,11 @@ class ParityDocument(_Strict):
     """How the result is proved; merged field by field with what this rule set extends."""
 
     local: Annotated[LocalParity, exact(LocalParity)] = ParitySettings.local
-    """Which rewrites are proved by running them: one per structural class, all, or none."""
+    """Which rewrites are proved by running them: one to four of each structural class, all, or none."""
     seed: Annotated[int, Field(ge=0)] = ParitySettings.seed
     """Of the random inputs."""
+    max_bytes: Annotated[int, Field(ge=0)] = ParitySettings.max_bytes
+    """Of one rewrite's weights in float32 above which it is not run whole: of a stack some experts are."""
     max_relative_l2: Ratio | None = ParitySettings.max_relative_l2
     """Largest relative L2 error of an output of the whole model."""
     min_snr_db: Annotated[float, Field(allow_inf_nan=False)] | None = ParitySettings.min_snr_db

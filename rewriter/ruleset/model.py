@@ -50,8 +50,11 @@ class ParitySettings:
     """How rewrites are proved, and the limits for the whole model; a limit that is None is not held.
 
     Attributes:
-        local: which applications are proved by running them: one per structural class, all, or none.
+        local: which applications are proved by running them: one to four of each
+            structural class, all, or none.
         seed: of the random inputs.
+        max_bytes: of one rewrite's weights in float32 above which it is not run whole: of a stack of experts some are
+            run; what has no stack is not run.
         max_relative_l2: largest relative L2 error of an output.
         min_snr_db: smallest signal-to-noise ratio of an output, in dB.
         min_top1: smallest share of positions, 0 to 1, whose highest logit stays the same.
@@ -64,6 +67,7 @@ class ParitySettings:
     min_snr_db: float | None = None
     min_top1: float | None = None
     timeout: float = 300.0
+    max_bytes: int = 1 << 28
 
 
 @dataclass(frozen=True)

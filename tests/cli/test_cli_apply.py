@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx
 import pytest
 from cli_models import GRANITE, NEEDS_FC3, linear, tree
 
+import rewriter
 from rewriter import api
 from rewriter.cli import compare
 from rewriter.errors import TargetError
@@ -255,3 +260,37 @@ def test_outputs_far_off_fail_without_a_limit(run):
     unlimited = ("--set", "parity.max_relative_l2=10")
     code, _, err = run("apply", GRANITE, "-o", "other", "-r", "experts-int4", "--parity", "none", *unlimited)
     assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("how", [("--json",), ("--report", "-"), ("--report", "/dev/stdout")], ids=" ".join)
+def test_the_report_can_be_printed_and_nothing_else_is(run, tmp_path, how):
+    code, out, err = run("apply", GRANITE, "-o", "out", "-r", "unstack", "--no-check", *how)
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["applied"] == {"unstack": 16} and report["parity"]["skipped"] == "--no-check"
+    assert [path for path in tree(tmp_path) if not path.startswith("out/")] == []
+
+
+def test_a_reader_of_the_report_may_stop_early(tmp_path):
+    command = [sys.executable, "-m", "rewriter", "apply", GRANITE, "-o", "out", "-r", "unstack", "--no-check"]
+    with subprocess.Popen(
+        [*map(str, command), "--report", "/dev/stdout"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"{\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_a_report_may_go_into_a_pipe(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as reader:
+        text = reader.submit((tmp_path / "pipe").read_text)
+        assert run("apply", GRANITE, "-o", "out", "-r", "unstack", "--no-check", "-q", "--report", "pipe")[0] == 0
+        assert json.loads(text.result(timeout=60))["applied"] == {"unstack": 16}
+
+
+def test_progress_names_each_phase_as_it_begins():
+    told = []
+    rewriter.apply(GRANITE, "moe-int4", progress=lambda phase, count: told.append(phase), prover=lambda *_: None)
+    assert told[:3] == ["fuse", "unstack", "unbatch"] and told[-1] == "quantize"

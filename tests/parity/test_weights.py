@@ -14,6 +14,7 @@ import rewriter
 from rewriter.parity.local import LocalProver
 from rewriter.parity.runtime import OrtRuntime
 from rewriter.parity.weights import fed_weights
+from rewriter.ruleset import ParitySettings
 
 MODELS = Path(__file__).parent.parent / "models"
 LARGE = "rewriter.parity.weights._LARGE"
@@ -51,7 +52,7 @@ def linear(weight):
 
 def proved(model, rules):
     seen = Recorder()
-    rewriter.apply(model, rules, prover=LocalProver("all", 0, seen))
+    rewriter.apply(model, rules, prover=LocalProver(ParitySettings("all"), seen))
     return seen
 
 

@@ -263,16 +263,15 @@ def test_the_excluded_layer_stays_and_the_other_goes():
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_a_stack_too_large_for_the_proof_is_proved_by_its_last_experts(symmetric, monkeypatch):
-    for module in ("proof", "weights"):
-        monkeypatch.setattr(f"rewriter.parity.{module}.BUDGET", 1_600_000)
+def test_a_stack_too_large_for_the_proof_is_proved_by_its_last_experts(symmetric):
     model = moe_model(INTERLEAVED, experts=64)
-    rules = rule_set(["moe-to-qmoe"], bits=4, symmetric=symmetric)
+    rules = {**rule_set(["moe-to-qmoe"], bits=4, symmetric=symmetric), "parity": {"max_bytes": 1_600_000}}
     (proof,) = rewrite(model, rules).report.proofs
     assert (proof.experts, proof.runtime, proof.skipped) == (8, "cpu", "") and proof.max_relative < 1e-5
-    monkeypatch.setattr("rewriter.parity.weights.BUDGET", 10_000)
-    (proof,) = rewrite(model, rules).report.proofs
-    assert proof.runtime == "none" and proof.skipped.startswith("not run") and not proof.ran
+    (proof,) = rewrite(model, {**rules, "parity": {"max_bytes": 10_000}}).report.proofs
+    assert proof.runtime == "none" and "more than parity.max_bytes" in proof.skipped and not proof.ran
+    (proof,) = rewrite(model, {**rules, "parity": {"max_bytes": 1 << 28}}).report.proofs
+    assert proof.ran and proof.experts is None
 
 
 def widened(model):
