@@ -1,18 +1,35 @@
 """Compiled loops of algorithms that weigh errors together: what one column's rounding does to the others' is known.
 
 A chunk of rows [R, K] is quantized against a Hessian H [K, K], by which the error of a row e costs ``e H e^T``. Grids
-are given; ``value = scale * (code - zero)``, and a scale may be negative.
+are given; ``value = scale * (code - zero)``, where a scale may be negative, or with ``floats`` ``scale * e2m1(code)``.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from rewriter.quantize.four_bit_floats import LEVELS, nearest_level
 from rewriter.quantize.kernels import F0, REORDER, Codes, Floats, compiled
 
 
 @compiled(REORDER)
-def feed_forward(rows: Floats, factor: Floats, scales: Floats, zeros: Codes, top: int, codes: Codes) -> None:
+def nearest_code(level: np.float32, zero: np.float32, top: int, floats: bool) -> np.uint8:
+    """Returns the code whose value, in units of the scale, is nearest."""
+    if floats:
+        return nearest_level(level)
+    return np.uint8(np.rint(min(max(level + zero, F0), np.float32(top))))
+
+
+@compiled(REORDER)
+def level_of(code: np.uint8, zero: np.float32, floats: bool) -> np.float32:
+    """Returns what a code stands for in units of the scale."""
+    return LEVELS[code] if floats else np.float32(code) - zero
+
+
+@compiled(REORDER)
+def feed_forward(
+    rows: Floats, factor: Floats, scales: Floats, zeros: Codes, top: int, floats: bool, codes: Codes
+) -> None:
     """Rounds the columns of one block in turn; each one's error is made good by the columns after it.
 
     Args:
@@ -21,15 +38,15 @@ def feed_forward(rows: Floats, factor: Floats, scales: Floats, zeros: Codes, top
         scales: [R].
         zeros: [R].
         top: the largest code.
+        floats: whether codes are e2m1.
         codes: [R, C], written.
     """
     for r in range(rows.shape[0]):
         row, scale, zero = rows[r], scales[r], np.float32(zeros[r])
         inverse = np.float32(1) / scale if scale != F0 else F0
         for j in range(row.size):
-            code = np.rint(min(max(row[j] * inverse + zero, F0), np.float32(top)))
-            codes[r, j] = np.uint8(code)
-            error = (row[j] - (code - zero) * scale) / factor[j, j]
+            codes[r, j] = nearest_code(row[j] * inverse, zero, top, floats)
+            error = (row[j] - level_of(codes[r, j], zero, floats) * scale) / factor[j, j]
             row[j] = error
             for i in range(j + 1, row.size):
                 row[i] -= error * factor[j, i]
@@ -42,6 +59,7 @@ def descend(
     zeros: Codes,
     block: int,
     top: int,
+    floats: bool,
     hessian: Floats,
     rest: Floats,
     slope: Floats,
@@ -55,6 +73,7 @@ def descend(
         zeros: [R, B].
         block: columns that share a scale.
         top: the largest code.
+        floats: whether codes are e2m1.
         hessian: [K, K], positive diagonal.
         rest: [R, K] what the codes leave of the weight; kept up to date.
         slope: [R, K] ``rest @ hessian``; kept up to date.
@@ -68,12 +87,13 @@ def descend(
                 scale = scales[r, j // block]
                 if scale == F0:
                     continue
-                code = np.float32(own[j])
-                wanted = code + pull[j] / (hessian[j, j] * scale)
-                best = np.rint(min(max(wanted, F0), np.float32(top)))
-                if best != code:
-                    step = (best - code) * scale
-                    own[j] = np.uint8(best)
+                zero = np.float32(zeros[r, j // block])
+                level = level_of(own[j], zero, floats)
+                best = nearest_code(level + pull[j] / (hessian[j, j] * scale), zero, top, floats)
+                better = level_of(best, zero, floats)
+                if better != level:
+                    step = (better - level) * scale
+                    own[j] = best
                     left[j] -= step
                     for i in range(pull.size):
                         pull[i] -= step * hessian[j, i]

@@ -15,14 +15,15 @@ import ml_dtypes
 import numpy as np
 
 from rewriter.errors import QuantizationError
-from rewriter.quantize.formats import E2M1, FORMATS, MXFP4
+from rewriter.quantize.formats import E2M1, FORMATS, MXFP4, Format
 from rewriter.quantize.grids import E4M3_LARGEST, E8M0_BIAS
 from rewriter.quantize.kernels import Codes, Floats, compiled, exponent_of, power_of_two
 from rewriter.quantize.rows import checked_importance, over_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
-_VALUES = np.array(E2M1, np.float32)
-_E4M3 = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+LEVELS = np.array(E2M1, np.float32)
+"""What each code of e2m1 stands for."""
+E4M3 = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 """What each code of e4m3 that is not negative stands for."""
 
 _LOWER, _HIGHER = 8, 8
@@ -57,10 +58,7 @@ def quantize(weight: FloatArray, context: WeightContext, *, search: bool) -> Qua
 
     def task(first: int, chunk: Floats) -> None:
         rows = slice(first, first + len(chunk))
-        if own is MXFP4:
-            fit_mxfp4(chunk, importance, search, codes[rows], scales[rows])
-        else:
-            fit_nvfp4(chunk, importance, np.float64(global_scale), search, codes[rows], scales[rows])
+        _fit(own, chunk, importance, global_scale, search, codes[rows], scales[rows])
 
     over_rows(weight, task)
     return QuantizedWeight(
@@ -68,14 +66,51 @@ def quantize(weight: FloatArray, context: WeightContext, *, search: bool) -> Qua
     )
 
 
+def search_scales(
+    block: Floats, importance: Floats, global_scale: float, dtype: np.dtype[np.generic], codes: Codes
+) -> Floats:
+    """Searches the scale of one block of several rows, as ``quantize`` does.
+
+    Args:
+        block: [R, C].
+        importance: [C].
+        global_scale: of the weight.
+        dtype: of the scales: that of mxfp4, or of nvfp4.
+        codes: [R, C], written.
+
+    Returns:
+        What the codes of each row are multiplied with, [R].
+    """
+    scales = np.empty((len(block), 1), np.uint8)
+    own = next(known for known in FORMATS.values() if known.scale_dtype == dtype)
+    _fit(own, block, importance, global_scale, True, codes, scales)
+    found: Floats = scales.view(dtype)[:, 0].astype(np.float32) * np.float32(global_scale)
+    return found
+
+
+def _fit(
+    own: Format, rows: Floats, importance: Floats, global_scale: float, search: bool, codes: Codes, scales: Codes
+) -> None:
+    if own is MXFP4:
+        fit_mxfp4(rows, importance, search, codes, scales)
+    else:
+        fit_nvfp4(rows, importance, np.float64(global_scale), search, codes, scales)
+
+
+@compiled()
+def nearest_level(value: np.floating) -> np.uint8:
+    """Returns the nearest code of e2m1, ties to even."""
+    x = np.float64(abs(value))
+    code = int(x > 0.25) + int(x >= 0.75) + int(x > 1.25) + int(x >= 1.75)
+    code += int(x > 2.5) + int(x >= 3.5) + int(x > 5.0)
+    return np.uint8(code + (8 if np.signbit(value) else 0))
+
+
 @compiled()
 def encode(block: Floats, scale: np.float64, codes: Codes) -> None:
     """Writes the nearest codes of e2m1, ties to even."""
     for i in range(block.size):
-        x = abs(block[i]) / scale
-        code = int(x > 0.25) + int(x >= 0.75) + int(x > 1.25) + int(x >= 1.75)
-        code += int(x > 2.5) + int(x >= 3.5) + int(x > 5.0)
-        codes[i] = np.uint8(code + (8 if np.signbit(block[i]) else 0))
+        codes[i] = nearest_level(block[i] / scale)
 
 
 @compiled()
@@ -83,7 +118,7 @@ def error(block: Floats, importance: Floats, scale: np.float64, codes: Codes) ->
     """Returns the weighted squared error of codes."""
     total = np.float64(0)
     for i in range(block.size):
-        rest = _VALUES[codes[i]] * scale - block[i]
+        rest = LEVELS[codes[i]] * scale - block[i]
         total += importance[i] * rest * rest
     return total
 
@@ -126,20 +161,20 @@ def fit_nvfp4(
             part = slice(b * 16, (b + 1) * 16)
             block, own, weights = rows[n, part], codes[n, part], importance[part]
             wanted = np.max(np.abs(block)) / (6 * global_scale)
-            above = min(np.searchsorted(_E4M3, np.float32(wanted)), _E4M3.size - 1)
+            above = min(np.searchsorted(E4M3, np.float32(wanted)), E4M3.size - 1)
             plain = above
-            if above > 0 and wanted - _E4M3[above - 1] < _E4M3[above] - wanted:
+            if above > 0 and wanted - E4M3[above - 1] < E4M3[above] - wanted:
                 plain = above - 1
             plain = max(plain, 1)
             scales[n, b] = plain
-            encode(block, _E4M3[plain] * global_scale, own)
+            encode(block, E4M3[plain] * global_scale, own)
             if not search or wanted == 0:
                 continue
-            least = error(block, weights, _E4M3[plain] * global_scale, own)
-            for code in range(max(plain - _LOWER, 1), min(plain + _HIGHER, _E4M3.size - 1) + 1):
+            least = error(block, weights, E4M3[plain] * global_scale, own)
+            for code in range(max(plain - _LOWER, 1), min(plain + _HIGHER, E4M3.size - 1) + 1):
                 now = tried[: block.size]
-                encode(block, _E4M3[code] * global_scale, now)
-                this = error(block, weights, _E4M3[code] * global_scale, now)
+                encode(block, E4M3[code] * global_scale, now)
+                this = error(block, weights, E4M3[code] * global_scale, now)
                 if this < least:
                     least = this
                     own[:] = now

@@ -8,6 +8,8 @@ held against that of ``mse-search``, and the one with less error on these inputs
 the more H is damped: with few of them the result comes close to that of ``mse-search``, with many it has half of its
 error.
 
+The scales of mxfp4 and nvfp4 are too coarse to be moved; they stay as the search of each block finds them.
+
 A weight whose inputs were not captured, or that no token came by, gets ``mse-search``.
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022).
@@ -23,9 +25,10 @@ from rewriter.quantize import kernels, mse_search
 from rewriter.quantize.blas import one_thread
 from rewriter.quantize.feedback import descend, feed_forward, refit_scales
 from rewriter.quantize.formats import INT
+from rewriter.quantize.four_bit_floats import LEVELS, search_scales
 from rewriter.quantize.hessian import Hessian, Matrix
-from rewriter.quantize.kernels import Codes, Floats
-from rewriter.quantize.rows import DTYPES, empty, over_rows
+from rewriter.quantize.kernels import Floats
+from rewriter.quantize.rows import DTYPES, over_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
 ROWS = 64
@@ -36,14 +39,14 @@ REFITS, SWEEPS = 2, 2
 
 
 def quantize(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
-    """Quantizes an [N, K] weight by its activations [T, K]; by ``mse-search`` without them, and to float codes.
+    """Quantizes an [N, K] weight by its activations [T, K]; by ``mse-search`` without them.
 
     Raises:
         QuantizationError: weight or activations are not finite or do not fit, or a scale overflows its dtype.
     """
-    if context.activations is None or context.spec.format != INT.name:
-        return replace(mse_search.quantize(weight, context), algorithm="mse-search")
     searched = mse_search.quantize(weight, context)
+    if context.activations is None:
+        return replace(searched, algorithm="mse-search")
     with one_thread():
         hessian = Hessian.of(context.activations(), context.weight, weight.shape[1])
         if hessian is None:
@@ -53,53 +56,47 @@ def quantize(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
 
 def _better(weight: FloatArray, context: WeightContext, hessian: Hessian, searched: QuantizedWeight) -> QuantizedWeight:
     """Returns, of each row, what GPTQ or what the search made of it, whichever costs less."""
-    spec = context.spec
-    codes, scales, zeros = empty(weight, context)
+    codes, scales = searched.codes.copy(), searched.scales.copy()
+    zeros = None if searched.zero_points is None else searched.zero_points.copy()
+    signed = context.spec.bits != 3  # of which no runtime takes negative scales
 
     def task(first: int, chunk: Floats) -> None:
         rows = slice(first, first + len(chunk))
-        ours = _Chunk(chunk, context, hessian)
-        others = None if searched.zero_points is None else searched.zero_points[rows]
-        theirs = _Chunk(chunk, context, hessian, searched.codes[rows], searched.scales[rows], others)
+        ours, theirs = (_Chunk(chunk, context, hessian, searched, rows) for _ in range(2))
         # What float32 or the scales' dtype cannot hold is no number, and so not better.
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = ours.round_in_turn()
-            if found:
-                ours.refine()
-            better = (found & (ours.costs() <= theirs.costs()))[:, None]
-        codes[rows] = np.where(better, ours.codes, theirs.codes)
-        scales[rows] = np.where(better, ours.scales, theirs.scales)
-        zeros[rows] = np.where(better, ours.zeros, theirs.zeros)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            if not ours.round_in_turn():
+                return
+            ours.refine()
+            better = ours.costs() <= theirs.costs()
+        better &= signed | (ours.scales >= 0).all(axis=1)
+        codes[rows][better] = ours.codes[better]
+        scales[rows][better] = ours.stored()[better]
+        if zeros is not None:
+            zeros[rows][better] = ours.zeros[better]
 
     over_rows(weight, task, ROWS)
-    return QuantizedWeight(codes, scales, None if spec.symmetric else zeros, spec.bits, spec.block_size)
+    return replace(searched, codes=codes, scales=scales, zero_points=zeros)
 
 
 class _Chunk:
     """A few rows of a weight on their way: codes [R, K], scales [R, B] and zero points [R, B], all changed in place."""
 
     def __init__(
-        self,
-        weight: Floats,
-        context: WeightContext,
-        hessian: Hessian,
-        codes: Codes | None = None,
-        scales: FloatArray | None = None,
-        zeros: Codes | None = None,
+        self, weight: Floats, context: WeightContext, hessian: Hessian, start: QuantizedWeight, rows: slice
     ) -> None:
-        n, k = weight.shape
-        spec = context.spec
-        self._weight = weight
-        self._spec = spec
-        self._dtype = context.scale_dtype
-        self._hessian = hessian
+        spec, k = context.spec, weight.shape[1]
+        self._weight, self._hessian = weight, hessian
+        self._symmetric, self._dtype = spec.symmetric, context.scale_dtype
+        self._floats = spec.format != INT.name
+        self._global = start.global_scale
         self._block = spec.block_size or k
         self._top = (1 << spec.bits) - 1
-        half = (self._top + 1) // 2
-        shape = (n, -(-k // self._block))
-        self.codes = np.zeros((n, k), np.uint8) if codes is None else codes
-        self.scales = np.zeros(shape, np.float32) if scales is None else scales.astype(np.float32)
-        self.zeros = np.full(shape, half, np.uint8) if zeros is None else zeros
+        self.codes = start.codes[rows].copy()
+        self.scales = start.scales[rows].astype(np.float32) * np.float32(start.global_scale)
+        self.zeros = np.full(self.scales.shape, (self._top + 1) // 2, np.uint8)
+        if start.zero_points is not None:
+            self.zeros[:] = start.zero_points[rows]
 
     def round_in_turn(self) -> bool:
         """Searches the grid of each block on what is left of it, rounds it, and feeds its errors forward.
@@ -108,51 +105,56 @@ class _Chunk:
             Whether all of it could be done: what is left may exceed what a scale can hold.
         """
         left = self._weight.copy()
-        diagonal = np.diag(self._hessian.matrix)
         for b in range(self.scales.shape[1]):
             part = slice(b * self._block, (b + 1) * self._block)
             block = _frozen(left[:, part])
-            codes = np.empty(block.shape, np.uint8)
-            scales, zeros = np.empty((len(block), 1), np.float32), np.empty((len(block), 1), np.uint8)
-            end = kernels.quantize(
-                block,
-                _frozen(diagonal[part]),
-                kernels.MSE_SEARCH,
-                self._block,
-                self._top,
-                self._spec.symmetric,
-                DTYPES[self._dtype],
-                codes,
-                scales,
-                zeros,
-            )
-            if end != kernels.DONE:
+            if not self._search(b, block, _frozen(np.diag(self._hessian.matrix)[part])):
                 return False
             factor = self._hessian.factor[part]
-            errors = block.copy()
-            feed_forward(errors, np.ascontiguousarray(factor[:, part]), scales[:, 0], zeros[:, 0], self._top, codes)
+            errors, codes = block.copy(), np.empty(block.shape, np.uint8)
+            grid = (self.scales[:, b].copy(), self.zeros[:, b].copy(), self._top, self._floats)
+            feed_forward(errors, np.ascontiguousarray(factor[:, part]), *grid, codes)
             left[:, part.stop :] -= errors @ factor[:, part.stop :]
-            self.codes[:, part], self.scales[:, b], self.zeros[:, b] = codes, scales[:, 0], zeros[:, 0]
+            self.codes[:, part] = codes
         return True
+
+    def _search(self, b: int, block: Floats, importance: Floats) -> bool:
+        """Finds the grid of one block [R, C] by its values alone; says whether a scale can hold it."""
+        codes = np.empty(block.shape, np.uint8)
+        if self._floats:
+            if not np.isfinite(block).all():
+                return False
+            self.scales[:, b] = search_scales(block, importance, self._global, self._dtype, codes)
+            return True
+        scales, zeros = np.empty((len(block), 1), np.float32), np.empty((len(block), 1), np.uint8)
+        grid = (self._block, self._top, self._symmetric, DTYPES[self._dtype])
+        end = kernels.quantize(block, importance, kernels.MSE_SEARCH, *grid, codes, scales, zeros)
+        self.scales[:, b], self.zeros[:, b] = scales[:, 0], zeros[:, 0]
+        return bool(end == kernels.DONE)
 
     def refine(self) -> None:
         """Moves codes and scales to where the error is least; scales end up as they will be stored."""
         given = (self.scales, self.zeros, self._block)
         matrix = self._hessian.matrix
-        for _ in range(REFITS):
+        for _ in range(0 if self._floats else REFITS):
             rest = self.rest()
             slope = rest @ matrix
-            descend(self.codes, *given, self._top, matrix, rest, slope, SWEEPS)
+            descend(self.codes, *given, self._top, self._floats, matrix, rest, slope, SWEEPS)
             refit_scales(self.codes, *given, matrix, rest, slope)
-        self.scales[:] = self.scales.astype(self._dtype)
+        self.scales[:] = self.stored().astype(np.float32) * np.float32(self._global)
         rest = self.rest()
-        descend(self.codes, *given, self._top, matrix, rest, rest @ matrix, SWEEPS)
+        descend(self.codes, *given, self._top, self._floats, matrix, rest, rest @ matrix, SWEEPS)
+
+    def stored(self) -> FloatArray:
+        """Returns the scales as they are stored, [R, B]."""
+        return (self.scales / np.float32(self._global)).astype(self._dtype)
 
     def rest(self) -> Floats:
         """Returns what the codes leave of the weight, [R, K]."""
         k = self.codes.shape[1]
         zeros, scales = (np.repeat(a, self._block, axis=1)[:, :k] for a in (self.zeros, self.scales))
-        rest: Floats = self._weight - (self.codes - zeros.astype(np.float32)) * scales
+        levels = LEVELS[self.codes] if self._floats else self.codes - zeros.astype(np.float32)
+        rest: Floats = self._weight - levels * scales
         return rest
 
     def costs(self) -> Matrix:

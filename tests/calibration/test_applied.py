@@ -134,6 +134,69 @@ def test_gptq_lowers_the_error_of_the_blocks_output(tmp_path):
     assert block_error(how, overrides=gptq) == plain
 
 
+@pytest.mark.parametrize("rules", ["moe-mxfp4", "moe-nvfp4", "moe-int3"])
+def test_gptq_rounds_to_every_form_that_a_target_runs(rules, tmp_path):
+    how = Spelling(hidden=64, inter=64, halves="apart", dtype="float16")
+    calibration = calibrate(block_model(how), tmp_path / "c", feeds=tokens(how, 500))
+    errors = []
+    for algorithm in ("gptq", "mse-search"):
+        chosen = {"quantization.default.algorithm": algorithm}
+        result = rewriter.apply(
+            block_model(how),
+            rules,
+            overrides=chosen,
+            calibration=calibration,
+            target="cpu@1.32",
+            prover=lambda *_: None,
+        )
+        result.save(tmp_path / algorithm)
+        weights = [w for w in result.report.weights if w.role.startswith("expert")]
+        assert {(w.algorithm, w.format if w.format != "int" else w.bits) for w in weights} == {
+            (algorithm, 3 if rules == "moe-int3" else rules.removeprefix("moe-"))
+        }
+        errors.append(sum(w.output_rms**2 for w in weights))
+    assert errors[0] < 0.8 * errors[1]
+
+
+def uneven(how):
+    """Tokens of which expert 0 sees three and expert 2 none."""
+    router = block_arrays(how)["router"].astype(np.float64)
+    x = tokens(how, 900)[0]["x"]
+    chosen = np.argsort(-(x.astype(np.float64) @ router), axis=1, kind="stable")[:, : how.k]
+    kept = ~(chosen == 2).any(axis=1)
+    first = (chosen == 0).any(axis=1) & kept
+    kept &= ~first | (np.cumsum(first) <= 3)
+    return [{"x": x[kept]}]
+
+
+@pytest.mark.parametrize("rules", ["experts-int4", "moe-int4"])
+def test_experts_of_few_tokens_and_of_none_are_no_worse_than_searched(rules, tmp_path):
+    how = SPELLINGS[0]
+    calibration = calibrate(block_model(how), tmp_path / "c", feeds=uneven(how))
+    assert (calibration.choices[0].counts[0], calibration.choices[0].counts[2]) == (3, 0)
+    seen = []
+
+    def both(weight, context):
+        ours, search = (ALGORITHMS[name](weight, context) for name in ("gptq", "mse-search"))
+        if context.role.startswith("expert"):
+            rows = context.activations()
+            exact = rows @ weight.T
+            seen.append((len(rows), *(np.square(rows @ q.dequantize().T - exact).sum() for q in (ours, search))))
+            assert len(rows) or ours.algorithm == "mse-search"
+        return ours
+
+    result = rewriter.apply(block_model(how), rules, quantizer=both, calibration=calibration, overrides=EXPERTS)
+    for value in result.ir_model.graph.initializers.values():
+        value.const_value.numpy()
+    assert {0, 3} < {count for count, _, _ in seen}
+    assert all(ours <= 1.01 * search for _, ours, search in seen)
+    gptq = {**EXPERTS, "quantization.default.algorithm": "gptq"}
+    plain = rewriter.apply(block_model(how), rules, overrides=gptq, calibration=calibration)
+    plain.save(tmp_path / "o")
+    without = {(w.expert, w.algorithm) for w in plain.report.weights if w.planned_algorithm == "gptq"}
+    assert without == {(2, "mse-search")}
+
+
 def test_the_report_says_what_was_not_calibrated(tmp_path):
     how = SPELLINGS[0]
     gptq = {**EXPERTS, "quantization.default.algorithm": "gptq"}

@@ -1,9 +1,11 @@
 """GPTQ in plain NumPy, row by row in float64: slow, and what the compiled loops are tested against."""
 
+import ml_dtypes
 import numpy as np
 import reference
 
 from rewriter.quantize import WeightContext, WeightSpec
+from rewriter.quantize.formats import E2M1, FORMATS
 
 
 def hessian(inputs, damping):
@@ -67,4 +69,57 @@ def cost(weight, codes, scales, zeros, block, h):
     """Returns the error of each row."""
     k = codes.shape[1]
     rest = weight - (codes - np.repeat(zeros, block, 1)[:, :k]) * np.repeat(scales, block, 1)[:, :k]
+    return np.einsum("ri,ij,rj->r", rest, h, rest)
+
+
+def rounded_floats(weight, name, global_scale, h):
+    """Returns codes of e2m1 [N, K] of plain GPTQ, and what the codes of each block are multiplied with, [N, B]."""
+    block, factor = FORMATS[name].block, np.linalg.cholesky(np.linalg.inv(h)).T
+    left, levels = weight.astype(np.float64), np.array(E2M1)
+    codes, scales = np.empty(weight.shape, np.uint8), np.empty((len(weight), -(-weight.shape[1] // block)))
+    for j in range(weight.shape[1]):
+        b = j // block
+        if j % block == 0:
+            part = slice(j, j + block)
+            scales[:, b] = [best_float_scale(row, np.diag(h)[part], name, global_scale) for row in left[:, part]]
+        codes[:, j] = nearest_levels(left[:, j] / scales[:, b])
+        error = (left[:, j] - levels[codes[:, j]] * scales[:, b]) / factor[j, j]
+        left[:, j + 1 :] -= error[:, None] * factor[j, j + 1 :]
+    return codes, scales
+
+
+def best_float_scale(values, weights, name, global_scale):
+    """The scale of least weighted error among the plain one of the format and its neighbours."""
+    peak = np.abs(values).max()
+    if name == "mxfp4":
+        tried = 2.0 ** (np.floor(np.log2(peak)) - 2 + np.array([0, -1, 1]))
+    else:
+        all_scales = np.arange(1, 127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+        middle = int(np.abs(all_scales - peak / 6 / global_scale).argmin())
+        tried = all_scales[max(middle - 8, 0) : middle + 9] * global_scale
+    levels = np.array(E2M1)
+    errors = [weights @ (levels[nearest_levels(values / scale)] * scale - values) ** 2 for scale in tried]
+    return tried[int(np.argmin(errors))]
+
+
+def nearest_levels(values):
+    """Returns the nearest codes of e2m1, ties to even."""
+    return values.astype(ml_dtypes.float4_e2m1fn).view(np.uint8) & 15
+
+
+def descended_floats(weight, codes, scales, block, h, sweeps):
+    """As ``descended``, of codes of e2m1."""
+    codes, levels = codes.copy(), np.array(E2M1)
+    for r in range(len(codes)):
+        s = np.repeat(scales[r], block)[: codes.shape[1]]
+        for _ in range(sweeps):
+            for j in range(codes.shape[1]):
+                rest = weight[r] - levels[codes[r]] * s
+                codes[r, j] = nearest_levels(levels[codes[r, j]] + h[j] @ rest / (h[j, j] * s[j]))
+    return codes
+
+
+def cost_floats(weight, codes, scales, block, h):
+    """Returns the error of each row."""
+    rest = weight - np.array(E2M1)[codes] * np.repeat(scales, block, 1)[:, : codes.shape[1]]
     return np.einsum("ri,ij,rj->r", rest, h, rest)

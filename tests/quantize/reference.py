@@ -56,11 +56,12 @@ def mse_search(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
         found = {zero: refit(x, w, scale, zero, top, store)}
         half = (top + 1) // 2
         fine = FINE_8_BITS if top == 255 else FINE
-        for start in (half, half - 1) if symmetric else (zero,):
+        unsigned = symmetric and top == 7
+        for start in (half,) if unsigned else (half, half - 1) if symmetric else (zero,):
             widest = max(-min(x.min(), 0) / max(start, 1), max(x.max(), 0) / max(top - start, 1))
             around = best_scale(x, w, widest / COARSE, start, top)
             nearest = start
-            for way in (1, -1):
+            for way in (1,) if unsigned else (1, -1):
                 this = start if way > 0 else start - 1
                 while (this == start if symmetric else 0 <= this <= top) and abs(this - nearest) <= 1:
                     result = refit(x, w, best_scale(x, w, around / fine, this, top), this, top, store)
@@ -78,6 +79,8 @@ def plain_grid(x: Block, top: int, symmetric: bool) -> tuple[float, int]:
     """Returns scale and zero point of round-to-nearest; a zero point of half - 1 mirrors a negative scale."""
     low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     half = (top + 1) // 2
+    if symmetric and top == 7:  # of which no runtime takes negative scales
+        return max(-low / half, high / (half - 1)), half
     if symmetric:
         return max(-low, high) / half, half if -low >= high else half - 1
     # The float32 operations decide where halves fall.

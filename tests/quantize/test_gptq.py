@@ -6,12 +6,16 @@ import gptq_reference as plain
 import ml_dtypes
 import numpy as np
 import pytest
-from quantize_cases import awkward, context
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quantize_cases import awkward, context, weights
 
 from rewriter.errors import QuantizationError
 from rewriter.quantize import ALGORITHMS, check_promise, gptq, mse_search
 from rewriter.quantize.blas import one_thread
+from rewriter.quantize.formats import E2M1, FORMATS
 from rewriter.quantize.hessian import Hessian
+from rewriter.quantize.types import WeightContext, WeightSpec
 
 
 def weight_of(n, k, seed=0):
@@ -31,15 +35,34 @@ def output_errors(weight, quantized, inputs):
     return np.square(inputs.astype(np.float64) @ (quantized.dequantize() - weight).T.astype(np.float64)).sum(axis=0)
 
 
+FLOATS = ["mxfp4", "nvfp4"]
+
+
+def about_floats(algorithm, name, **more):
+    own = FORMATS[name]
+    return WeightContext(WeightSpec(algorithm, 4, own.block, True, name), own.scale_dtype, weight="w", **more)
+
+
 def quantize(weight, inputs, *more, **options):
     about = context("gptq", *more, activations=lambda: inputs, **options)
+    return checked(weight, about)
+
+
+def quantize_floats(weight, inputs, name):
+    return checked(weight, about_floats("gptq", name, activations=lambda: inputs))
+
+
+def checked(weight, about):
     result = ALGORITHMS["gptq"](weight, about)
     check_promise(result, weight.shape, about)
     return result
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("bits", "block", "dtype"), [(2, 32, np.float16), (4, 16, np.float32), (4, 0, np.float32)])
+@pytest.mark.parametrize(
+    ("bits", "block", "dtype"),
+    [(2, 32, np.float16), (3, 32, np.float16), (4, 16, np.float32), (4, 0, np.float32)],
+)
 def test_each_step_is_that_of_the_reference(bits, block, dtype, symmetric):
     weight, inputs = weight_of(24, 80), inputs_of(400, 80)
     about = context("gptq", bits, block, symmetric, dtype)
@@ -50,7 +73,7 @@ def test_each_step_is_that_of_the_reference(bits, block, dtype, symmetric):
     factor = ours.factor.astype(np.float64)
     np.testing.assert_allclose(factor.T @ factor @ h, np.eye(80), atol=1e-3)
 
-    grid = gptq._Chunk(weight, about, ours)
+    grid = chunk(weight, about, ours)
     assert grid.round_in_turn()
     codes, scales, zeros = plain.rounded(weight, about, h)
     # A tie that falls the other way in float32 changes what is left of the row's later columns.
@@ -61,7 +84,7 @@ def test_each_step_is_that_of_the_reference(bits, block, dtype, symmetric):
         rtol=0.02,
     )
 
-    given = grid.scales, grid.zeros, size, top, ours.matrix
+    given = grid.scales, grid.zeros, size, top, False, ours.matrix
     start = grid.codes.astype(float)
     rest = grid.rest()
     gptq.descend(grid.codes, *given, rest, rest @ ours.matrix, 1)
@@ -76,8 +99,46 @@ def test_each_step_is_that_of_the_reference(bits, block, dtype, symmetric):
     np.testing.assert_allclose(grid.scales, fitted, rtol=1e-3, atol=1e-5)
 
 
+def chunk(weight, about, hessian):
+    """All of a weight on its way, from what the search makes of it."""
+    return gptq._Chunk(weight, about, hessian, mse_search.quantize(weight, about), slice(None))
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_each_step_with_codes_of_floats_is_that_of_the_reference(name):
+    weight, inputs = weight_of(24, 80), inputs_of(400, 80)
+    hessian = Hessian.of(inputs, "", 80)
+    h = plain.hessian(inputs, hessian.added)
+    grid = chunk(weight, about_floats("gptq", name), hessian)
+    assert grid.round_in_turn()
+    codes, scales = plain.rounded_floats(weight, name, grid._global, h)
+    assert (grid.codes == codes).all(axis=1).mean() >= 0.5
+    assert np.isclose(grid.scales, scales, rtol=1e-6).mean() >= 0.8
+    ours, theirs = (
+        plain.cost_floats(weight, *made, FORMATS[name].block, h)
+        for made in ((grid.codes, grid.scales), (codes, scales))
+    )
+    np.testing.assert_allclose(ours.sum(), theirs.sum(), rtol=0.02)
+    start = grid.codes.copy()
+    grid.refine()
+    moved = plain.descended_floats(weight, start, grid.scales, FORMATS[name].block, h, gptq.SWEEPS)
+    levels = np.array(E2M1)  # in which the two zeros are one
+    assert (levels[moved] != levels[start]).any()
+    assert (levels[grid.codes] == levels[moved]).all(axis=1).mean() >= 0.9
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_codes_of_floats_are_better_too_on_inputs_that_were_kept_back(name):
+    weight, inputs = weight_of(64, 128), inputs_of(4096, 128)
+    ours = quantize_floats(weight, inputs[:2048], name)
+    assert ours.format == name and not ours.algorithm
+    search = mse_search.quantize(weight, about_floats("mse-search", name))
+    assert output_errors(weight, ours, inputs[2048:]).sum() < 0.75 * output_errors(weight, search, inputs[2048:]).sum()
+    assert not np.array_equal(ours.scales, search.scales)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("bits", "block"), [(2, 32), (4, 32), (4, 128), (8, 32)])
+@pytest.mark.parametrize(("bits", "block"), [(2, 32), (3, 32), (4, 32), (4, 128), (8, 32)])
 def test_inputs_that_were_kept_back_agree_that_it_is_better(bits, block, symmetric):
     weight, inputs = weight_of(64, 128), inputs_of(4096, 128)
     seen, kept = inputs[:2048], inputs[2048:]
@@ -122,12 +183,39 @@ def alike(inputs):
 )
 def test_it_is_never_worse_on_its_inputs_than_mse_search(inputs):
     for weight in (weight_of(32, 96), awkward(96)):
-        for bits, symmetric in ((4, False), (2, True)):
+        for bits, symmetric in ((4, False), (2, True), (3, True)):
             ours = quantize(weight, inputs, bits, 32, symmetric, np.float16)
             search = mse_search.quantize(weight, context("mse-search", bits, 32, symmetric, np.float16))
-            scaled = inputs / np.abs(inputs).max()
-            worst = output_errors(weight, search, scaled)
-            assert (output_errors(weight, ours, scaled) <= 1.01 * worst + 1e-9 * worst.max()).all()
+            hold_no_worse(weight, ours, search, inputs)
+        for name in FLOATS:
+            ours = quantize_floats(weight, inputs, name)
+            hold_no_worse(weight, ours, mse_search.quantize(weight, about_floats("mse-search", name)), inputs)
+
+
+def hold_no_worse(weight, ours, search, inputs):
+    scaled = inputs / np.abs(inputs).max()
+    worst = output_errors(weight, search, scaled)
+    assert (output_errors(weight, ours, scaled) <= 1.01 * worst + 1e-9 * worst.max()).all()
+
+
+@settings(max_examples=25)
+@given(weights(), st.sampled_from(["int3", "int4", *FLOATS]), st.integers(0, 40), st.integers(0, 99))
+def test_whatever_a_weight_is_and_saw_it_keeps_its_promise_and_is_no_worse(weight, form, count, seed):
+    inputs = inputs_of(count, weight.shape[1], seed, rank=1 + count // 4)
+    inputs[:, seed % weight.shape[1]] = 0
+    if form in FLOATS:
+        ours, about = quantize_floats(weight, inputs, form), about_floats("mse-search", form)
+    else:
+        spec = (int(form[-1]), 16, seed % 2 == 0, weight.dtype)
+        ours, about = quantize(weight, inputs, *spec), context("mse-search", *spec)
+        assert form != "int3" or (ours.scales.astype(np.float32) >= 0).all()
+    if count and inputs.any():
+        peak = np.abs(weight).astype(np.float64).max() or 1.0
+        errors = []
+        for quantized in (ours, mse_search.quantize(weight, about)):
+            rest = (quantized.dequantize().astype(np.float64) - weight.astype(np.float64)) / peak
+            errors.append(np.square(inputs / np.abs(inputs).max() @ rest.T).sum(axis=0))
+        assert (errors[0] <= 1.01 * errors[1] + 1e-6 * errors[1].max() + 1e-12).all()
 
 
 @pytest.mark.parametrize("magnitude", [1e-40, 1e-30, 1e30, 5e37])
@@ -210,7 +298,7 @@ def test_a_transposed_factor_is_noticed():
     about = context("gptq")
     costs = []
     for hessian in (right, turned):
-        grid = gptq._Chunk(weight, about, hessian)
+        grid = chunk(weight, about, hessian)
         grid.round_in_turn()
         costs.append(grid.costs().sum())
     assert costs[1] > 1.2 * costs[0]
