@@ -3,7 +3,7 @@
 Equal only but for ties: among equal logits TopK takes the first and ONNX Runtime's kernels the last, and the softmax of
 log-sigmoids that a normalised sigmoid becomes tells apart what a saturated sigmoid does not.
 
-Matched:      the Add, ReduceSum, MatMul, Einsum or scatter, or the Cast that ends it where halves are summed in
+Matched:      the Add, Mul, ReduceSum, MatMul, Einsum or scatter, or the Cast that ends it where halves are summed in
               float32, that completes sum_e share_e(logits) * (down_e @ act(gate_e @ x) * (up_e @ x)), however it is
               written; the projections all float, or all MatMulNBits
 Replacement:  MoE(x, logits [T, E], fc1, fc1_bias?, fc2, fc2_bias?), its weights lazy stacks; gate and up rows in turn;
@@ -63,7 +63,7 @@ from rewriter.rules.blocks.quantized_weights import require_kernel, stack_quanti
 from rewriter.target import Target
 from rewriter.tensors import View, ViewTensor
 
-COMPLETING = ("Add", "ReduceSum", "Cast", "MatMul", "Einsum", "ScatterND", "ScatterElements")
+COMPLETING = ("Add", "Mul", "ReduceSum", "Cast", "MatMul", "Einsum", "ScatterND", "ScatterElements")
 
 
 class FuseExperts(Rule):
@@ -91,7 +91,7 @@ class FuseExperts(Rule):
         facts, y = self.run.facts, block.out
         dtype = facts_dtype(block)
         factors = self._into == QMOE.name and all(expert.bias is None for expert in block.experts)
-        routing = resolve_given(facts, block.mixing, dtype, factors=factors) or resolve(block.mixing, node)
+        routing = resolve_given(facts, block, dtype, factors=factors) or resolve(block.mixing, node)
         if routing.weights is not None:
             unknown = block.mixing.scores.unknown
             if unknown:
@@ -108,16 +108,20 @@ class FuseExperts(Rule):
         if self._into == QMOE.name:
             self._require_quantizable(block, form, weights, nodes)
         fed = told(facts, block, routing)
-        router = block.mixing.router
+        total = None if routing.total is None else (routing.total, block.mixing.router.k)
         if routing.given is None:
-            logits = logits_of(op, facts, routing, weights[0].dtype, router.experts)
+            logits = logits_of(op, facts, routing, weights[0].dtype, block.mixing.router.experts)
         else:
-            logits = logits_of_given(op, facts, routing.given, router, weights[0].dtype)
+            logits, total = logits_of_given(op, facts, routing.given, block, weights[0].dtype)
         values = [None if w is None else op.initializer(ViewTensor(w)) for w in weights]
 
         def moe(x: ir.Value) -> ir.Value:
+            if routing.before is not None:
+                late = block.mixing.value is None
+                before = op.Sigmoid(routing.before) if late else routing.before
+                x = times_total(op, facts, x, x, (before, 1), block)
             out = write_operator(op, MOE, [x, logits, *values], form.attributes())
-            return out if routing.total is None else times_total(op, facts, out, x, routing.total, block)
+            return out if total is None else times_total(op, facts, out, x, total, block)
 
         return Replacement({y: placed(op, facts, block, moe, node)}, nodes, fed)
 

@@ -33,7 +33,12 @@ def as_features(held: Content | None) -> Features | None:
     """Returns a content as features; a linear of a linear is a linear of what lies between them."""
     if isinstance(held, Features):
         return held
-    if isinstance(held, Output) and held.activation.kind is IDENTITY and held.inner is not None:
+    if (
+        isinstance(held, Output)
+        and held.activation.kind is IDENTITY
+        and held.inner is not None
+        and held.gate.share is None
+    ):
         return Features((Factor(Linear(held.inner, held.down, held.bias, held.by)),))
     return None
 

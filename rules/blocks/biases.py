@@ -74,10 +74,10 @@ def _by(held: Content) -> By | None:
 
 def _biased(held: Content, bias: View) -> Content | None:
     if isinstance(held, Output):
-        return dataclasses.replace(held, bias=bias) if held.bias is None else None
+        return dataclasses.replace(held, bias=bias) if held.bias is None and held.gate.share is None else None
     if not isinstance(held, Features) or len(held.factors) != 1:
         return None
     factor = held.factors[0]
-    if factor.steps or factor.linear.bias is not None:
+    if factor.steps or factor.linear.bias is not None or factor.linear.share is not None:
         return None
     return Features((Factor(dataclasses.replace(factor.linear, bias=bias)),))

@@ -13,8 +13,8 @@ from rewriter.graph.attributes import cast_type
 from rewriter.graph.declines import WHOLE_BLOCK, reason_of
 from rewriter.rule import Declined, NotApplicable
 from rewriter.rules.blocks.axes import Axes, Content, Located
-from rewriter.rules.blocks.contents import Activated, Output, Router
-from rewriter.rules.blocks.mixing import Complete, Mixed, Mixing, Term, Weighted
+from rewriter.rules.blocks.contents import Activated, Output, Router, Tokens
+from rewriter.rules.blocks.mixing import Complete, Mixed, Mixing, Share, Start, Term, Weighted
 from rewriter.tensors import View
 
 
@@ -28,6 +28,8 @@ class Block:
         mixing: the router's weights.
         experts: of expert 0, 1, ..: its weights.
         starts: what is added to the experts, each as large as the sum.
+        numbers: of the experts that are there, where the router chooses among others too, which add nothing or what
+            ``starts`` holds; else None.
     """
 
     out: ir.Value
@@ -35,6 +37,12 @@ class Block:
     mixing: Mixing
     experts: tuple[Output, ...]
     starts: tuple[ir.Value, ...] = ()
+    numbers: tuple[int, ...] | None = None
+
+    @property
+    def k(self) -> int:
+        """Experts per token."""
+        return min(self.mixing.router.k, len(self.experts))
 
     @property
     def x(self) -> ir.Value:
@@ -58,6 +66,7 @@ class Routing:
         weights: [.., E] the scores that mix, where no function of the logits does; only QMoE takes them.
         given: [.., k] the weights of the chosen, where an operator is to take them as they are.
         total: [.., k] what the output has to be multiplied with the sum of, or None.
+        before: [.., 1] what the tokens have to be multiplied with, or None.
     """
 
     logits: ir.Value
@@ -66,22 +75,22 @@ class Routing:
     weights: ir.Value | None = None
     given: ir.Value | None = None
     total: ir.Value | None = None
+    before: ir.Value | None = None
 
     @property
     def read(self) -> tuple[ir.Value, ...]:
         """What the block reads beside the tokens."""
-        return tuple(value for value in (self.logits, self.weights, self.given) if value is not None)
+        return tuple(value for value in (self.logits, self.weights, self.given, self.before) if value is not None)
 
 
 def read_block(facts: Facts, out: ir.Value) -> Block:
     """Returns the block that ends in ``out``; declines, naming expert and node, where one is there but not whole."""
     located = facts.get(out, Located)
     held = None if located is None or on_hits(located) else located.content
-    if located is None or not isinstance(held, Mixed | Complete) or _goes_on(facts, out, held):
+    if located is None or not isinstance(held, Mixed | Complete) or _is_term(out, held) or _goes_on(facts, out, held):
         raise NotApplicable
     if isinstance(held, Mixed):
-        experts = _of_slots(held) or _of_terms(facts, out, held)
-        return Block(out, located.axes, held.mixing, experts, tuple(start.value for start in held.starts()))
+        return _of_sum(facts, out, located.axes, held)
     weighted = held.weighted
     return Block(out, located.axes, weighted.mixing, _of_all(facts, weighted))
 
@@ -122,16 +131,27 @@ def completes(facts: Facts, end: ir.Value, operators: Sequence[str]) -> bool:
     while held is not None and producer is not None:
         same = [v for v in producer.inputs if _holds(facts, v, held.content)]
         if not same:
-            return producer.op_type in operators
+            return producer.op_type in operators and not _is_term(producer.outputs[0], held.content)
         producer = None if same[0] is None else same[0].producer()
     return False
 
 
-def require_whole(facts: Facts, out: ir.Value) -> None:
-    """Declines where the sum of experts that ``out`` holds lacks some."""
+def why_not_whole(facts: Facts, out: ir.Value) -> Declined | None:
+    """Returns which experts the sum that ``out`` holds lacks; None where it lacks none."""
     located = facts.get(out, Located)
-    if located is not None and isinstance(located.content, Mixed) and not _of_slots(located.content):
-        _of_terms(facts, out, located.content)
+    if located is None or not isinstance(located.content, Mixed):
+        return None
+    try:
+        _of_sum(facts, out, located.axes, located.content)
+    except Declined as declined:
+        return declined
+    return None
+
+
+def _is_term(out: ir.Value, held: Content) -> bool:
+    """Whether a sum is one expert's weighted output yet."""
+    producer = out.producer()
+    return isinstance(held, Mixed) and producer is not None and producer.op_type == "Mul"
 
 
 def on_hits(located: Located) -> bool:
@@ -173,11 +193,48 @@ def _holds(facts: Facts, value: ir.Value | None, held: Content) -> bool:
     return located is not None and located.content is held
 
 
-def _of_terms(facts: Facts, out: ir.Value, mixed: Mixed) -> tuple[Output, ...]:
+def _of_sum(facts: Facts, out: ir.Value, axes: Axes, mixed: Mixed) -> Block:
+    """The block that a sum of experts is; declines where one is missing."""
+    starts = tuple(start.value for start in mixed.starts())
+    experts = _of_slots(mixed)
+    if experts:
+        return Block(out, axes, mixed.mixing, experts, starts)
+    others = _others(facts, mixed)
+    found = _of_terms(facts, out, mixed, others)
+    starts = (*starts, *(term.node.outputs[0] for term in others if isinstance(term, Term)))
+    everyone = len(found) == mixed.mixing.router.experts
+    return Block(out, axes, mixed.mixing, tuple(found.values()), starts, None if everyone else tuple(found))
+
+
+def _others(facts: Facts, mixed: Mixed) -> list[Term | Start]:
+    """What of a sum is a router's choice and no expert: the tokens as they are, a constant."""
+    x = next((term.output.gate.x for term in mixed.terms() if term.output is not None), None)
+    same = [term for term in mixed.terms() if term.output is None and _is_tokens(facts, term.value, x)]
+    weighed = [start for start in mixed.starts() if _is_weighed(facts, start.value, mixed.mixing.router)]
+    return [*same, *weighed]
+
+
+def _is_tokens(facts: Facts, value: ir.Value, x: ir.Value | None) -> bool:
+    located = facts.get(value, Located)
+    return value is x or (located is not None and located.content == Tokens(x) if x is not None else False)
+
+
+def _is_weighed(facts: Facts, value: ir.Value, router: Router) -> bool:
+    """Whether a value is a constant times a weight of that router."""
+    producer = value.producer()
+    if producer is None or producer.op_type != "Mul":
+        return False
+    held = [located.content for v in producer.inputs if (located := facts.get(v, Located)) is not None]
+    constant = any(facts.get(v, View) is not None for v in producer.inputs)
+    return constant and any(isinstance(each, Share) and each.mixing.router == router for each in held)
+
+
+def _of_terms(facts: Facts, out: ir.Value, mixed: Mixed, others: Sequence[Term | Start] = ()) -> dict[int, Output]:
+    """The experts of a sum by their numbers: all of the router's, but where it has others, which are no experts."""
     router = mixed.mixing.router
     found: dict[int, Output] = {}
     slots: dict[int, frozenset[int]] = {}
-    terms = [(term.expert, term) for term in mixed.terms() if term.expert is not None]
+    terms = [(term.expert, term) for term in mixed.terms() if term.expert is not None and term not in others]
     unknown = [pair for pair in terms if pair[1].output is None]
     if unknown:
         expert, first = min(unknown, key=lambda pair: pair[0])
@@ -192,21 +249,24 @@ def _of_terms(facts: Facts, out: ir.Value, mixed: Mixed) -> tuple[Output, ...]:
             raise Declined(f"expert {expert} is another one in another slot", term.node)
         slots[expert] = counted | term.slots
     for expert in range(router.experts):
+        if expert not in found and others:
+            continue
         if expert not in found:
             _decline_unknown(facts, out, mixed)
             raise Declined(f"expert {expert} of {router.experts} is missing", _last(mixed).node, remedy=WHOLE_BLOCK)
         if len(slots[expert]) != router.k:
             reason = f"expert {expert} is mixed in for {len(slots[expert])} of {router.k} slots"
             raise Declined(reason, _last(mixed).node, remedy=WHOLE_BLOCK)
-    if len(found) != router.experts:
+    if max(found) >= router.experts:
         raise Declined(f"expert {max(found)} is mixed in, and the router has {router.experts}", _last(mixed).node)
-    experts = tuple(found[expert] for expert in range(router.experts))
-    for expert, output in enumerate(experts):
-        if output.gate.x is not experts[0].gate.x:
-            raise Declined(f"expert {expert} reads another input than expert 0", output.gate.x)
-        if output.activation != experts[0].activation:
-            raise Declined(f"expert {expert} has another activation than expert 0", _last(mixed).node)
-    return experts
+    found = dict(sorted(found.items()))
+    lowest, leading = next(iter(found.items()))
+    for expert, output in found.items():
+        if output.gate.x is not leading.gate.x:
+            raise Declined(f"expert {expert} reads another input than expert {lowest}", output.gate.x)
+        if output.activation != leading.activation:
+            raise Declined(f"expert {expert} has another activation than expert {lowest}", _last(mixed).node)
+    return found
 
 
 def _of_slots(mixed: Mixed) -> tuple[Output, ...]:
@@ -307,6 +367,10 @@ def resolve(mixing: Mixing, node: ir.Node) -> Routing:
     if fault := mixing.router.fault or mixing.fault:
         raise Declined(f"the router: {fault}", mixing.router.node, remedy=reason_of(fault).remedy)
     selected, scores = mixing.router.scores, mixing.scores
+    if mixing.before:
+        if mixing.router.k != 1:
+            raise Declined("the tokens are multiplied by the weights of several experts before them", node)
+        return Routing(selected.logits, "logits", normalize=True, before=mixing.value or mixing.router.node.outputs[0])
     if scores.logits is not selected.logits:
         if mixing.stage == "softmax":
             raise Declined("the weights are a softmax over other scores than those that select", node)
@@ -324,7 +388,7 @@ def resolve(mixing: Mixing, node: ir.Node) -> Routing:
     return Routing(mixing.dense, "logits", mixing.stage == "normalised", mixing.dense)
 
 
-def resolve_given(facts: Facts, mixing: Mixing, dtype: ir.DataType, *, factors: bool = False) -> Routing | None:
+def resolve_given(facts: Facts, block: Block, dtype: ir.DataType, *, factors: bool = False) -> Routing | None:
     """Returns the routing with the weights as they are, where no function of the logits tells them; else None.
 
     Selected by biased scores and mixed by others, as by DeepSeek-V3; a sum of weights that is bounded or enlarged;
@@ -332,18 +396,25 @@ def resolve_given(facts: Facts, mixing: Mixing, dtype: ir.DataType, *, factors: 
 
     Args:
         facts: what is known.
-        mixing: the weights.
+        block: what is mixed.
         dtype: element type of x.
         factors: whether the experts' weights take factors, rounding.
     """
+    mixing = block.mixing
     scores, value = mixing.scores, mixing.value
     direct = scores.logits is mixing.router.scores.logits and (
         mixing.stage == "softmax" or scores.function == "softmax" or (mixing.stage, scores.function) == _NORMALISED
     )
     rounds = not factors and (mixing.table is not None or mixing.scale != 1)
     rounds = rounds or computed_in(mixing.router.scores.logits) == ir.DataType.FLOAT
-    direct = direct and not (dtype in HALVES and rounds)
-    if mixing.router.fault or value is None or not mixing.positive or (direct and mixing.opaque is None):
+    direct = direct and not (dtype in HALVES and rounds) and block.numbers is None
+    if (
+        mixing.before
+        or mixing.router.fault
+        or value is None
+        or not mixing.positive
+        or (direct and mixing.opaque is None)
+    ):
         return None
     if mixing.fault and mixing.opaque is None:
         return None

@@ -18,15 +18,33 @@ from rewriter.facts.integers import static
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import integer_attribute, text_attribute
 from rewriter.rules.blocks.axes import Atom, Content, Located, Uniform, only, put, total, unify
-from rewriter.rules.blocks.contents import Output, Slot
+from rewriter.rules.blocks.contents import Output, Router, Slot, Tokens
 from rewriter.rules.blocks.laws import of_any, of_number, of_two
-from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Sparse, Start, Term, Weighted
+from rewriter.rules.blocks.mixing import (
+    Admitted,
+    Chosen,
+    Complete,
+    Mask,
+    Mixed,
+    Mixing,
+    Share,
+    Sparse,
+    Start,
+    Term,
+    Weighted,
+)
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import faulty, last_axis, summed_weights
 from rewriter.rules.blocks.uniform import seeded
 from rewriter.tensors import View
 
 combines = Family("combines")
+
+
+def of_choice(mixing: Mixing, router: Router) -> Mixing | None:
+    """Returns weights as those of a choice that was made of the one that they are of; None where it was not."""
+    same = mixing.router == router or router.made == (mixing.router,)
+    return dataclasses.replace(mixing, router=router) if same else None
 
 
 @of_two.at("Mul")
@@ -39,8 +57,11 @@ def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
     """Returns weights times the mask of an expert."""
     if not isinstance(a, Mixing) or not isinstance(b, Mask):
         return None
-    if a.router != b.router or a.slot != b.slot:
+    own = of_choice(a, b.router)
+    if own is None or a.slot != b.slot:
         a = faulty(a, "a weight is masked by the choice of another slot or router", node)
+    else:
+        a = own
     slots = None if a.slot is None else frozenset({a.slot})
     return Share(dataclasses.replace(a, slot=None), b.expert, slots)
 
@@ -86,11 +107,25 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
         mixing = dataclasses.replace(weight, slot=None)
         return Mixed(mixing, (Term(None, frozenset({weight.slot}), known, value, node),))
     by_row = any(atom.kind in ("slot", "row") for dim in share.axes for atom in dim)
-    rows = by_row and not share.axes[-1]
+    alone = isinstance(weight, Mixing) and weight.router.k == 1 and not by_row
+    rows = (by_row or alone) and not share.axes[-1]
     if isinstance(weight, Mixing) and weight.slot is None and rows:
-        own = known if known is not None and known.by == weight.router else None
-        return Weighted(weight, own, value, "slot", node)
+        by = None if known is None else known.by
+        of_that = of_choice(weight, by) if isinstance(by, Router) else None
+        if of_that is not None:
+            mixed = Weighted(of_that, known, value, "slot", node)
+            return Complete(mixed) if alone else mixed
+        return Weighted(weight, None, value, "slot", node)
     return None
+
+
+@of_two.at("Mul")
+def admit(a: Located, b: Located, node: ir.Node) -> Admitted | None:
+    """Returns tokens times the weights of every expert."""
+    held, share = a.content, b.content
+    if not isinstance(held, Tokens) or not isinstance(share, Share) or share.expert is not None or not share.complete:
+        return None
+    return Admitted(held.x, dataclasses.replace(share, mixing=dataclasses.replace(share.mixing, before=True)))
 
 
 @of_two.at("Add")
@@ -119,7 +154,8 @@ def scale_sum(first: Located, number: float, node: ir.Node) -> Mixed | None:
 @of_any.at("Add")
 def begin(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir.Node) -> Located | None:
     """Returns a sum of some experts plus what it starts from."""
-    if not isinstance(b.content, Mixed):
+    other = next((v for v in node.inputs if v is not None and v is not value), None)
+    if not isinstance(b.content, Mixed) or other is None or len(other.uses()) > 1:
         return None
     return started(facts, value, a, b, node)
 
@@ -235,10 +271,10 @@ def reduce_sum(facts: Facts, node: ir.Node, data: ir.Value, *others: ir.Value | 
     keep = integer_attribute(node, "keepdims", 1)
     if axes is None or len(axes) != 1 or keep not in (0, 1):
         return None
-    return summed(located, axes[0] % located.rank, keep=bool(keep))
+    return summed(located, axes[0] % located.rank, node, keep=bool(keep))
 
 
-def summed(located: Located, axis: int, *, keep: bool) -> Located | None:
+def summed(located: Located, axis: int, node: ir.Node, *, keep: bool) -> Located | None:
     """Returns the sum over one dimension."""
     held = located.content
     left = put(located.axes, axis, *([()] if keep else []))
@@ -247,6 +283,12 @@ def summed(located: Located, axis: int, *, keep: bool) -> Located | None:
     if isinstance(held, Share) and held.slots is None and only(located.axes[axis], "slot"):
         everything = frozenset(range(held.mixing.router.k))
         return Located(dataclasses.replace(held, slots=everything), left)
+    if isinstance(held, Output) and isinstance(held.gate.share, Share) and only(located.axes[axis], "expert"):
+        value, plain = node.inputs[0], held.plain()
+        assert value is not None
+        return Located(Complete(Weighted(held.gate.share.mixing, plain, value, "expert", node)), left)
+    if isinstance(held, Complete) and not located.axes[axis]:
+        return Located(held, left)
     if isinstance(held, Weighted) and only(located.axes[axis], held.over):
         return Located(Complete(held), left)
     return None

@@ -140,6 +140,8 @@ class Router:
         k: experts per token.
         experts: E.
         fault: why no operator selects so; empty where one does.
+        made: what else the choice was made of: choices of one expert each side by side, or the one that was changed.
+        choice: [.., k] the choice, where ``node`` is not what makes it. Not compared.
     """
 
     node: ir.Node
@@ -147,11 +149,13 @@ class Router:
     k: int
     experts: int
     fault: str = ""
+    made: tuple[Router, ...] = ()
+    choice: ir.Value | None = field(default=None, compare=False)
 
     @property
     def indices(self) -> ir.Value:
         """[.., k] which experts, or [..] of an ArgMax that keeps no dimension."""
-        return self.node.outputs[-1]
+        return self.choice or self.node.outputs[-1]
 
 
 @dataclass(frozen=True)
@@ -180,12 +184,14 @@ class Linear:
         weight: [N, K], or of all experts.
         bias: [N], or [E, N] of all experts; None for none.
         by: whose weight it is.
+        share: what each token is multiplied with before, expert by expert; None for nothing.
     """
 
     x: ir.Value
     weight: Weight
     bias: View | None
     by: By
+    share: Content | None = None
 
     def rows(self, start: int, count: int, step: int) -> Linear:
         """Returns evenly stepping output features."""
@@ -282,6 +288,11 @@ class Output(Content):
         """Returns the same with another say of whose weights these are."""
         up = None if self.up is None else dataclasses.replace(self.up, by=by)
         return dataclasses.replace(self, gate=dataclasses.replace(self.gate, by=by), up=up)
+
+    def plain(self) -> Output:
+        """Returns what the same experts return of the tokens as they are."""
+        up = None if self.up is None else dataclasses.replace(self.up, share=None)
+        return dataclasses.replace(self, gate=dataclasses.replace(self.gate, share=None), up=up)
 
     def expert(self, position: int) -> Output:
         """Returns one expert of the output of all."""

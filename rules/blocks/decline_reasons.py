@@ -13,7 +13,7 @@ from rewriter.graph.declines import NO_LOOP
 from rewriter.operators.form import is_experts
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.axes import Located
-from rewriter.rules.blocks.block import completes, end_of_sum, on_hits, require_whole, router_of
+from rewriter.rules.blocks.block import completes, end_of_sum, on_hits, router_of, why_not_whole
 from rewriter.rules.blocks.contents import Output
 from rewriter.rules.blocks.mixing import Chosen
 
@@ -33,13 +33,14 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequenc
     pending, seen = deque([values, indices]), {values, indices}
     unknown: ir.Node | None = None
     hit: ir.Node | None = None
+    unfinished: Declined | None = None
     experts = False
     while pending and len(seen) < _FAR:
         for use in pending.popleft().uses():
             node = use.node
             if is_experts(node):
                 raise NotApplicable
-            decline_sum(run.facts, node, indices, ends)
+            unfinished = unfinished or _unfinished(run.facts, node, indices, ends)
             if node.op_type == "TopK" and _is_choice(run.facts, node.outputs[-1]):
                 pending.clear()  # what follows is of that router
                 break
@@ -54,6 +55,8 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequenc
             fresh = [out for out in node.outputs if out not in seen]
             seen.update(fresh)
             pending.extend(fresh)
+    if unfinished is not None:
+        raise unfinished
     if not experts or unknown is None:
         raise NotApplicable
     reason = f"the experts of this router stay apart: how {unknown.op_type} uses its choice is not understood"
@@ -72,24 +75,27 @@ def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value, ends: Sequence
     if not _is_first_choice(run, scores):
         raise NotApplicable
     pending, seen = deque([indices]), {indices}
+    unfinished: Declined | None = None
+    experts = False
     while pending and len(seen) < _FAR:
         for use in pending.popleft().uses():
-            decline_sum(run.facts, use.node, indices, ends)
-            if run.role(use.node).name.startswith("expert.") or _meets_expert(run, use.node):
-                raise Declined(
-                    "the experts of this router stay apart: how its choice by ArgMax is used is not understood", node
-                )
+            unfinished = unfinished or _unfinished(run.facts, use.node, indices, ends)
+            experts = experts or run.role(use.node).name.startswith("expert.") or _meets_expert(run, use.node)
             fresh = [out for out in use.node.outputs if out not in seen]
             seen.update(fresh)
             pending.extend(fresh)
+    if unfinished is not None:
+        raise unfinished
+    if experts:
+        reason = "the experts of this router stay apart: how its choice by ArgMax is used is not understood"
+        raise Declined(reason, node)
     raise NotApplicable
 
 
-def decline_sum(facts: Facts, node: ir.Node, indices: ir.Value, ends: Sequence[str]) -> None:
-    """Declines where a sum of experts under a choice begins at ``node`` and is never whole.
+def _unfinished(facts: Facts, node: ir.Node, indices: ir.Value, ends: Sequence[str]) -> Declined | None:
+    """Why a sum of experts under a choice that begins at ``node`` is never whole: lost, or ended too early.
 
     Raises:
-        Declined: it is lost in an operator that is not understood, or ends too early.
         NotApplicable: the operator that ends it speaks for it.
     """
     for out in node.outputs:
@@ -101,13 +107,13 @@ def decline_sum(facts: Facts, node: ir.Node, indices: ir.Value, ends: Sequence[s
         end, lost = end_of_sum(facts, out)
         if completes(facts, end, ends):
             raise NotApplicable
-        if lost is not None:
-            reason = f"the experts of this router stay apart: what {lost.op_type} does with their sum is not understood"
-            if lost.op_type == "Add":
-                reason = "what a sum of experts is added to is not as large as it"
-            raise Declined(facts.why_not(lost.outputs[0]) or reason, lost)
-        require_whole(facts, end)
-        raise NotApplicable
+        if lost is None:
+            return why_not_whole(facts, end)
+        if lost.op_type == "Add":
+            return Declined("what a sum of experts is added to is not as large as it", lost)
+        reason = f"the experts of this router stay apart: what {lost.op_type} does with their sum is not understood"
+        return Declined(facts.why_not(lost.outputs[0]) or reason, lost)
+    return None
 
 
 def _is_first_choice(run: Run, scores: ir.Value) -> bool:

@@ -18,7 +18,6 @@ from rewriter.operators.form import ExpertForm
 from rewriter.rule import Declined, Fed
 from rewriter.rules.blocks.axes import Atom, Dim, only, total
 from rewriter.rules.blocks.block import Block, Routing, computed_in
-from rewriter.rules.blocks.contents import Router
 from rewriter.rules.blocks.movement import token_rows
 
 
@@ -26,7 +25,7 @@ def form_of(block: Block, routing: Routing) -> ExpertForm:
     """Returns what the operator has to compute."""
     activation = block.activation
     return ExpertForm(
-        k=block.mixing.router.k,
+        k=block.k,
         activation=activation.kind.name,
         alpha=activation.alpha,
         beta=activation.beta,
@@ -42,31 +41,62 @@ def logits_of(op: Any, facts: Facts, routing: Routing, dtype: ir.DataType, exper
     return op.Neg(op.Softplus(op.Neg(value))) if routing.function == "log_sigmoid" else value
 
 
-def logits_of_given(op: Any, facts: Facts, given: ir.Value, router: Router, dtype: ir.DataType) -> ir.Value:
-    """Returns [T, E] logits whose softmax over the chosen is ``given`` over its sum.
+def logits_of_given(
+    op: Any, facts: Facts, given: ir.Value, block: Block, dtype: ir.DataType
+) -> tuple[ir.Value, tuple[ir.Value, int]]:
+    """Returns [T, E] logits whose softmax over the chosen is ``given`` over its sum; and the weights with that sum.
 
-    In half precision they are relative to the largest, so that a weight is rounded by no more than a cast would.
+    These are as ``times_total`` takes them. In half precision logits are relative to the largest, so that a weight is
+    rounded by no more than a cast would.
 
     Args:
         op: onnxscript's builder.
         facts: what is known.
         given: [.., k] weights, none of them negative.
-        router: what chose.
+        block: what is mixed.
         dtype: element type of x.
     """
-    least, half = (_NOTHING, False) if dtype == ir.DataType.FLOAT else (_NOTHING_IN_HALVES, True)
+    router, half = block.mixing.router, dtype != ir.DataType.FLOAT
     weights = flat(op, facts, given, router.k)
     if half and given.dtype != ir.DataType.FLOAT:
         weights = op.Cast(weights, to=int(ir.DataType.FLOAT))
     chosen = flat(op, facts, router.indices, router.k)
     rows = op.Gather(op.Shape(weights), write_integers(op, [0], "rows"), axis=0)
     shape = op.Concat(rows, write_integers(op, [router.experts], "experts"), axis=0)
-    nothing = ir.tensor(np.array([least], dtype.numpy()))
-    logs = op.Max(op.Log(weights), op.initializer(ir.tensor(np.float32(least), name="no_weight")))
-    if half:
+    if router.made or block.numbers is not None:  # an expert may be there twice, or be none
+        everyone = _each_weight(op, facts, shape, chosen, weights, block)
+        return _logarithms(op, facts, everyone, dtype), (everyone, 0)
+    nothing = ir.tensor(np.array([_nothing(dtype)], dtype.numpy()))
+    logs = _logarithms(op, facts, weights, dtype)
+    return op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, logs, axis=1), (given, router.k)
+
+
+def _each_weight(op: Any, facts: Facts, shape: ir.Value, chosen: ir.Value, weights: ir.Value, block: Block) -> ir.Value:
+    """The weight of each of the block's experts."""
+    if facts.opset < 16 and block.mixing.router.made:
+        raise Declined(f"ScatterElements of opset {facts.opset} adds nothing up", block.mixing.router.indices)
+    nothing = ir.tensor(np.array([0.0], np.float32))
+    added = {"reduction": "add"} if block.mixing.router.made else {}
+    everyone: ir.Value = op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, weights, axis=1, **added)
+    if block.numbers is not None:
+        everyone = op.Gather(everyone, write_integers(op, block.numbers, "those_that_are_experts"), axis=1)
+    return everyone
+
+
+def _logarithms(op: Any, facts: Facts, weights: ir.Value, dtype: ir.DataType) -> ir.Value:
+    least = op.initializer(ir.tensor(np.float32(_nothing(dtype)), name="no_weight"))
+    logs: ir.Value = op.Max(op.Log(weights), least)
+    if dtype != ir.DataType.FLOAT:
         logs = op.Cast(op.Sub(logs, _largest(op, facts, logs)), to=int(dtype))
-    logits: ir.Value = op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, logs, axis=1)
-    return logits
+    return logs
+
+
+def _nothing(dtype: ir.DataType) -> float:
+    """The logit of what was not chosen, or has no weight.
+
+    It is finite, since kernels subtract logits and never choose -inf; -1e30 would be infinite in halves.
+    """
+    return -1e30 if dtype == ir.DataType.FLOAT else -3e4
 
 
 def _largest(op: Any, facts: Facts, rows: ir.Value) -> ir.Value:
@@ -76,19 +106,25 @@ def _largest(op: Any, facts: Facts, rows: ir.Value) -> ir.Value:
     return op.ReduceMax(rows, axes=[1])  # type: ignore[no-any-return]
 
 
-_NOTHING = -1e30
-"""The logit of what was not chosen, or has no weight: finite, since kernels subtract logits and never choose -inf."""
-_NOTHING_IN_HALVES = -3e4
-"""The same where -1e30 would be infinite; its exponential is as much 0."""
+def times_total(
+    op: Any, facts: Facts, out: ir.Value, x: ir.Value, total: tuple[ir.Value, int], block: Block
+) -> ir.Value:
+    """Returns the operator's output on ``x``, each token multiplied by the sum of some numbers of it.
 
-
-def times_total(op: Any, facts: Facts, out: ir.Value, x: ir.Value, total: ir.Value, block: Block) -> ir.Value:
-    """Returns the operator's output on ``x``, each token multiplied by the sum of its numbers in ``total`` [.., k]."""
-    weights = flat(op, facts, total, block.mixing.router.k)
+    Args:
+        op: onnxscript's builder.
+        facts: what is known.
+        out: the output.
+        x: the tokens.
+        total: the numbers, and how many of them a token has; 0 where they are [T, ..] and not [.., k].
+        block: what is mixed.
+    """
+    held, width = total
+    weights = flat(op, facts, held, width) if width else held
     newer = facts.opset >= 13
     rows = op.ReduceSum(weights, write_integers(op, [1], "axes")) if newer else op.ReduceSum(weights, axes=[1])
     dtype = facts_dtype(block)
-    if (total.dtype or dtype) != dtype:
+    if (held.dtype or dtype) != dtype:
         rows = op.Cast(rows, to=int(dtype))
     product: ir.Value
     dims = shape_of(facts, x) if x is block.x else None

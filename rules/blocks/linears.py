@@ -23,7 +23,7 @@ from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, feature, on
 from rewriter.rules.blocks.biases import with_bias
 from rewriter.rules.blocks.classify import classify
 from rewriter.rules.blocks.contents import By, Dense, Factor, Features, Linear, Output, Packed, Tokens, Weight
-from rewriter.rules.blocks.mixing import Stack
+from rewriter.rules.blocks.mixing import Admitted, Stack
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.tensors import View
 
@@ -38,6 +38,8 @@ def apply(held: Content | None, weight: Weight, by: By, node: ir.Node, read: ir.
     """
     if isinstance(held, Tokens):
         return Features((Factor(Linear(held.x, weight, None, by)),))
+    if isinstance(held, Admitted):
+        return Features((Factor(Linear(held.x, weight, None, by, held.share)),)) if by == "all" else None
     if isinstance(held, Output):
         held = as_features(held)
     if not isinstance(held, Features):
@@ -51,7 +53,11 @@ def apply(held: Content | None, weight: Weight, by: By, node: ir.Node, read: ir.
 def _operand(facts: Facts, value: ir.Value, k: int | None = None) -> Located | None:
     """``value`` as what a weight can be applied to: what it is known to be, or tokens in their own right."""
     located = facts.get(value, Located)
-    if located is None or isinstance(located.content, Tokens | Stack) or as_features(located.content) is not None:
+    if (
+        located is None
+        or isinstance(located.content, Tokens | Admitted | Stack)
+        or as_features(located.content) is not None
+    ):
         return located or token_rows(facts, value, k)
     kinds = {atom.kind for dim in located.axes for atom in dim}
     return token_rows(facts, value, k) if kinds <= {"token", "feature"} else None

@@ -22,8 +22,9 @@ def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
     stops = {block.x, *routing.read, *block.starts}
     reached, static = _reached(facts, block.out, stops)
     going = reached
-    if routing.given is not None:  # then the choice stays, and what it was made by
-        going, _ = _reached(facts, block.out, {*stops, *block.mixing.router.node.outputs})
+    if routing.given is not None or routing.before is not None:  # then the choice stays, and what it was made by
+        router = block.mixing.router
+        going, _ = _reached(facts, block.out, {*stops, router.indices, *router.node.outputs})
     nodes = _without_shared_shapes(facts, going, block.out)
     for node in nodes:
         for value in node.outputs:

@@ -46,6 +46,7 @@ class Mixing(Content):
         opaque: [.., k] the weights, where they are no function of the scores that is known.
         fault: why they are not the router's weights as an operator has them; empty where they are. Not compared.
         value: [.., k] the weights, where one value holds all of them. Not compared.
+        before: whether the tokens are multiplied with them, and not what the experts return.
     """
 
     router: Router
@@ -60,6 +61,7 @@ class Mixing(Content):
     opaque: ir.Value | None = None
     fault: str = dataclasses.field(default="", compare=False)
     value: ir.Value | None = dataclasses.field(default=None, compare=False)
+    before: bool = False
 
     @property
     def positive(self) -> bool:
@@ -126,6 +128,19 @@ class Share(Content):
             if atom.kind == "slot"
             else super().fix(atom, position)
         )
+
+
+@dataclass(frozen=True)
+class Admitted(Content):
+    """Tokens times the weight of each expert: nothing where it was not chosen.
+
+    Attributes:
+        x: [.., H] the tokens.
+        share: the weights.
+    """
+
+    x: ir.Value
+    share: Share
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rewriter.facts.integers import static
 from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import Dims, Size
 from rewriter.graph.attributes import cast_type, integer_attribute
+from rewriter.graph.contents import name_of
 from rewriter.graph.declines import OTHER_FUNCTION, OTHER_WEIGHTS, Reason, reason_of
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
@@ -81,6 +82,43 @@ def sigmoid(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None
     return Scores(scores.logits, "sigmoid") if scores.function == "logits" else None
 
 
+@routers.at("Softmax")
+def mixture(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
+    """The weights of every expert, where what is mixed is all of them."""
+    located, dims = facts.get(x, Located), shape_of(facts, x)
+    count = dims[-1].constant if dims else None
+    chosen = located is not None and isinstance(located.content, Mixing | Sparse | Share)
+    producer = x.producer()
+    masked = producer is not None and producer.op_type in ("ScatterElements", "ScatterND", "Where")
+    chosen = chosen or masked  # where a logit is minus infinity, kernels do not choose as many as there are
+    if dims is None or count is None or chosen or not last_axis(node, len(dims), -1 if facts.opset >= 13 else 1):
+        return None
+    scores = Scores(x, "softmax")
+    mixing = Mixing(Router(node, scores, count, count), scores, node.outputs[0], "softmax", value=node.outputs[0])
+    return Located(Share(mixing, None, frozenset(range(count))), (*tokens(dims[:-1]), (Atom("expert", Size(count)),)))
+
+
+@routers.at("Cast")
+def cast_mixture(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
+    """A cast of every expert's weights, which are scores too."""
+    located, to = facts.get(x, Located), cast_type(node)
+    whole = located is not None and isinstance(located.content, Share) and facts.get(x, Scores) is not None
+    return located if whole and to is not None and to.is_floating_point() else None
+
+
+@routers.at("Sigmoid")
+def sigmoid_of_sparse(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
+    """Sigmoids of the chosen logits where their experts are, and of minus infinity, 0, elsewhere."""
+    located = facts.get(x, Located)
+    if located is None or not isinstance(located.content, Sparse):
+        return None
+    held = located.content.mixing
+    if (held.stage, held.scale, held.table, held.scores.function) != ("raw", 1.0, None, "logits"):
+        return None
+    late = dataclasses.replace(held, scores=Scores(held.scores.logits, "sigmoid"), late=True, value=None)
+    return dataclasses.replace(located, content=Share(late, None, frozenset(range(held.router.k))))
+
+
 @routers.at("Tanh", "Exp", "Log", "Abs", "Elu", "Relu", "Softsign", "HardSigmoid", "Erf", "Mish", "Gelu")
 def unknown_function(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
     """Logits in their own right, and what they are a function of: the report names it where nothing can be done."""
@@ -120,7 +158,7 @@ def cast(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None:
     located = facts.get(x, Located)
     if to is None:
         return None
-    if located is not None and isinstance(located.content, Mixing | Share | Total):
+    if located is not None and isinstance(located.content, Mixing | Share | Total) and not facts.get(x, Scores):
         held = located.content
         if not to.is_floating_point():
             return None
@@ -248,13 +286,65 @@ def gather_elements(facts: Facts, node: ir.Node, scores: ir.Value, chosen: ir.Va
         return None
     dims = shape_of(facts, scores)
     held = located.content
-    if held.slot is not None or not dims or not last_axis(node, len(dims), 0) or len(dims) != located.rank:
+    if not dims or not last_axis(node, len(dims), 0) or len(dims) != located.rank:
         return None
-    if tokens(dims[:-1]) != located.axes[:-1] or not only(located.axes[-1], "slot"):
+    slotted = only(located.axes[-1], "slot") if held.slot is None else held.router.k == 1 and not located.axes[-1]
+    if tokens(dims[:-1]) != located.axes[:-1] or not slotted:
         return None
     if dims[-1].constant != held.router.experts:
         return None
-    return Located(Mixing(held.router, scores_of(facts, scores), scores, value=node.outputs[0]), located.axes)
+    mixing = Mixing(held.router, scores_of(facts, scores), scores, slot=held.slot, value=node.outputs[0])
+    return Located(mixing, located.axes)
+
+
+@routers.at("Where")
+def instead(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.Value) -> Located | None:
+    """Another expert in the place of one, or no weight for it: what skips a token."""
+    where, located, number = facts.get(mask, Located), facts.get(no, Located), uniform_of(facts, yes)
+    if where is None or located is None or number is None or where.axes != located.axes:
+        return None
+    at, held, out = where.content, located.content, node.outputs[0]
+    if not isinstance(at, Mask) or at.expert is None or not isinstance(held, Chosen | Mixing):
+        return None
+    if at.router != held.router or at.slot != held.slot or held.slot is not None:
+        return None
+    if isinstance(held, Mixing):
+        return None if number else Located(opaque(held, f"expert {at.expert} has no weight", node), located.axes)
+    router, last = held.router, held.router.experts - 1
+    if not 0 <= number < last or at.expert != last:
+        return None
+    changed = dataclasses.replace(router, experts=last, made=(router,), choice=out)
+    return Located(Chosen(changed), located.axes)
+
+
+def opaque(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
+    """Returns weights that no operator computes, but that can be given as they are."""
+    out = node.outputs[0]
+    return dataclasses.replace(faulty(mixing, reason, node), opaque=out, value=out)
+
+
+@routers.at("Concat")
+def side_by_side(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.Value | None) -> Located | None:
+    """Choices of one expert each, as one of several; their weights likewise."""
+    parts = [located for v in (first, *others) if (located := facts.get(v, Located)) is not None]
+    if len(parts) != 1 + len(others) or any(part.axes != parts[0].axes for part in parts) or not parts[0].rank:
+        return None
+    if parts[0].axes[-1] or not last_axis(node, parts[0].rank, 0):
+        return None
+    held = [part.content for part in parts if isinstance(part.content, Chosen | Mixing) and part.content.slot == 0]
+    if len(held) != len(parts) or {type(each) for each in held} not in ({Chosen}, {Mixing}):
+        return None
+    routers_ = tuple(each.router for each in held)
+    if len({router.experts for router in routers_}) != 1 or any(router.k != 1 for router in routers_):
+        return None
+    joint = dataclasses.replace(routers_[0], k=len(held), made=routers_)
+    axes = (*parts[0].axes[:-1], (Atom("slot", Size(len(held))),))
+    weights = [each for each in held if isinstance(each, Mixing)]
+    if not weights:
+        return Located(Chosen(dataclasses.replace(joint, choice=node.outputs[0])), axes)
+    least = next((each for each in weights if not each.positive), weights[0])
+    mixing = dataclasses.replace(least, router=joint, slot=None)
+    return Located(opaque(mixing, "it chooses one expert after the other", node), axes)
 
 
 def summed_weights(located: Located, axis: int, *, keep: bool) -> Located | None:
@@ -284,7 +374,7 @@ def divide_by_sum(first: Located, second: Located, node: ir.Node) -> Mixing | No
 def faulty(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
     """Returns weights that no operator computes, and why; the first reason is kept."""
     return dataclasses.replace(
-        mixing, fault=mixing.fault or Reason(f"{reason} (node {node.name})", reason_of(reason).remedy)
+        mixing, fault=mixing.fault or Reason(f"{reason} (node {name_of(node)})", reason_of(reason).remedy)
     )
 
 

@@ -1,0 +1,191 @@
+"""fuse-experts where a router chooses among more than experts, chooses one after the other, or mixes all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from test_fuse_experts import FUSE, fuse, operators, relative
+
+from rewriter.parity.runtime import OrtRuntime
+
+H, INTER = 8, 6
+
+
+def block(text, experts=3, columns=0, **numbers):
+    """A model of x [T, 8] -> y by its nodes; ``r``: the router, ``u``, ``d``: stacks of all, ``u0``, ``d0``: of one."""
+    rng = np.random.default_rng(0)
+    held = {
+        "r": rng.standard_normal((H, columns or experts)),
+        "u": rng.standard_normal((experts, H, INTER)),
+        "d": rng.standard_normal((experts, INTER, H)),
+        "const": rng.standard_normal(H),
+        "ub": rng.standard_normal((experts, 1, INTER)),
+    }
+    held |= {f"{name}{e}": held[name][e] for name in "ud" for e in range(experts)}
+    held = {name: array.astype(np.float32) for name, array in held.items()}
+    held |= {f"n{i}": np.array(i) for i in range(8)} | {f"l{i}": np.array([i]) for i in (0, 1, 2, 3, -1, -2)}
+    held |= {"zero": np.float32(0), "inf": np.float32(-np.inf), "two": np.float32(2)}
+    held |= {"rows": np.array([-1, H]), "wide": np.array([-1, 1]), "flat": np.array([experts, -1, H])}
+    held |= {name: np.array(value) for name, value in numbers.items()}
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 18]> g (float[T,{H}] x) => (float[T,{H}] y) {{ {text} }}'
+    )
+    used = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(held[n]), n) for n in held if n in used)
+    return model
+
+
+def exact(model):
+    """Fuses, and holds the result against what was there; returns it."""
+    result = fuse(model)
+    assert result.report.applied == {FUSE: 1}, result.report.declined
+    x = {"x": np.random.default_rng(1).standard_normal((40, H)).astype(np.float32)}
+    before, after = (OrtRuntime().run(m, x)["y"] for m in (model, result.model))
+    assert relative(before, after) < 1e-5
+    assert not fuse(result.model).report.declined
+    return result.model
+
+
+def declines(model, reason):
+    result = fuse(model)
+    assert not result.report.applied
+    found = [why for _, why in result.report.declined]
+    assert found and reason in found[0], found
+
+
+def expert(e, out="o"):
+    return f"h{e} = MatMul(x, u{e}) a{e} = Relu(h{e}) {out}{e} = MatMul(a{e}, d{e}) "
+
+
+def weighed(e, value):
+    return (
+        f"m{e} = Equal(i, n{e}) c{e} = Cast<to=1>(m{e}) p{e} = Mul(c{e}, w) q{e} = ReduceSum(p{e}, l-1) "
+        f"t{e} = Mul({value}, q{e}) "
+    ).replace("l-1", "last")
+
+
+TOPK = "l = MatMul(x, r) v, i = TopK<axis=-1>(l, {k}) w = Softmax<axis=-1>(v) "
+ALL = "l = MatMul(x, r) p = Softmax<axis=-1>(l) " + "".join(expert(e) for e in range(3))
+UNROLLED = ALL + "".join(f"s{e} = Gather<axis=-1>(p, l{e}) t{e} = Mul(o{e}, s{e}) " for e in range(3))
+STACKED = ALL + "".join(f"z{e} = Unsqueeze(o{e}, l1) " for e in range(3)) + "z = Concat<axis=1>(z0, z1, z2) "
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        UNROLLED + "a = Add(t0, t1) y = Add(a, t2)",
+        STACKED + 'y = Einsum<equation="te,teh->th">(p, z)',
+        STACKED + "q = Unsqueeze(p, last) m = Mul(z, q) y = ReduceSum<keepdims=0>(m, l1)",
+        STACKED + "q = Unsqueeze(p, l1) m = MatMul(q, z) y = Squeeze(m, l1)",
+    ],
+)
+def test_a_mixture_of_all_experts(text):
+    model = exact(block(text, last=[-1]))
+    assert operators(model)["MoE"] == 1 and not operators(model)["Softmax"]
+
+
+def test_what_is_no_mixture_of_all():
+    declines(block(UNROLLED + "y = Add(t0, t1)"), "expert 2 of 3 is missing")
+    declines(block(UNROLLED.replace("axis=-1>(p, l1)", "axis=-1>(p, l0)") + "a = Add(t0, t1) y = Add(a, t2)"), "twice")
+    turned = UNROLLED.replace("Softmax<axis=-1>", "Softmax<axis=0>")
+    assert not fuse(block(turned + "a = Add(t0, t1) y = Add(a, t2)")).report.applied
+
+
+OTHERS = TOPK.format(k="l2") + "".join(expert(e) + weighed(e, f"o{e}") for e in range(2))
+IDENTITY, CONSTANT = weighed(4, "x"), weighed(5, "const")
+
+
+@pytest.mark.parametrize("k", ["l1", "l2", "l3"])
+@pytest.mark.parametrize("seed", ["", "x"])
+@pytest.mark.parametrize("others", ["both", "identity", "constant"])
+def test_experts_that_are_nothing_the_token_or_a_constant(k, seed, others):
+    """Of six two are experts, and two are nothing: only those that are experts have weights in the operator."""
+    text = OTHERS.replace("(l, l2)", f"(l, {k})") + (IDENTITY if others != "constant" else "")
+    text += CONSTANT if others != "identity" else ""
+    terms = [*([seed] * bool(seed)), "t0", "t1", *["t4"] * (others != "constant"), *["t5"] * (others != "identity")]
+    for step, (total, term) in enumerate(zip([terms[0], *(f"y{s}" for s in range(9))], terms[1:], strict=False)):
+        text += f"{'y' if step == len(terms) - 2 else f'y{step}'} = Add({total}, {term}) "
+    model = exact(block(text, experts=2, columns=6, last=[-1]))
+    (moe,) = (node for node in model.graph.node if node.op_type == "MoE")
+    held = {i.name: list(i.dims) for i in model.graph.initializer}
+    assert held[moe.input[2]] == [2, INTER, H]
+    assert {a.name: helper.get_attribute_value(a) for a in moe.attribute}["k"] == min(int(k[1]), 2)
+
+
+def test_what_is_no_such_expert():
+    sum_ = "y0 = Add(t0, t1) y = Add(y0, {})"
+    declines(block(OTHERS + "y = Add(t0, t1)", experts=2, columns=3, last=[-1]), "expert 2 of 3 is missing")
+    other = "x2 = Mul(x, two) " + weighed(4, "x2")
+    reason = "expert 4: Mul does not belong to an expert"
+    declines(block(OTHERS + other + sum_.format("t4"), experts=2, columns=6, last=[-1]), reason)
+
+
+DENSE = """
+    l = MatMul(x, r) v, i = TopK<axis=-1>(l, {k}) n = Shape(l) e = Expand(inf, n) s = ScatterElements<axis=-1>(e, i, v)
+    g = Sigmoid(s) b = Tile(x, times) gt = Transpose<perm=[1, 0]>(g) gf = Reshape(gt, wide) m = Mul(b, gf)
+    f = Reshape(m, flat) h = MatMul(f, u) a = Relu(h) o = MatMul(a, d) y = ReduceSum<keepdims=0>(o, l0)
+"""
+
+
+def test_tokens_times_their_weight():
+    """Llama 4: one expert for each token, and the sigmoid of its logit before it."""
+    model = exact(block(DENSE.format(k="l1"), times=[3, 1]))
+    assert operators(model)["MoE"] == operators(model)["Sigmoid"] == operators(model)["TopK"] == 1
+
+
+def test_tokens_times_their_weights_near_misses():
+    reason = "the tokens are multiplied by the weights of several experts before them"
+    declines(block(DENSE.format(k="l2"), times=[3, 1]), reason)
+    biased = DENSE.format(k="l1").replace("a = Relu(h)", "hb = Add(h, ub) a = Relu(hb)")
+    assert not fuse(block(biased, times=[3, 1])).report.applied  # of a token that is nothing the bias is left
+    zeros = DENSE.format(k="l1").replace("Expand(inf, n)", "Expand(zero, n)")
+    assert not fuse(block(zeros, times=[3, 1])).report.applied  # the sigmoid of nothing is a half
+
+
+SKIP = """
+    l = MatMul(x, r) p = Softmax<axis=-1>(l) v, j = TopK<axis=-1>(p, {k}) k = Equal(j, n{last})
+    w = Where(k, zero, v) i = Where(k, n0, j)
+"""
+GATHERED = """
+    wu = Gather(u, i) wd = Gather(d, i) x1 = Unsqueeze(x, l1) x2 = Unsqueeze(x1, l1) h = MatMul(x2, wu)
+    a = Relu(h) o = MatMul(a, wd) os = Squeeze(o, l2) w1 = Unsqueeze(w, l2) m = Mul(os, w1)
+    y = ReduceSum<keepdims=0>(m, l1)
+"""
+
+
+@pytest.mark.parametrize("k", ["l1", "l2", "l3"])
+def test_a_choice_that_skips_a_token(k):
+    """Zaya: the last of four is no expert; its slot has the first one and no weight."""
+    model = exact(block(SKIP.format(k=k, last=3) + GATHERED, columns=4))
+    (scatter,) = (node for node in model.graph.node if node.op_type == "ScatterElements")
+    assert helper.get_attribute_value(scatter.attribute[-1]) == b"add"
+
+
+def test_a_choice_that_skips_near_misses():
+    declines(block(SKIP.format(k="l2", last=2) + GATHERED, columns=4), "is not understood")
+    other = SKIP.format(k="l2", last=3).replace("w = Where(k, zero, v)", "w = Where(k, two, v)")
+    assert not fuse(block(other + GATHERED, columns=4)).report.applied
+
+
+MIXER = """
+    l = MatMul(x, r) i0 = ArgMax<axis=-1>(l) p0 = Softmax<axis=-1>(l) w0 = GatherElements<axis=-1>(p0, i0)
+    n = Shape(i0) e = Expand(inf, n) s = ScatterElements<axis=-1>({from_}, i0, e) i1 = ArgMax<axis=-1>(s)
+    p1 = Softmax<axis=-1>(s) w1 = GatherElements<axis=-1>(p1, i1) i = Concat<axis=-1>(i0, i1)
+    w = Concat<axis=-1>({weights})
+"""
+
+
+def test_one_choice_after_the_other():
+    """Phi-3.5: two ArgMaxima, the second of what the first has left."""
+    text = MIXER.format(from_="l", weights="w0, w1")
+    exact(block(text + GATHERED.replace("w1 =", "wx =").replace("(os, w1)", "(os, wx)")))
+
+
+def test_one_choice_after_the_other_near_misses():
+    rest = GATHERED.replace("w1 =", "wx =").replace("(os, w1)", "(os, wx)")
+    crossed = MIXER.format(from_="l", weights="w1, w0")
+    assert not fuse(block(crossed + rest)).report.applied
+    raw = MIXER.format(from_="l", weights="w0, w1").replace("Elements<axis=-1>(p1, i1)", "Elements<axis=-1>(l, i1)")
+    declines(block(raw + rest), "it chooses one expert after the other")
