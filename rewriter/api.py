@@ -191,7 +191,8 @@ def apply(
         model: a path, an ``onnx_ir.Model``, an ``onnx.ModelProto``, or what ``torch.onnx.export`` returns.
         rules: a shipped rule set's name, a YAML file, a parsed one, or a list of onnxscript rules.
         quantizer: quantizes every weight that the plan says to quantize, in place of the built-in algorithms.
-        imatrix: mean squared activations that weigh the error, by weight [K] or stack [E, K]; or an ``.npz`` of them.
+        imatrix: mean squared activations that weigh the error, by weight [K] or stack [E, K]; or a file of them:
+            an ``.npz``, or the ``.gguf`` or ``.dat`` of llama.cpp.
         calibration: what the weights saw on real inputs, or the folder that ``calibrate`` wrote; ``gptq`` and a
             quantizer of one's own go by it.
         target: runtime to rewrite for, ``PROVIDER[:ARCHITECTURE][@VERSION]``; by default the rule set's.

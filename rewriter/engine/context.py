@@ -130,7 +130,9 @@ class ModelRun:
             role=role,
             expert=expert,
             layer=layer,
-            importance=self.importance.of(name, (*sources, weight.name), expert, weight.shape[1]),
+            importance=self.importance.of(
+                name, (*sources, weight.name), expert, weight.shape[1], role=role, layer=layer, layers=count
+            ),
             activations=None if self._calibration is None else self._calibration.of(weight, expert),
         )
         return QuantizationJob(weight, context, quantizer, self._written)

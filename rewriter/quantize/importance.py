@@ -1,4 +1,7 @@
-"""Importance of input features: an "imatrix", mean squared activations that weigh a quantizer's squared error."""
+"""Importance of input features: an "imatrix", mean squared activations that weigh a quantizer's squared error.
+
+It is known by the names of a model's weights, or, where llama.cpp wrote it, by roles and layers.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,25 @@ from pathlib import Path
 import numpy as np
 
 from rewriter.errors import UsageError, nearest
+from rewriter.quantize.llama_imatrix import blocks_of, read_imatrix, tensor_names
 from rewriter.quantize.types import FloatArray
 
 CALIBRATED = "importance.npz"
 """The file of a calibration folder with the importance of every weight."""
 
+LLAMA_FILES = (".gguf", ".dat")
+
 
 class Importance:
     """Importance by weight: [K] under the name of a weight, or [K] or [E, K] under the name of an expert stack."""
 
-    def __init__(self, arrays: Mapping[str, FloatArray], *, others: bool = False) -> None:
+    def __init__(self, arrays: Mapping[str, FloatArray], *, others: bool = False, blocks: int | None = None) -> None:
         """Checks the values.
 
         Args:
             arrays: by name of a weight or of a stack; finite and not negative.
             others: whether some may be of weights that are not quantized.
+            blocks: how many there are, where the names are llama.cpp's.
 
         Raises:
             UsageError: an array is of another rank, or holds something else.
@@ -37,6 +44,7 @@ class Importance:
                 raise UsageError(f"importance of '{name}' holds a negative value or one that is not finite")
         self._arrays = arrays
         self._others = others
+        self._blocks = blocks
         self._used: set[str] = set()
 
     @classmethod
@@ -56,21 +64,36 @@ class Importance:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Importance:
-        """Reads a NumPy ``.npz`` file with an array for each weight, or the one in a calibration folder.
+        """Reads a NumPy ``.npz`` file with an array for each weight, the one in a calibration folder, or llama.cpp's.
 
         Raises:
             UsageError: the file is missing, is no such file, or holds wrong values.
         """
         folder = Path(path).is_dir()
+        if Path(path).suffix in LLAMA_FILES:
+            found = read_imatrix(Path(path))
+            return cls(found, others=True, blocks=blocks_of(found))
         path = Path(path) / CALIBRATED if folder else path
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
         except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-            raise UsageError(f"importance file '{path}' cannot be read ({error}); give a NumPy .npz file") from error
+            raise UsageError(
+                f"importance file '{path}' cannot be read ({error}); give a NumPy .npz file, or llama.cpp's"
+            ) from error
         return cls(arrays, others=folder)
 
-    def of(self, weight: str, sources: Iterable[str], expert: int | None, features: int) -> FloatArray | None:
+    def of(
+        self,
+        weight: str,
+        sources: Iterable[str],
+        expert: int | None,
+        features: int,
+        *,
+        role: str = "",
+        layer: int | None = None,
+        layers: int = 0,
+    ) -> FloatArray | None:
         """Returns the [K] importance for one weight, or None where none is given.
 
         Args:
@@ -78,12 +101,20 @@ class Importance:
             sources: names of what it is a part of, or is made of.
             expert: its index in them, where they are stacks.
             features: K.
+            role: what it is for.
+            layer: index of its layer, or None.
+            layers: how many the model has.
 
         Raises:
             UsageError: what is given does not have the weight's number of input features, or differs for two weights
                 whose rows are quantized as one.
         """
-        names = [weight] if weight in self._arrays else [name for name in sources if name in self._arrays]
+        if self._blocks is not None:
+            if layer is not None and layers != self._blocks:
+                raise UsageError(f"the imatrix is of a model of {self._blocks} blocks; this one has {layers} layers")
+            names = [name for name in tensor_names(role, layer) if name in self._arrays]
+        else:
+            names = [weight] if weight in self._arrays else [name for name in sources if name in self._arrays]
         self._used.update(names)
         found = [self._of(name, weight, expert, features) for name in names]
         for name, array in zip(names[1:], found[1:], strict=True):
@@ -96,6 +127,8 @@ class Importance:
 
     def _of(self, name: str, weight: str, expert: int | None, features: int) -> FloatArray:
         array = self._arrays[name]
+        if self._blocks is not None and expert is not None and array.size % features == 0:
+            array = array.reshape(-1, features)  # a .dat file does not say how many experts there are
         if array.ndim == 2:
             if expert is None or not expert < len(array):
                 raise UsageError(f"importance of '{name}' has {len(array)} experts; weight '{weight}' is none of them")
@@ -110,6 +143,8 @@ class Importance:
         Raises:
             UsageError: names the first and the nearest weight.
         """
+        if self._blocks is not None and not self._used:
+            raise UsageError("the imatrix is of no weight that is quantized; is it of another model?")
         for name in () if self._others else self._arrays:
             if name not in self._used:
                 hint = nearest(name, names)
