@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-from collections.abc import Iterator
 from typing import Protocol
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from rewriter.errors import UsageError
+from rewriter.io.functions import inline_functions
 from rewriter.io.loading import copied, load, parsed
-from rewriter.io.sequences import untyped_sequences
+from rewriter.io.types import infer_types
 
 
 class Exported(Protocol):
@@ -35,44 +32,16 @@ Model = Plain | Exported
 def own_copy(model: Model) -> ir.Model:
     """Returns a model that may be edited: graphs are copied, weights are shared.
 
-    Types are inferred where those that a proof has to know are missing; not else, since it takes a copy of the graph.
-    What the model declares of its inputs and outputs stays as it is.
+    Functions through which weights are read are inlined, and types that are missing are inferred.
 
     Raises:
         ModelError: the model is unreadable or invalid.
         UsageError: it is no model.
     """
     ours = as_model(model)
-    declared = [(v, v.type, v.shape and v.shape.copy()) for v in (*ours.graph.inputs, *ours.graph.outputs)]
-    if any(_lacks_type(node.inputs[0]) for node in ours.graph if node.op_type in _TYPED):
-        with _quiet("onnx_ir.passes.common.shape_inference"):
-            order, sequences = list(ours.graph.initializers.values()), untyped_sequences(ours)
-            ShapeInferencePass()(ours)
-            ours.graph.initializers.clear()  # the pass puts large ones last
-            ours.graph.initializers.update((value.name or "", value) for value in order)
-        for value in sequences:
-            value.type = value.shape = None
-        for value, dtype, shape in declared:
-            value.type, value.shape = dtype, shape
+    inline_functions(ours)
+    infer_types(ours)
     return ours
-
-
-_TYPED = ("MatMul", "Gemm", "Einsum")
-
-
-def _lacks_type(value: ir.Value | None) -> bool:
-    return value is not None and (value.type is None or value.shape is None)
-
-
-@contextlib.contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Inference that fails leaves the model as it was; the traceback that onnx-ir logs would reach the user."""
-    log = logging.getLogger(logger)
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 def as_model(model: Model) -> ir.Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -157,7 +158,7 @@ def prove(
         )
         return Proof(rewrite.rule, "none", 0.0, 0.0, rewrite.where, skipped, ran=False)
     judges, because = _judges(sides, runtime, ReferenceRuntime(timeout))
-    verdicts = [_run(sides, judges, sides.feeds(seed))]
+    verdicts = [_first_verdict(sides, judges, seed)]
     judge = verdicts[0].runtime
     if several and sides.size <= SEVERAL:
         verdicts += _run_more(sides, judge, seed)
@@ -193,6 +194,20 @@ def _run(sides: Sides, judges: Sequence[Runtime], feeds: Feeds) -> Verdict:
     runtime, expected = _first_to_run(judges, *sides.original(feeds), sides.rewrite)
     actual = sides.run_replacement(runtime, feeds)
     return Verdict(runtime, feeds, (expected, actual), sides.compared(expected, actual))
+
+
+def _first_verdict(sides: Sides, judges: Sequence[Runtime], seed: int) -> Verdict:
+    """Runs both sides, each symbolic dimension of its own size; of one size where the original takes no such inputs.
+
+    Inference gives dimensions that are always equal names of their own.
+    """
+    try:
+        return _run(sides, judges, sides.feeds(seed))
+    except Declined:
+        for rows in rows_to_try((*sides.before.fed, *sides.after.fed), sides.rewrite)[-1:]:
+            with contextlib.suppress(Declined):
+                return _run(sides, judges, sides.feeds(seed, rows))
+        raise
 
 
 def _run_more(sides: Sides, judge: Runtime, seed: int) -> Iterator[Verdict]:

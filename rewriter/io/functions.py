@@ -1,0 +1,107 @@
+"""Calls of model-local functions through which weights are read are inlined, as runtimes do when they load a model.
+
+A rewrite in a function's body would change all its calls alike, and nothing there has a type. Functions of the domains
+that runtimes know stay: they stand in for kernels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from rewriter.graph.contents import all_nodes, bodies, stored_tensors
+from rewriter.io.calls import instances
+
+_KNOWN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+_MOVES = frozenset({"Cast", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
+_MOST = 10**8
+"""Nodes of functions, each times the square of its calls: inlining looks for free names one by one."""
+_SMALL = 4096
+"""Bytes of a matrix that may stay float."""
+
+
+def inline_functions(model: ir.Model) -> None:
+    """Inlines the functions that hold a matrix of floats or are given one, with those that call them.
+
+    All stay where that cannot be done: where they import other versions of operator sets, are given graphs, or are
+    called too often.
+
+    Args:
+        model: to be changed; no function calls itself.
+    """
+    wanted = _weighed(model) if model.functions else set()
+    if wanted and _can_be_inlined(model, wanted):
+        InlinePass(lambda function: function.identifier() in wanted)(model)
+        _share_constants(model)
+
+
+def _weighed(model: ir.Model) -> set[ir.OperatorIdentifier]:
+    body_of = {node: body for body in bodies(model) for node in ir.traversal.RecursiveGraphIterator(body)}
+    calls = {node: function for node in body_of if (function := model.functions.get(node.op_identifier())) is not None}
+    found: deque[ir.Function] = deque()
+    weights: deque[ir.Value] = deque()
+    for slot in stored_tensors(model):
+        if not slot.tensor.dtype.is_floating_point() or len(slot.tensor.shape) < 2 or slot.tensor.nbytes <= _SMALL:
+            continue
+        if isinstance(slot.owner, ir.Value):
+            weights.append(slot.owner)
+            continue
+        weights.extend(slot.owner.outputs)
+        found.extend(f for f in (calls.get(slot.owner), body_of[slot.owner]) if isinstance(f, ir.Function))
+    seen = set(weights)
+    while weights:
+        for node, index in weights.popleft().uses():
+            shown = list(node.outputs) if node.op_type in _MOVES and not node.domain and not index else []
+            if node in calls:
+                found.append(calls[node])
+                shown = list(calls[node].inputs[index : index + 1])
+            weights.extend(value for value in shown if value not in seen)
+            seen.update(shown)
+    wanted: set[ir.OperatorIdentifier] = set()
+    while found:
+        function = found.popleft()
+        if function.identifier() not in wanted and function.domain not in _KNOWN:
+            wanted.add(function.identifier())
+            callers = (body_of[node] for node, called in calls.items() if called is function)
+            found.extend(body for body in callers if isinstance(body, ir.Function))
+    return wanted
+
+
+def _can_be_inlined(model: ir.Model, wanted: set[ir.OperatorIdentifier]) -> bool:
+    often = instances(model)
+    if sum(len(model.functions[identity]) * often[identity] ** 2 for identity in wanted) > _MOST:
+        return False
+    versions = dict(model.opset_imports)
+    for identity in wanted:
+        for domain, version in model.functions[identity].opset_imports.items():
+            if versions.setdefault(domain, version) != version:
+                return False
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return not any(
+        len(node.inputs) > len(model.functions[identity].inputs)
+        or any(attribute.type in graphs for attribute in node.attributes.values())
+        for node in all_nodes(model)
+        if (identity := node.op_identifier()) in wanted
+    )
+
+
+def _share_constants(model: ir.Model) -> None:
+    """Makes one initializer of a constant of a function that was called more than once."""
+    slots = [s for s in stored_tensors(model) if isinstance(s.owner, ir.Node) and s.owner.op_type == "Constant"]
+    copies = Counter(id(slot.tensor) for slot in slots)
+    homes: dict[int, ir.Value] = {}
+    for slot in slots:
+        node = slot.owner
+        assert isinstance(node, ir.Node)
+        (out,) = node.outputs
+        if copies[id(slot.tensor)] == 1 or out.is_graph_output() or node.graph is None:
+            continue
+        home = homes.get(id(slot.tensor))
+        if home is None:
+            home = homes[id(slot.tensor)] = ir.val(out.name, const_value=slot.tensor)
+            out.name = f"{out.name}__constant"
+            model.graph.register_initializer(home)
+        out.replace_all_uses_with(home)
+        node.graph.remove(node, safe=True)

@@ -1,0 +1,81 @@
+"""Models without value_info: what is missing is inferred, whatever operators of ONNX Runtime stand between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnxscript.rewriter import pattern
+
+import rewriter
+from rewriter.io.copies import own_copy
+
+MODELS = Path(__file__).parents[1] / "models"
+
+
+def parsed(body, inputs="float[b,s,64] x", outputs="float[b,s,64] y", **arrays):
+    header = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
+    proto = onnx.parser.parse_model(f"{header} g ({inputs}) => ({outputs}) {{ {body} }}")
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    return proto
+
+
+def random(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf_exporter/gpt_oss__default",  # rows of the batch and of a block are one dimension, and inference names two
+        "mobius/gemma4_silu_static_unroll_pr324_f32",  # a function that ONNX infers nothing of
+        "mobius/qwen3_moe_dense_ortq4",  # MatMulNBits
+    ],
+)
+def test_as_much_is_fused_without_value_info(name):
+    proto = onnx.load(MODELS / f"{name}.onnx")
+    rules = {"extends": "fuse-experts", "phases": [{"name": "pack", "rules": ["pack-qkv"]}]}
+    given = rewriter.apply(proto, rules).report
+    proto.graph.ClearField("value_info")
+    report = rewriter.apply(proto, rules).report
+    assert report.applied == given.applied and report.applied["fuse-experts"] == 2
+    assert not [decline for decline in report.declines if "unknown" in decline.reason]
+
+
+def test_types_follow_from_operators_of_onnx_runtime():
+    body = """
+        a = com.microsoft.MatMulNBits <K = 64, N = 32, bits = 4, block_size = 32> (x, codes, scales)
+        b, , , c = com.microsoft.SkipSimplifiedLayerNormalization (a, a, gamma)
+        d = Add (b, c)
+        y = com.microsoft.Unknown (d)
+        z = Neg (y)
+    """
+    codes = np.zeros((32, 2, 16), np.uint8)
+    proto = parsed(body, outputs="float[b,s,32] y, float z", codes=codes, scales=random(32, 2), gamma=random(32))
+    proto.graph.output[1].type.tensor_type.ClearField("shape")
+    values = {value.name: value for node in own_copy(proto).graph for value in node.outputs}
+    for name in "abcd":
+        assert values[name].dtype == ir.DataType.FLOAT and str(values[name].shape) == "[b,s,32]", name
+    assert values["z"].shape is None, "what is declared stays as it is"
+    assert [node.op_type for node in own_copy(proto).graph] == [node.op_type for node in proto.graph.node]
+    assert list(own_copy(proto).graph.initializers) == ["codes", "scales", "gamma"]
+
+
+def test_an_index_without_a_type_is_no_obstacle():
+    proto = parsed("i = Abs (x) y = Gather (table, i)", inputs="int64[b,s] x", table=random(256, 64))
+    assert rewriter.apply(proto).report.applied == {"gather-to-gather-block-quantized": 1}
+
+
+def test_a_plain_rule_sees_the_types_of_what_it_matches():
+    def typed(context, a, **_):
+        del context
+        return a.dtype is not None and a.shape is not None
+
+    rule = pattern.RewriteRule(lambda op, a: op.Relu(a), lambda op, a: op.Max(a, a), typed)
+    body = "a = Relu (x) b = Neg (a) c = Relu (b) d = Neg (c) y = Relu (d)"
+    assert rewriter.apply(parsed(body), [rule], overrides={"parity.local": "none"}).report.applied == {
+        "rewrite-rule": 3
+    }
