@@ -114,6 +114,7 @@ class Result(Generic[M]):
         overwrite: bool = False,
         memory: int | None = None,
         max_shard_size: int | None = None,
+        data_name: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
         """Writes the model into a directory, whole or not at all, a few weights in memory at a time.
@@ -125,6 +126,7 @@ class Result(Generic[M]):
             overwrite: replace files of the same names in the directory; no other file there is touched.
             memory: bytes of weights in flight.
             max_shard_size: bytes after which a new data file is begun.
+            data_name: of the data file, as ``model.onnx_data``; by default ``<name>.data``.
             progress: told bytes done and bytes in all.
 
         Returns:
@@ -144,6 +146,7 @@ class Result(Generic[M]):
                 name=place.name or (source.name if source is not None else None),
                 memory=memory,
                 max_shard_size=max_shard_size,
+                data_name=data_name,
                 progress=progress,
                 copy_others_from=source if self._from_folder else None,
                 inspect=self._inspect,

@@ -80,7 +80,7 @@ def test_a_block_that_declines_is_named_at_its_inner_nodes():
 
 def test_a_stack_of_which_each_slice_is_rewritten():
     found = concern(GRANITE, "model.layers.0.block_sparse_moe.input_linear.weight", "experts-int4")
-    assert re.search(r"4 slices to 4 bits in blocks of 32", found.what)
+    assert re.search(r"4 weights to 4 bits in blocks of 32", found.what)
     assert {a.rule for a in found.applications} >= {"unstack", "matmul-to-matmul-nbits"}
 
 

@@ -32,6 +32,18 @@ DONE, FAILED, BAD, INTERRUPTED = 0, 1, 2, 130
 _DEBUG = "REWRITER_DEBUG"
 _COMPLETING = "_REWRITER_COMPLETE"
 
+_INSTEAD = {
+    "--block-size": "--set quantization.default.block_size=128",
+    "--symmetric": "--set quantization.default.symmetric=true",
+    "--asymmetric": "--set quantization.default.symmetric=false",
+    "--algorithm": "--set quantization.default.algorithm=k-quant",
+    "--bits": "--set quantization.default.bits=8",
+    "--exclude": "--set 'quantization.exclude=[{role: lm_head}]'",
+    "--device": "--target cuda",
+    "--output": "--out",
+}
+"""What to write for options that people try: a rule set holds them."""
+
 app = typer.Typer(
     rich_markup_mode="rich",
     no_args_is_help=True,
@@ -181,7 +193,8 @@ def _usage(error: Any) -> str:
         message = message.partition("(")[0].strip()
         if message.startswith("No such option"):
             known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
-            message = f"no such option '{option}'{_near(option, known)}"
+            instead = f" (write {_INSTEAD[option]})" if option in _INSTEAD else _near(option, known)
+            message = f"no such option '{option}'{instead}"
     elif message.startswith("No such command"):
         name = context.args[0] if context.args else message.split("'")[1]
         message = f"no such command '{name}'{nearest(name, context.command.list_commands(context))}"

@@ -95,7 +95,8 @@ def apply(
         typer.Option(
             metavar="BITS",
             show_default=False,
-            help="The same for so many bits a quantized weight, scales and zero points included, as 4.25.",
+            help="The same for so many bits a quantized weight, scales and zero points included, as 4.25."
+            " For plain 8 bits: --rules moe-int8, or --set quantization.default.bits=8.",
         ),
     ] = None,
     write_plan: Annotated[
@@ -122,6 +123,15 @@ def apply(
             metavar="SIZE",
             show_default=False,
             help="Size of each data file; by default there is one.",
+        ),
+    ] = None,
+    data_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Name of the data file, as model.onnx_data for transformers.js and optimum; by default"
+            " MODEL.onnx.data.",
         ),
     ] = None,
     strict: Annotated[
@@ -205,7 +215,7 @@ def apply(
             strict=strict,
         )
     with byte_bar(f"writing {out}", quiet=silent) as told:
-        saved = result.save(place, memory=memory, max_shard_size=max_shard_size, progress=told)
+        saved = result.save(place, memory=memory, max_shard_size=max_shard_size, data_name=data_name, progress=told)
     with working("comparing with the original", quiet=silent):
         found = compare.compare(result, check)
     done = dataclasses.replace(result.report, parity=found)

@@ -28,7 +28,12 @@ def explain(
     model: Model,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", show_default=False, help="A node or a weight: only what concerns it."),
+        typer.Argument(
+            metavar="NAME",
+            show_default=False,
+            help="A node or a weight, a glob of their names, or a role: only what concerns it.",
+            autocompletion=options.complete_names,
+        ),
     ] = None,
     rules: Rules = DEFAULT_RULES,
     target: TargetName = None,
@@ -44,7 +49,7 @@ def explain(
     [bold]rewriter explain model.onnx -r experts-int8[/bold]
         the same for another rule set
     [bold]rewriter explain model.onnx lm_head.weight[/bold]
-        what would happen to one weight or node
+        what would happen to one weight or node; lm_head, expert.down or '*.o_proj.*' to those of a role or glob
     [bold]rewriter explain model.onnx --json[/bold]
         the same for a program: a report as apply --report writes it, without errors and proofs
     """

@@ -38,6 +38,28 @@ def complete_rules(incomplete: str) -> list[str]:
     return _starting(incomplete, rule_offers())
 
 
+def complete_targets(incomplete: str) -> list[str]:
+    """Completes targets: a provider, its architectures, and after ``@`` the versions of which something is known."""
+    from rewriter.target.target import PROVIDERS
+
+    provider, at, _ = incomplete.partition("@")
+    if at:
+        return _starting(incomplete, [f"{provider}@1.{minor}" for minor in range(23, 33)])
+    return _starting(incomplete, ["auto", *PROVIDERS, "cuda:sm80", "cuda:sm90"])
+
+
+def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Completes roles, and the names of weights and nodes of the model that the command line names."""
+    from rewriter.errors import RewriterError
+    from rewriter.explanation.focus import names_of
+    from rewriter.io import load
+
+    try:
+        return _starting(incomplete, names_of(load(ctx.params["model"])))[:200]
+    except (RewriterError, KeyError, TypeError):
+        return []
+
+
 def complete_rules_and_sets(incomplete: str) -> list[str]:
     """Completes the names of rules and rule sets."""
     return [*complete_rules(incomplete), *complete_rule_sets(incomplete)]
@@ -76,6 +98,7 @@ TargetName = Annotated[
         metavar="TARGET",
         show_default=False,
         help="Runtime to rewrite for, as cpu, cuda:sm90 or webgpu@1.30; by default the rule set's.",
+        autocompletion=complete_targets,
     ),
 ]
 Level = Literal["class", "all", "none"]

@@ -50,7 +50,7 @@ def explain(
 
     Args:
         model: as for ``rewriter.apply``; it stays as it is.
-        name: a node or a weight, for only what concerns it.
+        name: a node or a weight, a glob of their names, or a role, for only what concerns it.
         rules: as for ``rewriter.apply``.
         target: likewise.
         overrides: likewise.

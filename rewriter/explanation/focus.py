@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import onnx_ir as ir
@@ -85,7 +86,13 @@ class Focus:
         tensor = self._tensors.get(name) or self._tensors.get(name.partition(_SLICE)[0])
         if node is not None:
             return [node]
-        return [] if tensor is None else [use.node for use in tensor.uses()]
+        if tensor is not None:
+            return [use.node for use in tensor.uses()]
+        if readers := [node for node, role in self._roles.items() if fnmatchcase(role.name, name)]:
+            return readers
+        tensors = (value for key, value in self._tensors.items() if fnmatchcase(key, name))
+        nodes = (node for key, node in self._nodes.items() if fnmatchcase(key, name))
+        return list(dict.fromkeys([*nodes, *(use.node for value in tensors for use in value.uses())]))
 
     def _further(self, first: Sequence[ir.Node]) -> list[ir.Node]:
         """What follows, nearest first, up to another block."""
@@ -110,7 +117,7 @@ class Focus:
         name, report = self.name, result.report
         first, what = self._describe(result)
         here = set(map(name_of, _behind(first)))
-        here |= {weight.node for weight in _of(name, planned(result.ir_model).values())}
+        here |= {weight.node for weight in planned(result.ir_model).values() if self._means(weight)}
         applications = tuple(a for a in report.applications if a.node in here)
         names = {node.name for node in first if node.name}
         absorbed = tuple(a for a in report.applications if a.node not in here and names & set(a.removed))
@@ -155,18 +162,34 @@ class Focus:
             tensor = self._tensors[name].const_value
             kind = "weight" if tensor is None else f"weight, {tensor.dtype.name}{list(tensor.shape.numpy())}"
             fate = _spec(weights[name]) if name in weights else _fate(name, result.ir_model)
-            slices = _of(name, weights.values())
-            if name not in weights and slices:
-                ((one, _),) = Counter(map(_spec, slices)).most_common(1)
-                fate = f"{fate}: {len(slices):,} slices {one}"
+            made = [weight for weight in weights.values() if self._means(weight)]
+            if name not in weights and made:
+                ((one, _),) = Counter(map(_spec, made)).most_common(1)
+                fate = f"{fate}: {len(made):,} weight{'s' if len(made) > 1 else ''} {one}"
             return self._first, f"{kind}, {fate}"
         if name in weights:
             weight = weights[name]
             readers = [self._nodes[weight.node]] if weight.node in self._nodes else self._first
             return readers, f"slice, {list(weight.shape)}, {_spec(weight)}"
-        close = difflib.get_close_matches(name, [*self._nodes, *self._tensors, *weights], n=1, cutoff=0.5)
+        if self._first:
+            return self._first, self._describe_several(weights.values())
+        close = difflib.get_close_matches(name, [*names_of(self._model), *weights], n=1, cutoff=0.5)
         hint = f" (did you mean '{close[0]}'?)" if close else "; without a name, explain shows the nodes of interest"
-        raise UsageError(f"the model has no node or weight '{name}'{hint}")
+        raise UsageError(f"the model has no node, weight or role '{name}'{hint}")
+
+    def _means(self, weight: Weight) -> bool:
+        """Whether the name stands for a weight that will be quantized."""
+        known = (weight.name, weight.node, weight.role, *weight.sources)
+        return self.name in known or any(fnmatchcase(name, self.name) for name in known)
+
+    def _describe_several(self, weights: Iterable[Weight]) -> str:
+        """Of a role or a glob: how many nodes, and what would become of the weights."""
+        name = self.name
+        mine = [weight for weight in weights if self._means(weight)]
+        fates = ", ".join(f"{count:,} {spec}" for spec, count in Counter(map(_spec, mine)).most_common())
+        kind = "role" if any(fnmatchcase(role.name, name) for role in self._roles.values()) else "pattern"
+        plural = "" if len(self._first) == 1 else "s"
+        return f"{kind}, {len(self._first):,} node{plural}; weights: {fates or 'all stay float'}"
 
     def about(self, name: str) -> str:
         """Describes a node or value of the model as given; empty where it has none of this name."""
@@ -197,9 +220,11 @@ class Focus:
         return ", ".join(filter(None, (role.name, *(f"{what} {index}" for what, index in places if index is not None))))
 
 
-def _of(name: str, weights: Iterable[Weight]) -> list[Weight]:
-    """The weights of this name, and the slices of the stack of this name."""
-    return [weight for weight in weights if name in (weight.name, weight.name.partition(_SLICE)[0])]
+def names_of(model: ir.Model) -> list[str]:
+    """Returns what can be asked for: roles, nodes and constants."""
+    roles = {role.name for role in find_roles(model).values()}
+    tensors = [key for graph in model.graphs() for key in graph.initializers]
+    return [*sorted(roles), *(node.name for node in all_nodes(model) if node.name), *tensors]
 
 
 def _spec(weight: Weight) -> str:

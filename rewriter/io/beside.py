@@ -10,6 +10,8 @@ import onnx_ir as ir
 from rewriter.errors import UsageError
 from rewriter.graph.contents import stored_tensors
 
+_CONFIGURATION = (".json", ".txt", ".model", ".jinja")
+
 
 def data_of(directory: Path, name: str) -> list[str]:
     """Returns the names of the data files in ``directory`` that its model ``name`` reads and no other model there."""
@@ -21,7 +23,7 @@ def data_of(directory: Path, name: str) -> list[str]:
     return sorted(place for place in named if Path(place).name == place and (directory / place).is_file())
 
 
-def others_of(model_file: Path, name: str) -> list[Path]:
+def others_of(model_file: Path, name: str, data_name: str | None = None) -> list[Path]:
     """The files beside an input model that belong to the output too."""
     folder = model_file.parent
     files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
@@ -34,8 +36,12 @@ def others_of(model_file: Path, name: str) -> list[Path]:
     left = {f for f in data if f.name == model_file.name or not package}
     unused = {d for f in left for d in data[f]} - {d for f in data if f not in left for d in data[f]}
     others = [f for f in files if f not in left and f.name not in unused]
+    if folder.name == "onnx":  # a repository for transformers.js: its tokenizer and configuration are one folder up
+        taken = {f.name for f in files}
+        others += sorted(f for f in folder.parent.iterdir() if f.suffix in _CONFIGURATION and f.name not in taken)
+    data_file = data_name or f"{name}.data"
     for other in others:
-        if other.name == name or other.name.startswith(f"{name}.data"):
+        if other.name == name or other.name.startswith(data_file):
             raise UsageError(f"'{other}' is to be copied beside the output of that name; choose another name for it")
     return others
 

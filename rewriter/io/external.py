@@ -12,6 +12,8 @@ from rewriter.graph.contents import stored_tensors
 from rewriter.tensors.mapped import MappedFile, MappedTensor
 
 _READ = "rewriter.read"
+_POINTER = 1024
+"""Bytes that a Git LFS pointer does not exceed."""
 
 
 def map_external_data(model: ir.Model, base_dir: Path) -> None:
@@ -78,7 +80,7 @@ def _open(label: str, location: str, base_dir: Path) -> tuple[MappedFile, int]:
     path = base_dir / location
     real = Path(os.path.realpath(path))
     inside = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(base_dir)) and location != ""
-    if not inside or not real.is_relative_to(os.path.realpath(base_dir)):
+    if not inside or not (real.is_relative_to(os.path.realpath(base_dir)) or _is_blob(real, base_dir)):
         how = f", a link to '{real}'," if inside else ""
         raise ModelError(
             f"{label}: its external data '{location}'{how} is outside the model's directory '{base_dir}';"
@@ -97,7 +99,18 @@ def _open(label: str, location: str, base_dir: Path) -> tuple[MappedFile, int]:
             f"{label}: its external data file '{path}' has {status.st_nlink} hard links, which onnx-ir refuses"
             f" to read; replace it by a copy of its own (cp '{path}' copy && mv copy '{path}')"
         )
+    if status.st_size < _POINTER and real.read_bytes().startswith(b"version https://git-lfs"):
+        raise ModelError(f"{label}: its external data '{path}' is a Git LFS pointer: run git lfs pull")
     return MappedFile(real), status.st_size
+
+
+def _is_blob(real: Path, base_dir: Path) -> bool:
+    """Whether a link leads where the Hugging Face cache keeps the files of this very repository.
+
+    There, ``REPOSITORY/snapshots/REVISION/...`` holds links into ``REPOSITORY/blobs``.
+    """
+    repositories = (above.parent.parent for above in (base_dir, *base_dir.parents) if above.parent.name == "snapshots")
+    return real.parent in {Path(os.path.realpath(repository / "blobs")) for repository in repositories}
 
 
 def _check_extent(label: str, tensor: ir.ExternalTensor, size: int) -> None:

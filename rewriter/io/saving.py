@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -46,13 +47,14 @@ def save(
     memory: int | None = None,
     max_workers: int | None = None,
     max_shard_size: int | None = None,
+    data_name: str | None = None,
     progress: Progress | None = None,
     copy_others_from: str | os.PathLike[str] | None = None,
     inspect: Callable[[Sequence[Slot], ir.Model], None] | None = None,
 ) -> Path:
     """Writes a model into a directory of its own, tensor by tensor; the same model gives the same bytes.
 
-    A model of more than ``SINGLE_FILE_BYTES``, or with ``max_shard_size``, keeps its tensors in ``<name>.data``. Lazy
+    A model of more than ``SINGLE_FILE_BYTES``, or with ``max_shard_size``, keeps its tensors in data files. Lazy
     tensors are computed as they are written, in the order of the initializers, and never kept; what they raise comes
     through as it is. The model is unchanged afterwards, and so is everything on disk unless all of it was written.
 
@@ -65,6 +67,9 @@ def save(
         memory: bytes of computed tensors in flight at once; one larger tensor is let through alone.
         max_workers: threads that compute and write; all processors by default.
         max_shard_size: bytes of each data file; one file by default.
+        data_name: of the data file, as ``model.onnx_data``; further ones are ``model.onnx_data_1`` and so on, as
+            transformers.js looks for them. There is a data file then, however small the model is. By default
+            ``<name>.data``, and of several ``<name>-<i>-of-<n>.data``.
         progress: called with bytes written and bytes in all, by one thread at a time.
         copy_others_from: an input model file: the other files in its directory (tokenizer, configuration) are copied,
             folders are not; other models only where a ``genai_config.json`` says that they belong together.
@@ -87,9 +92,11 @@ def save(
     name = name or place.name or "model.onnx"
     if Path(name).name != name or name in ("", ".", ".."):
         raise UsageError(f"the model's file name '{name}' must be a plain name, as model.onnx")
+    if data_name is not None and (Path(data_name).name != data_name or data_name in ("", ".", "..", name)):
+        raise UsageError(f"the data file's name '{data_name}' must be a plain name, as {name}_data")
     total = total_bytes(model)
-    others = others_of(Path(copy_others_from), name) if copy_others_from is not None else []
-    single = total <= SINGLE_FILE_BYTES and max_shard_size is None
+    others = others_of(Path(copy_others_from), name, data_name) if copy_others_from is not None else []
+    single = total <= SINGLE_FILE_BYTES and max_shard_size is None and data_name is None
     slots = list(stored_tensors(model))
     streamed = [] if single else [slot for slot in slots if _is_streamed(slot)]
     require_unchanged(model)
@@ -102,7 +109,7 @@ def save(
         for slot, tensor in on_disk(
             streamed,
             partial,
-            name,
+            functools.partial(_data_file, name, data_name),
             meter=meter,
             memory=_kept_to(budget),
             workers=workers,
@@ -120,6 +127,12 @@ def save(
         for other in others:
             shutil.copyfile(other, partial / other.name)
     return place.given / name
+
+
+def _data_file(name: str, data_name: str | None, index: int, count: int) -> str:
+    if data_name is not None:
+        return f"{data_name}_{index}" if index else data_name
+    return f"{name}.data" if count == 1 else f"{name}-{index + 1:05d}-of-{count:05d}.data"
 
 
 def _kept_to(asked: int) -> int:

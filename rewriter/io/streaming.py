@@ -64,7 +64,7 @@ def in_memory(
 def on_disk(
     slots: Sequence[Slot],
     directory: Path,
-    name: str,
+    name: Callable[[int, int], str],
     *,
     meter: Meter,
     memory: int,
@@ -77,7 +77,7 @@ def on_disk(
     Args:
         slots: in the order in which they will lie in the file. A tensor in two slots is written once.
         directory: where the data files go.
-        name: data file ``<name>.data``, or ``<name>-<i>-of-<n>.data``.
+        name: returns the name of a data file, of its index and how many there are.
         meter: counts what is written.
         memory: bytes of computed tensors in flight.
         workers: threads.
@@ -88,11 +88,10 @@ def on_disk(
     shards = _shards(list(sources.values()), max_shard_size)
     written: dict[int, ir.ExternalTensor] = {}
     for index, shard in enumerate(shards):
-        file = f"{name}.data" if len(shards) == 1 else f"{name}-{index + 1:05d}-of-{len(shards):05d}.data"
         external = ir.external_data.convert_tensors_to_external(
             [_Metered(tensor, meter, digests) for tensor in shard],
             directory,
-            file,
+            name(index, len(shards)),
             max_workers=workers,
             max_in_flight_bytes=memory,
         )

@@ -22,6 +22,8 @@ from rewriter.target.version import R, Version, row_at
 
 PROVIDERS = ("cpu", "cuda", "webgpu", "dml")
 _OLDEST = (1, 23)
+_MEANT = {"gpu": "cuda", "nvidia": "cuda", "directml": "dml", "web": "webgpu", "wgpu": "webgpu"}
+"""What people write for a provider."""
 
 ADDED: Mapping[str, Mapping[str, Version]] = {
     operator.name: operator.gained for operator in (*EXPERTS, MATMUL_NBITS, GATHER_BLOCK_QUANTIZED)
@@ -62,7 +64,9 @@ class Target:
             raise TargetError(_fault(text))
         provider, architecture, major, minor = found.groups()
         if provider not in PROVIDERS:
-            raise TargetError(f"unknown provider '{provider}' in target '{text}'{nearest(provider, PROVIDERS)}")
+            meant = _MEANT.get(provider)
+            hint = f" (did you mean '{meant}'?)" if meant else nearest(provider, PROVIDERS)
+            raise TargetError(f"unknown provider '{provider}' in target '{text}'{hint}")
         if architecture and (provider != "cuda" or architecture not in ("sm80", "sm90")):
             raise TargetError(f"unknown architecture '{architecture}' in target '{text}' (cuda:sm80 or cuda:sm90)")
         version = (int(major), int(minor)) if major else installed or cls.version

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 from cli_models import GRANITE, linear
@@ -114,3 +115,12 @@ def test_sizes_are_written():
     assert shrink(10, 10) == "10 B -> 10 B"
     assert shrink(666_944, 666_940) == "666.9 kB -> 666.9 kB"
     assert shrink(10, 20) == "10 B -> 20 B (2.0x larger)"
+
+
+def test_targets_and_names_are_completed():
+    assert options.complete_targets("cu") == ["cuda", "cuda:sm80", "cuda:sm90"]
+    assert "webgpu@1.32" in options.complete_targets("webgpu@")
+    context = types.SimpleNamespace(params={"model": GRANITE})
+    assert "lm_head.weight_t" in options.complete_names(context, "lm_")
+    assert "expert.down" in options.complete_names(context, "expert.")
+    assert options.complete_names(types.SimpleNamespace(params={}), "x") == []

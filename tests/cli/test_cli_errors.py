@@ -128,8 +128,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, given, words):
         (("check", "m"), r"missing argument 'AFTER'; see rewriter check --help"),
         (("rules", "moeint4"), r"there is no rule or rule set 'moeint4' \(did you mean 'moe-int4'\?\)"),
         (("rules", "--schema", "--json"), r"--schema goes with neither"),
-        (("explain", GRANITE, "lm_head.weigt_t"), r"no node or weight 'lm_head.weigt_t' \(.* 'lm_head.weight_t'"),
-        (("explain", GRANITE, "%%%"), r"no node or weight '%%%'; without a name"),
+        (("explain", GRANITE, "lm_head.weigt_t"), r"no node, weight or role 'lm_head.weigt_t' \(.* 'lm_head.weight_t'"),
+        (("explain", GRANITE, "%%%"), r"no node, weight or role '%%%'; without a name"),
         (("check", GRANITE, GRANITE, "--runtime", "cdua"), r"unknown runtime 'cdua' \(did you mean 'cuda'\?\)"),
         (("check", GRANITE, GRANITE, "--inputs", "no.npz"), r"there is no file 'no.npz'"),
         (("check", GRANITE, GRANITE, "--inputs", GRANITE), r"is not an .npz file of plain arrays"),
@@ -215,3 +215,17 @@ def test_too_little_memory_is_one_line_with_what_helps(run, monkeypatch, error):
     monkeypatch.setattr(api, "apply", fails)
     said = "error: out of memory; give --memory a smaller size, or run on a larger machine\n"
     assert run("apply", GRANITE, "-o", "out") == (2, "", said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--block-size", "64"), "write --set quantization.default.block_size=128"),
+        (("--symmetric",), "write --set quantization.default.symmetric=true"),
+        (("--bits", "8"), "write --set quantization.default.bits=8"),
+        (("--target", "gpu"), "did you mean 'cuda'"),
+    ],
+)
+def test_what_people_try_is_answered_with_what_to_write(run, arguments, hint):
+    code, _, err = run("explain", GRANITE, *arguments)
+    assert code == 2 and hint in err

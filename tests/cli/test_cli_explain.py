@@ -156,3 +156,19 @@ def test_scales_and_biases_are_no_weights_left_in_float():
         left = rewriter.apply(MODELS / f"{model}.onnx", prover=lambda rewrite, run: None).report.left
         assert {weight.role for weight in left} <= {"router", ""}
         assert not [weight.name for weight in left if re.search("bias|scale", weight.name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lm_head", r"^lm_head  role, 1 node; weights: 1 to 4 bits"),
+        ("expert.down", r"^expert\.down  role, 8 nodes; weights: 8 to 4 bits"),
+        ("router", r"(?s)^router  role, 2 nodes; weights: all stay float.*excluded by the plan"),
+        ("*.o_proj.*", r"pattern, 2 nodes; weights: 2 to 4 bits"),
+        ("model.layers.0.mlp.experts.2.gate_proj.weight_t", r"disappears: 1 weight to 4 bits.*expert\.gate_up"),
+        ("model.layers.0.mlp.experts.2.{gate,up}_proj.weight_t", r"slice, \[64, 64\], to 4 bits"),
+    ],
+)
+def test_roles_globs_and_the_models_own_names_are_explained(run, name, words):
+    code, out, err = run("explain", MODELS / "mobius" / "qwen3_moe_dense_experts_f32.onnx", name)
+    assert (code, err) == (0, "") and re.search(words, out), out
