@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 from support import parse
 
@@ -39,3 +42,64 @@ def test_steps_along_a_graph():
     assert names == ["d", "c", "b", "a", "x"]
     (x,) = model.graph.inputs
     assert [node.outputs[0].name for node in readers(x)] == ["a", "b"]
+
+
+ROOT = Path(__file__).parent.parent
+OWN = {
+    "rewriter/facts/facts.py": "a fixpoint: a node is visited again when what is known of its inputs changed",
+    "rewriter/parity/subgraph.py": "puts nodes in order: one is listed after all that it reads",
+    "rules/blocks/mixing.py": "leaves of a tree from left to right, no graph",
+}
+"""Files that may have a worklist of their own, and why."""
+STEPS = {"producer", "uses", "consumers", "predecessors", "successors"}
+
+
+def called(node):
+    """(name of the object or None, method) of each method called within a piece of code."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute):
+            held = part.func.value
+            yield (held.id if isinstance(held, ast.Name) else None), part.func.attr
+
+
+def walks(code):
+    """Lines where code goes from place to place by itself: by a list that it works off, or step by step."""
+    for loop in ast.walk(ast.parse(code)):
+        if not isinstance(loop, ast.While | ast.For):
+            continue
+        calls = set(called(loop))
+        grown = {name for name, method in calls if method in ("append", "extend", "update", "add")}
+        assigned = [n.target for n in ast.walk(loop) if isinstance(n, ast.AugAssign)]
+        grown |= {target.id for target in assigned if isinstance(target, ast.Name)}
+        if isinstance(loop, ast.For):
+            worked_off = {loop.iter.id} if isinstance(loop.iter, ast.Name) else set()
+        else:
+            worked_off = {name for name, method in calls if method in ("pop", "popleft", "popitem")}
+        stepping = isinstance(loop, ast.While) and STEPS & {method for _, method in calls}
+        if (grown & worked_off) - {None} or stepping:
+            yield loop.lineno
+
+
+def test_no_walk_is_written_by_hand():
+    """Else each has a bound of its own, or none, and ends without a word."""
+    files = [file for folder in ("rewriter", "rules") for file in (ROOT / folder).rglob("*.py")]
+    found = {}
+    for file in files:
+        name = file.relative_to(ROOT).as_posix()
+        if not name.startswith("rewriter/rules/"):
+            found[name] = list(walks(file.read_text()))
+    assert len(found) > 200
+    assert {name for name, lines in found.items() if lines} == set(OWN)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "while pending:\n    node = pending.pop()\n    pending.extend(node.inputs)",
+        "while pending:\n    node = pending.popleft()\n    pending += node.inputs",
+        "for node in queue:\n    queue.append(node.inputs[0])",
+        "while (node := value.producer()) is not None:\n    value = node.inputs[0]",
+    ],
+)
+def test_a_walk_written_by_hand_is_found(code):
+    assert list(walks(code)) == [1]

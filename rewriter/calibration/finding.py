@@ -10,6 +10,7 @@ from rewriter.calibration.identity import stored_parts
 from rewriter.calibration.sites import ExpertSite, GatheredSite, LinearSite, LookupSite, Sites
 from rewriter.engine.context import ModelRun
 from rewriter.graph.contents import integer
+from rewriter.graph.walk import producers, walk
 from rewriter.operators.form import form_of, is_experts
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import input_at
@@ -17,8 +18,6 @@ from rewriter.tensors import View
 
 _MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """What may stand between a matrix that is taken from a stack and its product."""
-
-_FAR = 8
 
 
 def find_sites(run: ModelRun, nodes: Iterable[ir.Node] | None = None) -> Sites:
@@ -94,15 +93,17 @@ def _gathered(run: ModelRun, node: ir.Node) -> Iterator[GatheredSite]:
 
 def _taken(value: ir.Value | None) -> ir.Node | None:
     """The Gather or GatherND along the first axis that takes what ``value`` is, moved about, from something."""
-    for _ in range(_FAR):
-        producer = None if value is None else value.producer()
+
+    def unmoved(at: ir.Value) -> list[ir.Value]:
+        producer = at.producer()
+        return producers(at)[:1] if producer is not None and not producer.domain and producer.op_type in _MOVES else []
+
+    for at in walk(() if value is None else [value], unmoved, limit=None):
+        producer = at.producer()
         if producer is None or producer.domain:
             return None
         if producer.op_type == "Gather" and integer(producer, "axis", 0) == 0:
             return producer
         if producer.op_type == "GatherND" and integer(producer, "batch_dims", 0) == 0:
             return producer
-        if producer.op_type not in _MOVES:
-            return None
-        value = producer.inputs[0]
     return None

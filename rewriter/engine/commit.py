@@ -12,10 +12,13 @@ from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_o
 from rewriter.errors import RuleError
 from rewriter.graph._onnxscript import MatchFailureError
 from rewriter.graph.contents import stored_tensors
+from rewriter.graph.walk import walk
 from rewriter.quantize.job import PartTensor
 from rewriter.tensors import View, ViewTensor, constant
 
 Container = ir.Graph | ir.Function
+_Tried = tuple[ir.Node, ir.Node | None]
+"""A node, and the reader that went before it was tried."""
 _SMALL = 256
 """Bytes of a constant that are looked at: shapes, axes and scalars."""
 
@@ -192,22 +195,23 @@ class Committer:
     def _remove_dead(self, matched: Iterable[ir.Node]) -> list[ir.Node]:
         """Removes the matched nodes, and those that only they kept alive."""
         removed: list[ir.Node] = []
-        pending = list(matched)
-        while pending:
-            node = pending.pop()
+
+        def remove(tried: _Tried) -> list[_Tried]:
+            """Removes a node that nothing reads; what it read is tried once more for it."""
+            node, _ = tried
             if node.graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
-                continue
+                return []
             sources = [value for value in node.inputs if value is not None]
             for attribute in node.attributes.values():
                 sources += _empty(attribute)
             node.graph.remove(node, safe=True)
             removed.append(node)
-            for value in sources:
-                producer = value.producer()
-                if producer is not None:
-                    pending.append(producer)
-                elif value.is_initializer():
-                    self._released[value] = None
+            self._released.update(dict.fromkeys(value for value in sources if value.is_initializer()))
+            return [(producer, node) for value in sources if (producer := value.producer()) is not None]
+
+        start: list[_Tried] = [(node, None) for node in matched]
+        for _ in walk(start, remove, limit=None):
+            pass
         return removed
 
     def drop_dead_constants(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 
 import onnx_ir as ir
 
 from rewriter.graph.contents import name_of
+from rewriter.graph.walk import producers, walk
 from rewriter.quantize.job import PartTensor, QuantizationJob
 from rewriter.rule import Fed
 
@@ -93,28 +95,15 @@ def may_be_out_of_order(rewrite: Rewrite) -> bool:
 def feeds_itself(rewrite: Rewrite) -> bool:
     """Whether a new output would be computed, by way of the rest of the graph, from itself."""
     old = set(rewrite.outputs)
-    needs = {value: _reached([new], old) for value, new in rewrite.outputs.items()}
-    pending = {value: set(found) for value, found in needs.items()}
-    while pending:
-        ready = [value for value, found in pending.items() if not found & pending.keys()]
-        if not ready:
-            return True
-        for value in ready:
-            del pending[value]
+    needs = {value: _reached(new, old) for value, new in rewrite.outputs.items()}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError:
+        return True
     return False
 
 
-def _reached(values: Iterable[ir.Value], wanted: set[ir.Value]) -> set[ir.Value]:
-    """The wanted values from which ``values`` are computed; what lies behind them is not looked at."""
-    found: set[ir.Value] = set()
-    seen: set[ir.Value] = set()
-    pending = list(values)
-    while pending:
-        value = pending.pop()
-        if value in wanted:
-            found.add(value)
-        elif value not in seen:
-            seen.add(value)
-            producer = value.producer()
-            pending.extend(v for v in (producer.inputs if producer is not None else ()) if v is not None)
-    return found
+def _reached(value: ir.Value, wanted: set[ir.Value]) -> set[ir.Value]:
+    """The wanted values from which ``value`` is computed; what lies behind them is not looked at."""
+    seen = walk([value], lambda at: [] if at in wanted else producers(at), limit=None)
+    return wanted.intersection(seen)

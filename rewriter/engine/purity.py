@@ -17,6 +17,7 @@ import onnx_ir as ir
 from rewriter.errors import RuleError
 from rewriter.facts import Facts, agreed
 from rewriter.graph.contents import all_nodes, bodies, name_of, subgraphs
+from rewriter.graph.walk import walk
 
 Fingerprint = list[tuple[str, Any, tuple[Any, ...]]]
 """What each part of a model is: its kind, the object itself, and its state."""
@@ -107,9 +108,8 @@ def fingerprint(model: ir.Model) -> Fingerprint:
             (dict(model.metadata_props), model.doc_string, model.producer_name, tuple(model.functions)),
         )
     ]
-    pending: list[ir.Graph | ir.Function] = list(bodies(model))
-    while pending:
-        body = pending.pop()
+    inner = lambda body: (graph for node in body for graph in subgraphs(node))  # noqa: E731
+    for body in walk(bodies(model), inner, limit=None):
         found.append(("graph", body, _body_state(body)))
         found.extend(("value", value, _value_state(value)) for value in body.inputs)
         if isinstance(body, ir.Graph):
@@ -117,7 +117,6 @@ def fingerprint(model: ir.Model) -> Fingerprint:
         for node in body:
             found.append(("node", node, _node_state(node)))
             found.extend(("value", value, _value_state(value)) for value in node.outputs)
-            pending.extend(subgraphs(node))
     return found
 
 

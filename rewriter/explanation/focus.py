@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from rewriter.errors import UsageError
 from rewriter.explanation.coverage import EXPERTS, unread_here
 from rewriter.explanation.observer import Nearest
 from rewriter.graph.contents import all_nodes, name_of
+from rewriter.graph.walk import readers, walk
 from rewriter.inspection.weights import MOVES
 from rewriter.report import Application, Decline, Weight
-from rewriter.roles import Role, find_roles
+from rewriter.roles import find_roles
 from rewriter.roles.operators import ATTENTION, FUSED_EXPERTS, LINEAR
 
 _FAR = 256
@@ -96,17 +98,17 @@ class Focus:
 
     def _further(self, first: Sequence[ir.Node]) -> list[ir.Node]:
         """What follows, nearest first, up to another block."""
-        none = Role()
-        queue = list(first)
-        seen = set(queue)
-        for node in queue:
-            for use in (use for value in node.outputs for use in value.uses()):
-                role = self._roles.get(use.node, none).name
-                apart = use.node.op_type in _APART or (use.node.op_type in LINEAR and not role.startswith("expert"))
-                if use.node not in seen and not apart and len(seen) < _FAR:
-                    seen.add(use.node)
-                    queue.append(use.node)
-        return queue
+
+        def near(node: ir.Node) -> list[ir.Node]:
+            return [reader for reader in _following(node) if not self._is_apart(reader)]
+
+        return list(itertools.islice(walk(first, near, limit=None), _FAR))
+
+    def _is_apart(self, node: ir.Node) -> bool:
+        """Whether a node is of another block than what comes before it."""
+        role = self._roles.get(node)
+        expert = role is not None and role.name.startswith("expert")
+        return node.op_type in _APART or (node.op_type in LINEAR and not expert)
 
     def concern(self, result: Result[Any]) -> Concern:
         """Finds what concerns it, once the model is rewritten.
@@ -240,13 +242,8 @@ def _fate(name: str, rewritten: ir.Model) -> str:
 
 def _behind(first: Sequence[ir.Node]) -> set[ir.Node]:
     """The nodes, and those that read what they move, through further ones that only move it."""
-    seen: set[ir.Node] = set()
-    pending = list(first)
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op_type in MOVES:
-            pending.extend(use.node for value in node.outputs for use in value.uses())
-    return seen
+    return set(walk(first, lambda node: _following(node) if node.op_type in MOVES else [], limit=None))
+
+
+def _following(node: ir.Node) -> list[ir.Node]:
+    return [reader for value in node.outputs for reader in readers(value)]

@@ -169,7 +169,10 @@ def _identity(facts: Facts, node: ir.Node, dims: Dims) -> Moves:
 
 
 def _transpose(facts: Facts, node: ir.Node, dims: Dims) -> Moves:
-    return (Permute(tuple(integers_attribute(node, "perm", range(len(dims))[::-1]))),)
+    order = tuple(integers_attribute(node, "perm", range(len(dims))[::-1]))
+    if sorted(order) != list(range(len(dims))):
+        raise ValueError(f"{order} orders no {len(dims)} dimensions")
+    return (Permute(order),)
 
 
 def _gather(facts: Facts, node: ir.Node, dims: Dims) -> Moves:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from rewriter.graph.contents import all_nodes
+from rewriter.graph.walk import producers, readers, walk
 from rewriter.inspection.weights import MOVES
 from rewriter.operators.form import form_of, is_experts
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
@@ -155,11 +157,20 @@ def _top_k(router: ir.Node) -> int | None:
             if node.op_type == "ArgMax":
                 return 1
             k = node.inputs[1] if len(node.inputs) > 1 else None
-            while k is not None and (producer := k.producer()) is not None and producer.op_type in MOVES:
-                k = producer.inputs[0]
-            view = None if k is None else constant(k)
+            view = None if k is None else constant(_unmoved(k))
             return int(view.numpy().reshape(-1)[0]) if view is not None and view.size == 1 else None
     return None
+
+
+def _unmoved(value: ir.Value) -> ir.Value:
+    """What a value was before it was moved about."""
+
+    def before(at: ir.Value) -> list[ir.Value]:
+        producer = at.producer()
+        return producers(at)[:1] if producer is not None and producer.op_type in MOVES else []
+
+    *_, first = walk([value], before, limit=None)
+    return first
 
 
 def _rows(linear: ir.Node) -> str:
@@ -174,17 +185,13 @@ def _rows(linear: ir.Node) -> str:
 
 def _reached(start: Iterable[ir.Node], *, forward: bool) -> Iterator[ir.Node]:
     """The nodes around, nearest first, not beyond what multiplies by weights."""
-    queue = list(start)
-    seen = set(queue)
-    first = set(queue) if forward else set()
-    for node in queue:
-        yield node
-        if len(seen) > _REACH or (node.op_type in LINEAR and node not in first):
-            continue
+    first = set(start) if forward else set()
+
+    def around(node: ir.Node) -> Iterable[ir.Node]:
+        if node.op_type in LINEAR and node not in first:
+            return ()
         if forward:
-            around = [use.node for value in node.outputs for use in value.uses()]
-        else:
-            around = [p for value in node.inputs if value is not None and (p := value.producer()) is not None]
-        fresh = [other for other in dict.fromkeys(around) if other not in seen]
-        seen.update(fresh)
-        queue.extend(fresh)
+            return (reader for value in node.outputs for reader in readers(value))
+        return (p for value in node.inputs if value is not None and (p := value.producer()) is not None)
+
+    return itertools.islice(walk(start, around, limit=None), _REACH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 
 import onnx_ir as ir
 
@@ -49,25 +50,14 @@ def instances(model: ir.Model) -> Counter[_Id]:
 
 def _counts(called: dict[_Id, list[_Id]]) -> dict[_Id, int]:
     """Function -> nodes with all calls inlined; a function stands behind those that it calls."""
+    calls = {identity: [call for call in inner if call in called] for identity, inner in called.items()}
     counts: dict[_Id, int] = {}
-    open_: dict[_Id, None] = {}
-    stack = list(called)
-    while stack:
-        current = stack[-1]
-        if current in counts:
-            stack.pop()
-            continue
-        open_[current] = None
-        inner = [call for call in called[current] if call in called]
-        waits = [call for call in inner if call not in counts]
-        if any(call in open_ for call in waits):
-            raise ModelError(f"function {current[0]}::{current[1]} calls itself; export the model without functions")
-        if waits:
-            stack.extend(dict.fromkeys(waits))
-            continue
-        counts[current] = len(called[current]) + sum(counts[call] for call in inner)
-        del open_[current]
-        stack.pop()
+    try:
+        for identity in TopologicalSorter(calls).static_order():
+            counts[identity] = len(called[identity]) + sum(counts[call] for call in calls[identity])
+    except CycleError as error:
+        domain, name, *_ = error.args[1][0]
+        raise ModelError(f"function {domain}::{name} calls itself; export the model without functions") from error
     return counts
 
 

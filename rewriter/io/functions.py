@@ -6,12 +6,14 @@ that runtimes know stay: they stand in for kernels.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Iterator
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from rewriter.graph.contents import all_nodes, bodies, stored_tensors
+from rewriter.graph.walk import walk
 from rewriter.io.calls import instances
 
 _KNOWN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -40,8 +42,8 @@ def inline_functions(model: ir.Model) -> None:
 def _weighed(model: ir.Model) -> set[ir.OperatorIdentifier]:
     body_of = {node: body for body in bodies(model) for node in ir.traversal.RecursiveGraphIterator(body)}
     calls = {node: function for node in body_of if (function := model.functions.get(node.op_identifier())) is not None}
-    found: deque[ir.Function] = deque()
-    weights: deque[ir.Value] = deque()
+    found: list[ir.Function] = []
+    weights: list[ir.Value] = []
     for slot in stored_tensors(model):
         if not slot.tensor.dtype.is_floating_point() or len(slot.tensor.shape) < 2 or slot.tensor.nbytes <= _SMALL:
             continue
@@ -50,23 +52,26 @@ def _weighed(model: ir.Model) -> set[ir.OperatorIdentifier]:
             continue
         weights.extend(slot.owner.outputs)
         found.extend(f for f in (calls.get(slot.owner), body_of[slot.owner]) if isinstance(f, ir.Function))
-    seen = set(weights)
-    while weights:
-        for node, index in weights.popleft().uses():
-            shown = list(node.outputs) if node.op_type in _MOVES and not node.domain and not index else []
+
+    def shown(value: ir.Value) -> list[ir.Value]:
+        further: list[ir.Value] = []
+        for node, index in value.uses():
             if node in calls:
                 found.append(calls[node])
-                shown = list(calls[node].inputs[index : index + 1])
-            weights.extend(value for value in shown if value not in seen)
-            seen.update(shown)
-    wanted: set[ir.OperatorIdentifier] = set()
-    while found:
-        function = found.popleft()
-        if function.identifier() not in wanted and function.domain not in _KNOWN:
-            wanted.add(function.identifier())
-            callers = (body_of[node] for node, called in calls.items() if called is function)
-            found.extend(body for body in callers if isinstance(body, ir.Function))
-    return wanted
+                further += calls[node].inputs[index : index + 1]
+            elif node.op_type in _MOVES and not node.domain and not index:
+                further += node.outputs
+        return further
+
+    for _ in walk(weights, shown, limit=None):
+        pass
+
+    def callers(function: ir.Function) -> Iterator[ir.Function]:
+        holders = (body_of[node] for node, called in calls.items() if called is function)
+        return (body for body in holders if isinstance(body, ir.Function) and body.domain not in _KNOWN)
+
+    start = [function for function in found if function.domain not in _KNOWN]
+    return {function.identifier() for function in walk(start, callers, limit=None)}
 
 
 def _can_be_inlined(model: ir.Model, wanted: set[ir.OperatorIdentifier]) -> bool:

@@ -7,6 +7,7 @@ check does not, and it knows the operators of com.microsoft that hold expert wei
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 
 import onnx_ir as ir
 
@@ -95,32 +96,14 @@ def _check_scope(body: Body, label: str, visible: set[ir.Value]) -> None:
 
 
 def _check_acyclic(body: Body, label: str) -> None:
-    """Removes nodes that wait for nothing until none is left; what stays is on, or behind, a cycle."""
     here = set(body)
-    waits = {node: here.intersection(_producers(node)) for node in body}
-    readers: dict[ir.Node, list[ir.Node]] = {}
-    for node, producers in waits.items():
-        for producer in producers:
-            readers.setdefault(producer, []).append(node)
-    ready = [node for node, producers in waits.items() if not producers]
-    while ready:
-        done = ready.pop()
-        for reader in readers.get(done, ()):
-            waits[reader].discard(done)
-            if not waits[reader]:
-                ready.append(reader)
-        del waits[done]
-    if waits:
-        raise ModelError(f"{describe(_on_cycle(waits))} of {label} reads, by way of others, its own output; {_AGAIN}")
-
-
-def _on_cycle(waits: dict[ir.Node, set[ir.Node]]) -> ir.Node:
-    """Walks back along what each node waits for; a node met twice is on a cycle."""
-    node, met = next(iter(waits)), set[ir.Node]()
-    while node not in met:
-        met.add(node)
-        node = min(waits[node], key=lambda n: n.name or "")
-    return node
+    order = TopologicalSorter({node: [p for p in _producers(node) if p in here] for node in body})
+    try:
+        order.prepare()
+    except CycleError as error:
+        cycle: list[ir.Node] = error.args[1]
+        first = min(cycle, key=lambda node: node.name or "")
+        raise ModelError(f"{describe(first)} of {label} reads, by way of others, its own output; {_AGAIN}") from error
 
 
 def _producers(node: ir.Node) -> list[ir.Node]:

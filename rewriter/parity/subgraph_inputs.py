@@ -13,11 +13,13 @@ import onnx_ir as ir
 from rewriter.engine.proposal import Rewrite
 from rewriter.errors import UnprovedError
 from rewriter.graph.contents import integer
+from rewriter.graph.walk import readers, walk
 from rewriter.operators.form import Routed, routed
 from rewriter.rule import Declined, Fed
 from rewriter.text import nbytes
 
 Feeds = dict[str, npt.NDArray[Any]]
+_MOVED = ("Unsqueeze", "Squeeze", "Reshape", "Cast")
 Shape = tuple[int, ...]
 
 _SIZES = (2, 3, 5, 7)
@@ -179,17 +181,18 @@ def _size(name: str, sizes: dict[str, int]) -> int:
 
 def _rows(value: ir.Value, rewrite: Rewrite) -> int:
     """How many rows a matched gather may look up by the value; 2 for integers that are no index."""
-    pending = [value]
-    while pending:
-        for use in pending.pop().uses():
-            if use.node not in rewrite.matched:
-                continue
+
+    def moved(at: ir.Value) -> list[ir.Value]:
+        moving = (node for node in readers(at) if node in rewrite.matched and node.op_type in _MOVED)
+        return [out for node in moving for out in node.outputs]
+
+    for at in walk([value], moved, limit=None):
+        for use in at.uses():
             table = use.node.inputs[0]
-            if use.node.op_type in ("Gather", "GatherND") and use.idx == 1 and table is not None and table.shape:
+            looked_up = use.node in rewrite.matched and use.node.op_type in ("Gather", "GatherND") and use.idx == 1
+            if looked_up and table is not None and table.shape:
                 extent = table.shape[integer(use.node, "axis", 0)]
                 return extent if isinstance(extent, int) else 2
-            if use.node.op_type in ("Unsqueeze", "Squeeze", "Reshape", "Cast"):
-                pending.extend(use.node.outputs)
     return 2
 
 

@@ -7,13 +7,13 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from rewriter import report
+from rewriter.graph.walk import walk
 
 SHIPPED = resources.files("rewriter") / "report.schema.json"
 
@@ -36,7 +36,7 @@ def json_schema(kind: type = report.Report) -> dict[str, Any]:
     """
     found: dict[str, Any] = _tidied(TypeAdapter(kind).json_schema(mode="serialization"))
     definitions = found.pop("$defs", {})
-    kinds = {record.__name__: record for record in _records(kind)}
+    kinds = {hint.__name__: hint for hint in walk([kind], _within, limit=None) if dataclasses.is_dataclass(hint)}
     for name, record in [(kind.__name__, found), *definitions.items()]:
         _describe(record, kinds[name])
     version = {"const": report.SCHEMA_VERSION, "description": "of this schema"}
@@ -58,15 +58,10 @@ def schema_text() -> str:
     return json.dumps(json_schema(), indent=2) + "\n"
 
 
-def _records(kind: type) -> Iterator[type]:
-    """Yields a record, and those that its fields hold."""
-    yield kind
-    pending: list[Any] = list(typing.get_type_hints(kind).values())
-    while pending:
-        hint = pending.pop()
-        pending.extend(typing.get_args(hint))
-        if dataclasses.is_dataclass(hint):
-            yield from _records(typing.cast(type, hint))
+def _within(hint: Any) -> list[Any]:
+    """What a type is made of: its arguments, and of a record the types of its fields."""
+    fields = typing.get_type_hints(hint).values() if dataclasses.is_dataclass(hint) else ()
+    return [*typing.get_args(hint), *fields]
 
 
 def _describe(record: dict[str, Any], kind: type) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from rewriter.graph.walk import walk
 from rewriter.roles import operators
 from rewriter.roles.facts import Source, feed_forward_layer
 
@@ -46,13 +47,15 @@ def find_hidden_layers(sources: Sequence[Source]) -> None:
 def _walk_back(routers: Sequence[ir.Node], linears: Mapping[ir.Node, Source]) -> set[ir.Node]:
     """The routers' last linears, and every node before them that serves only routers."""
     inside = set(routers)
-    reached = list(routers)
-    while reached:
-        for value in reached.pop().inputs:
-            node = value.producer() if value is not None else None
-            if node is not None and node not in inside and _passed(node, linears) and _serves_only(node, inside):
-                inside.add(node)
-                reached.append(node)
+
+    def taken(node: ir.Node) -> list[ir.Node]:
+        """What comes before a node that is inside; the last of a value's readers to be inside lets its producer in."""
+        before = [producer for value in node.inputs if value is not None and (producer := value.producer())]
+        inside.update(found := [n for n in before if _passed(n, linears) and _serves_only(n, inside)])
+        return found
+
+    for _ in walk(routers, taken, limit=None):
+        pass
     return inside
 
 

@@ -16,14 +16,10 @@ def visits(graph: ir.Graph | ir.Function, bodiless: Container[str]) -> Iterator[
         graph: where to start.
         bodiless: operator types that hold no graphs, so that their attributes need not be read.
     """
-    stack: list[Iterator[tuple[ir.Node, bool]]] = [((node, False) for node in graph)]
-    while stack:
-        for node, done in stack[-1]:
-            yield node, done
-            bodies = subgraphs(node) if not done and node.op_type not in bodiless else []
-            if bodies:
-                stack.append(iter([(node, True)]))
-                stack.extend(((inner, False) for inner in body) for body in reversed(bodies))
-                break
-        else:
-            stack.pop()
+    for node in graph:
+        yield node, False
+        bodies = [] if node.op_type in bodiless else subgraphs(node)
+        for body in bodies:
+            yield from visits(body, bodiless)
+        if bodies:
+            yield node, True

@@ -199,12 +199,16 @@ def _graph(model: bytes) -> onnx.ModelProto:
 
 
 def _bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
-    while pending:
-        body = pending.pop()
-        yield body
-        for node in body.node:
-            pending += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    for body in (model.graph, *model.functions):
+        yield from _with_inner(body)
+
+
+def _with_inner(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    yield body
+    for node in body.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _with_inner(attribute.g)
 
 
 def _difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts
 from rewriter.graph.attributes import cast_type
 from rewriter.graph.declines import WHOLE_BLOCK, reason_of
+from rewriter.graph.walk import GaveUp, producers, readers, walk
 from rewriter.rule import Declined, NotApplicable
 from rewriter.rules.blocks.axes import Axes, Content, Located
 from rewriter.rules.blocks.contents import Activated, Output, Router, Tokens
@@ -97,14 +99,12 @@ def read_block(facts: Facts, out: ir.Value) -> Block:
 
 def end_of_sum(facts: Facts, value: ir.Value) -> tuple[ir.Value, ir.Node | None]:
     """Returns where a sum of experts is longest, or is moved to, and what reads it there and makes it nothing known."""
-    end, lost = value, None
-    while True:
-        following = [(use.node, out) for use in end.uses() for out in use.node.outputs]
-        known = [out for _, out in following if _is_sum_of(facts, out, end)]
-        if not known:
-            lost = next((node for node, _ in following if not _any_known(facts, node)), None)
-            return end, lost
-        end = known[0]
+
+    def longer(at: ir.Value) -> list[ir.Value]:
+        return [out for node in readers(at) for out in node.outputs if _is_sum_of(facts, out, at)][:1]
+
+    *_, end = walk([value], longer, limit=None)
+    return end, next((node for node in readers(end) if not _any_known(facts, node)), None)
 
 
 def _is_sum_of(facts: Facts, value: ir.Value, part: ir.Value) -> bool:
@@ -127,13 +127,16 @@ def _any_known(facts: Facts, node: ir.Node) -> bool:
 
 def completes(facts: Facts, end: ir.Value, operators: Sequence[str]) -> bool:
     """Whether one of these operators ends the sum that ``end`` holds, moved or not."""
-    held, producer = facts.get(end, Located), end.producer()
-    while held is not None and producer is not None:
-        same = [v for v in producer.inputs if _holds(facts, v, held.content)]
-        if not same:
-            return producer.op_type in operators and not _is_term(producer.outputs[0], held.content)
-        producer = None if same[0] is None else same[0].producer()
-    return False
+    held = facts.get(end, Located)
+
+    def moved(at: ir.Value) -> list[ir.Value]:
+        return [v for v in producers(at) if held is not None and _holds(facts, v, held.content)][:1]
+
+    *_, first = walk([end], moved, limit=None)
+    producer = first.producer()
+    if held is None or producer is None:
+        return False
+    return producer.op_type in operators and not _is_term(producer.outputs[0], held.content)
 
 
 def why_not_whole(facts: Facts, out: ir.Value) -> Declined | None:
@@ -169,17 +172,23 @@ def _goes_on(facts: Facts, out: ir.Value, held: Mixed | Complete) -> bool:
     inputs = () if producer is None or _is_end(facts, producer) else producer.inputs
     if any(_holds(facts, value, held) for value in inputs):
         return True
-    pending = [out]
-    while pending:
-        for use in pending.pop().uses():
-            for value in use.node.outputs:
-                located = facts.get(value, Located)
-                if located is None or not isinstance(located.content, Mixed):
-                    continue
-                if isinstance(held, Mixed) and located.content is not held:
-                    return located.content.mixing.router == held.mixing.router
-                pending.append(value)
+    if isinstance(held, Complete):
+        return False
+
+    def sums(at: ir.Value) -> list[ir.Value]:
+        return [v for node in readers(at) for v in node.outputs if isinstance(_content(facts, v), Mixed)]
+
+    for at in walk([out], lambda at: [v for v in sums(at) if _content(facts, v) is held], limit=None):
+        for value in sums(at):
+            other = _content(facts, value)
+            if other is not held and isinstance(other, Mixed):
+                return other.mixing.router == held.mixing.router
     return False
+
+
+def _content(facts: Facts, value: ir.Value) -> Content | None:
+    located = facts.get(value, Located)
+    return None if located is None else located.content
 
 
 def _is_end(facts: Facts, node: ir.Node) -> bool:
@@ -335,31 +344,23 @@ def _each(output: Output, router: Router, node: ir.Node) -> tuple[Output, ...]:
     return tuple(output.expert(position) for position in range(count))
 
 
-_FAR = 64
-
-
 def _why(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.Node]:
-    """Why a value is not known to be an expert's output: the nearest reason, or operator that is not understood."""
-    pending, seen = [value], {value}
-    unknown: ir.Node | None = None
-    for _ in range(_FAR):
-        if not pending:
-            break
-        at = pending.pop(0)
-        producer = at.producer()
-        if producer is None:
-            continue
-        if reason := facts.why_not(at):
-            return reason, producer
-        if facts.get(at, Located) is not None:
-            continue
-        unknown = producer
-        fresh = [v for v in producer.inputs if v is not None and v not in seen and facts.get(v, View) is None]
-        seen.update(fresh)
-        pending.extend(fresh)
-    if unknown is None:
-        return "what is mixed is not the output of an expert of that router", node
-    return f"{unknown.op_type} does not belong to an expert as com.microsoft::MoE has it", unknown
+    """Why a value is not known to be an expert's output: the earliest reason, or operator that is not understood."""
+
+    def unknown(at: ir.Value) -> list[ir.Value]:
+        return [v for v in producers(at) if facts.get(v, View) is None and facts.get(v, Located) is None]
+
+    found = "what is mixed is not the output of an expert of that router", node
+    with contextlib.suppress(GaveUp):  # then the earliest that was seen
+        for at in walk([value], unknown, limit=_FAR):
+            producer = at.producer()
+            if producer is not None and (facts.why_not(at) or facts.get(at, Located) is None):
+                generic = f"{producer.op_type} does not belong to an expert as com.microsoft::MoE has it"
+                found = facts.why_not(at) or generic, producer
+    return found
+
+
+_FAR = 64
 
 
 def resolve(mixing: Mixing, node: ir.Node) -> Routing:
@@ -443,13 +444,14 @@ HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 def computed_in(value: ir.Value) -> ir.DataType | None:
     """Returns the element type of the router's numbers; where the model says none, that of what they are made of."""
-    producer = value.producer()
-    while value.dtype is None and producer is not None and producer.inputs and producer.inputs[0] is not None:
-        if producer.op_type == "Cast":
-            return cast_type(producer)
-        value = producer.inputs[0]
-        producer = value.producer()
-    return value.dtype
+
+    def before(at: ir.Value) -> list[ir.Value]:
+        producer = at.producer()
+        return [] if at.dtype is not None or (producer and producer.op_type == "Cast") else producers(at)[:1]
+
+    *_, first = walk([value], before, limit=None)
+    producer = first.producer()
+    return cast_type(producer) if first.dtype is None and producer and producer.op_type == "Cast" else first.dtype
 
 
 def require_alike(views: Sequence[View | None], what: str, node: ir.Node) -> bool:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
 from rewriter.facts import Facts
 from rewriter.facts.size import Integers
 from rewriter.graph.declines import NO_LOOP
+from rewriter.graph.walk import GaveUp, producers, readers, walk
 from rewriter.operators.form import is_experts
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.axes import Located
 from rewriter.rules.blocks.block import completes, end_of_sum, on_hits, router_of, why_not_whole
 from rewriter.rules.blocks.contents import Output
 from rewriter.rules.blocks.mixing import Chosen
-
-_FAR = 4096
-_NEAR = 64
 
 
 def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequence[str]) -> None:
@@ -30,20 +27,17 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequenc
     """
     if not _is_choice(run.facts, indices):
         raise NotApplicable
-    pending, seen = deque([values, indices]), {values, indices}
     unknown: ir.Node | None = None
     hit: ir.Node | None = None
     unfinished: Declined | None = None
     experts = False
-    while pending and len(seen) < _FAR:
-        for use in pending.popleft().uses():
-            node = use.node
+    try:
+        for node in _following(values, indices):
             if is_experts(node):
                 raise NotApplicable
             unfinished = unfinished or _unfinished(run.facts, node, indices, ends)
             if node.op_type == "TopK" and _is_choice(run.facts, node.outputs[-1]):
-                pending.clear()  # what follows is of that router
-                break
+                break  # what follows is of that router
             reads_expert = run.role(node).name.startswith("expert.")
             if reads_expert and hit is not None and node.op_type in ("Gather", "GatherND"):
                 reason = "the trace fixed how many experts a token can reach: NonZero lists those that were hit"
@@ -52,15 +46,21 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequenc
             hit = node if hit is None and node.op_type == "NonZero" else hit
             if unknown is None and not any(_is_known(run.facts, out) for out in node.outputs):
                 unknown = node
-            fresh = [out for out in node.outputs if out not in seen]
-            seen.update(fresh)
-            pending.extend(fresh)
+    except GaveUp:
+        if not experts and unfinished is None:
+            raise
     if unfinished is not None:
         raise unfinished
     if not experts or unknown is None:
         raise NotApplicable
     reason = f"the experts of this router stay apart: how {unknown.op_type} uses its choice is not understood"
     raise Declined(reason, unknown)
+
+
+def _following(*values: ir.Value) -> Iterator[ir.Node]:
+    """The nodes that read the values, or what is made of them, the nearest first."""
+    for value in walk(values, lambda at: [out for node in readers(at) for out in node.outputs]):
+        yield from readers(value)
 
 
 def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value, ends: Sequence[str]) -> None:
@@ -74,16 +74,15 @@ def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value, ends: Sequence
     node = indices.producer()
     if not _is_first_choice(run, scores):
         raise NotApplicable
-    pending, seen = deque([indices]), {indices}
     unfinished: Declined | None = None
     experts = False
-    while pending and len(seen) < _FAR:
-        for use in pending.popleft().uses():
-            unfinished = unfinished or _unfinished(run.facts, use.node, indices, ends)
-            experts = experts or run.role(use.node).name.startswith("expert.") or _meets_expert(run, use.node)
-            fresh = [out for out in use.node.outputs if out not in seen]
-            seen.update(fresh)
-            pending.extend(fresh)
+    try:
+        for following in _following(indices):
+            unfinished = unfinished or _unfinished(run.facts, following, indices, ends)
+            experts = experts or run.role(following).name.startswith("expert.") or _meets_expert(run, following)
+    except GaveUp:
+        if not experts and unfinished is None:
+            raise
     if unfinished is not None:
         raise unfinished
     if experts:
@@ -118,18 +117,17 @@ def _unfinished(facts: Facts, node: ir.Node, indices: ir.Value, ends: Sequence[s
 
 def _is_first_choice(run: Run, scores: ir.Value) -> bool:
     """Whether scores are computed from a router's logits, and from no other choice."""
-    pending, seen = deque([scores]), {scores}
     found = False
-    while pending and len(seen) < _NEAR:
-        node = pending.popleft().producer()
-        if node is None or run.role(node).name == "router":
-            found = found or node is not None
-            continue
-        if node.op_type in ("ArgMax", "TopK"):
+
+    def before(at: ir.Value) -> list[ir.Value]:
+        producer = at.producer()
+        return [] if producer is None or run.role(producer).name == "router" else producers(at)
+
+    for at in walk([scores], before):
+        producer = at.producer()
+        found = found or (producer is not None and run.role(producer).name == "router")
+        if producer is not None and producer.op_type in ("ArgMax", "TopK"):
             return False
-        fresh = [value for value in node.inputs if value is not None and value not in seen]
-        seen.update(fresh)
-        pending.extend(fresh)
     return found
 
 

@@ -15,6 +15,7 @@ from rewriter.facts import Facts, Family
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import float_attribute, integer_attribute, text_attribute
 from rewriter.graph.declines import PLAIN_MATMUL
+from rewriter.graph.walk import producers, walk
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.operator import DOMAIN
 from rewriter.rule import Declined
@@ -68,12 +69,14 @@ def _tokens_behind(facts: Facts, data: Located, read: ir.Value) -> Located:
     held = as_features(data.content)
     if held is None or len(held.factors) != 1 or held.factors[0].steps or held.factors[0].linear.by != "one":
         return data
-    at, located = read, facts.get(read, Located)
-    while located is not None and (node := at.producer()) is not None and node.inputs[0] is not None:
-        before = facts.get(node.inputs[0], Located)
-        if before is None or before.content is not located.content:
-            break
-        at, located = node.inputs[0], before
+    there = facts.get(read, Located)
+
+    def unmoved(at: ir.Value) -> list[ir.Value]:
+        known = ((v, facts.get(v, Located)) for v in producers(at)[:1])
+        return [v for v, before in known if before and there and before.content is there.content]
+
+    *_, at = walk([read], unmoved, limit=None)
+    located = facts.get(at, Located)
     rows = token_rows(facts, at)
     if rows is None or located is None or rows.axes != located.axes:
         return data

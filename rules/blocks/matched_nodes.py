@@ -7,6 +7,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts
 from rewriter.facts.size import Integers
 from rewriter.graph.declines import NOT_AN_OUTPUT, ONE_READER, stays_float
+from rewriter.graph.walk import producers, walk
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Located, Uniform
 from rewriter.rules.blocks.block import Block, Routing
@@ -15,6 +16,9 @@ from rewriter.rules.blocks.hits import Outline
 from rewriter.rules.blocks.mixing import Chosen
 from rewriter.rules.blocks.rows import Arange
 from rewriter.tensors import View
+
+Tried = tuple[ir.Node, ir.Node | None]
+"""A node, and the reader that went before it was tried."""
 
 
 def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
@@ -47,20 +51,17 @@ def _reached(facts: Facts, out: ir.Value, stops: set[ir.Value]) -> tuple[dict[ir
     """The nodes between ``out`` and ``stops``, and the nodes by which they take parts of constants."""
     nodes: dict[ir.Node, None] = {}
     static: dict[ir.Node, None] = {}
-    pending = [out]
-    while pending:
-        value = pending.pop()
+
+    def before(value: ir.Value) -> list[ir.Value]:
         producer = value.producer()
         if producer is None or value in stops:
-            continue
-        known = static if facts.get(value, View) is not None else nodes
-        if producer in known:
-            continue
-        known[producer] = None
-        if producer.op_type != "Shape" or producer.domain:
-            pending.extend(v for v in producer.inputs if v is not None)
-        else:
-            pending.extend(v for v in producer.inputs if v is not None and _is_outline(facts, v))
+            return []
+        (static if facts.get(value, View) is not None else nodes)[producer] = None
+        shape = producer.op_type == "Shape" and not producer.domain
+        return [given for given in producers(value) if not shape or _is_outline(facts, given)]
+
+    for _ in walk([out], before, limit=None):
+        pass
     return nodes, static
 
 
@@ -74,14 +75,20 @@ def _is_outline(facts: Facts, value: ir.Value) -> bool:
 def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.Value) -> dict[ir.Node, None]:
     """The nodes without those that others read too and that cost nothing to keep: shapes, zeros, x by other names."""
     nodes = dict(reached)
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
+
+    def spared(tried: Tried) -> list[Tried]:
+        """Takes a node out that something outside reads; then what comes before it is read from outside too."""
+        node, _ = tried
         if node not in nodes or out in node.outputs or not all(_is_cheap(facts, value) for value in node.outputs):
-            continue
-        if any(value.is_graph_output() or any(u.node not in nodes for u in value.uses()) for value in node.outputs):
-            del nodes[node]
-            pending.extend(p for v in node.inputs if v is not None and (p := v.producer()) is not None)
+            return []
+        if not any(v.is_graph_output() or any(use.node not in nodes for use in v.uses()) for v in node.outputs):
+            return []
+        del nodes[node]
+        return [(producer, node) for v in node.inputs if v is not None and (producer := v.producer()) is not None]
+
+    start: list[Tried] = [(node, None) for node in reached]
+    for _ in walk(start, spared, limit=None):
+        pass
     return nodes
 
 

@@ -13,7 +13,7 @@ from rewriter.facts.moves import Drop, Insert, Parts, Permute, inserted, read
 from rewriter.facts.shapes import shape_of
 from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.declines import Declined, stays_float
-from rewriter.graph.walk import walk
+from rewriter.graph.walk import producers, walk
 from rewriter.tensors import View
 
 Place = tuple[ir.Value, tuple[int, ...]]
@@ -29,12 +29,8 @@ class Use(NamedTuple):
 
 def origin(facts: Facts, value: ir.Value) -> ir.Value:
     """Returns the constant that a chain of movement operators, which ends in ``value``, begins with."""
-    while (producer := value.producer()) is not None and producer.op_type != "Constant":
-        source = producer.inputs[0]
-        if source is None or not is_shown(facts, source):
-            break
-        value = source
-    return value
+    *_, first = walk([value], lambda at: [v for v in producers(at)[:1] if is_shown(facts, v)], limit=None)
+    return first
 
 
 def readers(facts: Facts, value: ir.Value) -> Iterator[Use]:
