@@ -34,7 +34,8 @@ from rewriter.quantize.importance import Importance
 from rewriter.quantize.lossless import OffGridError
 from rewriter.quantize.plan import CUSTOM, QuantizationPlan
 from rewriter.quantize.types import FloatArray, Quantizer
-from rewriter.report import Report
+from rewriter.report import Made, Report
+from rewriter.report.provenance import made_by, note, provenance
 from rewriter.roles import ROLES
 from rewriter.ruleset import RuleSet, RuleSetLike, load, used
 from rewriter.target import Target
@@ -219,6 +220,9 @@ def apply(
     seen_inputs = Calibration.open(calibration) if isinstance(calibration, str | os.PathLike) else calibration
     quantizers = {CUSTOM: _missing, **ALGORITHMS} if quantizer is None else _every(quantizer)
 
+    others = {"imatrix": imatrix, "calibration": calibration, "quantizer": quantizer}
+    given = tuple(name for name, value in others.items() if value is not None)
+
     @without_cycle_collection()
     def attempt(*, looks_whole: bool) -> Result[Any]:
         ours = io.own_copy(model)
@@ -234,7 +238,7 @@ def apply(
             looks_whole=looks_whole,
         )
         engine = Engine(run, prover or LocalProver(rule_set.parity), progress, watch, strict=strict)
-        return _rewritten(model, rule_set, run, engine, plan, lambda: attempt(looks_whole=True))
+        return _rewritten(model, rule_set, run, engine, plan, given, lambda: attempt(looks_whole=True))
 
     try:
         return attempt(looks_whole=False)
@@ -248,6 +252,7 @@ def _rewritten(
     run: ModelRun,
     engine: Engine,
     plan: QuantizationPlan,
+    given: tuple[str, ...],
     again: Callable[[], Result[Any]],
 ) -> Result[Any]:
     ours = run.model
@@ -262,6 +267,11 @@ def _rewritten(
     still = set(all_nodes(ours))
     use = run.plan_use()
     kept = Counter(node.op_type for node in quantized if node in still)
+    rules, earlier = used(rule_set, use), made_by(ours.metadata_props)
+    made = Made.by(rules, str(run.target), given)
+    if outcome.applications:
+        note(ours.metadata_props, made)
+    circumstances = provenance(made, earlier)
 
     def report() -> Report:
         after = bytes_by_family(ours, run.role)
@@ -277,9 +287,10 @@ def _rewritten(
             bytes_before=sum(before.values()),
             bytes_after=sum(after.values()),
             model=os.fspath(model) if isinstance(model, str | os.PathLike) else name,
-            rules=used(rule_set, use),
+            rules=rules,
             sizes=sizes(before, after),
             already_quantized=dict(sorted(kept.items())),
+            provenance=circumstances,
         )
 
     def inspect(given: Sequence[Slot], written: ir.Model) -> None:

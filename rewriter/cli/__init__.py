@@ -13,7 +13,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import metadata
 from typing import Annotated, Any, Literal
 
 import typer
@@ -59,10 +58,9 @@ for _command in (apply, inspect, explain, calibrate, check, rules):
 def _version(asked: bool) -> None:
     if not asked:
         return
-    parts = []
-    for name in ("onnx-moe-rewriter", "onnxscript", "onnx-ir", "onnx", "onnxruntime", "onnxruntime-gpu"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            parts.append(f"{name} {metadata.version(name)}")
+    from rewriter.report.provenance import PACKAGES, version_of
+
+    parts = [f"{name} {found}" for name in PACKAGES if (found := version_of(name))]
     typer.echo(f"{parts[0]} ({', '.join(parts[1:])})")
     raise typer.Exit
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -218,11 +220,15 @@ def apply(
         saved = result.save(place, memory=memory, max_shard_size=max_shard_size, data_name=data_name, progress=told)
     with working("comparing with the original", quiet=silent):
         found = compare.compare(result, check)
-    done = dataclasses.replace(result.report, parity=found)
+    done = result.report
+    origin = dataclasses.replace(done.provenance, command=shlex.join(["rewriter", *sys.argv[1:]]))
+    done = dataclasses.replace(done, parity=found, provenance=origin)
 
     screen = console(quiet=silent)
     more = "; --report FILE.json lists all" if report is None else f"; see {report}"
     screen.print(Text.assemble((rule_set.name, "bold"), f" on {model}, for {done.target}\n"))
+    for made in origin.before:
+        screen.print(labelled("Earlier", f"rewritten by {made}\n"), soft_wrap=True)
     if not done.applications:
         screen.print("Nothing fired: the output is the model as it was.\n")
     if unread := unread_experts(rule_set, done):

@@ -78,6 +78,8 @@ def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, on_demand: b
         ("layers", f"{info.layers}, of which {len({b.layer for b in info.blocks})} with experts"),
     ):
         screen.print(labelled(label, text, 12), soft_wrap=True)
+    for made in info.made:
+        screen.print(labelled("rewritten", str(made), 12), soft_wrap=True)
     screen.print()
     show(screen, _blocks(info.blocks), _weights(info), _sizes(info, found))
     if not info.blocks:

@@ -13,6 +13,7 @@ from rewriter.inspection.blocks import Block, find_blocks
 from rewriter.inspection.born import born_as
 from rewriter.inspection.kinds import Kind, is_bias, quantization
 from rewriter.inspection.weights import with_roles
+from rewriter.report.provenance import Made, made_by
 from rewriter.roles import Role, find_roles
 
 _TOP = 12
@@ -46,6 +47,7 @@ class ModelInfo:
 
     Attributes:
         producer: name and version of what wrote it, as the file says.
+        made: runs of this project that made it, the first first.
         ir_version: of ONNX.
         opsets: domain -> version; the standard domain is ``ai.onnx``.
         nodes: how many, in the graph, its subgraphs and functions.
@@ -60,6 +62,7 @@ class ModelInfo:
     """
 
     producer: str
+    made: tuple[Made, ...]
     ir_version: int
     opsets: Mapping[str, int]
     nodes: int
@@ -80,6 +83,7 @@ def inspect(model: ir.Model) -> ModelInfo:
     layers = {role.layer for role in roles.values() if role.layer is not None}
     return ModelInfo(
         producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        made=made_by(model.metadata_props),
         ir_version=model.ir_version,
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         nodes=len(nodes),

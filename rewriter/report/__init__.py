@@ -11,6 +11,7 @@ from typing import Any
 
 from rewriter.report.grids import KEPT, on_grids
 from rewriter.report.layers import LayerError, by_layer
+from rewriter.report.provenance import Made, Provenance
 from rewriter.report.records import (
     Application,
     Comparison,
@@ -34,9 +35,11 @@ __all__ = [
     "Decline",
     "LayerError",
     "Left",
+    "Made",
     "Metrics",
     "PlanLine",
     "Proof",
+    "Provenance",
     "Refusal",
     "Report",
     "RoleSummary",
@@ -72,6 +75,7 @@ class Report:
         model: name of the model that was given; empty where it has none.
         rules: the rule set in full; None where it is not known.
         sizes: bytes by family of roles, the largest first; they add up to ``bytes_before`` and ``bytes_after``.
+        provenance: versions, date and command of the run, and what had been done to the model before.
         already_quantized: operator -> nodes of the given model that hold quantized weights and were left as they are.
     """
 
@@ -90,6 +94,7 @@ class Report:
     rules: UsedRuleSet | None = None
     sizes: tuple[Size, ...] = ()
     already_quantized: Mapping[str, int] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
 
     def __repr__(self) -> str:
         """Sums it up: whole, it may have a line for each of ten thousand nodes."""

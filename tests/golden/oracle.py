@@ -47,6 +47,7 @@ def record(file: Path, name: str) -> dict[str, object]:
     try:
         result = rewriter.apply(file, rules, target=TARGET, overrides=overrides)
         proto = ir.to_proto(result.ir_model)
+        del proto.metadata_props[:]  # they hold this project's version
     except RewriterError as error:
         return {"error": str(error).replace(str(file), file.name)}
     report = result.report
