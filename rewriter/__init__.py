@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TargetError,
         UsageError,
     )
+    from rewriter.explanation.candidates import compare
     from rewriter.explanation.dry_run import explain
     from rewriter.explanation.focus import Concern
     from rewriter.explanation.look import inspect
@@ -54,6 +55,7 @@ __all__ = [
     "apply",
     "calibrate",
     "check",
+    "compare",
     "explain",
     "inspect",
     "load",
@@ -64,6 +66,7 @@ _HOMES = {
     "rewriter.calibration": ("Calibration",),
     "rewriter.calibration.capture": ("calibrate",),
     "rewriter.errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "rewriter.explanation.candidates": ("compare",),
     "rewriter.explanation.dry_run": ("explain",),
     "rewriter.explanation.focus": ("Concern",),
     "rewriter.explanation.look": ("inspect",),

@@ -99,16 +99,17 @@ def test_it_speaks_json(capsys):
     assert sizes["experts-int4"]["bytes_after"] < found["nbytes"]
 
 
-def test_rule_sets_are_tried_on_demand(capsys, monkeypatch):
-    monkeypatch.setattr("rewriter.cli.compare.MOST_NODES", 10)
+def test_on_a_large_model_a_few_rule_sets_are_tried_without_being_asked(capsys, monkeypatch):
+    monkeypatch.setattr("rewriter.cli.against.MOST_NODES", 10)
     assert main(["inspect", str(GRANITE)]) == 0
-    assert "--sizes" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "--sizes tries all" in out and "moe-int4" in out and "k-quant" not in out
     assert main(["inspect", str(GRANITE), "--no-sizes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rule_sets"] == []
 
 
 def test_a_rule_set_that_cannot_run_says_why(capsys, monkeypatch):
-    monkeypatch.setattr("rewriter.explanation.sizes.rule_sets", lambda: {"nowhere": None, "unstack": None})
+    monkeypatch.setattr("rewriter.ruleset.rule_sets", lambda: {"nowhere": None, "unstack": None})
     assert main(["inspect", str(GRANITE)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^nowhere +- +- +- +-$", out, re.MULTILINE)

@@ -21,6 +21,7 @@ from rewriter import memory
 from rewriter.cli.apply import apply
 from rewriter.cli.calibrate import calibrate
 from rewriter.cli.check import check
+from rewriter.cli.compare import compare
 from rewriter.cli.explain import explain
 from rewriter.cli.inspect import inspect
 from rewriter.cli.rules import rules
@@ -51,7 +52,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 parity or a limit failed, or a rule named by --require never fired; "
     "2 bad usage, rule set or model. REWRITER_DEBUG=1 shows tracebacks.",
 )
-for _command in (apply, inspect, explain, calibrate, check, rules):
+for _command in (apply, inspect, explain, compare, calibrate, check, rules):
     app.command(no_args_is_help=_command is not rules)(_command)
 
 
@@ -79,6 +80,8 @@ def rewriter(
         what a model is, and how small each rule set would make it
     [bold]rewriter explain model.onnx[/bold]
         what that would do, without doing it
+    [bold]rewriter compare model.onnx rtn k-quant moe-int4[/bold]
+        which rule set to take: size, errors, time, what stays float
     [bold]rewriter check model.onnx out/model.onnx[/bold]
         how far the outputs of two models are apart
     [bold]rewriter calibrate model.onnx --tokens tokens.npy -o calibration[/bold]

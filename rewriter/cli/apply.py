@@ -171,7 +171,7 @@ def apply(
     from rich.text import Text
 
     from rewriter import api
-    from rewriter.cli import compare, report_files, tables
+    from rewriter.cli import against, report_files, tables
     from rewriter.cli.budget import fitted
     from rewriter.cli.console import byte_bar, console, labelled, print_json, shout, show, working
     from rewriter.errors import UsageError
@@ -219,7 +219,7 @@ def apply(
     with byte_bar(f"writing {out}", quiet=silent) as told:
         saved = result.save(place, memory=memory, max_shard_size=max_shard_size, data_name=data_name, progress=told)
     with working("comparing with the original", quiet=silent):
-        found = compare.compare(result, check)
+        found = against.compare(result, check)
     done = result.report
     origin = dataclasses.replace(done.provenance, command=shlex.join(["rewriter", *sys.argv[1:]]))
     done = dataclasses.replace(done, parity=found, provenance=origin)

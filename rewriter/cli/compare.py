@@ -1,59 +1,109 @@
-"""The rewritten model against the original: whether to compare, and what failing means."""
+"""``rewriter compare``: what several rule sets make of one model, in one table."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
-from rewriter.api import QUANTIZED_OPERATORS, Result
-from rewriter.errors import ParityError, TargetError, UsageError
-from rewriter.graph.contents import all_nodes
-from rewriter.parity.expected import expected_l2
-from rewriter.parity.limits import exceeded, limited
-from rewriter.parity.model import OriginalError
-from rewriter.parity.runtime import OrtRuntime, available
-from rewriter.report import Comparison
-from rewriter.target import Target
-from rewriter.text import nbytes
+import typer
 
-LARGEST = 1 << 30
-MOST_NODES = 20_000
-"""Bytes of weights, and nodes, above which nobody is kept waiting without having asked."""
+from rewriter.cli import options
+from rewriter.cli.options import AsJson, Model, Settings, TargetName
+from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens, given_tokens
 
 
-def compare(result: Result[Any], asked: bool | None) -> Comparison:
-    """Compares a saved result with the original model.
+def compare(
+    model: Model,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RULES]...",
+            show_default=False,
+            help="Rule sets, by name or file.",
+            autocompletion=options.complete_rule_sets,
+        ),
+    ] = None,
+    rules: Annotated[
+        list[str],
+        typer.Option(
+            "--rules",
+            "-r",
+            metavar="NAME|FILE",
+            show_default=False,
+            help="Likewise. By default rtn, k-quant, moe-int4 and moe-int8.",
+            autocompletion=options.complete_rule_sets,
+        ),
+    ] = [],
+    tokens: Tokens = None,
+    text: Text = None,
+    tokenizer: Tokenizer = None,
+    length: Length = 512,
+    sequences: Sequences = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", show_default=False, help="For sets with gptq: what rewriter calibrate wrote."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default=False, help="As of rewriter apply.")
+    ] = None,
+    target: TargetName = None,
+    settings: Settings = [],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", show_default=False, help="Write the table as a page.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which rule set to take: size, weight error, output error, time and what stays float, of each.
 
-    Args:
-        result: what was saved.
-        asked: True compares or fails, False does not compare, None compares where it can be done cheaply. A rule set
-            with limits asks for it.
+    Each set is run and its result measured in a temporary folder; nothing of it is kept, and rewrites are not proved.
+
+    [bold]rewriter compare model.onnx rtn k-quant moe-int4[/bold]
+        outputs on random inputs, where the model is small
+    [bold]rewriter compare model.onnx --rules rtn mine.yaml --tokens tokens.npy --html sets.html[/bold]
+        perplexity and KL divergence on real tokens, which tell what quantization costs
     """
-    limits = result.rule_set.parity
-    wanted = asked or (asked is None and limited(limits))
-    if asked is False:
-        return Comparison(skipped="--no-check")
-    size, nodes = result.report.bytes_before, sum(len(graph) for graph in result.ir_model.graphs())
-    if not wanted and (size > LARGEST or nodes > MOST_NODES):
-        large = f"{nbytes(size)} of weights" if size > LARGEST else f"{nodes:,} nodes"
-        return Comparison(skipped=f"the model has {large} (--check compares all the same)")
-    provider = Target.parse(result.report.target).provider
-    if provider not in available():
-        return _impossible(f"there is no {provider} runtime on this machine", wanted)
-    try:
-        parity = result.check(runtime=OrtRuntime(provider, timeout=limits.timeout))
-    except (OriginalError, UsageError) as error:
-        return _impossible(f"the original does not run: {error}", wanted)
-    except TargetError as error:
-        return Comparison(failures=(f"the rewritten model does not run where the original does: {error}",))
-    except ParityError as error:
-        return Comparison(failures=(str(error),))
-    quantized = any(node.op_type in QUANTIZED_OPERATORS for node in all_nodes(result.ir_model))
-    expected = expected_l2(result.ir_model, result.report.weights, quantized=quantized)
-    return dataclasses.replace(parity.comparison, failures=exceeded(parity, limits, expected))
+    from rich.text import Text as Line
 
+    from rewriter.cli import report_files
+    from rewriter.cli.console import Sheet, console, labelled, print_json, show, working
+    from rewriter.errors import UsageError
+    from rewriter.explanation.candidates import compare as compared
+    from rewriter.report import document
+    from rewriter.ruleset import parse_override
+    from rewriter.text import nbytes
 
-def _impossible(reason: str, wanted: bool) -> Comparison:
-    if not wanted:
-        return Comparison(skipped=reason)
-    return Comparison(skipped=reason, failures=(f"the comparison that was asked for cannot be made: {reason}",))
+    if html is not None and html.suffix not in report_files.PAGES:
+        raise UsageError(f"--html {html}: a page is a file as sets.html")
+    if html is not None:
+        report_files.refuse(html, html.absolute().parent / ".none")
+    ids = given_tokens(tokens, text, tokenizer, length, sequences)
+    chosen = list(dict.fromkeys([*rules, *(more or [])])) or ["rtn", "k-quant", "moe-int4", "moe-int8"]
+    for name in chosen:
+        options.rule_set(name, settings)  # a wrong name is said before the first is run
+    with working(f"reading {model}", quiet=as_json) as tell:
+        found = compared(
+            model,
+            chosen,
+            tokens=ids,
+            progress=tell,
+            target=target,
+            calibration=calibration,
+            imatrix=imatrix,
+            overrides=dict(map(parse_override, settings)),
+        )
+    if html is not None:
+        report_files.write_candidates(html, found)
+    if as_json:
+        print_json(document(found))
+        return
+    screen = console()
+    screen.print(Line.assemble((found.model, "bold"), f"  {nbytes(found.nbytes)}\n"), soft_wrap=True)
+    heads, *rows = found.table
+    sheet = Sheet("Rule sets", f"|{heads[0]}", *(f">{head}" for head in heads[1:-1]), heads[-1])
+    for row in rows:
+        sheet.add(*row)
+    where = f"{found.tokens:,} positions of real tokens" if found.tokens else "random inputs"
+    sheet.caption = f"weight error: relative RMS, each weight counted by its numbers; outputs on {where}"
+    show(screen, sheet)
+    if html is not None:
+        screen.print(labelled("Page", html), soft_wrap=True)

@@ -39,12 +39,13 @@ def inspect(
     [bold]rewriter inspect model.onnx --json[/bold]
         the same for a program
     """
-    from rewriter.cli import compare
+    from rewriter.cli import against
     from rewriter.cli.console import print_json, working
-    from rewriter.explanation.sizes import outlooks
+    from rewriter.explanation.sizes import FEW, outlooks
     from rewriter.inspection.model import inspect as look
     from rewriter.io import load
     from rewriter.report import document
+    from rewriter.ruleset import rule_sets
     from rewriter.target import Target
 
     if target is not None:
@@ -52,15 +53,15 @@ def inspect(
     with working(f"reading {model}", quiet=as_json) as tell:
         original = load(model)
         info = look(original)
-        asked = info.nodes <= compare.MOST_NODES if sizes is None else sizes
-        found = tuple(outlooks(original, target, tell)) if asked else ()
+        few = sizes is None and info.nodes > against.MOST_NODES
+        found = () if sizes is False else tuple(outlooks(original, target, tell, FEW if few else rule_sets()))
     if as_json:
         print_json({**document(info), "rule_sets": [dataclasses.asdict(outlook) for outlook in found]})
         return
-    _show(f"{model}", info, found, on_demand=sizes is None and not asked)
+    _show(f"{model}", info, found, few=few)
 
 
-def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, on_demand: bool) -> None:
+def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, few: bool) -> None:
     from rich.text import Text
 
     from rewriter.cli.console import console, labelled, show
@@ -84,8 +85,8 @@ def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, on_demand: b
     show(screen, _blocks(info.blocks), _weights(info), _sizes(info, found))
     if not info.blocks:
         screen.print("No MoE block was recognised.")
-    if on_demand:
-        screen.print(f"With {info.nodes:,} nodes, rule sets are tried on demand: --sizes", style="dim")
+    if few:
+        screen.print(f"With {info.nodes:,} nodes, a few rule sets were tried; --sizes tries all", style="dim")
 
 
 def _blocks(blocks: Sequence[Block]) -> Sheet | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rewriter.errors import UsageError
 from rewriter.report import Report
+from rewriter.report.candidates import Candidates
 from rewriter.report.coverage import Coverage
 
 PAGES = (".html", ".htm")
@@ -67,6 +68,17 @@ def write_coverage(file: Path, coverage: Coverage) -> None:
     from rewriter.html import coverage_page
 
     _write(file, coverage_page(coverage))
+
+
+def write_candidates(file: Path, candidates: Candidates) -> None:
+    """Writes what several rule sets make of a model as an HTML page.
+
+    Raises:
+        UsageError: it cannot be written; the file is as it was.
+    """
+    from rewriter.html import candidates_page
+
+    _write(file, candidates_page(candidates))
 
 
 def _write(file: Path, text: str) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from rewriter import api
 from rewriter.errors import RewriterError
-from rewriter.ruleset import load, rule_sets
+from rewriter.ruleset import load
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,24 @@ class Outlook:
     problem: str = ""
 
 
-def outlooks(model: ir.Model, target: str | None, tell: Callable[[str], None]) -> Iterator[Outlook]:
-    """Yields what each shipped rule set would do, by name.
+FEW = ("experts-int4", "moe-int4", "moe-int8")
+"""Rule sets that are tried on a model on which all would take long: the others' sizes are near theirs."""
+
+
+def outlooks(
+    model: ir.Model, target: str | None, tell: Callable[[str], None], names: Iterable[str]
+) -> Iterator[Outlook]:
+    """Yields what each rule set would do, by name.
 
     Args:
         model: stays as it is.
         target: the runtime; None takes each rule set's own.
         tell: told the name of each as its turn comes.
+        names: of the rule sets.
     """
     from rewriter.inspection.model import inspect  # noqa: PLC0415 -- the reader of a model is slow to import
 
-    for name in rule_sets():
+    for name in names:
         tell(f"trying {name}")
         try:
             rules = load(name, overrides={"parity.local": "none"})

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rewriter.html.figures import Figures
 from rewriter.html.heat import coverage_map
 from rewriter.report import Report
+from rewriter.report.candidates import Candidates
 from rewriter.report.coverage import Coverage
 from rewriter.text import figure, nbytes
 
@@ -40,6 +41,12 @@ def coverage_page(coverage: Coverage) -> str:
             generator=GENERATOR,
         )
     )
+
+
+def candidates_page(candidates: Candidates) -> str:
+    """Returns a page about what several rule sets make of a model."""
+    template = _environment().get_template("candidates.html.j2")
+    return template.render(c=candidates, table=candidates.table, generator=GENERATOR)
 
 
 def _render(name: str, report: Report) -> str:

@@ -16,7 +16,7 @@ from cli_models import GRANITE, NEEDS_FC3, linear, tree
 
 import rewriter
 from rewriter import api
-from rewriter.cli import compare
+from rewriter.cli import against
 from rewriter.errors import TargetError
 from rewriter.rules import matmul_to_matmul_nbits
 
@@ -170,12 +170,12 @@ def test_whole_models_are_compared_where_that_is_cheap_and_possible(run, monkeyp
     code, _, err = run("apply", NEEDS_FC3, "-o", "2", "-q", "--check")
     assert code == 1
     assert "the comparison that was asked for cannot be made: the original does not run" in failures(err)[0]
-    monkeypatch.setattr(compare, "LARGEST", 100)
+    monkeypatch.setattr(against, "LARGEST", 100)
     model = linear()
     assert "has 8.2 kB of weights (--check compares all the same)" in run("apply", model, "-o", "3")[1]
     assert "Against the original" in run("apply", model, "-o", "4", "--check")[1]
-    monkeypatch.setattr(compare, "LARGEST", 1 << 30)
-    monkeypatch.setattr(compare, "MOST_NODES", 0)
+    monkeypatch.setattr(against, "LARGEST", 1 << 30)
+    monkeypatch.setattr(against, "MOST_NODES", 0)
     assert "the model has 1 nodes (--check" in run("apply", model, "-o", "6")[1]
     assert "Against the original" in run("apply", model, "-o", "5", "--set", "parity.min_snr_db=1")[1]
 
@@ -191,7 +191,7 @@ def test_a_rewritten_model_that_does_not_run_fails(run, monkeypatch):
 
 
 def test_without_the_targets_runtime_nothing_is_compared(run, monkeypatch):
-    monkeypatch.setattr(compare, "available", lambda: ("reference",))
+    monkeypatch.setattr(against, "available", lambda: ("reference",))
     code, out, _ = run("apply", linear(), "-o", "out")
     assert code == 0
     assert "Not compared with the original: there is no cpu runtime on this machine." in out

@@ -1,0 +1,59 @@
+"""The rewritten model against the original: whether to compare, and what failing means."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rewriter.api import QUANTIZED_OPERATORS, Result
+from rewriter.errors import ParityError, TargetError, UsageError
+from rewriter.graph.contents import all_nodes
+from rewriter.parity.expected import expected_l2
+from rewriter.parity.limits import exceeded, limited
+from rewriter.parity.model import OriginalError
+from rewriter.parity.runtime import OrtRuntime, available
+from rewriter.report import Comparison
+from rewriter.target import Target
+from rewriter.text import nbytes
+
+LARGEST = 1 << 30
+MOST_NODES = 20_000
+"""Bytes of weights, and nodes, above which nobody is kept waiting without having asked."""
+
+
+def compare(result: Result[Any], asked: bool | None) -> Comparison:
+    """Compares a saved result with the original model.
+
+    Args:
+        result: what was saved.
+        asked: True compares or fails, False does not compare, None compares where it can be done cheaply. A rule set
+            with limits asks for it.
+    """
+    limits = result.rule_set.parity
+    wanted = asked or (asked is None and limited(limits))
+    if asked is False:
+        return Comparison(skipped="--no-check")
+    size, nodes = result.report.bytes_before, sum(len(graph) for graph in result.ir_model.graphs())
+    if not wanted and (size > LARGEST or nodes > MOST_NODES):
+        large = f"{nbytes(size)} of weights" if size > LARGEST else f"{nodes:,} nodes"
+        return Comparison(skipped=f"the model has {large} (--check compares all the same)")
+    provider = Target.parse(result.report.target).provider
+    if provider not in available():
+        return _impossible(f"there is no {provider} runtime on this machine", wanted)
+    try:
+        parity = result.check(runtime=OrtRuntime(provider, timeout=limits.timeout))
+    except (OriginalError, UsageError) as error:
+        return _impossible(f"the original does not run: {error}", wanted)
+    except TargetError as error:
+        return Comparison(failures=(f"the rewritten model does not run where the original does: {error}",))
+    except ParityError as error:
+        return Comparison(failures=(str(error),))
+    quantized = any(node.op_type in QUANTIZED_OPERATORS for node in all_nodes(result.ir_model))
+    expected = expected_l2(result.ir_model, result.report.weights, quantized=quantized)
+    return dataclasses.replace(parity.comparison, failures=exceeded(parity, limits, expected))
+
+
+def _impossible(reason: str, wanted: bool) -> Comparison:
+    if not wanted:
+        return Comparison(skipped=reason)
+    return Comparison(skipped=reason, failures=(f"the comparison that was asked for cannot be made: {reason}",))
