@@ -47,14 +47,16 @@ def softmax(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None
         axis = integer_attribute(node, "axis", -1 if facts.opset >= 13 else 1) % located.rank
         if not only(located.axes[axis], "slot") or held.slot is not None:
             raise Declined("Softmax is not over the chosen experts", node)
-        if (held.stage, held.scale, held.table, held.scores.function) != ("raw", 1.0, None, "logits"):
+        plain = held.scores.function in ("logits", "positive")
+        if not plain or (held.stage, held.scale, held.table) != ("raw", 1.0, None):
             raise Declined("Softmax over chosen weights that are no logits", node)
         return dataclasses.replace(located, content=dataclasses.replace(held, stage="softmax", value=node.outputs[0]))
     if located is not None and isinstance(located.content, Sparse):
         held = located.content.mixing
         if not last_axis(node, located.rank, -1 if facts.opset >= 13 else 1) or not only(located.axes[-1], "expert"):
             raise Declined("Softmax is not over the experts", node)
-        if (held.stage, held.scale, held.table, held.scores.function) != ("raw", 1.0, None, "logits"):
+        plain = held.scores.function in ("logits", "positive")
+        if not plain or (held.stage, held.scale, held.table) != ("raw", 1.0, None):
             raise Declined("Softmax over chosen weights that are no logits", node)
         mixed = dataclasses.replace(held, stage="softmax", value=None)
         return Located(Share(mixed, None, frozenset(range(held.router.k))), located.axes)
@@ -119,7 +121,7 @@ def sigmoid_of_sparse(facts: Facts, node: ir.Node, x: ir.Value) -> Located | Non
     return dataclasses.replace(located, content=Share(late, None, frozenset(range(held.router.k))))
 
 
-@routers.at("Tanh", "Exp", "Log", "Abs", "Elu", "Relu", "Softsign", "HardSigmoid", "Erf", "Mish", "Gelu")
+@routers.at("Tanh", "Log", "Abs", "Elu", "Relu", "Softsign", "HardSigmoid", "Erf", "Mish", "Gelu")
 def unknown_function(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
     """Logits in their own right, and what they are a function of: the report names it where nothing can be done."""
     inner = facts.get(x, Scores)
@@ -127,9 +129,9 @@ def unknown_function(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
     return Scores(node.outputs[0], "logits", f"{node.op_type.lower()}({argument})")
 
 
-@routers.at("Softplus")
-def softplus(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
-    """Scores that are never negative."""
+@routers.at("Softplus", "Exp")
+def positive(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
+    """Scores that are never negative: a softplus, or a softmax whose sum is another operator's."""
     return Scores(node.outputs[0], "positive")
 
 

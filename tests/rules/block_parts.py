@@ -17,7 +17,7 @@ ROUTERS = (
 )  # fmt: skip
 GIVEN = (
     "biased", "biased-raw", "biased-epsilon", "biased-clipped", "biased-table", "masked", "softplus", "softplus-large",
-    "late",
+    "late", "exponential",
 )  # fmt: skip
 ACTIVATIONS = (
     "swiglu",

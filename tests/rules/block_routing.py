@@ -60,6 +60,9 @@ class Routing(Part):
         if how.router == "late":
             values, chosen = g.op("TopK", logits, k, outputs=2, axis=-1)
             return g.op("Sigmoid", values), chosen
+        if how.router == "exponential":
+            values, chosen = g.op("TopK", g.op("Exp", logits), k, outputs=2, axis=-1)
+            return g.op("Div", values, g.op("ReduceSum", values, g.const([-1]), keepdims=1)), chosen
         if how.router.startswith("softplus"):
             scores = g.op("Softplus", logits)
             if how.router == "softplus-large":
