@@ -26,7 +26,10 @@ from rewriter.tensors import View
 
 activations = Family("activations")
 
-_UNARY = ("Sigmoid", "Relu", "Gelu", "Tanh", "Erf", "Softplus", "HardSigmoid", "HardSwish", "Elu", "LeakyRelu", "Mish")
+_UNARY = (
+    *("Sigmoid", "Relu", "Gelu", "Tanh", "Erf", "Softplus", "HardSigmoid", "HardSwish", "Elu", "LeakyRelu", "Mish"),
+    "Exp",
+)
 
 
 def as_features(held: Content | None) -> Features | None:
@@ -114,6 +117,27 @@ def with_number(a: Located, number: float, node: ir.Node) -> Features | None:
 def unary(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
     """An elementwise function without constants."""
     return _after(facts, x, lambda features: then(features, _step(node)))
+
+
+@activations.at("Reciprocal", "Div")
+def inverse(facts: Facts, node: ir.Node, x: ir.Value, divisor: ir.Value | None = None) -> Located | None:
+    """``1 / (1 + exp(-x))`` is a sigmoid, as exporters write it that know only arithmetic."""
+    if divisor is not None and number_of(facts, x) != 1:
+        return None
+
+    def sigmoid(features: Features) -> Features | None:
+        factor, *others = features.factors
+        if others or factor.steps[-3:] != (("scale", -1.0), ("exp",), ("add", 1.0)):
+            return None
+        return Features((Factor(factor.linear, (*factor.steps[:-3], ("sigmoid",))),))
+
+    return _after(facts, divisor or x, sigmoid)
+
+
+@activations.at("Neg")
+def negated(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
+    """``-x`` is x times -1."""
+    return _after(facts, x, lambda features: times(features, -1.0))
 
 
 @activations.at("Swish")

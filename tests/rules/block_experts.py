@@ -102,6 +102,11 @@ class Experts(Part):
             return str(g.op("Mul", g.op("Tanh", gate), up))
         if kind == "swiglu":
             return str(g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up))
+        if kind.startswith("written-out"):
+            below = g.op("Add", g.op("Exp", g.op("Neg", gate)), g.number(1.0))
+            one = kind != "written-out-reciprocal"
+            sigmoid = g.op("Div", g.number(1.0), below) if one else g.op("Reciprocal", below)
+            return str(g.op("Mul", up, g.op("Mul", gate, sigmoid)))
         if kind == "gate-times-up-first":
             return str(g.op("Mul", g.op("Sigmoid", gate), g.op("Mul", up, gate)))
         if kind.startswith("clamped"):

@@ -31,6 +31,8 @@ ACTIVATIONS = (
     "gelu-cubed",
     "quick",
     "plain",
+    "written-out",
+    "written-out-reciprocal",
 )
 ON_CUDA = {"geglu": "geglu", "geglu-up-first": "geglu", "geglu-tanh": "geglu", "squared": "relu2", "pow": "relu2"}
 """Activations that only CUDA's operator has, and what it calls them."""
