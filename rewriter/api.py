@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -282,7 +283,7 @@ def _rewritten(
             declines=tuple(outcome.declines),
             proofs=tuple(outcome.proofs),
             weights=run.weights,
-            left=left_in_float(ours, outcome.declines, run.role),
+            left=left_in_float(ours, outcome.declines, run.role, rule_set, _default()),
             sweeps=outcome.sweeps,
             bytes_before=sum(before.values()),
             bytes_after=sum(after.values()),
@@ -297,6 +298,11 @@ def _rewritten(
         require_sources(given, written, run.recorded)
 
     return Result(ours, rule_set, report, inspect, model, again)
+
+
+@functools.cache
+def _default() -> RuleSet:
+    return load(DEFAULT_RULES)
 
 
 def _names(model: ir.Model) -> list[tuple[str, str]]:

@@ -65,7 +65,7 @@ def left(weights: Sequence[Left], top: int) -> Sheet | None:
     made = Sheet("Largest weights left in float", ">size", "weight, what reads it, and why it stays")
     for weight in weights[:top]:
         role = f" ({weight.role})" if weight.role else ""
-        why = f"{weight.rule}: {weight.reason}" if weight.rule else "no rule came near"
+        why = f"{weight.rule}: {weight.reason}" if weight.rule else weight.reason
         read = f"read by {', '.join(weight.readers)}; " if weight.readers else ""
         made.add(nbytes(weight.nbytes), Text(f"{weight.name}{role}").append(f"\n{read}{why}", style="dim"))
     made.rest(len(weights) - top, f", {nbytes(sum(weight.nbytes for weight in weights[top:]))}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rewriter.api import DEFAULT_RULES
-from rewriter.graph._onnxscript import OpKey, compiled, root_operator
+from rewriter.graph._onnxscript import OpKey
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN
-from rewriter.quantize.plan import QuantizationPlan
 from rewriter.report import Report
 from rewriter.ruleset import RuleSet
 from rewriter.text import nbytes
@@ -14,32 +13,27 @@ from rewriter.text import nbytes
 EXPERTS: OpKey = (DOMAIN, MOE.name)
 LOOKUP: OpKey = ("", "Gather")
 
-_MOVING = "unstack"
-"""The rule that begins at what moves a weight, and quantizes nothing."""
-
 
 def unread_experts(rule_set: RuleSet, report: Report) -> str:
     """Returns a line where MoE nodes keep float experts that no rule of the set reads; else nothing."""
     left = sum(weight.nbytes for weight in report.left if EXPERTS[1] in weight.readers and not weight.rule)
-    if not left or not lacks(rule_set, EXPERTS):
+    if not left or not _lacks(rule_set, EXPERTS):
         return ""
     return _line(f"MoE nodes hold {nbytes(left)} of float experts", rule_set)
 
 
 def unread_here(rule_set: RuleSet, *, experts: bool, embedding: bool) -> str:
     """Returns such a line for a MoE node, or for an embedding; else nothing."""
-    if experts and lacks(rule_set, EXPERTS):
+    if experts and _lacks(rule_set, EXPERTS):
         return _line("A MoE node holds float experts", rule_set)
-    if embedding and lacks(rule_set, LOOKUP):
+    if embedding and _lacks(rule_set, LOOKUP):
         return _line("It is an embedding", rule_set)
     return ""
 
 
-def lacks(rule_set: RuleSet, operator: OpKey) -> bool:
+def _lacks(rule_set: RuleSet, operator: OpKey) -> bool:
     """Whether a rule set quantizes, and none of its rules begins at this operator to do so."""
-    rules = (bound for phase in rule_set.phases for bound in phase.rules if bound.name != _MOVING)
-    roots = {root_operator(compiled(rule)) for bound in rules for rule in bound.rules}
-    return rule_set.plan != QuantizationPlan() and not roots & {None, operator}
+    return rule_set.quantizes and not rule_set.reads(operator)
 
 
 def _line(what: str, rule_set: RuleSet) -> str:

@@ -117,12 +117,13 @@ NO_LOOP = "export with the experts unrolled or batched, with no loop over those 
 WHOLE_BLOCK = "export the block whole: each expert once, under one router"
 OTHER_FUNCTION = "the operator computes something else: quantize the experts one by one (experts-int4)"
 OTHER_WEIGHTS = "the operator weighs experts otherwise: quantize them one by one (experts-int4)"
-INFER_SHAPES = "infer shapes before: onnx.shape_inference, or export with them"
+INFER_SHAPES = "export with types and shapes (value_info): what ONNX infers of the others does not tell it"
 CONSTANT = (
     "make it constant (static expert indices, folded constants); experts that are chosen at run time can only be fused"
     " whole, by rule fuse-experts"
 )
-INLINE = "inline the function: onnx.inliner"
+INLINE = "inline the function: onnx.inliner.inline_local_functions(model)"
+ONE_OPSET = "export without functions, or functions and model at one opset"
 ON_THE_RIGHT = "write the product as x @ w, with the weight on the right"
 ONE_MATRIX = "a batched product stays as it is, unless its block is fused (rule fuse-experts)"
 OTHER_RULES_WEIGHTS = "nothing: the rule is about other weights"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
@@ -27,14 +28,17 @@ _SMALL = 4096
 def inline_functions(model: ir.Model) -> None:
     """Inlines the functions that hold a matrix of floats or are given one, with those that call them.
 
-    All stay where that cannot be done: where they import other versions of operator sets, are given graphs, or are
-    called too often.
+    All stay where that cannot be done: where their operators mean something else in the opset of the model, where they
+    are given graphs, or are called too often.
 
     Args:
         model: to be changed; no function calls itself.
     """
     wanted = _weighed(model) if model.functions else set()
     if wanted and _can_be_inlined(model, wanted):
+        for identity in wanted:  # the pass asks for equal imports
+            imports = model.functions[identity].opset_imports
+            imports.update({domain: model.opset_imports.setdefault(domain, own) for domain, own in imports.items()})
         InlinePass(lambda function: function.identifier() in wanted)(model)
         _share_constants(model)
 
@@ -75,14 +79,12 @@ def _weighed(model: ir.Model) -> set[ir.OperatorIdentifier]:
 
 
 def _can_be_inlined(model: ir.Model, wanted: set[ir.OperatorIdentifier]) -> bool:
-    often = instances(model)
-    if sum(len(model.functions[identity]) * often[identity] ** 2 for identity in wanted) > _MOST:
+    functions = [model.functions[identity] for identity in wanted]
+    if any(operators_of_another_opset(model, function) for function in functions):
         return False
-    versions = dict(model.opset_imports)
-    for identity in wanted:
-        for domain, version in model.functions[identity].opset_imports.items():
-            if versions.setdefault(domain, version) != version:
-                return False
+    often = instances(model)
+    if sum(len(function) * often[function.identifier()] ** 2 for function in functions) > _MOST:
+        return False
     graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     return not any(
         len(node.inputs) > len(model.functions[identity].inputs)
@@ -90,6 +92,26 @@ def _can_be_inlined(model: ir.Model, wanted: set[ir.OperatorIdentifier]) -> bool
         for node in all_nodes(model)
         if (identity := node.op_identifier()) in wanted
     )
+
+
+def operators_of_another_opset(model: ir.Model, function: ir.Function) -> list[str]:
+    """Returns the operators of a function that mean something else in the opset which the model imports."""
+    found: dict[str, None] = {}
+    for node in ir.traversal.RecursiveGraphIterator(function):
+        own, there = (body.opset_imports.get(node.domain) for body in (function, model))
+        if own is not None and there is not None and own != there and _since(node, own) != _since(node, there):
+            found[node.op_type] = None
+    return list(found)
+
+
+def _since(node: ir.Node, version: int) -> int:
+    """The version in which an operator was last changed; the version itself where ONNX does not know the operator."""
+    if not onnx.defs.has(node.op_type, domain=node.domain):
+        return version
+    try:
+        return int(onnx.defs.get_schema(node.op_type, version, node.domain).since_version)
+    except onnx.defs.SchemaError:
+        return version
 
 
 def _share_constants(model: ir.Model) -> None:

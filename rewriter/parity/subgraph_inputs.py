@@ -13,6 +13,7 @@ import onnx_ir as ir
 from rewriter.engine.proposal import Rewrite
 from rewriter.errors import UnprovedError
 from rewriter.graph.contents import integer
+from rewriter.graph.declines import INFER_SHAPES
 from rewriter.graph.walk import readers, walk
 from rewriter.operators.form import Routed, routed
 from rewriter.rule import Declined, Fed
@@ -73,8 +74,8 @@ def random_feeds(
         shape = _routed_shape(value, _multiplied_shape(value, _shape(value, sizes), rewrite), rewrite, sizes, sample)
         dtype = value.dtype or _routed_dtype(value, rewrite) or _multiplied_dtype(value, rewrite)
         if dtype is None or shape is None:
-            reason = f"the type of '{value.name}' is unknown, so nothing can be proved (ONNX shape inference tells it)"
-            raise Declined(reason, value)
+            reason = f"the type of '{value.name}' is unknown, so nothing can be proved"
+            raise Declined(reason, value, remedy=INFER_SHAPES)
         _require_small(value, shape, dtype, rewrite)
         if dtype.is_floating_point():
             drawn: npt.NDArray[Any] = generator.standard_normal(shape, dtype=np.float32)

@@ -188,7 +188,8 @@ class Left:
         nbytes: its size.
         readers: operators that read it.
         rule: the rule that declined where it is read; empty where none came near.
-        reason: why that rule declined.
+        reason: why that rule declined, or why none came near.
+        remedy: what would have to change for it to be quantized; empty where nothing is known.
     """
 
     name: str
@@ -197,6 +198,7 @@ class Left:
     readers: tuple[str, ...]
     rule: str = ""
     reason: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True)

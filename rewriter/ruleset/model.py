@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleClassBase
 
+from rewriter.graph._onnxscript import OpKey, compiled, root_operator
 from rewriter.quantize.plan import QuantizationPlan
 
 Rule = RewriteRuleClassBase | RewriteRule
+_MOVING = "unstack"
+"""The rule that begins at what moves a weight, and quantizes nothing."""
 LocalParity = Literal["class", "all", "none"]
 
 
@@ -92,3 +96,17 @@ class RuleSet:
     parity: ParitySettings = field(default_factory=ParitySettings)
     target: str = "auto"
     rounded_activations: bool = False
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything is planned for weights."""
+        return self.plan != QuantizationPlan()
+
+    def reads(self, operator: OpKey) -> bool:
+        """Whether a rule that may quantize begins at an operator."""
+        return not self._roots.isdisjoint({None, operator})
+
+    @cached_property
+    def _roots(self) -> frozenset[OpKey | None]:
+        bound = (bound for phase in self.phases for bound in phase.rules if bound.name != _MOVING)
+        return frozenset(root_operator(compiled(rule)) for found in bound for rule in found.rules)

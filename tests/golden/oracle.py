@@ -23,6 +23,8 @@ TARGET = "cpu@1.32"
 """Of the records, whatever runtime is installed."""
 ROUNDED = {"quantization.default.algorithm": "rtn"}
 """Rounds to nearest, which every processor does alike to the last bit: no sums, whose order vector widths decide."""
+SMALL = 4096
+"""Bytes of a weight that may stay float without a word."""
 SETS = {
     "rtn": ("rtn", {}),
     "k-quant-mixed": ("k-quant-mixed", ROUNDED),
@@ -52,7 +54,9 @@ def record(file: Path, name: str) -> dict[str, object]:
         return {"error": str(error).replace(str(file), file.name)}
     report = result.report
     declines = [f"{d.rule}: {d.reason} [{d.node}; {d.culprit}]" for d in report.declines]
+    silent = [left.name for left in report.left if left.nbytes > SMALL and not left.reason]
     return {
+        **({"float without a reason": silent} if silent else {}),
         "sha256": hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest(),
         "applied": dict(sorted(report.applied.items())),
         "declines": sorted(declines),

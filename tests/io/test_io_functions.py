@@ -35,6 +35,7 @@ def model(nodes, functions, **weights):
     return proto
 
 
+OLDER = function("Linear", ["a", "w"], [MATMUL], opset=17)
 TAKES = function("Linear", ["a", "w"], [MATMUL])
 HOLDS = function("Linear", ["a"], [CONSTANT, MATMUL])
 TWICE = function("Two", ["a"], [call("Linear", ["a"], "p"), call("Linear", ["p"], "o")])
@@ -47,6 +48,10 @@ MODELS = {
         1,
     ),
     "handed on": (model([call("Outer", ["x", "W"], "y")], [GIVEN, TAKES], W=W), 1),
+    "of an older opset that says the same": (
+        model([LINEAR], [function("Linear", ["a", "w"], [MATMUL], opset=17)], W=W),
+        1,
+    ),
     "held": (model([call("Linear", ["x"], "y")], [HOLDS]), 1),
     "held, called twice by another": (model([call("Two", ["x"], "y")], [TWICE, HOLDS]), 2),
 }
