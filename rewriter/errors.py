@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from rewriter.text import printable, shortened
 
@@ -85,6 +87,13 @@ class TargetError(RewriterError):
 
 class RuntimeEndedError(TargetError):
     """A runtime crashed, did not come to an end in time, or needs more memory than there is: nothing is known then."""
+
+
+def require_no_pipe(path: str | os.PathLike[str]) -> None:
+    """Raises UsageError where a pipe or a device stands: arrays are read in any order, and a pipe may never end."""
+    file = Path(path)
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise UsageError(f"'{path}' is not a regular file; write the arrays to one")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -58,7 +58,7 @@ from rewriter.rules.blocks.emit import (
 from rewriter.rules.blocks.float_weights import FloatWeights, stack_float_weights
 from rewriter.rules.blocks.matched_nodes import covered
 from rewriter.rules.blocks.moe import Experts, Projection
-from rewriter.rules.blocks.qmoe import exact_ways, plan_experts, prepacked_attribute, write_qmoe
+from rewriter.rules.blocks.qmoe import carried_accuracy_level, exact_ways, plan_experts, prepacked_attribute, write_qmoe
 from rewriter.rules.blocks.quantized_weights import require_kernel, stack_quantized_weights
 from rewriter.target import Target
 from rewriter.tensors import View, ViewTensor
@@ -181,7 +181,7 @@ class FuseExperts(Rule):
             inputs |= zip(slots.parts(), map(tensor, (own.codes, own.scales, own.zero_points)), strict=False)
             inputs[slots.bias] = tensor(own.bias)
         attributes = form.attributes() | {"expert_weight_bits": fc1.shape.bits, "block_size": fc1.shape.block}
-        attributes |= prepacked_attribute(target, RAW)
+        attributes |= prepacked_attribute(target, RAW) | carried_accuracy_level(target, nodes)
 
         def qmoe(x: ir.Value) -> ir.Value:
             return write_qmoe(op, inputs | {0: x}, attributes, RAW)

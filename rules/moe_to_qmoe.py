@@ -26,7 +26,7 @@ from rewriter.operators.operator import DOMAIN, input_at
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, ROUTER_WEIGHTS
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.rules.blocks.moe import element_type, read_moe, require_weights_disappear
-from rewriter.rules.blocks.qmoe import Held, emit_qmoe, exact_ways, plan_experts
+from rewriter.rules.blocks.qmoe import Held, emit_qmoe, exact_ways, heeds_accuracy_level, plan_experts
 
 
 class MoEToQMoE(Rule):
@@ -53,7 +53,7 @@ class MoEToQMoE(Rule):
         return emit_qmoe(op, self.run.target, experts, self._levelled(held))
 
     def _levelled(self, held: Held) -> Held:
-        heeded = self.run.target.provider == "cpu" and self.run.target.has(QMOE.name, "accuracy_level")
+        heeded = heeds_accuracy_level(self.run.target)
         return dataclasses.replace(held, accuracy_level=self._accuracy_level if heeded else 0)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.errors import UsageError
+from rewriter.errors import UsageError, require_no_pipe
 from rewriter.graph.contents import total_bytes
 from rewriter.io import Plain
 from rewriter.parity.model import runnable
@@ -91,6 +91,7 @@ def read_feeds(file: Path) -> Feeds:
     Raises:
         UsageError: the file is missing, or is no such file.
     """
+    require_no_pipe(file)
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}

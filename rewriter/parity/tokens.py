@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rewriter.errors import UsageError
+from rewriter.errors import UsageError, require_no_pipe
 from rewriter.parity.runtime import Array
 
 LENGTH = 512
@@ -19,6 +19,7 @@ def read_tokens(file: Path) -> Array:
     Raises:
         UsageError: the file is missing, or holds something else.
     """
+    require_no_pipe(file)
     try:
         found: Array = np.load(file, allow_pickle=False)
     except FileNotFoundError as error:

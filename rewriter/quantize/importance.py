@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rewriter.errors import UsageError, nearest
+from rewriter.errors import UsageError, nearest, require_no_pipe
 from rewriter.quantize.llama_imatrix import blocks_of, read_imatrix, tensor_names
 from rewriter.quantize.types import FloatArray
 
@@ -69,6 +69,7 @@ class Importance:
         Raises:
             UsageError: the file is missing, is no such file, or holds wrong values.
         """
+        require_no_pipe(path)
         folder = Path(path).is_dir()
         if Path(path).suffix in LLAMA_FILES:
             found = read_imatrix(Path(path))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
 from rewriter.emit import write_operator
+from rewriter.errors import RewriterWarning
 from rewriter.graph.declines import NAME_ARCHITECTURE, ONE_SPEC, OTHER_BLOCK_SIZE, Reason, no_kernel, reason_of
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.layout.stored import Layout, Refusal
+from rewriter.operators.matmul_nbits import MATMUL_NBITS, attributes_of
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, QUANT_TYPES, ROUTER_WEIGHTS, layout_named, weights_prepacked
 from rewriter.quantize.formats import FORMATS, INT, FormatName
 from rewriter.quantize.job import QuantizationJob
@@ -211,6 +214,23 @@ def qmoe_attributes(target: Target, form: ExpertForm, held: Held) -> dict[str, i
     if held.accuracy_level:
         found["accuracy_level"] = held.accuracy_level
     return found
+
+
+def carried_accuracy_level(target: Target, nodes: Iterable[ir.Node]) -> dict[str, int]:
+    """Returns the attribute where it is the same of all MatMulNBits among the nodes; where it is dropped, a warning."""
+    levels = {attributes_of(node).accuracy_level for node in nodes if MATMUL_NBITS.computes(node)}
+    if not any(levels):
+        return {}
+    if len(levels) == 1 and heeds_accuracy_level(target):
+        return {"accuracy_level": levels.pop()}
+    why = f"target {target} has none" if len(levels) == 1 else "those of its experts differ"
+    warnings.warn(f"a fused block is left without its accuracy_level: {why}", RewriterWarning, stacklevel=2)
+    return {}
+
+
+def heeds_accuracy_level(target: Target) -> bool:
+    """Whether the attribute means something to the QMoE of a target."""
+    return target.provider == "cpu" and target.has(QMOE.name, "accuracy_level")
 
 
 def prepacked_attribute(target: Target, layout: Layout, own: FormatName = "int") -> dict[str, int]:

@@ -211,3 +211,31 @@ def test_a_fault_is_declined_once():
     model = quantized(Spelling(**BLOCK, broken="missing"))
     declined = rewriter.apply(model, "moe-int4").report.declined
     assert [reason for _, reason in declined if "is missing" in reason] == ["expert 1 of 4 is missing"]
+
+
+def levelled(*levels):
+    """A block whose MatMulNBits of experts have these accuracy levels, in turn."""
+    model = quantized(Spelling(**BLOCK))
+    nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    for index, node in enumerate(nodes):
+        node.attribute.append(onnx.helper.make_attribute("accuracy_level", levels[index % len(levels)]))
+    return model
+
+
+def level_of(result):
+    (node,) = [node for node in result.ir_model.graph if node.op_type == "QMoE"]
+    return qmoe.quantized_of(node).accuracy_level
+
+
+@pytest.mark.parametrize("level", [1, 4])
+def test_an_accuracy_level_is_carried(level):
+    result = fuse(levelled(level), target="cpu@1.32")
+    assert result.report.applied == {FUSE: 1} and level_of(result) == level
+
+
+@pytest.mark.parametrize(
+    ("levels", "target", "why"), [((4,), "cpu@1.30", "target cpu@1.30 has none"), ((4, 1), "cpu@1.32", "differ")]
+)
+def test_an_accuracy_level_that_is_dropped_is_named(levels, target, why):
+    with pytest.warns(rewriter.errors.RewriterWarning, match=f"without its accuracy_level: .*{why}"):
+        assert level_of(fuse(levelled(*levels), target=target)) == 0
