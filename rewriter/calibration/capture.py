@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter import io
+from rewriter.calibration.experts import outputs
 from rewriter.calibration.forms import prepare
 from rewriter.calibration.recording import Recorder
 from rewriter.calibration.store import MANIFEST, SAMPLE, Calibration
 from rewriter.errors import UsageError
 from rewriter.io.output import complete_directory
 from rewriter.parity.model_inputs import token_input
-from rewriter.parity.runs import GivenRuns, Progress, Runs, TokenRuns, run_many
+from rewriter.parity.runs import GivenRuns, Progress, Runs, TokenRuns, part_bytes, run_many
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime
 
 SAMPLED = 2048
@@ -63,9 +65,16 @@ def calibrate(
     sites = prepare(ours, provider)
     if not sites.values:
         raise UsageError("the model has no float weight that a calibration would help; is it quantized already?")
+    # A large block is computed expert by expert: a runtime would hold all of it, several times over.
+    large = {
+        site.y: partial(outputs, site)
+        for site in sites.experts
+        if site.y is not None and 2 * site.nbytes > part_bytes(memory)
+    }
     with complete_directory(place, MANIFEST, lambda: _stale(Path(out))) as folder:
         recorder = Recorder(folder, sites)
-        for index, name, array in run_many(ours, ours, runs, sites.values, runtime, memory=memory, progress=progress):
+        seen = run_many(ours, ours, runs, sites.values, runtime, memory=memory, progress=progress, alone=large)
+        for index, name, array in seen:
             recorder.see(name, array, _kept(ours, runs.feeds(index)))
         document = recorder.finish().document()
         sample = _sample(ours, runs)

@@ -73,7 +73,9 @@ def _experts(run: ModelRun, node: ir.Node) -> ExpertSite | None:
     fc1, fc2, fc3 = weights
     if x is None or logits is None or fc1 is None or fc2 is None or form.unknown or (form.gated and fc3 is None):
         return None
-    return ExpertSite(x, logits, form, fc1, biases[0], fc2, fc3, biases[2], run.role(node).layer)
+    return ExpertSite(
+        x, logits, form, fc1, biases[0], fc2, biases[1], fc3, biases[2], run.role(node).layer, node.outputs[0]
+    )
 
 
 def _gathered(run: ModelRun, node: ir.Node) -> Iterator[GatheredSite]:

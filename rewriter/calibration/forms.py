@@ -105,7 +105,8 @@ def _grafted(model: ir.Model, target: Target) -> Iterator[ExpertSite]:
     run = _rewritten(other, _KNOWABLE, anything)
     for node in other.graph:
         if node not in before and MOE.computes(node) and (site := find_sites(run, [node]).experts):
-            yield replace(site[0], x=_copied(site[0].x, known, model), logits=_copied(site[0].logits, known, model))
+            x, logits = (_copied(value, known, model) for value in (site[0].x, site[0].logits))
+            yield replace(site[0], x=x, logits=logits, y=None)
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

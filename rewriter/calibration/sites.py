@@ -39,9 +39,11 @@ class ExpertSite:
         fc1: [E, F * I, H].
         fc1_bias: [E, F * I], or None.
         fc2: [E, H, I].
+        fc2_bias: [E, H], or None.
         fc3: [E, I, H], or None.
         fc3_bias: [E, I], or None.
         layer: index of the layer, or None.
+        y: what the block computes, as x; None where the model that is run holds no such value.
     """
 
     x: ir.Value
@@ -50,9 +52,16 @@ class ExpertSite:
     fc1: View
     fc1_bias: View | None
     fc2: View
+    fc2_bias: View | None
     fc3: View | None
     fc3_bias: View | None
     layer: int | None
+    y: ir.Value | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights."""
+        return sum(view.nbytes for view in (self.fc1, self.fc2, self.fc3) if view is not None)
 
     @property
     def experts(self) -> int:

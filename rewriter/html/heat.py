@@ -24,6 +24,9 @@ _NARROWEST = 0.25
 
 Place = tuple[int, int]
 
+OUTPUTS, WEIGHTS = "output error", "error"
+"""What heat maps of weights show."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -89,6 +92,7 @@ class HeatMap:
 
     Attributes:
         role: what the weights are for.
+        what: what the colours say of them.
         count: how many there are.
         scale: of the colours.
         size: width and height of a cell, in pixels.
@@ -99,6 +103,7 @@ class HeatMap:
     """
 
     role: str
+    what: str
     count: int
     scale: Scale
     size: tuple[float, float]
@@ -114,26 +119,42 @@ class Grid:
 
     Attributes:
         roles: the columns.
+        what: what the colours say of the weights.
         scale: of the colours.
         rows: label, and for each role colour and error; None where there is no such weight.
     """
 
     roles: tuple[str, ...]
+    what: str
     scale: Scale
     rows: tuple[tuple[str, tuple[tuple[int, float] | None, ...]], ...]
 
 
 def heat_maps(weights: Sequence[Weight]) -> tuple[HeatMap, ...]:
-    """Returns a heat map for each role whose weights are of experts, in order of their names."""
-    roles: dict[str, dict[Place, float]] = defaultdict(dict)
-    counts: dict[str, int] = defaultdict(int)
+    """Returns a heat map for each role whose weights are of experts, in order of their names.
+
+    It shows the errors of their outputs, where a calibration tells what any of them saw; else of the weights.
+    """
+    roles: dict[str, list[Weight]] = defaultdict(list)
     for weight in weights:
         if weight.expert is not None:
-            counts[weight.role] += 1
-            _keep_worst(roles[weight.role], (-1 if weight.layer is None else weight.layer, weight.expert), weight)
-    titled = sum(map(len, roles.values())) <= _TITLED
+            roles[weight.role].append(weight)
+    found = {role: _cells(group, lambda weight: weight.expert or 0) for role, group in sorted(roles.items())}
+    titled = sum(len(cells) for cells, _ in found.values()) <= _TITLED
     say = "{:.2%}".format if titled else None
-    return tuple(heat_map(role, counts[role], roles[role], say) for role in sorted(roles))
+    return tuple(heat_map(role, what, len(roles[role]), cells, say) for role, (cells, what) in found.items())
+
+
+def _cells(weights: Sequence[Weight], column: Callable[[Weight], int]) -> tuple[dict[Place, float], str]:
+    """Returns the worst error at each layer and column, and what errors they are."""
+    outputs = any(weight.output_rms is not None for weight in weights)
+    found: dict[Place, float] = {}
+    for weight in weights:
+        error = weight.output_rms if outputs else weight.relative_rms
+        if error is not None:
+            place = (-1 if weight.layer is None else weight.layer, column(weight))
+            found[place] = max(found.get(place, error), error)
+    return found, OUTPUTS if outputs else WEIGHTS
 
 
 def coverage_map(blocks: Sequence[BlockCoverage]) -> HeatMap | None:
@@ -143,7 +164,8 @@ def coverage_map(blocks: Sequence[BlockCoverage]) -> HeatMap | None:
         for expert, count in enumerate(block.counts):
             place = (-1 if block.layer is None else block.layer, expert)
             cells[place] = min(cells.get(place, math.inf), math.log2(1 + count))
-    return heat_map("tokens", len(cells), cells, _tokens if len(cells) <= _TITLED else None) if cells else None
+    say = _tokens if len(cells) <= _TITLED else None
+    return heat_map("tokens", "tokens", len(cells), cells, say) if cells else None
 
 
 def _tokens(power: float) -> str:
@@ -152,31 +174,27 @@ def _tokens(power: float) -> str:
 
 def grid(weights: Sequence[Weight]) -> Grid | None:
     """Returns the errors of weights that are in a layer and of no expert; None where there are none."""
-    found: dict[str, dict[Place, float]] = defaultdict(dict)
-    for weight in weights:
-        if weight.expert is None and weight.layer is not None:
-            _keep_worst(found[weight.role], (weight.layer, 0), weight)
-    if not found:
+    inside = [weight for weight in weights if weight.expert is None and weight.layer is not None]
+    if not inside:
         return None
-    roles = tuple(sorted(found))
-    scale = Scale.of(error for cells in found.values() for error in cells.values())
+    roles = tuple(sorted({weight.role for weight in inside}))
+    cells, what = _cells(inside, lambda weight: roles.index(weight.role))
+    scale = Scale.of(cells.values())
     rows = []
-    for layer in sorted({layer for cells in found.values() for layer, _ in cells}):
-        errors = [found[role].get((layer, 0)) for role in roles]
+    for layer in sorted({layer for layer, _ in cells}):
+        errors = [cells.get((layer, column)) for column in range(len(roles))]
         rows.append((str(layer), tuple(None if e is None else (scale.level(e), e) for e in errors)))
-    return Grid(roles, scale, tuple(rows))
+    return Grid(roles, what, scale, tuple(rows))
 
 
-def _keep_worst(cells: dict[Place, float], place: Place, weight: Weight) -> None:
-    error = weight.relative_rms
-    cells[place] = max(cells.get(place, error), error)
-
-
-def heat_map(role: str, count: int, cells: Mapping[Place, float], say: Callable[[float], str] | None) -> HeatMap:
+def heat_map(
+    role: str, what: str, count: int, cells: Mapping[Place, float], say: Callable[[float], str] | None
+) -> HeatMap:
     """Lays a heat map out.
 
     Args:
         role: what it is about.
+        what: what the colours say.
         count: how many things it shows.
         cells: by layer, -1 for none, and expert.
         say: what a cell says on hovering; None where none says anything.
@@ -202,6 +220,7 @@ def heat_map(role: str, count: int, cells: Mapping[Place, float], say: Callable[
     step = next(s for s in (1, 2, 4, 8, 16, 32, 64, 128, 1 << 30) if s * w >= 26)
     return HeatMap(
         role=role,
+        what=what,
         count=count,
         scale=scale,
         size=(round(w - min(1, w / 6), 2), round(h - 1, 2)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +16,12 @@ from rewriter.io import Plain
 from rewriter.parity.model import runnable
 from rewriter.parity.model_inputs import require_tokens, token_feeds
 from rewriter.parity.runtime import Array, Feeds, OrtRuntime
-from rewriter.parity.stages import stages
+from rewriter.parity.stages import Stage, stages
 
 Progress = Callable[[int, int], None]
+
+Alone = Callable[[Sequence[Feeds]], Sequence[Array]]
+"""Computes the output of one node from its inputs by name, for several runs at once."""
 
 
 class Runs(Protocol):
@@ -110,6 +113,7 @@ def run_many(
     *,
     memory: int | None = None,
     progress: Progress | None = None,
+    alone: Mapping[ir.Value, Alone] | None = None,
 ) -> Iterator[tuple[int, str, Array]]:
     """Runs a model on many inputs; one that is large, part after part, each on all inputs.
 
@@ -121,6 +125,7 @@ def run_many(
         runtime: what runs it.
         memory: bytes that a loaded part may take; by default ``MEMORY``.
         progress: told the runs of parts done, and how many there are in all.
+        alone: outputs that are not left to the runtime where the model is run in parts, and what computes them.
 
     Yields:
         Index of the run, name and array of each value; of one value in the order of the runs.
@@ -132,7 +137,7 @@ def run_many(
         if value.is_graph_input():
             yield from ((index, value.name or "", runs.feeds(index)[value.name or ""]) for index in range(len(runs)))
     wanted = [value for value in values if not value.is_graph_input()]
-    most = (MEMORY if memory is None else memory) // _COPIES
+    most = part_bytes(memory)
     told = progress or (lambda done, total: None)
     if not wanted:
         return
@@ -144,18 +149,25 @@ def run_many(
                 yield from ((index, name, array) for name, array in found.items())
                 told(index + 1, len(runs))
         return
-    parts = list(stages(model, set(wanted), most))
+    computed = {value.name or "": compute for value, compute in (alone or {}).items()}
+    parts = list(stages(model, set(wanted), most, alone or {}))
     with tempfile.TemporaryDirectory() as directory:
         carried = _Carried(Path(directory))
         for number, stage in enumerate(parts):
+            names = tuple(dict.fromkeys((*stage.kept, *stage.wanted)))
+            if len(names) == 1 and names[0] in computed:
+                for index, array in _by_many(computed[names[0]], stage, runs, carried):
+                    if stage.kept:
+                        carried.write(names[0], index, array)
+                    yield from ((index, name, array) for name in stage.wanted)
+                    told(number * len(runs) + index + 1, len(parts) * len(runs))
+                carried.drop(stage.done)
+                continue
             carried.tell_types(stage.model)
             with runnable(stage.model, stage.model) as whole:
                 loaded = runtime.load(whole)
                 for index in range(len(runs)):
-                    feeds = runs.feeds(index)
-                    own = {name: feeds[name] for name in stage.inputs if name in feeds}
-                    own |= {name: carried.read(name, index) for name in stage.carried}
-                    found = loaded.run(own, [*dict.fromkeys((*stage.kept, *stage.wanted))])
+                    found = loaded.run(_given(stage, runs, carried, index), [*names])
                     for name in stage.kept:
                         carried.write(name, index, found[name])
                     yield from ((index, name, found[name]) for name in stage.wanted)
@@ -163,11 +175,37 @@ def run_many(
             carried.drop(stage.done)
 
 
+def _given(stage: Stage, runs: Runs, carried: _Carried, index: int) -> Feeds:
+    feeds = runs.feeds(index)
+    own = {name: feeds[name] for name in stage.inputs if name in feeds}
+    return own | {name: carried.read(name, index) for name in stage.carried}
+
+
+def _by_many(compute: Alone, stage: Stage, runs: Runs, carried: _Carried) -> Iterator[tuple[int, Array]]:
+    """Computes one node for as many runs at a time as are small together."""
+    held: list[Feeds] = []
+    size = 0
+    for index in range(len(runs)):
+        held.append(_given(stage, runs, carried, index))
+        size += sum(array.nbytes for array in held[-1].values())
+        if size >= _TOGETHER or index + 1 == len(runs):
+            yield from enumerate(compute(held), index + 1 - len(held))
+            held, size = [], 0
+
+
+def part_bytes(memory: int | None) -> int:
+    """Returns the bytes of constants that a part may have, for a runtime that takes ``memory`` when it is loaded."""
+    return (MEMORY if memory is None else memory) // _COPIES
+
+
 MEMORY = 4 << 30
 """Bytes that a loaded model, or a part of one, may take."""
 
 _COPIES = 4
 """How many times the bytes of its constants a runtime may take: the message, its own copy, and what it packs."""
+
+_TOGETHER = 64 << 20
+"""Bytes of inputs of one node that are computed together."""
 
 
 class _Carried:

@@ -35,16 +35,19 @@ class Stage:
     done: tuple[str, ...]
 
 
-def stages(model: ir.Model, wanted: Collection[ir.Value], most: int) -> Iterator[Stage]:
+def stages(
+    model: ir.Model, wanted: Collection[ir.Value], most: int, alone: Collection[ir.Value] = ()
+) -> Iterator[Stage]:
     """Yields the parts of a model in order; what only constants make belongs to whatever reads it.
 
     Args:
         model: nodes in topological order.
         wanted: values of the main graph to compute.
         most: bytes of constants of a part, but for a single node that reads more.
+        alone: outputs of nodes each of which is to be a part of its own.
     """
     flow = _Flow(model.graph, wanted)
-    cuts = flow.cuts(most)
+    cuts = flow.cuts(most, {value.producer() for value in alone})
     names = {value: value.name or "" for node in flow.nodes for value in node.outputs}
     for first, last in itertools.pairwise(cuts):
         nodes = set(flow.nodes[first:last])
@@ -95,13 +98,17 @@ class _Flow:
                 constants[node] = frozenset(own)
         self.last = {value: index for index, node in enumerate(self.nodes) for value in self.reads[node]}
 
-    def cuts(self, most: int) -> Sequence[int]:
-        """Returns where the parts begin, and the end."""
+    def cuts(self, most: int, alone: Collection[ir.Node | None] = ()) -> Sequence[int]:
+        """Returns where the parts begin, and the end; a node that is to be alone has a part of its own."""
         crossing = self._crossing()
         found, seen, size = [0], set[ir.Value](), 0
         for index, constants in enumerate(self._constants):
             added = sum(_nbytes(value) for value in constants - seen)
-            if size + added > most and index > found[-1]:
+            apart = self.nodes[index] in alone or (index > 0 and self.nodes[index - 1] in alone)
+            if apart and index > found[-1]:
+                found.append(index)
+                seen, size, added = set(), 0, sum(map(_nbytes, constants))
+            elif size + added > most and index > found[-1]:
                 earliest = found[-1] + 1 + (index - found[-1]) // 2
                 cut = min(range(min(earliest, index), index + 1), key=lambda at: (crossing[at], -at))
                 if crossing[cut] < _UNCUT:

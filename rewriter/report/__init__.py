@@ -135,7 +135,9 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON data; see ``document``."""
         found = document(self)
-        return {"schema_version": found.pop("schema_version"), "applied": self.applied, **found}
+        errors = [{**_plain(dataclasses.asdict(error)), "worst": error.worst.name} for error in self.by_layer]
+        more = {"applied": self.applied, "output_errors": errors}
+        return {"schema_version": found.pop("schema_version"), **more, **found}
 
 
 def document(record: Any) -> dict[str, Any]:

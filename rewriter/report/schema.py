@@ -18,14 +18,32 @@ from rewriter.graph.walk import walk
 SHIPPED = resources.files("rewriter") / "report.schema.json"
 
 _ATTRIBUTE = re.compile(r" {4}(\w+): (.*)")
-_APPLIED = {
+_NUMBER = {"anyOf": [{"type": "number"}, {"enum": ["inf", "-inf", "nan"]}]}
+_OUTPUT_ERROR: dict[str, dict[str, Any]] = {
+    "layer": {"anyOf": [{"type": "integer"}, {"type": "null"}], "description": "its index"},
+    "role": {"type": "string", "description": "what the weights are for"},
+    "count": {"type": "integer", "description": "how many there are whose output error is known"},
+    "mean": {**_NUMBER, "description": "of their output errors"},
+    "largest": {**_NUMBER, "description": "of them"},
+    "worst": {"type": "string", "description": "name of the weight that has it"},
+}
+_SUMMED_UP = {
     "applied": {
         "type": "object",
         "additionalProperties": {"type": "integer"},
         "description": "rule -> number of applications",
-    }
+    },
+    "output_errors": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": _OUTPUT_ERROR,
+            "required": list(_OUTPUT_ERROR),
+            "additionalProperties": False,
+        },
+        "description": "output errors by layer and role, the worst first; empty without a calibration",
+    },
 }
-_NUMBER = {"anyOf": [{"type": "number"}, {"enum": ["inf", "-inf", "nan"]}]}
 
 
 def json_schema(kind: type = report.Report) -> dict[str, Any]:
@@ -40,7 +58,7 @@ def json_schema(kind: type = report.Report) -> dict[str, Any]:
     for name, record in [(kind.__name__, found), *definitions.items()]:
         _describe(record, kinds[name])
     version = {"const": report.SCHEMA_VERSION, "description": "of this schema"}
-    properties = {"schema_version": version, **(_APPLIED if kind is report.Report else {}), **found["properties"]}
+    properties = {"schema_version": version, **(_SUMMED_UP if kind is report.Report else {}), **found["properties"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"{kind.__name__} of onnx-moe-rewriter",

@@ -12,6 +12,7 @@ import pytest
 
 import rewriter
 from rewriter import Calibration, calibrate, io
+from rewriter.calibration import capture, experts
 from rewriter.engine.context import ModelRun
 from rewriter.errors import TargetError, UsageError
 from rewriter.parity.model_inputs import token_feeds
@@ -102,8 +103,19 @@ def weight_of(node):
     return (value.name, expert) if value.is_initializer() else (None, None)
 
 
-def test_a_model_larger_than_the_memory_is_run_part_after_part(tmp_path):
-    whole, parts = (calibrate(GROUPED, tmp_path / str(m), tokens=TOKENS, memory=m) for m in (None, 1))
+@pytest.mark.parametrize("name", ["hf_exporter/qwen3_moe__default", "mobius/granitemoehybrid_static_unroll_f32"])
+def test_a_model_larger_than_the_memory_is_run_part_after_part_and_expert_by_expert(name, tmp_path, monkeypatch):
+    computed = []
+
+    def spy(site, feeds):
+        computed.append((site.layer, len(feeds)))
+        return experts.outputs(site, feeds)
+
+    monkeypatch.setattr(capture, "outputs", spy)
+    file = MODELS / f"{name}.onnx"
+    whole, parts = (calibrate(file, tmp_path / str(m), tokens=TOKENS, memory=m) for m in (None, 1))
+    layers = {choice.layer for choice in parts.choices}
+    assert {(layer, len(TOKENS)) for layer in layers if layer != max(layers)} <= set(computed)
     assert parts.choices == whole.choices
     for part in whole.weights:
         seen, expected = (c.activations(*part)() for c in (parts, whole))

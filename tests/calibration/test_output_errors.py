@@ -10,6 +10,8 @@ import numpy as np
 import rewriter
 from rewriter import calibrate
 from rewriter.cli import main
+from rewriter.html import fragment
+from rewriter.html.heat import OUTPUTS, WEIGHTS, grid, heat_maps
 from rewriter.quantize import rtn
 
 GROUPED = Path(__file__).parents[1] / "models" / "hf_exporter" / "qwen3_moe__default.onnx"
@@ -55,3 +57,24 @@ def test_apply_prints_the_worst_layers(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "Output errors, worst first" in printed
     assert "x what the weight saw when it was calibrated" in printed
+
+
+def test_pages_and_json_show_the_errors_of_outputs_where_they_are_known(tmp_path):
+    calibrate(GROUPED, tmp_path / "c", tokens=TOKENS)
+    for folder, known in ((tmp_path / "c", True), (None, False)):
+        result = rewriter.apply(GROUPED, "rtn", calibration=folder)
+        result.save(tmp_path / f"o{known}")
+        maps = heat_maps(result.report.weights)
+        assert {found.what for found in (*maps, grid(result.report.weights))} == {OUTPUTS if known else WEIGHTS}
+        assert ("output error, layer by expert" in fragment(result.report)) == known
+        errors = result.report.to_json()["output_errors"]
+        assert [e["mean"] for e in errors] == sorted((e["mean"] for e in errors), reverse=True)
+        assert bool(errors) == known
+        if known:
+            rms = {w.name: w.output_rms for w in result.report.weights}
+            assert all(e["largest"] == rms[e["worst"]] for e in errors)
+            largest = max(w.output_rms for w in result.report.weights if w.expert is not None and w.output_rms)
+            titles = [cell.title for found in maps for row in found.rows for cell in row.cells]
+            assert any(title.endswith(f"{largest:.2%}") for title in titles)
+            none = [w for w in result.report.weights if w.expert is not None and w.output_rms is None]
+            assert len(titles) == sum(found.count for found in maps) - len(none)
