@@ -128,10 +128,15 @@ def not_calibrated(weights: Sequence[Weight]) -> str:
     planned = [weight for weight in weights if weight.planned_algorithm is not None]
     if not planned:
         return ""
-    roles = ", ".join(f"{count:,} {role or 'of no role'}" for role, count in Counter(w.role for w in planned).items())
+    why: dict[str, Counter[str]] = {}
+    for weight in planned:
+        why.setdefault(weight.uncalibrated, Counter())[weight.role or "of no role"] += 1
+    told = [
+        f"{reason} ({', '.join(f'{count:,} {role}' for role, count in roles.items())})" for reason, roles in why.items()
+    ]
     return (
         f"{len(planned):,} weights were to be quantized by {planned[0].planned_algorithm} and were by"
-        f" {planned[0].algorithm}, for no inputs of theirs are known ({roles})"
+        f" {planned[0].algorithm}: {'; '.join(told)}"
     )
 
 

@@ -14,6 +14,7 @@ from rewriter.engine.proposal import Change
 from rewriter.engine.weights import planned, weight_record
 from rewriter.facts import Facts, Transfer
 from rewriter.facts.constants import constants
+from rewriter.graph.contents import all_nodes, subgraphs
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.error import relative_output_rms, relative_rms
 from rewriter.quantize.formats import FORMATS
@@ -117,6 +118,7 @@ class ModelRun:
             raise Declined("the plan gives the weights that are joined here different forms", reader)
         if isinstance(spec, str):
             raise Declined(spec, reader)
+        activations = None if self._calibration is None else self._calibration.of(weight, expert)
         quantizer = self._quantizers[spec.algorithm]
         if quantizer is not ALGORITHMS.get(spec.algorithm):  # a user's own decides about every weight
             spec = replace(spec, lossless=False)
@@ -133,9 +135,19 @@ class ModelRun:
             importance=self.importance.of(
                 name, (*sources, weight.name), expert, weight.shape[1], role=role, layer=layer, layers=count
             ),
-            activations=None if self._calibration is None else self._calibration.of(weight, expert),
+            activations=activations,
+            uncalibrated="" if activations is not None else self._uncalibrated(reader),
         )
         return QuantizationJob(weight, context, quantizer, self._written)
+
+    def _uncalibrated(self, reader: ir.Node) -> str:
+        """Says why what a weight saw is not known."""
+        if self._calibration is None:
+            return "no calibration was given"
+        if reader.graph is self.model.graph:
+            return "the calibration holds nothing of them"
+        holder = next((node.op_type for node in all_nodes(self.model) if reader.graph in subgraphs(node)), "a function")
+        return f"they stand in the body of {holder}, of which no values can be captured"
 
     def follow(self, root: ir.Node, change: Change, roles: Mapping[ir.Value, str]) -> None:
         """Takes note of a commit: facts are brought up to date, new nodes have the role of the root, or their own.

@@ -43,6 +43,7 @@ def weight_record(
         symmetric=spec.symmetric,
         planned_block_size=None if context.planned is None else context.planned.block_size,
         planned_algorithm=planned if instead else None,
+        uncalibrated=(context.uncalibrated or "no token came by") if instead else "",
         bytes_before=job.weight.nbytes,
         bytes_after=nbytes,
         relative_rms=error,

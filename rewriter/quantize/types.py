@@ -58,6 +58,7 @@ class WeightContext:
         importance: [K] non-negative weights of the squared error per input feature, or None.
         activations: reads what this very weight saw when the model was calibrated, [tokens, K] float32, its features in
             the order of the weight's columns and of no rows where no token came by; None where that is not known.
+        uncalibrated: why what it saw is not known; empty where it is.
         planned: what the plan asked for, where the operator has no such form and ``spec`` is the nearest; else None.
         off_grid: which block keeps it off the grid on which nearly all of it lies; else empty.
     """
@@ -73,6 +74,7 @@ class WeightContext:
     layer: int | None = None
     importance: FloatArray | None = None
     activations: Callable[[], npt.NDArray[np.float32]] | None = None
+    uncalibrated: str = ""
     planned: WeightSpec | None = None
     off_grid: str = ""
 

@@ -103,6 +103,7 @@ class Weight:
         relative_rms: root mean square error over that of the weight.
         planned_block_size: what the plan asked for, where the operator has no such block for this weight; else None.
         planned_algorithm: what the plan asked for, where that could not be done for want of known inputs; else None.
+        uncalibrated: why no inputs are known, where that decided the algorithm; else empty.
         output_rms: root mean square error of its output over that of the output, on what it saw when the model was
             calibrated; None where that is not known, or was nothing.
         format: what codes and scales are: int, mxfp4 or nvfp4.
@@ -126,6 +127,7 @@ class Weight:
     relative_rms: float
     planned_block_size: int | None = None
     planned_algorithm: str | None = None
+    uncalibrated: str = ""
     output_rms: float | None = None
     format: str = "int"
     sources: tuple[str, ...] = ()
