@@ -84,6 +84,13 @@ def test_parts_of_a_sequence():
     assert moves("a = SplitToSequence <axis = 2> (x, two0)") == [Parts(tuple((Cut(2, i, 2),) for i in (0, 2, 4)))]
 
 
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_a_sequence_of_endless_parts_is_not_followed(keepdims):
+    """Whoever asks with an extent far beyond any, since it is not known, must not be given a list of that length."""
+    with pytest.raises(Declined, match="parts of a sequence"):
+        moves(f"a = SplitToSequence <axis = 0, keepdims = {keepdims}> (x)", (Size(2**62),))
+
+
 def test_operands_are_attributes_in_older_opsets():
     assert moves("a = Unsqueeze <axes = [1]> (x)", opset=11) == [(Insert((1,)),)]
     assert moves("a = Slice <starts = [1], ends = [3]> (x)", (Size(8), Size(4)), opset=9) == [(Cut(0, 1, 2),)]

@@ -25,6 +25,7 @@ from rewriter.tensors import View
 T = TypeVar("T")
 
 _FAR = (2**31 - 1, 2**63 - 1)
+_PARTS = 1 << 16  # more parts of a sequence than any model has experts; an extent that is not known counts as far more
 
 
 @dataclass(frozen=True)
@@ -263,15 +264,18 @@ def _split_to_sequence(facts: Facts, node: ir.Node, dims: Dims) -> Mapping[ir.Va
     axis = integer_attribute(node, "axis", 0) % len(dims)
     extent = _known(dims[axis], node)
     given = node.inputs[1] if len(node.inputs) > 1 else None
-    if given is None and not integer_attribute(node, "keepdims", 1):
-        return {node.outputs[0]: Parts(tuple((Take(axis, i),) for i in range(extent)))}
     held = integers_of(facts, given)
     lengths = static(facts, node, 1, "", [1])
     if lengths is None:
         raise Declined("the lengths depend on an input", node, remedy=CONSTANT)
     if held is None or held.scalar:
         (chunk,) = lengths
-        lengths = [min(chunk, extent - start) for start in range(0, extent, chunk)]
+        starts = range(0, extent, chunk)
+        if extent > chunk * _PARTS:
+            raise Declined(f"more than {_PARTS:,} parts of a sequence are not followed", node)
+        if given is None and not integer_attribute(node, "keepdims", 1):
+            return {node.outputs[0]: Parts(tuple((Take(axis, i),) for i in starts))}
+        lengths = [min(chunk, extent - start) for start in starts]
     if sum(lengths) != extent or min(lengths, default=0) < 0:
         raise Declined(f"lengths {lengths} do not make up extent {extent}", node)
     return {node.outputs[0]: Parts(tuple(_cuts(axis, lengths)))}
