@@ -30,6 +30,7 @@ class Fed:
         chosen: how many of the largest in each row are chosen; the numbers are then well separated, so that no rounding
             changes which these are, and rows enough that each position is among them once. 0 for other numbers.
         positive: whether all numbers are.
+        below: what integers are drawn from 0 up to; 0 for numbers.
         total: unknowns whose sum, with ``plus``, every element is; empty for random numbers.
         plus: see total.
     """
@@ -38,6 +39,7 @@ class Fed:
     shape: tuple[tuple[int, tuple[str, ...]], ...]
     chosen: int = 0
     positive: bool = False
+    below: int = 0
     total: tuple[str, ...] = ()
     plus: int = 0
 

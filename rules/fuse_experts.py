@@ -40,7 +40,7 @@ from rewriter.graph.declines import BY_EXPERT, ROUNDED, no_kernel
 from rewriter.operators.form import FLOAT_EXPERTS, PROJECTIONS, ExpertForm, ExpertsName
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE, RAW, ROUTER_WEIGHTS
-from rewriter.rule import Declined, Replacement, Rule
+from rewriter.rule import Declined, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks import experts
 from rewriter.rules.blocks.block import Block, Routing, normalised, read_block, resolve, resolve_given
 from rewriter.rules.blocks.contents import Packed
@@ -219,6 +219,25 @@ class UnfusedArgMax(Rule):
         decline_argmax(self.run, scores, indices, COMPLETING)
 
 
+class UnfusedTable(Rule):
+    """Says the same where a table chooses, as in hash layers."""
+
+    recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
+
+    def __init__(self, op_type: str) -> None:
+        super().__init__(name="fuse-experts")
+        self._op_type = op_type
+
+    def pattern(self, op: Any, table: Any, ids: Any) -> Any:
+        return getattr(op, self._op_type)(table, ids, _outputs=["chosen"])
+
+    def rewrite(self, op: Any, *, table: ir.Value, ids: ir.Value, chosen: ir.Value) -> Any:
+        view = self.run.facts.get(table, View)
+        if view is None or not view.dtype.is_integer() or view.rank > 2:
+            raise NotApplicable
+        decline_unfused(self.run, chosen, chosen, COMPLETING)
+
+
 def _refusal(target: Target, operator: ExpertsName, form: ExpertForm, dtype: ir.DataType) -> str | None:
     """Returns why the target has no exact MoE or QMoE of a form, or None."""
     found = exact_ways(target, form, dtype) if operator == QMOE.name else target.runs(operator, form, dtype.name)
@@ -231,4 +250,9 @@ def rule(*, into: ExpertsName = FLOAT_EXPERTS) -> list[Rule]:
     Args:
         into: QMoE fuses only what rule moe-to-qmoe will quantize, so that a rule set can quantize the rest unfused.
     """
-    return [*(FuseExperts(op_type, into) for op_type in COMPLETING), Unfused(), UnfusedArgMax()]
+    return [
+        *(FuseExperts(op_type, into) for op_type in COMPLETING),
+        Unfused(),
+        UnfusedArgMax(),
+        *map(UnfusedTable, ("Gather", "GatherND")),
+    ]

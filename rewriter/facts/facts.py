@@ -117,6 +117,10 @@ class Facts:
         own = self._reasons.get(value, _NONE)
         return self._under.why_not(value) if self._under is not None and not own else own
 
+    def own_reason(self, value: ir.Value) -> Reason:
+        """Returns as ``why_not``, but only what these recognisers say, and none of those that they follow from."""
+        return self._reasons.get(value, _NONE)
+
     def compute(self) -> None:
         """States the facts of every node of the model, in topological order."""
         if self._by_operator:

@@ -119,6 +119,8 @@ def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator) ->
     shape = tuple(factor * math.prod(_size(name, sizes) for name in names) for factor, names in fed.shape)
     if fed.total:
         return np.full(shape, sum(_size(name, sizes) for name in fed.total) + fed.plus, fed.dtype.numpy())
+    if fed.below:
+        return generator.integers(0, fed.below, shape).astype(fed.dtype.numpy())
     drawn: npt.NDArray[Any] = generator.standard_normal(shape, dtype=np.float32)
     if fed.chosen:
         drawn = _ranked(drawn, fed.chosen, generator)

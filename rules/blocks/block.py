@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,11 +11,12 @@ import onnx_ir as ir
 from rewriter.facts import Facts
 from rewriter.graph.attributes import cast_type
 from rewriter.graph.declines import WHOLE_BLOCK, reason_of
-from rewriter.graph.walk import GaveUp, producers, readers, walk
+from rewriter.graph.walk import producers, readers, walk
 from rewriter.rule import Declined, NotApplicable
 from rewriter.rules.blocks.axes import Axes, Content, Located
 from rewriter.rules.blocks.contents import Activated, Output, Router, Tokens
 from rewriter.rules.blocks.mixing import Complete, Mixed, Mixing, Share, Start, Term, Weighted
+from rewriter.rules.blocks.unknown import why_unknown
 from rewriter.tensors import View
 
 
@@ -247,8 +247,8 @@ def _of_terms(facts: Facts, out: ir.Value, mixed: Mixed, others: Sequence[Term |
     unknown = [pair for pair in terms if pair[1].output is None]
     if unknown:
         expert, first = min(unknown, key=lambda pair: pair[0])
-        reason, culprit = _why(facts, first.value, first.node)
-        raise Declined(f"expert {expert}: {reason}", culprit)
+        reason, culprit = why_unknown(facts, first.value, first.node)
+        raise Declined(f"expert {expert}: {reason}", culprit, remedy=reason_of(reason).remedy)
     for expert, term in terms:
         assert term.output is not None
         counted = slots.get(expert, frozenset())
@@ -330,7 +330,7 @@ def _of_all(facts: Facts, weighted: Weighted) -> tuple[Output, ...]:
     output = weighted.output
     router = weighted.mixing.router
     if output is None:
-        reason, culprit = _why(facts, weighted.value, weighted.node)
+        reason, culprit = why_unknown(facts, weighted.value, weighted.node)
         raise Declined(f"the experts: {reason}", culprit, remedy=reason_of(reason).remedy)
     return _each(output, router, weighted.node)
 
@@ -344,25 +344,6 @@ def _each(output: Output, router: Router, node: ir.Node) -> tuple[Output, ...]:
     return tuple(output.expert(position) for position in range(count))
 
 
-def _why(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.Node]:
-    """Why a value is not known to be an expert's output: the earliest reason, or operator that is not understood."""
-
-    def unknown(at: ir.Value) -> list[ir.Value]:
-        return [v for v in producers(at) if facts.get(v, View) is None and facts.get(v, Located) is None]
-
-    found = "what is mixed is not the output of an expert of that router", node
-    with contextlib.suppress(GaveUp):  # then the earliest that was seen
-        for at in walk([value], unknown, limit=_FAR):
-            producer = at.producer()
-            if producer is not None and (facts.why_not(at) or facts.get(at, Located) is None):
-                generic = f"{producer.op_type} does not belong to an expert as com.microsoft::MoE has it"
-                found = facts.why_not(at) or generic, producer
-    return found
-
-
-_FAR = 64
-
-
 def resolve(mixing: Mixing, node: ir.Node) -> Routing:
     """Returns how the operators select and mix as ``mixing`` does, or declines: they have no such routing."""
     if fault := mixing.router.fault or mixing.fault:
@@ -372,6 +353,8 @@ def resolve(mixing: Mixing, node: ir.Node) -> Routing:
         if mixing.router.k != 1:
             raise Declined("the tokens are multiplied by the weights of several experts before them", node)
         return Routing(selected.logits, "logits", normalize=True, before=mixing.value or mixing.router.node.outputs[0])
+    if mixing.stage == "unit":
+        return Routing(selected.logits, "logits", normalize=True)
     if scores.logits is not selected.logits:
         if mixing.stage == "softmax":
             raise Declined("the weights are a softmax over other scores than those that select", node)
@@ -404,8 +387,11 @@ def resolve_given(facts: Facts, block: Block, dtype: ir.DataType, *, factors: bo
     mixing = block.mixing
     scores, value = mixing.scores, mixing.value
     direct = scores.logits is mixing.router.scores.logits and (
-        mixing.stage == "softmax" or scores.function == "softmax" or (mixing.stage, scores.function) == _NORMALISED
+        mixing.stage in ("softmax", "unit")
+        or scores.function == "softmax"
+        or (mixing.stage, scores.function) == _NORMALISED
     )
+    direct = direct and (mixing.router.selects or bool(mixing.router.made))
     rounds = not factors and (mixing.table is not None or mixing.scale != 1)
     rounds = rounds or computed_in(mixing.router.scores.logits) == ir.DataType.FLOAT
     direct = direct and not (dtype in HALVES and rounds) and block.numbers is None

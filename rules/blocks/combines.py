@@ -120,6 +120,19 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
 
 
 @of_two.at("Mul")
+def count(a: Located, b: Located, node: ir.Node) -> Mixed | None:
+    """Returns an expert's output where it is the one that was chosen: with a weight of one."""
+    held, mask = a.content, b.content
+    if not isinstance(held, Output) or not isinstance(mask, Mask) or mask.expert is None or held.by != "one":
+        return None
+    router, value = mask.router, next((v for v in node.inputs if v is not None), None)
+    if mask.slot is None or router.k != 1 or value is None:
+        return None
+    unit = Mixing(router, router.scores, router.scores.logits, "unit", value=router.indices)
+    return Mixed(unit, (Term(mask.expert, frozenset({mask.slot}), held, value, node),))
+
+
+@of_two.at("Mul")
 def admit(a: Located, b: Located, node: ir.Node) -> Admitted | None:
     """Returns tokens times the weights of every expert."""
     held, share = a.content, b.content

@@ -153,6 +153,11 @@ class Router:
     choice: ir.Value | None = field(default=None, compare=False)
 
     @property
+    def selects(self) -> bool:
+        """Whether it chooses by its scores, and by no table."""
+        return self.node.op_type not in ("Gather", "GatherND")
+
+    @property
     def indices(self) -> ir.Value:
         """[.., k] which experts, or [..] of an ArgMax that keeps no dimension."""
         return self.choice or self.node.outputs[-1]

@@ -16,6 +16,7 @@ from rewriter.rules.blocks.axes import Located
 from rewriter.rules.blocks.block import completes, end_of_sum, on_hits, router_of, why_not_whole
 from rewriter.rules.blocks.contents import Output
 from rewriter.rules.blocks.mixing import Chosen
+from rewriter.rules.blocks.unknown import named, why_unknown
 
 
 def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequence[str]) -> None:
@@ -33,8 +34,10 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequenc
     experts = False
     try:
         for node in _following(values, indices):
-            if is_experts(node):
+            if is_experts(node) and not experts:
                 raise NotApplicable
+            if is_experts(node):  # of what is computed from these
+                continue
             unfinished = unfinished or _unfinished(run.facts, node, indices, ends)
             if node.op_type == "TopK" and _is_choice(run.facts, node.outputs[-1]):
                 break  # what follows is of that router
@@ -53,8 +56,23 @@ def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequenc
         raise unfinished
     if not experts or unknown is None:
         raise NotApplicable
-    reason = f"the experts of this router stay apart: how {unknown.op_type} uses its choice is not understood"
-    raise Declined(reason, unknown)
+    raise _of_unknown(run.facts, unknown)
+
+
+def _of_unknown(facts: Facts, node: ir.Node) -> Declined:
+    """Why a choice is not followed behind ``node``: what else it reads is not understood, or it is not itself."""
+    choice = next((v.producer() for v in node.inputs if v is not None and _is_known(facts, v)), None)
+    if choice is not None and choice.graph is not node.graph:
+        reason = "the trace fixed which experts there are: an If asks for each that was hit how many tokens it has"
+        return Declined(named(reason), node, remedy=NO_LOOP)
+    weights = [_is_known(facts, value) for value in node.inputs if value is not None]
+    for value in (*node.outputs, *node.inputs) if any(weights) else ():
+        if value is None:
+            continue
+        reason, culprit = why_unknown(facts, value, node)
+        if culprit is not node or facts.own_reason(value):
+            return Declined(named(reason), culprit)
+    return Declined(named(f"how {node.op_type} uses its choice is not understood"), node)
 
 
 def _following(*values: ir.Value) -> Iterator[ir.Node]:
@@ -137,7 +155,12 @@ def _meets_expert(run: Run, node: ir.Node) -> bool:
         return True
     last = {p for v in node.inputs if v is not None and (p := v.producer()) is not None}
     before = {p for n in last if n.op_type == "Add" for v in n.inputs if v is not None and (p := v.producer())}
-    return any(run.role(n).name.startswith("expert.") for n in (*last, *before))
+    return any(run.role(n).name.startswith("expert.") or _is_linear(run.facts, n) for n in (*last, *before))
+
+
+def _is_linear(facts: Facts, node: ir.Node) -> bool:
+    """Whether a node is the last linear of an expert whose activation no operator has."""
+    return node.op_type in ("MatMul", "Gemm") and bool(facts.own_reason(node.outputs[0]))
 
 
 def _is_choice(facts: Facts, value: ir.Value) -> bool:

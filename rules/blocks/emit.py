@@ -58,7 +58,9 @@ def logits_of_given(
     """
     router, half = block.mixing.router, dtype != ir.DataType.FLOAT
     weights = flat(op, facts, given, router.k)
-    if half and given.dtype != ir.DataType.FLOAT:
+    if block.mixing.stage == "unit":
+        weights = op.ConstantOfShape(op.Shape(weights), value=ir.tensor(np.ones(1, np.float32)))
+    if half and given.dtype != ir.DataType.FLOAT and block.mixing.stage != "unit":
         weights = op.Cast(weights, to=int(ir.DataType.FLOAT))
     chosen = flat(op, facts, router.indices, router.k)
     rows = op.Gather(op.Shape(weights), write_integers(op, [0], "rows"), axis=0)
@@ -66,9 +68,10 @@ def logits_of_given(
     if router.made or block.numbers is not None:  # an expert may be there twice, or be none
         everyone = _each_weight(op, facts, shape, chosen, weights, block)
         return _logarithms(op, facts, everyone, dtype), (everyone, 0)
+    total = (weights, 0) if block.mixing.stage == "unit" else (given, router.k)
     nothing = ir.tensor(np.array([_nothing(dtype)], dtype.numpy()))
     logs = _logarithms(op, facts, weights, dtype)
-    return op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, logs, axis=1), (given, router.k)
+    return op.ScatterElements(op.ConstantOfShape(shape, value=nothing), chosen, logs, axis=1), total
 
 
 def _each_weight(op: Any, facts: Facts, shape: ir.Value, chosen: ir.Value, weights: ir.Value, block: Block) -> ir.Value:
@@ -235,6 +238,9 @@ def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
         if dims is None or (value.is_graph_input() and value.dtype is None):
             continue
         router = block.mixing.router
+        if value is router.indices:  # a table's: the tokens' numbers are none of the block's
+            fed[value] = Fed(value.dtype or ir.DataType.INT64, fed_shape(dims), below=router.experts)
+            continue
         width = router.k if value is routing.given else router.experts
         width = block.experts[0].gate.weight.sizes[1] if value in (block.x, *block.starts) else width
         sizes = (*dims[:-1], Size(width))

@@ -10,6 +10,7 @@ from rewriter.facts.shapes import sizes
 from rewriter.rules.blocks.activations import activations
 from rewriter.rules.blocks.combines import combines
 from rewriter.rules.blocks.contractions import contractions
+from rewriter.rules.blocks.counted import counts
 from rewriter.rules.blocks.elementwise import elementwise
 from rewriter.rules.blocks.gathers import gathers
 from rewriter.rules.blocks.grouped import rows
@@ -17,6 +18,7 @@ from rewriter.rules.blocks.hits import hits
 from rewriter.rules.blocks.linears import linears
 from rewriter.rules.blocks.movement import movement
 from rewriter.rules.blocks.routers import routers
+from rewriter.rules.blocks.tables import tables
 from rewriter.rules.blocks.uniform import numbers
 
 
@@ -36,6 +38,8 @@ class _Blocks:
             combines,
             contractions,
             rows,
+            counts,
+            tables,
             hits,
             elementwise,
         ):

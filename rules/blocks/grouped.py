@@ -18,23 +18,28 @@ from rewriter.facts.size import Size
 from rewriter.graph.attributes import cast_type, float_attribute, integer_attribute, text_attribute
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
-from rewriter.rules.blocks.axes import Atom, Axes, Content, Dim, Located, Uniform, only, put, total, unify
-from rewriter.rules.blocks.contents import Output, Router
+from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Uniform, only, put, total, unify
+from rewriter.rules.blocks.contents import Output
+from rewriter.rules.blocks.counted import group_of
 from rewriter.rules.blocks.joined import joined, router_of
-from rewriter.rules.blocks.mixing import Chosen
+from rewriter.rules.blocks.laws import of_two
+from rewriter.rules.blocks.mixing import Chosen, Complete, Weighted
 from rewriter.rules.blocks.rows import (
     Arange,
+    Count,
     Counts,
     End,
     Group,
+    Hot,
     Inverse,
+    NotNegative,
     Order,
     RowSlot,
     RowToken,
     Sorted,
     row,
 )
-from rewriter.rules.blocks.uniform import uniform_of
+from rewriter.rules.blocks.uniform import seeded, uniform_of
 from rewriter.tensors import View
 
 rows = Family("rows")
@@ -67,7 +72,10 @@ def row_arithmetic(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Loc
     located, number = facts.get(a, Located), number_of(facts, b)
     if located is None or number is None:
         return None
+    wide = a.dtype is not None and a.dtype.is_floating_point()
     held = _calculated(node.op_type, located.content, number, facts.get(b, View))
+    if isinstance(held, RowToken) and wide:
+        held = dataclasses.replace(held, exact=False)
     return None if held is None else Located(held, located.axes)
 
 
@@ -113,7 +121,7 @@ def row_cast(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
     if located is None:
         return None
     held = located.content
-    if isinstance(held, Counts | RowSlot | Order | RowToken):
+    if isinstance(held, Counts | Count | Hot | RowSlot | Order | RowToken):
         return located
     if not isinstance(held, Sorted):
         return None
@@ -122,6 +130,28 @@ def row_cast(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
         return None
     values = np.array(held.values).astype(to.numpy())
     return dataclasses.replace(located, content=Sorted(held.router, tuple(float(v) for v in values)))
+
+
+@rows.at("Floor", "Abs", "Sign")
+def rounded_down(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
+    """Steps of a division of rows in floats that is rounded towards zero."""
+    located = facts.get(x, Located)
+    if located is None or not isinstance(located.content, RowToken):
+        return None
+    if node.op_type == "Sign":
+        return dataclasses.replace(located, content=NotNegative())
+    return located if node.op_type == "Abs" else dataclasses.replace(located, content=exactly(located.content))
+
+
+def exactly(held: RowToken) -> RowToken:
+    """Returns tokens' numbers, rounded down."""
+    return dataclasses.replace(held, exact=True)
+
+
+@of_two.at("Mul")
+def with_sign(a: Located, b: Located, node: ir.Node) -> Content | None:
+    """Returns numbers that are not negative times their sign."""
+    return a.content if isinstance(a.content, RowToken) and isinstance(b.content, NotNegative) else None
 
 
 @rows.at("Clip")
@@ -141,39 +171,6 @@ def row_clip(facts: Facts, node: ir.Node, x: ir.Value, *others: ir.Value | None)
     )
 
 
-@rows.at("ScatterElements")
-def histogram(facts: Facts, node: ir.Node, zeros: ir.Value, experts: ir.Value, ones: ir.Value) -> Located | None:
-    """``ScatterElements(zeros [E], experts of the rows, ones, reduction=add)``: how many rows each expert has."""
-    located, updates = facts.get(experts, Located), facts.get(ones, Located)
-    if located is None or updates is None or not isinstance(located.content, Sorted):
-        return None
-    router = located.content.router
-    if updates.content != Uniform(1.0) or text_attribute(node, "reduction", "none") != "add":
-        return None
-    if located.content.values != tuple(float(e) for e in range(router.experts)):
-        raise Declined("the histogram counts something other than each expert's rows", node)
-    seed, begin = facts.get(zeros, Located), facts.get(zeros, View)
-    counted = begin is not None and begin.shape == (router.experts,) and not np.any(begin.numpy())
-    if seed is not None and seed.content == Uniform(0.0):
-        counted = seed.rank == 1 and total(seed.axes[0]) == Size(router.experts)
-    return Located(Counts(router), (_experts(router),)) if counted else None
-
-
-def _experts(router: Router) -> Dim:
-    return (Atom("expert", Size(router.experts)),)
-
-
-@rows.at("CumSum")
-def cum_sum(facts: Facts, node: ir.Node, counts: ir.Value, axis: ir.Value) -> Located | None:
-    """Where each expert's rows end."""
-    located = facts.get(counts, Located)
-    if located is None or not isinstance(located.content, Counts) or located.content.cumulated:
-        return None
-    if integer_attribute(node, "exclusive", 0) or integer_attribute(node, "reverse", 0):
-        return None
-    return dataclasses.replace(located, content=Counts(located.content.router, cumulated=True))
-
-
 @rows.at("Range")
 def row_numbers(facts: Facts, node: ir.Node, start: ir.Value, end: ir.Value, step: ir.Value) -> Located | None:
     """The numbers of an expert's rows, or all numbers from 0."""
@@ -189,8 +186,24 @@ def row_numbers(facts: Facts, node: ir.Node, start: ir.Value, end: ir.Value, ste
     before = first.content if first is not None else None
     if not (zero if held.expert == 0 else before == End(held.router, held.expert - 1)):
         raise Declined(f"the rows of expert {held.expert} do not begin where those of the one before end")
-    size = Size(1, ((held.router.indices, -1 - held.expert),))
-    return Located(Group(held.router, held.expert), ((Atom("group", size, held.expert),),))
+    return Located(Group(held.router, held.expert), (group_of(held.router, held.expert),))
+
+
+@rows.at("ScatterND")
+def add_by_token(facts: Facts, node: ir.Node, seed: ir.Value, index: ir.Value, rows: ir.Value) -> Located | None:
+    """Weighted rows, added where their tokens are: the sum over the slots."""
+    zeros, located, found = (facts.get(v, Located) for v in (seed, index, rows))
+    if zeros is None or located is None or found is None or not isinstance(located.content, RowToken):
+        return None
+    held, mixed = located.content, found.content
+    if not isinstance(mixed, Weighted) or mixed.over != "slot" or not held.exact or held.router != mixed.mixing.router:
+        return None
+    if located.rank != 2 or located.axes[1] or found.axes[:1] != located.axes[:1]:
+        return None
+    if text_attribute(node, "reduction", "none") != "add":
+        raise Declined("the rows of a token's experts replace each other", node)
+    back = Located(Complete(mixed), (held.tokens, *found.axes[1:]))
+    return back if seeded(zeros, back) is not None else None
 
 
 @rows.at("ScatterND")

@@ -14,7 +14,7 @@ from rewriter.rules.blocks.block import Block, Routing
 from rewriter.rules.blocks.contents import Tokens
 from rewriter.rules.blocks.hits import Outline
 from rewriter.rules.blocks.mixing import Chosen
-from rewriter.rules.blocks.rows import Arange
+from rewriter.rules.blocks.rows import Arange, Counts, End, Order, RowSlot, Sorted
 from rewriter.tensors import View
 
 Tried = tuple[ir.Node, ir.Node | None]
@@ -26,7 +26,10 @@ def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
     stops = {block.x, *routing.read, *block.starts}
     reached, static = _reached(facts, block.out, stops)
     going = reached
-    if routing.given is not None or routing.before is not None:  # then the choice stays, and what it was made by
+    unit = block.mixing.stage == "unit"
+    if (
+        unit or routing.given is not None or routing.before is not None
+    ):  # then the choice stays, and what it was made by
         router = block.mixing.router
         going, _ = _reached(facts, block.out, {*stops, router.indices, *router.node.outputs})
     nodes = _without_shared_shapes(facts, going, block.out)
@@ -93,11 +96,12 @@ def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.V
 
 
 def _is_cheap(facts: Facts, value: ir.Value) -> bool:
+    if value.dtype is not None and value.dtype.is_integer():
+        return True
     located = facts.get(value, Located)
     if located is not None:
-        return isinstance(located.content, Uniform | Arange | Tokens)
-    integral = value.dtype is not None and value.dtype.is_integer()
-    return integral or facts.get(value, Integers) is not None or facts.get(value, View) is not None
+        return isinstance(located.content, Uniform | Tokens | Arange | Sorted | Order | RowSlot | Counts | End)
+    return facts.get(value, Integers) is not None or facts.get(value, View) is not None
 
 
 def _require_weights_go(facts: Facts, inside: set[ir.Node]) -> None:

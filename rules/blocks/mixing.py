@@ -37,7 +37,8 @@ class Mixing(Content):
         router: what chose.
         scores: where the weights come from.
         dense: [.., E] the scores themselves.
-        stage: ``raw``: the chosen experts' scores; ``normalised``: divided by their sum; ``softmax``: over them.
+        stage: ``raw``: the chosen experts' scores; ``normalised``: divided by their sum; ``softmax``: over them;
+            ``unit``: one, whatever the scores are.
         scale: a factor of all weights.
         table: [E] a factor for every expert, or None.
         rounded: the narrowest type to which they were cast, or None.
@@ -52,7 +53,7 @@ class Mixing(Content):
     router: Router
     scores: Scores
     dense: ir.Value
-    stage: Literal["raw", "normalised", "softmax"] = "raw"
+    stage: Literal["raw", "normalised", "softmax", "unit"] = "raw"
     scale: float = 1.0
     table: View | None = None
     rounded: ir.DataType | None = None
@@ -68,7 +69,7 @@ class Mixing(Content):
         """Whether no weight is negative, whatever the logits are."""
         table = None if self.table is None else np.asarray(self.table.numpy())
         kept = self.scale > 0 and (table is None or bool((table > 0).all()))
-        return kept and (self.stage == "softmax" or self.scores.function != "logits")
+        return kept and (self.stage in ("softmax", "unit") or self.scores.function != "logits")
 
     def fix(self, atom: Atom, position: int) -> Content | None:
         return dataclasses.replace(self, slot=position) if atom.kind == "slot" else super().fix(atom, position)

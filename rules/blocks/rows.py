@@ -32,10 +32,22 @@ class Order(Content):
 
 @dataclass(frozen=True)
 class RowToken(Content):
-    """Which token each row is of; ``tokens`` is the dimension that it indexes."""
+    """Which token each row is of; ``tokens`` is the dimension that it indexes.
+
+    Attributes:
+        router: what chose.
+        tokens: the dimension.
+        exact: whether it is rounded down already.
+    """
 
     router: Router
     tokens: Dim
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class NotNegative(Content):
+    """The sign of a row's token: 1, or 0 for token 0."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +65,24 @@ class Counts(Content):
     cumulated: bool = False
 
     def fix(self, atom: Atom, position: int) -> Content | None:
-        if atom.kind != "expert" or not self.cumulated:
+        if atom.kind != "expert":
             return super().fix(atom, position)
-        return End(self.router, position)
+        return End(self.router, position) if self.cumulated else Count(self.router, position)
+
+
+@dataclass(frozen=True)
+class Count(Content):
+    """How many rows an expert has."""
+
+    router: Router
+    expert: int
+
+
+@dataclass(frozen=True)
+class Hot(Content):
+    """Whether a token is one of each expert's."""
+
+    router: Router
 
 
 @dataclass(frozen=True)
@@ -101,7 +128,7 @@ def gathered_rows(data: Located, index: Located) -> Located | None:
     if isinstance(held, Order):
         taken = unify((first,), (held.pairs,)) == (held.pairs,)
     elif isinstance(held, RowToken):
-        taken = first == held.tokens
+        taken = held.exact and first == held.tokens
     elif isinstance(held, Group | Inverse):
         atom = only(first, "row")
         taken = atom is not None and atom.index == id(held.router.node)
@@ -109,7 +136,7 @@ def gathered_rows(data: Located, index: Located) -> Located | None:
         return None
     if not taken:
         return None
-    content = _of_expert(data.content, held.expert) if isinstance(held, Group) else data.content
+    content = of_expert(data.content, held.expert) if isinstance(held, Group) else data.content
     return Located(content, (*index.axes, *rest))
 
 
@@ -121,8 +148,8 @@ def chosen_of(index: Located) -> Located | None:
     return Located(Chosen(held.router), index.axes)
 
 
-def _of_expert(held: Content, expert: int) -> Content:
-    """The content on the rows of one expert, all of whose weights are that expert's."""
+def of_expert(held: Content, expert: int) -> Content:
+    """Returns the content on the rows of one expert, all of whose weights are that expert's."""
     if isinstance(held, Output):
         return held.expert(expert)
     if not isinstance(held, Features):

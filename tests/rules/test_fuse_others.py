@@ -13,7 +13,7 @@ from rewriter.parity.runtime import OrtRuntime
 H, INTER = 8, 6
 
 
-def block(text, experts=3, columns=0, **numbers):
+def block(text, experts=3, columns=0, inputs="", **numbers):
     """A model of x [T, 8] -> y by its nodes; ``r``: the router, ``u``, ``d``: stacks of all, ``u0``, ``d0``: of one."""
     rng = np.random.default_rng(0)
     held = {
@@ -30,7 +30,7 @@ def block(text, experts=3, columns=0, **numbers):
     held |= {"rows": np.array([-1, H]), "wide": np.array([-1, 1]), "flat": np.array([experts, -1, H])}
     held |= {name: np.array(value) for name, value in numbers.items()}
     model = onnx.parser.parse_model(
-        f'<ir_version: 10, opset_import: ["" : 18]> g (float[T,{H}] x) => (float[T,{H}] y) {{ {text} }}'
+        f'<ir_version: 10, opset_import: ["" : 18]> g (float[T,{H}] x{inputs}) => (float[T,{H}] y) {{ {text} }}'
     )
     used = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(held[n]), n) for n in held if n in used)
@@ -41,8 +41,10 @@ def exact(model):
     """Fuses, and holds the result against what was there; returns it."""
     result = fuse(model)
     assert result.report.applied == {FUSE: 1}, result.report.declined
-    x = {"x": np.random.default_rng(1).standard_normal((40, H)).astype(np.float32)}
-    before, after = (OrtRuntime().run(m, x)["y"] for m in (model, result.model))
+    rng = np.random.default_rng(1)
+    feeds = {"x": rng.standard_normal((40, H)).astype(np.float32), "ids": rng.integers(0, 6, 40)}
+    feeds = {i.name: feeds[i.name] for i in model.graph.input}
+    before, after = (OrtRuntime().run(m, feeds)["y"] for m in (model, result.model))
     assert relative(before, after) < 1e-5
     assert not fuse(result.model).report.declined
     return result.model
@@ -189,3 +191,32 @@ def test_one_choice_after_the_other_near_misses():
     assert not fuse(block(crossed + rest)).report.applied
     raw = MIXER.format(from_="l", weights="w0, w1").replace("Elements<axis=-1>(p1, i1)", "Elements<axis=-1>(l, i1)")
     declines(block(raw + rest), "it chooses one expert after the other")
+
+
+TABLE = """
+    l = MatMul(x, r) p = Sigmoid(l) i = Gather(table, ids) v = GatherElements<axis=-1>(p, i)
+    t = ReduceSum<keepdims=1>(v, last) w = Div(v, t)
+"""
+DISTINCT = [[0, 1], [1, 2], [2, 0], [1, 0], [2, 1], [0, 2]]
+
+
+@pytest.mark.parametrize("table", [DISTINCT, [[0, 0], [1, 2], [2, 2], [1, 0], [1, 1], [0, 2]], [[0, 0]] * 6])
+def test_a_table_of_token_ids_chooses(table):
+    """DeepSeek-V4's first layers; a table may name an expert twice, or not at all."""
+    model = exact(block(TABLE + GATHERED, inputs=", int64[T] ids", table=table, last=[-1]))
+    assert operators(model)["MoE"] == 1
+
+
+ONE = "i0 = Gather(table, ids) i = Unsqueeze(i0, last) " + "".join(
+    expert(e) + f"m{e} = Equal(i, n{e}) c{e} = Cast<to=1>(m{e}) t{e} = Mul(o{e}, c{e}) " for e in range(3)
+)
+
+
+def test_a_chosen_expert_counts_once_where_nothing_weighs_it():
+    def chosen(text):
+        sum_ = "s = Add(t0, t1) y = Add(s, t2)"
+        return block(text + sum_, inputs=", int64[T] ids", table=[0, 1, 2, 2, 1, 0], last=[-1])
+
+    exact(chosen(ONE))
+    declines(chosen(ONE.replace("Equal(i, n2)", "Equal(i, n1)")), "expert 1 is mixed in twice")
+    declines(chosen(ONE.replace("Relu", "Gelu")), "MoE has no activation")

@@ -1,0 +1,132 @@
+"""Counted rows: how many each expert has, where they end, and rows that are split by these counts.
+
+Facts stated: ``Located`` with content ``Counts`` or ``Hot``; the pieces of a Split keep their content, on a ``group``
+index.
+Source: bincount and histograms, ``split(counts)`` behind a sort, as torch.onnx writes them; JetMoE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.facts import Facts, Family
+from rewriter.facts.integers import static
+from rewriter.facts.size import Size
+from rewriter.graph.attributes import integer_attribute, text_attribute
+from rewriter.rule import Declined
+from rewriter.rules.blocks.axes import Atom, Dim, Located, Uniform, only, total
+from rewriter.rules.blocks.contents import Router
+from rewriter.rules.blocks.mixing import Chosen
+from rewriter.rules.blocks.rows import Count, Counts, Hot, Sorted, of_expert
+from rewriter.tensors import View
+
+counts = Family("counts")
+
+
+@counts.at("ScatterElements")
+def histogram(facts: Facts, node: ir.Node, zeros: ir.Value, experts: ir.Value, ones: ir.Value) -> Located | None:
+    """``ScatterElements(zeros [E], experts of the rows, ones, reduction=add)``: how many rows each expert has."""
+    located, updates = facts.get(experts, Located), facts.get(ones, Located)
+    if located is None or updates is None or not isinstance(located.content, Sorted):
+        return None
+    router = located.content.router
+    if updates.content != Uniform(1.0) or text_attribute(node, "reduction", "none") != "add":
+        return None
+    if located.content.values != tuple(float(e) for e in range(router.experts)):
+        raise Declined("the histogram counts something other than each expert's rows", node)
+    seed, begin = facts.get(zeros, Located), facts.get(zeros, View)
+    counted = begin is not None and begin.shape == (router.experts,) and not np.any(begin.numpy())
+    if seed is not None and seed.content == Uniform(0.0):
+        counted = seed.rank == 1 and total(seed.axes[0]) == Size(router.experts)
+    return Located(Counts(router), (_experts(router),)) if counted else None
+
+
+@counts.at("ScatterElements")
+def hot(facts: Facts, node: ir.Node, zeros: ir.Value, chosen: ir.Value, ones: ir.Value) -> Located | None:
+    """``ScatterElements(zeros [.., E], choice, ones)``: which tokens are each expert's; or, of all pairs, how many."""
+    seed, index, updates = (facts.get(v, Located) for v in (zeros, chosen, ones))
+    if index is None or updates is None or not isinstance(index.content, Chosen) or updates.content != Uniform(1.0):
+        return None
+    held, added = index.content, text_attribute(node, "reduction", "none") == "add"
+    flat = index.rank == 1 and added and bool(index.axes[0]) and index.axes[0][-1].kind == "slot"
+    wide = (() if flat else index.axes[:-1]) + (_experts(held.router),)
+    begin = facts.get(zeros, View)
+    empty = begin is not None and begin.shape == (held.router.experts,) and not np.any(begin.numpy()) and flat
+    if seed is not None and seed.content == Uniform(0.0):
+        empty = [total(dim) for dim in seed.axes] == [total(dim) for dim in wide]
+    if not empty or held.slot is not None or integer_attribute(node, "axis", 0) % index.rank != index.rank - 1:
+        return None
+    if flat:
+        return Located(Counts(held.router), wide)
+    return Located(Hot(held.router), wide) if only(index.axes[-1], "slot") else None
+
+
+@counts.at("ReduceSum")
+def count_hot(facts: Facts, node: ir.Node, data: ir.Value, *others: ir.Value | None) -> Located | None:
+    """How many tokens are each expert's."""
+    located = facts.get(data, Located)
+    if (
+        located is None
+        or not isinstance(located.content, Hot)
+        or located.rank != 2
+        or not only(located.axes[1], "expert")
+    ):
+        return None
+    axes = static(facts, node, 1, "axes", [])
+    if axes not in ([0], [-2]) or integer_attribute(node, "keepdims", 1):
+        return None
+    return Located(Counts(located.content.router), located.axes[1:])
+
+
+@counts.at("Concat")
+def counts_together(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.Value | None) -> Located | None:
+    """The counts of all experts, one after the other."""
+    parts = [facts.get(value, Located) for value in (first, *others)]
+    held = [part.content for part in parts if part is not None and part.axes == ((),)]
+    each = [one for one in held if isinstance(one, Count)]
+    if not each or len(each) != len(parts) or len(each) != each[0].router.experts:
+        return None
+    router = each[0].router
+    if each != [Count(router, expert) for expert in range(router.experts)]:
+        raise Declined("rows are split by counts that are not those of every expert in turn", node)
+    return Located(Counts(router), (_experts(router),))
+
+
+@counts.at("Split")
+def split_rows(facts: Facts, node: ir.Node, data: ir.Value, lengths: ir.Value) -> dict[ir.Value, object] | None:
+    """Sorted rows, split into those of every expert."""
+    located, counted = facts.get(data, Located), facts.get(lengths, Located)
+    if located is None or counted is None or not isinstance(counted.content, Counts) or not located.rank:
+        return None
+    router, atom = counted.content.router, only(located.axes[0], "row")
+    if counted.content.cumulated or integer_attribute(node, "axis", 0) or len(node.outputs) != router.experts:
+        return None
+    if atom is None or atom.index != id(router.node):
+        return None
+    return {
+        out: Located(of_expert(located.content, expert), (group_of(router, expert), *located.axes[1:]))
+        for expert, out in enumerate(node.outputs)
+    }
+
+
+def group_of(router: Router, expert: int) -> Dim:
+    """Returns the dimension of an expert's rows."""
+    return (Atom("group", Size(1, ((router.indices, -1 - expert),)), expert),)
+
+
+def _experts(router: Router) -> Dim:
+    return (Atom("expert", Size(router.experts)),)
+
+
+@counts.at("CumSum")
+def cum_sum(facts: Facts, node: ir.Node, counts: ir.Value, axis: ir.Value) -> Located | None:
+    """Where each expert's rows end."""
+    located = facts.get(counts, Located)
+    if located is None or not isinstance(located.content, Counts) or located.content.cumulated:
+        return None
+    if integer_attribute(node, "exclusive", 0) or integer_attribute(node, "reverse", 0):
+        return None
+    return dataclasses.replace(located, content=Counts(located.content.router, cumulated=True))

@@ -1,0 +1,65 @@
+"""Why a value is not known to be what an expert returns: the nearest reason, or the first operator not understood."""
+
+from __future__ import annotations
+
+import contextlib
+
+import onnx_ir as ir
+
+from rewriter.facts import Facts
+from rewriter.graph.declines import Reason
+from rewriter.graph.walk import GaveUp, producers, walk
+from rewriter.rules.blocks.axes import Located
+from rewriter.rules.blocks.contents import Output
+from rewriter.rules.blocks.mixing import Share, Weighted
+from rewriter.tensors import View
+
+_FAR = 64
+_NORMS = ("ReduceMean", "ReduceL2", "LpNormalization", "LayerNormalization", "RMSNormalization")
+
+
+def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.Node]:
+    """Returns why a value is not known to be an expert's output, and the operator at fault; ``node`` where none is."""
+    unknown: ir.Node | None = None
+
+    def before(at: ir.Value) -> list[ir.Value]:
+        located = facts.get(at, Located)
+        followed = located is None or _is_faulty(located)
+        return [v for v in producers(at) if facts.get(v, View) is None] if followed else []
+
+    with contextlib.suppress(GaveUp):  # then the farthest that was seen
+        for at in walk([value], before, limit=_FAR):
+            producer = at.producer()
+            if producer is None:
+                continue
+            if reason := facts.own_reason(at):
+                return reason, producer
+            located = facts.get(at, Located)
+            if located is None and producer.op_type in _NORMS:
+                return f"a norm ({producer.op_type}) is behind each expert, which no operator has", producer
+            if located is not None and isinstance(located.content, Output):
+                read = located.content.gate.x.producer()
+                if read is not None and (found := _reason_of(facts, read)):
+                    return found, read
+            unknown = producer if located is None else unknown
+    if unknown is None:
+        return "what is mixed is not the output of an expert of that router", node
+    if found := _reason_of(facts, unknown):
+        return found, unknown
+    return f"{unknown.op_type} does not belong to an expert as com.microsoft::MoE has it", unknown
+
+
+def _reason_of(facts: Facts, node: ir.Node) -> Reason | None:
+    """Why nothing is known of one of a node's inputs."""
+    return next((reason for v in node.inputs if v is not None and (reason := facts.own_reason(v))), None)
+
+
+def _is_faulty(located: Located) -> bool:
+    """Whether a content is known only as something that no operator computes."""
+    held = located.content
+    return (isinstance(held, Weighted) and held.output is None) or (isinstance(held, Share) and bool(held.mixing.fault))
+
+
+def named(reason: str) -> Reason:
+    """Returns a reason as one of the experts of a router that stay apart."""
+    return Reason(f"the experts of this router stay apart: {reason}", getattr(reason, "remedy", ""))
