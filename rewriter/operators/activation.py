@@ -85,7 +85,7 @@ _GELU: tuple[tuple[Step, ...], ...] = ((("gelu",),),)
 IDENTITY = Activation("identity", lambda x: x, ((),))
 SILU = Activation("silu", _silu, fc3=True)
 SWIGLU = Activation("swiglu", _silu, gated=True, fusions=(1, 2, 0), swiglu=True)
-ACTIVATIONS = (
+ACTIVATIONS = [
     Activation("relu", _relu, _RELU),
     Activation("relu2", _relu, _RELU, power=2),
     Activation("gelu", _gelu, _GELU),
@@ -93,12 +93,10 @@ ACTIVATIONS = (
     IDENTITY,
     SWIGLU,
     Activation("geglu", _gelu, _GELU, gated=True, fusions=(1, 2)),
-)
+]
 """Every activation that is known. ``silu`` and ``swiglu`` are products, so that no spelling stands here."""
-
-_BY_NAME = {activation.name: activation for activation in ACTIVATIONS}
 
 
 def activation_of(name: str) -> Activation | None:
     """Returns the activation of a name, or None."""
-    return _BY_NAME.get(name)
+    return next((activation for activation in ACTIVATIONS if activation.name == name), None)

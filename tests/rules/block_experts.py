@@ -100,6 +100,8 @@ class Experts(Part):
             return str(g.op("Mul", relu, relu) if kind == "squared" else g.op("Pow", relu, g.number(2.0)))
         if how.broken == "tanh":
             return str(g.op("Mul", g.op("Tanh", gate), up))
+        if kind == "reglu":
+            return str(g.op("Mul", g.op("Relu", gate), up))
         if kind == "swiglu":
             return str(g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up))
         if kind.startswith("written-out"):

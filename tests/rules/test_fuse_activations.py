@@ -10,7 +10,11 @@ import pytest
 from block_models import ACTIVATIONS, ON_CUDA, Spelling, block_model
 from test_fuse_experts import BOUND, FUSE, MODELS, attributes, feeds, fuse, fused, operators, relative
 
+from rewriter.operators.activation import ACTIVATIONS as KNOWN
+from rewriter.operators.activation import Activation
+from rewriter.parity import apart, sessions
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime
+from rewriter.target import Target
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -75,3 +79,30 @@ def test_a_real_block_of_halves_with_a_factor_for_each_expert_becomes_qmoe():
     assert result.report.applied[FUSE] == result.report.applied["moe-to-qmoe"] == 2
     assert all(proof.runtime == "cpu" and proof.max_relative < 1e-3 for proof in result.report.proofs)
     assert fuse(path).report.applied == {FUSE: 2}
+
+
+def test_a_new_gated_activation_is_one_record(monkeypatch, request):
+    """Recogniser, definition and targets' reasons know it by that. No runtime has it, so that it is not shipped."""
+    model = block_model(how := Spelling(activation="reglu", bias=True))
+    (before,) = (reason for _, reason in fuse(model, target="cuda@1.32").report.declined)
+    assert "MoE has no activation relu(linear) * linear2" in before
+    record = Activation("reglu", lambda x: np.maximum(x, np.float32(0)), ((("relu",),),), gated=True, fusions=(1, 2))
+    KNOWN.append(record)
+    request.addfinalizer(lambda: KNOWN.remove(record))
+    (known,) = (reason for _, reason in fuse(model, target="cuda@1.32").report.declined)
+    assert "MoE on target cuda@1.32: activation 'reglu' has no kernel" in known
+    shipped = Target.kernels
+
+    def kernels(target, operator):
+        found = shipped(target, operator)
+        own = target.provider == "cuda"
+        return tuple(replace(k, activations=(*k.activations, "reglu")) for k in found) if own else found
+
+    monkeypatch.setattr(Target, "kernels", kernels)
+    monkeypatch.setattr(apart, "call", lambda name, *given, timeout: getattr(sessions, name)(*given))
+    result = fuse(model, target="cuda@1.32")
+    assert result.report.applied == {FUSE: 1}, result.report.declined
+    assert attributes(result.model)["activation_type"] == b"reglu"
+    assert {proof.runtime for proof in result.report.proofs} == {"reference"}
+    expected = OrtRuntime().run(model, feeds(how))["y"]
+    assert relative(expected, ReferenceRuntime().run(result.model, feeds(how))["y"]) < BOUND["float32"]
