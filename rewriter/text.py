@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 _LONG = re.compile(r"\S{300,}")
 _ENDS = 100
+_NUMBERS = re.compile(r"([0-9]{1,18})")
 
 
 def printable(text: str) -> str:
@@ -20,6 +21,11 @@ def printable(text: str) -> str:
 def shortened(text: str) -> str:
     """Returns a text without the middle of words that are longer than any name."""
     return _LONG.sub(lambda found: f"{found[0][:_ENDS]}...{found[0][-_ENDS:]}", text)
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """Returns a key that sorts names as people do: layer 2 before layer 10."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in _NUMBERS.split(name)]
 
 
 def nbytes(count: float) -> str:

@@ -30,6 +30,7 @@ from rewriter.report import (
     Weight,
 )
 from rewriter.report.coverage import BlockCoverage, Coverage
+from rewriter.text import natural
 
 GRANITE = Path(__file__).parent / "models" / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -124,6 +125,20 @@ def test_it_is_well_formed_and_needs_nothing_else(report, write):
     assert len(text.encode()) < 2_000_000
 
 
+def test_cards_say_what_is_good():
+    report = full()
+    compared = dataclasses.replace(report.parity, failures=(), seed=0)
+    text = Strict(page(dataclasses.replace(report, parity=compared))).text
+    assert "usual: 8% in 4 bits, 0.5% in 8" in text
+    assert "100%: nothing changed" in text or "20 dB: an error of 10%" in text
+    assert "random inputs show mistakes, not quality" in text
+
+
+def test_layers_come_in_their_order():
+    names = ["layers.10.w", "layers.2.w", "layers.1.w", "lm_head"]
+    assert sorted(names, key=natural) == ["layers.1.w", "layers.2.w", "layers.10.w", "lm_head"]
+
+
 def test_hostile_names_stay_text():
     found = Strict(page(full(HOSTILE)))
     assert found.text.count(HOSTILE) >= 12
@@ -134,7 +149,18 @@ def test_a_page_has_one_head_and_a_fragment_has_none():
     assert page(full()).startswith("<!doctype html>")
     assert {"html", "head", "body"} <= set(Strict(page(full())).tags)
     assert not {"html", "head", "body"} & set(Strict(fragment(full())).tags)
-    assert all(line.startswith((".rewriter-report", "@media", "  ", "}", "")) for line in fragment(full()).splitlines())
+    style = fragment(full()).partition("<style>")[2].partition("</style>")[0]
+    selectors = [one.strip() for block in re.findall(r"([^{}]+)\{", style) for one in block.split(",  ")]
+    own = ".rewriter-report:is(*, #rewriter)"
+    assert all(selector.rpartition("*/")[2].strip().startswith((own, "@media")) for selector in selectors)
+
+
+def test_a_notebooks_style_of_tables_does_not_reach_ours():
+    """JupyterLab lays every table of an output out with columns of one width, so that long names overlap."""
+    style = fragment(full())
+    reset = style.index("all: revert")
+    assert re.search(r"#rewriter\) :is\([^)]*\btable\b[^)]*\btd\b[^)]*\) \{ all: revert", style)
+    assert reset < style.index("border-collapse")  # what is ours comes after what takes the notebook's away
 
 
 def test_every_figure_is_there():

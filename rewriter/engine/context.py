@@ -27,6 +27,7 @@ from rewriter.roles import Role, find_roles
 from rewriter.rule import Declined
 from rewriter.target import Target
 from rewriter.tensors import View, weight_name
+from rewriter.text import natural
 
 _NO_ROLE = Role("", None, None)
 
@@ -192,8 +193,8 @@ class ModelRun:
         """The weights that the model holds quantized, the largest error first; NaN until they have been computed."""
         found = {**planned(self.model), **self._weights}.values()
 
-        def order(weight: Weight) -> tuple[float, str]:
-            return (math.inf if math.isnan(weight.relative_rms) else -weight.relative_rms), weight.name
+        def order(weight: Weight) -> tuple[float, object]:
+            return (math.inf if math.isnan(weight.relative_rms) else -weight.relative_rms), natural(weight.name)
 
         return tuple(sorted(found, key=order))
 

@@ -16,6 +16,7 @@ from rewriter.quantize.job import PartTensor
 from rewriter.report import Decline, Left
 from rewriter.ruleset import RuleSet
 from rewriter.tensors import constant
+from rewriter.text import natural
 
 Use = tuple[ir.Node, int]
 
@@ -57,7 +58,7 @@ def left_in_float(
                 remedy=reason.remedy,
             )
         )
-    return tuple(sorted(found, key=lambda left: (-left.nbytes, left.name)))
+    return tuple(sorted(found, key=lambda left: (-left.nbytes, natural(left.name))))
 
 
 def _fixed(model: ir.Model) -> set[ir.Value]:
