@@ -297,7 +297,9 @@ def _rewritten(
     def inspect(given: Sequence[Slot], written: ir.Model) -> None:
         require_sources(given, written, run.recorded)
 
-    return Result(ours, rule_set, report, inspect, model, again)
+    # What was made ready for rules, as functions that were inlined, stays only where one fired.
+    written = ours if outcome.applications else io.as_model(model)
+    return Result(written, rule_set, report, inspect, model, again)
 
 
 @functools.cache

@@ -198,3 +198,17 @@ def test_what_a_model_declares_of_its_outputs_stays():
 def test_a_replacement_that_the_runtime_refuses_names_its_rule(model):
     with pytest.raises(ParityError, match=r"identity-to-nosuch at node i: .*does not run: .*NoSuch.*; the rewrite is"):
         rewriter.apply(model, [Swap("Identity", "NoSuch", domain="com.microsoft")], strict=True)
+
+
+def test_where_nothing_fires_functions_stay():
+    body = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["": 21, "local": 1]> g (float[T, 64] x) => (float[T, 64] y)
+        <float[64, 64] w> { y = local.Layer (x, w) }
+        <opset_import: ["": 21], domain: "local"> Layer (x, w) => (y) { y = MatMul (x, w) }
+        """
+    )
+    body.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w"))
+    result = rewriter.apply(body, "unstack")
+    assert not result.report.applications
+    assert [node.op_type for node in result.model.graph.node] == ["Layer"] and len(result.model.functions) == 1
