@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from rewriter.quantize.formats import E2M1
+
 Weights = Callable[[str, tuple[int, ...]], ir.TensorProtocol]
 """Makes the tensor of a weight from its name and shape."""
 
@@ -24,10 +26,16 @@ def random_weights(dtype: str = "float32", seed: int = 0) -> Weights:
     return make
 
 
-def weights_on_disk(file: Path, seed: int = 0) -> Weights:
-    """float16 weights appended to ``file``: windows of one random block, so that 20 GB take seconds, not minutes."""
+def weights_on_disk(file: Path, seed: int = 0, *, born: bool = False) -> Weights:
+    """float16 weights appended to ``file``: windows of one random block, so that 20 GB take seconds, not minutes.
+
+    Those that are ``born`` lie on a grid of mxfp4, whichever way they are turned.
+    """
     generator = np.random.default_rng(seed)
-    block = (generator.standard_normal(1 << 25, dtype=np.float32) * np.float32(0.02)).astype(np.float16)
+    if born:
+        block = np.array(E2M1, np.float16)[generator.integers(0, 16, 1 << 25, dtype=np.uint8)] / np.float16(256)
+    else:
+        block = (generator.standard_normal(1 << 25, dtype=np.float32) * np.float32(0.02)).astype(np.float16)
 
     def make(name: str, shape: tuple[int, ...]) -> ir.TensorProtocol:
         offset = file.stat().st_size if file.exists() else 0

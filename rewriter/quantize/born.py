@@ -17,7 +17,7 @@ from rewriter.quantize.formats import INT, MXFP4, NVFP4
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.rows import DTYPES
 from rewriter.quantize.types import FloatArray, WeightSpec
-from rewriter.tensors import View, weight_name
+from rewriter.tensors import View, drop_pages, weight_name
 
 Held = TypeVar("Held")
 
@@ -110,6 +110,12 @@ def look(view: View) -> Look:
     """Looks at a few rows of a weight [N, K], or of a few of a stack [E, N, K]; at more where these lie on a grid."""
     if view.dtype.numpy() not in DTYPES or view.rank not in (2, 3) or 0 in view.shape:
         return Look()
+    found = _look(view)
+    drop_pages(view)
+    return found
+
+
+def _look(view: View) -> Look:
     sample = _first(view)
     parts = sample.read()
     k, dtype = view.shape[-1], view.dtype.numpy()
@@ -252,4 +258,5 @@ def off_grid(view: View, spec: WeightSpec) -> str:
         if read.weight is None:
             of = None if view.rank == 2 else expert
             return lossless.place(spec, view.shape[-1], weight_name(view), read.row, read.block, of)
+        drop_pages(matrix)
     return ""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from rewriter.quantize.formats import INT
+from rewriter.quantize.formats import FORMATS
 from rewriter.quantize.kernels import Codes, Floats, compiled
 from rewriter.quantize.rows import over_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight
@@ -27,8 +26,9 @@ def relative_rms(weight: FloatArray, quantized: QuantizedWeight) -> float:
     block = quantized.block_size or weight.shape[1]
     middle = np.array([[1 << (quantized.bits - 1)]], np.uint8)
 
-    if quantized.format != INT.name:
-        return _relative_rms_of_floats(weight, quantized)
+    values = FORMATS[quantized.format].values
+    if values is not None:
+        return _relative_rms_of_floats(weight, quantized, np.array(values, np.float32))
 
     def sums(first: int, chunk: Floats) -> tuple[float, float]:
         rows = slice(first, first + len(chunk))
@@ -39,12 +39,11 @@ def relative_rms(weight: FloatArray, quantized: QuantizedWeight) -> float:
     return _relative(over_rows(weight, sums))
 
 
-def _relative_rms_of_floats(weight: FloatArray, quantized: QuantizedWeight) -> float:
+def _relative_rms_of_floats(weight: FloatArray, quantized: QuantizedWeight, values: Floats) -> float:
     def sums(first: int, chunk: Floats) -> tuple[float, float]:
         rows = slice(first, first + len(chunk))
-        part = replace(quantized, codes=quantized.codes[rows], scales=quantized.scales[rows])
-        rest = part.dequantize().astype(np.float64) - chunk
-        return float(np.vdot(rest, rest)), float(np.vdot(chunk, chunk.astype(np.float64)))
+        scales = quantized.scales[rows].astype(np.float32) * np.float32(quantized.global_scale)
+        return float_squares(chunk, np.ascontiguousarray(quantized.codes[rows]), scales, values, quantized.block_size)
 
     return _relative(over_rows(weight, sums))
 
@@ -92,6 +91,21 @@ def squares(rows: Floats, codes: Codes, scales: Floats, zeros: Codes, block: int
             for i in range(b * block, min((b + 1) * block, rows.shape[1])):
                 value = np.float64(rows[r, i])
                 rest = (np.float32(codes[r, i]) - zero) * scale - value
+                error += rest * rest
+                total += value * value
+    return error, total
+
+
+@compiled({"reassoc", "contract", "nsz"})
+def float_squares(rows: Floats, codes: Codes, scales: Floats, values: Floats, block: int) -> tuple[float, float]:
+    """As ``squares`` where each code stands for one of the values."""
+    error, total = 0.0, 0.0
+    for r in range(rows.shape[0]):
+        for b in range(scales.shape[1]):
+            scale = scales[r, b]
+            for i in range(b * block, min((b + 1) * block, rows.shape[1])):
+                value = np.float64(rows[r, i])
+                rest = values[codes[r, i]] * scale - value
                 error += rest * rest
                 total += value * value
     return error, total

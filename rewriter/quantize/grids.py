@@ -25,7 +25,7 @@ E4M3_LEAST, E4M3_LARGEST = -9, 448.0
 """Exponent of the least bit of e4m3, and its largest number."""
 
 FLOAT32 = 24
-"""Digits of float32, in which a scale has been rounded once before its products are."""
+"""Digits of float32: there a scale has been rounded once before its products are, together by less than two units."""
 
 NEAR = 2.0**-7
 """By how much a rounded number and a guessed global scale may be off together, relatively."""
@@ -75,6 +75,30 @@ def multiples(
 
 
 @compiled()
+def rounded_from(value: np.float64, weight: Stored) -> tuple[np.float64, np.float64]:
+    """Returns the least and the largest number that a positive number is rounded from."""
+    exponent = exponent_of(np.float32(value))
+    unit = power_of_two(max(exponent - weight[0], weight[1]))
+    if weight[0] == FLOAT32:
+        return value - 2 * unit, value + 2 * unit
+    below = unit / 2 if value == power_of_two(exponent - 1) else unit
+    return value - below / 2, value + unit / 2
+
+
+@compiled()
+def between(block: Floats, scale: np.float64, weight: Stored) -> np.float64:
+    """Returns the middle of the scales of which all numbers may be rounded multiples; 0 where there are none."""
+    low, high = np.float64(0), np.float64(np.inf)
+    for i in range(block.size):
+        value = np.float64(abs(block[i]))
+        number = np.rint(value / scale)
+        if number > 0:
+            least, most = rounded_from(value, weight)
+            low, high = max(low, least / number), min(high, most / number)
+    return (low + high) / 2 if low <= high < np.inf else np.float64(0)
+
+
+@compiled()
 def _with_scale(
     block: Floats,
     most: np.float32,
@@ -89,10 +113,14 @@ def _with_scale(
 ) -> tuple[bool, np.float32, int]:
     """As ``read_integers`` where the largest number is ``count`` times the scale."""
     half = (top + 1) // 2
-    nearest = to_stored(np.float32(most / count), scales)
-    unit = power_of_two(max(exponent_of(nearest) - scales[0], scales[1]))
-    for step in (0, 1, -1):
-        scale = nearest + step * unit
+    digits = min(weight[0], scales[0])
+    nearest = np.float64(to_stored(np.float32(most / count), (digits, scales[1])))
+    unit = power_of_two(max(exponent_of(np.float32(nearest)) - digits, scales[1]))
+    for step in range(4 if digits < scales[0] else 3):
+        if step < 3:
+            scale = nearest + (step if step < 2 else -1) * unit
+        else:  # a longer one than the numbers are
+            scale = np.float64(to_stored(np.float32(between(block, np.float64(most / count), weight)), scales))
         if scale <= 0 or to_stored(np.float32(count * scale), weight) != most:
             continue
         found, low, high = multiples(block, scale, limit, weight, numbers)
@@ -217,9 +245,9 @@ def read_nvfp4(block: Floats, unit: np.float64, weight: Stored, codes: Codes, re
                 break
             codes[i] = CODE_OF_HALVES[halves] + np.uint8(8 if np.signbit(block[i]) else 0)
             if halves:
-                rounded = power_of_two(max(exponent_of(block[i]) - weight[0], weight[1]) - (weight[0] < FLOAT32))
                 product = halves * near / 2
-                low, high = max(low, (value - rounded) / product), min(high, (value + rounded) / product)
+                least, largest = rounded_from(value, weight)
+                low, high = max(low, least / product), min(high, largest / product)
                 found = low <= high
                 if not found:
                     break

@@ -15,7 +15,8 @@ import numpy as np
 
 from rewriter.errors import QuantizationError
 from rewriter.quantize import grids
-from rewriter.quantize.formats import FORMATS, INT, NVFP4, Format
+from rewriter.quantize.error import relative_rms
+from rewriter.quantize.formats import FORMATS, INT, MXFP4, NVFP4, Format
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.kernels import Floats
 from rewriter.quantize.rows import DTYPES, over_rows
@@ -28,6 +29,9 @@ _MANTISSAS = [level * digits for level in (6, 4) for digits in range(8, 16)]
 
 _PATIENCE = 16
 """Blocks of nvfp4 that may be off before another global scale is tried: the one with the fewest says which they are."""
+
+_BFLOAT16 = 16
+"""Bits that bfloat16 has fewer than float32, and of the same numbers otherwise."""
 
 _PROBE = 64
 """Columns of a row from which a global scale is guessed."""
@@ -68,7 +72,11 @@ def quantize(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
             f"{where}, which shows only now that all of it is read: save it by the result's own save, which then looks"
             " at all of it first and leaves it to the plan's next algorithm"
         )
-    _require_same(weight, found.weight, context.weight)
+    most = 0.0 if spec.format == MXFP4.name else 2.0 ** -DTYPES[rounded_to(weight)][0]
+    if relative_rms(weight, found.weight) > most:
+        raise QuantizationError(
+            f"weight '{context.weight}' was read from its grid wrongly: its values are not the same"
+        )
     return found.weight
 
 
@@ -89,19 +97,14 @@ def place(spec: WeightSpec, k: int, name: str, row: int, block: int, expert: int
     return f"block ({of}row {row}, {columns}) of '{name}' is off the grid of {show(spec)}"
 
 
-def _require_same(weight: FloatArray, found: QuantizedWeight, name: str) -> None:
-    """Holds what was read to the weight, number by number."""
-    if _different(weight, found)[0]:
-        raise QuantizationError(f"weight '{name}' was read from its grid wrongly: its values are not the same")
-
-
 def _different(weight: FloatArray, found: QuantizedWeight) -> grids.Off:
     """Returns how many numbers are not those of the weight, and row and block of the first."""
+    dtype = rounded_to(weight)
 
     def compare(rows: slice, chunk: Floats) -> grids.Off:
         zeros = None if found.zero_points is None else found.zero_points[rows]
         part = replace(found, codes=found.codes[rows], scales=found.scales[rows], zero_points=zeros)
-        wrong = np.argwhere(part.dequantize().astype(weight.dtype) != weight[rows])
+        wrong = np.argwhere(part.dequantize().astype(dtype).astype(np.float32) != chunk)
         return len(wrong), *(wrong[0] // (1, found.block_size or chunk.shape[1]) if len(wrong) else (-1, -1))
 
     return _off(weight, compare)
@@ -141,7 +144,7 @@ def _read_integers(
 ) -> Read:
     n, k = weight.shape
     scales, zeros = np.empty((n, blocks), scale_dtype), np.empty((n, blocks), np.uint8)
-    of_weight, of_scale = DTYPES[weight.dtype][:2], DTYPES[np.dtype(scale_dtype)][:2]
+    of_weight, of_scale = DTYPES[rounded_to(weight)][:2], DTYPES[np.dtype(scale_dtype)][:2]
     top = (1 << spec.bits) - 1
 
     def task(rows: slice, chunk: Floats) -> grids.Off:
@@ -166,7 +169,7 @@ def _read_nvfp4(weight: FloatArray, codes: CodeArray, patience: int) -> Read:
     """The global scale is guessed from a few blocks, then narrowed to what every number is rounded from."""
     n, k = weight.shape
     scales = np.empty((n, k // 16), np.uint8)
-    digits = DTYPES[weight.dtype][:2]
+    digits = DTYPES[rounded_to(weight)][:2]
     patience = max(patience, _PATIENCE)
     found = Read(None, patience + 1, 0, 0)
     for unit, *reach in _units(weight):
@@ -209,7 +212,7 @@ def _units(weight: FloatArray) -> Iterator[tuple[float, float, float]]:
         return
     probe = np.array(row[None, :_PROBE], np.float32)
     probe.flags.writeable = False
-    room, digits = np.empty(probe.shape, np.uint8), DTYPES[weight.dtype][:2]
+    room, digits = np.empty(probe.shape, np.uint8), DTYPES[rounded_to(weight)][:2]
     units, largest = [], float(np.abs(probe).max())
     for mantissa in _MANTISSAS:
         unit = largest / mantissa
@@ -219,8 +222,24 @@ def _units(weight: FloatArray) -> Iterator[tuple[float, float, float]]:
         if off <= 1:
             units += [unit, 2 * unit]
     powers = {2.0 ** round(math.log2(unit)) for unit in units}
-    yield from ((power, power, power) for power in sorted(powers, reverse=True))
+    yield from ((power, power, power) for power in sorted(powers))
     yield from ((unit, 0.0, math.inf) for unit in units)
+
+
+def rounded_to(weight: FloatArray) -> np.dtype[np.generic]:
+    """Returns the shortest dtype that has every number: one may have been rounded to bfloat16, and then widened."""
+    for dtype in (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)):
+
+        def holds(_: int, chunk: Floats, dtype: np.dtype[np.generic] = dtype) -> bool:
+            lost = 24 - DTYPES[dtype][0]
+            if np.any(chunk.view(np.uint32) & np.uint32((1 << lost) - 1)):
+                return False
+            with np.errstate(over="ignore"):
+                return lost == _BFLOAT16 or np.array_equal(chunk.astype(dtype).astype(np.float32), chunk)
+
+        if weight.dtype == dtype or all(over_rows(weight, holds)):
+            return dtype
+    return weight.dtype
 
 
 def _within(low: float, high: float) -> Iterator[float]:

@@ -4,13 +4,14 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
+from drawn_grids import floats, integers, under
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rewriter.quantize.born import Look, look, off_grid
 from rewriter.quantize.formats import E2M1, MXFP4, NVFP4
 from rewriter.quantize.lossless import OffGridError, quantize, read
-from rewriter.quantize.types import QuantizedWeight, WeightContext, WeightSpec
+from rewriter.quantize.types import WeightContext, WeightSpec
 from rewriter.tensors import View, interleaved, stacked
 
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)]
@@ -19,31 +20,6 @@ SEEDS = st.integers(0, 2**31)
 
 def whole(array):
     return View.whole(ir.tensor(array, name="w"), "w")
-
-
-def integers(n, k, bits, block, *, symmetric, dtype, seed):
-    """A weight of integers times scales, each block of which has the least and the largest code."""
-    rng = np.random.default_rng(seed)
-    size = block or k
-    codes = rng.integers(0, 1 << bits, (n, k // size, size), dtype=np.uint8)
-    codes[..., 0], codes[..., 1], codes[..., 2] = 0, (1 << bits) - 1, (1 << (bits - 1)) + 1
-    scales = (rng.random((n, k // size)) * 0.1 + 0.02).astype(dtype)
-    zeros = np.full((n, k // size), 1 << (bits - 1), np.uint8)
-    if not symmetric:
-        zeros = rng.integers(0, 1 << bits, zeros.shape, dtype=np.uint8)
-    weight = QuantizedWeight(codes.reshape(n, k), scales, None if symmetric else zeros, bits, block)
-    return weight.dequantize().astype(dtype), weight
-
-
-def floats(n, k, own, *, dtype, seed):
-    """A weight of e2m1 times scales, each block of which has the largest code."""
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(0, 16, (n, k // own.block, own.block), dtype=np.uint8)
-    codes[..., 0] = 7
-    powers = 2.0 ** rng.integers(-6, 2, (n, k // own.block))
-    scales = powers if own is MXFP4 else powers * rng.integers(8, 16, powers.shape) / 8
-    weight = QuantizedWeight(codes.reshape(n, k), scales.astype(own.scale_dtype), None, 4, own.block, format=own.name)
-    return weight.dequantize().astype(dtype), weight
 
 
 @given(
@@ -77,6 +53,47 @@ def test_four_bit_floats_are_recovered_bit_by_bit(own, dtype, seed):
     np.testing.assert_array_equal(scales, made.scales.astype(np.float64))
     np.testing.assert_array_equal(found.dequantize(), made.dequantize())
     assert look(whole(weight)).specs[0] == spec
+
+
+@given(dtype=st.sampled_from(DTYPES), unit=st.floats(2.0**-12, 2.0**-4, width=32), seed=SEEDS)
+def test_nvfp4_is_recovered_under_any_global_scale(dtype, unit, seed):
+    made = under(unit, seed)
+    weight = made.dequantize().astype(dtype)
+    spec = WeightSpec("lossless", 4, 16, True, "nvfp4")
+    found = read(weight, spec, dtype).weight
+    assert found is not None
+    np.testing.assert_array_equal(found.codes, made.codes)
+    np.testing.assert_array_equal(found.dequantize().astype(dtype), weight)
+    if abs(np.log2(found.global_scale / unit)) < 0.1:  # not another power of two of it
+        np.testing.assert_array_equal(found.scales, made.scales)
+        assert found.global_scale == pytest.approx(unit, rel=2.0**-8)
+
+
+def test_each_expert_has_a_global_scale_of_its_own():
+    made = [under(unit, seed) for seed, unit in enumerate((0.0123, 0.0031, 0.0207))]
+    stack = whole(np.stack([weight.dequantize().astype(np.float16) for weight in made]))
+    spec = look(stack).specs[0]
+    assert spec.format == "nvfp4"
+    assert not off_grid(stack, spec)
+
+
+@given(
+    bits=st.sampled_from([2, 4]),
+    symmetric=st.booleans(),
+    stored=st.sampled_from([np.float16, np.float32]),
+    scale=st.sampled_from([np.float16, ml_dtypes.bfloat16]),
+    seed=SEEDS,
+)
+def test_integers_whose_products_were_rounded_to_bfloat16_keep_their_codes(bits, symmetric, stored, scale, seed):
+    _, made = integers(5, 256, bits, 32, symmetric=symmetric, dtype=np.dtype(scale), seed=seed)
+    weight = made.dequantize().astype(ml_dtypes.bfloat16).astype(stored)
+    spec = WeightSpec("lossless", bits, 32, symmetric)
+    assert spec in look(whole(weight)).specs
+    found = read(weight, spec, np.dtype(stored)).weight
+    np.testing.assert_array_equal(found.codes, made.codes)
+    np.testing.assert_array_equal(found.dequantize().astype(ml_dtypes.bfloat16).astype(stored), weight)
+    if scale == ml_dtypes.bfloat16:
+        np.testing.assert_array_equal(found.scales.astype(np.float32), made.scales.astype(np.float32))
 
 
 @given(
