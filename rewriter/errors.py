@@ -81,6 +81,10 @@ class QuantizationError(RewriterError):
     """A weight cannot be quantized (non-finite values), or a quantizer broke its promise."""
 
 
+class OverflowingError(QuantizationError):
+    """A weight holds numbers so large that its quantized form, in the weight's own type, would be infinite."""
+
+
 class TargetError(RewriterError):
     """The target runtime is unknown or cannot run what is asked of it."""
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
 from rewriter.parity.subgraph_inputs import Feeds
+
+Array = npt.NDArray[Any]
 
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 HALVES = frozenset({np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)})
 """The types whose results a model of many operators rounds at every one of them."""
 
 
-def widened(model: onnx.ModelProto, feeds: Feeds) -> tuple[onnx.ModelProto, Feeds]:
-    """Returns the model and its feeds with every half as float32: inputs, outputs, constants and casts."""
+def widened(model: onnx.ModelProto, many: Sequence[Feeds]) -> tuple[onnx.ModelProto, Sequence[Feeds]]:
+    """Returns the model and what it is fed with every half as float32: inputs, outputs, constants and casts."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     _widen(wide.graph)
-    return wide, {name: array.astype(np.float32) if array.dtype in HALVES else array for name, array in feeds.items()}
+    return wide, [{name: _wide(array) for name, array in feeds.items()} for feeds in many]
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.float32) if array.dtype in HALVES else array
 
 
 def _widen(graph: onnx.GraphProto) -> None:

@@ -16,8 +16,11 @@ from rewriter.report import Proof
 from rewriter.ruleset import ParitySettings
 
 _MEMBERS = 4
+"""Members of a class that are run."""
+
 _CHEAP = 1 << 20
-"""Members of a class that are run, and bytes of float weights up to which more than one is."""
+_MORE = 64 << 20
+"""Bytes of a member's float weights up to which it costs nothing to speak of, and what all larger ones may have."""
 
 
 class LocalProver:
@@ -35,6 +38,7 @@ class LocalProver:
         self._proved: dict[object, Proof] = {}
         self._members: dict[object, tuple[int, int]] = {}
         self._failed: dict[object, ProofError] = {}
+        self._left = _MORE
 
     def __call__(self, rewrite: Rewrite, run: ModelRun) -> Proof | None:
         """Returns the proof of ``rewrite``.
@@ -75,13 +79,16 @@ class LocalProver:
 
         A rule may be right for the first expert and wrong for all others.
         """
-        if sum(job.weight.size * 4 for job in rewrite.jobs) > _CHEAP:
+        size = sum(job.weight.size * 4 for job in rewrite.jobs)
+        if size > max(_CHEAP, self._left):
             return False
         seen, run = self._members.get(signature, (1, 1))
         names = "".join([rewrite.where, *(job.context.weight for job in rewrite.jobs)])
         lot = int.from_bytes(hashlib.sha256(names.encode()).digest()[:8], "little")
         drawn = run < _MEMBERS and lot % seen < 2
         self._members[signature] = (seen + 1, run + drawn)
+        if drawn and size > _CHEAP:
+            self._left -= size
         return drawn
 
 

@@ -16,11 +16,12 @@ from rewriter.engine.context import ModelRun
 from rewriter.engine.proposal import Rewrite
 from rewriter.errors import ProofError, RuntimeEndedError, TargetError, UnprovedError
 from rewriter.parity.difference import Difference, differences, relative
+from rewriter.parity.edges import Variation, variations
 from rewriter.parity.float32 import HALVES, widened
 from rewriter.parity.judge import cannot_judge, cannot_run
-from rewriter.parity.runtime import TIMEOUT, ReferenceRuntime, Runtime
+from rewriter.parity.runtime import TIMEOUT, ReferenceRuntime, Runtime, run_each
 from rewriter.parity.subgraph import Subgraph
-from rewriter.parity.subgraph_inputs import Feeds, random_feeds, related_nodes, rows_to_try
+from rewriter.parity.subgraph_inputs import FIRST, Feeds, random_feeds, related_nodes
 from rewriter.parity.weights import dequantized, experts_to_run, float_bytes
 from rewriter.report import Proof
 from rewriter.rule import Declined
@@ -76,20 +77,22 @@ class Sides:
         self.before.experts = self.after.experts = experts
         return experts is not None
 
-    def feeds(self, seed: int, rows: int | None = None) -> Feeds:
-        """Draws the inputs that both sides share; ``rows`` is the size of their symbolic dimensions."""
+    def feeds(self, seed: int, how: Variation = FIRST) -> Feeds:
+        """Draws the inputs that both sides share."""
         fed = {value: self.names[value] for value in (*self.before.fed, *self.after.fed)}
-        return random_feeds(fed, np.random.default_rng(seed), self.rewrite, self.before.experts, rows)
+        return random_feeds(fed, np.random.default_rng(seed), self.rewrite, self.before.experts, how)
 
-    def original(self, feeds: Feeds) -> tuple[onnx.ModelProto, Feeds]:
+    def original(self, many: Sequence[Feeds]) -> tuple[onnx.ModelProto, Sequence[Feeds]]:
         """Returns the matched subgraph with dequantized weights, and what it is fed."""
-        return self.before.model(dequantized(self.before, self.rewrite.jobs, self.before.experts), feeds)
+        return self.before.model(dequantized(self.before, self.rewrite.jobs, self.before.experts), many)
 
-    def run_replacement(self, runtime: Runtime, feeds: Feeds, *, wide: bool = False) -> Outputs:
+    def run_replacement(self, runtime: Runtime, many: Sequence[Feeds], *, wide: bool = False) -> list[Outputs]:
         """Runs the replacement where what it replaces runs; one that the runtime refuses is wrong."""
         try:
-            model = self.after.model({}, feeds)
-            return runtime.run(*(widened(*model) if wide else model))
+            model, own = self.after.model({}, many)
+            if wide:
+                model, own = widened(model, own)
+            return [_or_raised(found) for found in run_each(runtime, model, own)]
         except TargetError as error:
             kind = UnprovedError if isinstance(error, RuntimeEndedError) else ProofError
             message = f"what is to take its place does not run: {error}"
@@ -142,7 +145,7 @@ def prove(
         runtime: runs both sides, where its numbers prove something.
         seed: of the inputs.
         most: bytes of weights in float32 above which a rewrite is not run whole.
-        several: whether other numbers of rows are tried, where that is cheap.
+        several: whether other inputs are tried, where that is cheap.
         timeout: seconds that one run of the reference may take, where it judges in the runtime's place.
 
     Raises:
@@ -191,8 +194,9 @@ def _judges(sides: Sides, runtime: Runtime, reference: Runtime) -> tuple[list[Ru
 
 def _run(sides: Sides, judges: Sequence[Runtime], feeds: Feeds) -> Verdict:
     """Second and third step: runs both sides and compares them; declines where no judge runs the original."""
-    runtime, expected = _first_to_run(judges, *sides.original(feeds), sides.rewrite)
-    actual = sides.run_replacement(runtime, feeds)
+    model, (own,) = sides.original([feeds])
+    runtime, expected = _first_to_run(judges, model, own, sides.rewrite)
+    (actual,) = sides.run_replacement(runtime, [feeds])
     return Verdict(runtime, feeds, (expected, actual), sides.compared(expected, actual))
 
 
@@ -204,19 +208,41 @@ def _first_verdict(sides: Sides, judges: Sequence[Runtime], seed: int) -> Verdic
     try:
         return _run(sides, judges, sides.feeds(seed))
     except Declined:
-        for rows in rows_to_try((*sides.before.fed, *sides.after.fed), sides.rewrite)[-1:]:
+        others = variations((*sides.before.fed, *sides.after.fed), sides.rewrite)
+        for how in [how for how in others if how.rows and not how.infinite][-1:]:
             with contextlib.suppress(Declined):
-                return _run(sides, judges, sides.feeds(seed, rows))
+                return _run(sides, judges, sides.feeds(seed, how))
         raise
 
 
 def _run_more(sides: Sides, judge: Runtime, seed: int) -> Iterator[Verdict]:
-    """Runs both sides with other numbers of rows, as far as the original takes them."""
-    for rows in rows_to_try((*sides.before.fed, *sides.after.fed), sides.rewrite):
-        try:
-            yield _run(sides, [judge], sides.feeds(seed + 1, rows))
-        except Declined:
-            continue
+    """Runs both sides on other inputs, as far as the original takes them and they give numbers."""
+    drawn = [sides.feeds(seed + 1, how) for how in variations((*sides.before.fed, *sides.after.fed), sides.rewrite)]
+    try:
+        found = run_each(judge, *sides.original(drawn))
+    except TargetError:  # it loads with the sizes of the first inputs only
+        return
+    ran = [(feeds, out) for feeds, out in zip(drawn, found, strict=True) if not isinstance(out, TargetError)]
+    results = sides.run_replacement(judge, [feeds for feeds, _ in ran]) if ran else []
+    for (feeds, expected), actual in zip(ran, results, strict=True):
+        both = expected, _undefined_alike(sides, expected, actual)
+        yield Verdict(judge, feeds, both, sides.compared(*both))
+
+
+def _undefined_alike(sides: Sides, expected: Outputs, actual: Outputs) -> Outputs:
+    """The replacement's outputs without what the original says nothing of: it may compute anything there."""
+    found = dict(actual)
+    for old, new in sides.rewrite.outputs.items():
+        own, other = expected[sides.names[old]], actual[sides.names[new]]
+        if own.shape == other.shape and own.dtype.kind not in "biu":
+            found[sides.names[new]] = np.where(np.isnan(own), own, other)
+    return found
+
+
+def _or_raised(found: Outputs | TargetError) -> Outputs:
+    if isinstance(found, TargetError):
+        raise found
+    return found
 
 
 def _excuse_rounding(sides: Sides, verdict: Verdict) -> None:
@@ -231,10 +257,12 @@ def _excuse_rounding(sides: Sides, verdict: Verdict) -> None:
     runtime, rewrite = verdict.runtime, sides.rewrite
     expected, actual = verdict.outputs
     try:
-        exact = runtime.run(*widened(*sides.original(verdict.feeds)))
+        model, (fed,) = widened(*sides.original([verdict.feeds]))
+        exact = runtime.run(model, fed)
     except TargetError:
         return
-    wide = sides.compared(exact, sides.run_replacement(runtime, verdict.feeds, wide=True))
+    (replaced,) = sides.run_replacement(runtime, [verdict.feeds], wide=True)
+    wide = sides.compared(exact, replaced)
     rounding = [relative(exact[sides.names[old]], expected[sides.names[old]])[0] for old in rewrite.outputs]
     own = [difference.error for difference in sides.compared(exact, actual)]
     verdict.found = [
@@ -247,7 +275,7 @@ def _smoked(sides: Sides, runtime: Runtime, feeds: Feeds, because: str) -> str:
     """Runs a replacement whose numbers prove nothing; it must run all the same."""
     if cannot_run(sides.rewrite.nodes, runtime.name):
         return because
-    outputs = sides.run_replacement(runtime, feeds)
+    (outputs,) = sides.run_replacement(runtime, [feeds])
     if not all(np.isfinite(out.astype(np.float32)).all() for out in outputs.values()):
         raise ProofError(sides.rewrite.rule, sides.rewrite.where, f"{runtime.name} computes no number")
     return f"{because}; {runtime.name} runs it"

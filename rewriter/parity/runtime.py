@@ -5,6 +5,7 @@ Both run in a process of their own: what crashes there, or has no end, ends one 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import weakref
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from rewriter.errors import TargetError, UsageError, nearest
+from rewriter.errors import RuntimeEndedError, TargetError, UsageError, nearest
 from rewriter.parity import apart
 from rewriter.parity.sessions import PROVIDERS, Model, Settings
 
@@ -91,7 +92,7 @@ class OrtRuntime:
 
     def run(self, model: Source, feeds: Feeds) -> dict[str, Array]:
         """Returns the model's outputs by name; see :class:`Runtime`."""
-        return _called("run", self._settings(), _plain(model), dict(feeds), timeout=self.timeout)
+        return _called("run", self.settings, _plain(model), dict(feeds), timeout=self.timeout)
 
     def load(self, model: Source) -> Loaded:
         """Returns the model ready to run.
@@ -100,9 +101,11 @@ class OrtRuntime:
             UsageError: the runtime is not installed.
             TargetError: the runtime cannot load the model.
         """
-        return _Session(apart.call("load", self._settings(), _plain(model), timeout=self.timeout), self.timeout)
+        return _Session(apart.call("load", self.settings, _plain(model), timeout=self.timeout), self.timeout)
 
-    def _settings(self) -> Settings:
+    @property
+    def settings(self) -> Settings:
+        """What the worker is told; raises UsageError where the runtime is not installed."""
         _require(self.provider)
         return Settings(self.provider, self.optimize, self.threads)
 
@@ -135,9 +138,35 @@ class ReferenceRuntime:
         """``reference``."""
         return "reference"
 
+    @property
+    def settings(self) -> Settings:
+        """What the worker is told."""
+        return Settings(self.name)
+
     def run(self, model: Source, feeds: Feeds) -> dict[str, Array]:
         """Returns the model's outputs by name; see :class:`Runtime`."""
-        return _called("run", Settings(self.name), _plain(model), dict(feeds), timeout=self.timeout)
+        return _called("run", self.settings, _plain(model), dict(feeds), timeout=self.timeout)
+
+
+def run_each(runtime: Runtime, model: Source, many: Sequence[Feeds]) -> list[dict[str, Array] | TargetError]:
+    """Returns a model's outputs for each of several inputs, or why there are none; it is loaded once.
+
+    Raises:
+        UsageError: the runtime is not installed.
+        TargetError: it cannot load the model.
+    """
+    if isinstance(runtime, OrtRuntime | ReferenceRuntime):
+        arguments = (runtime.settings, _plain(model), [dict(feeds) for feeds in many])
+        with contextlib.suppress(RuntimeEndedError):  # one of them did that: each by itself then
+            found: list[dict[str, Array] | TargetError] = apart.call("run_each", *arguments, timeout=runtime.timeout)
+            return found
+    results: list[dict[str, Array] | TargetError] = []
+    for feeds in many:
+        try:
+            results.append(runtime.run(model, feeds))
+        except TargetError as error:
+            results.append(error)
+    return results
 
 
 def available() -> tuple[str, ...]:

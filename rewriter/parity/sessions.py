@@ -6,6 +6,7 @@ Imports little, since each worker imports it.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -65,9 +66,29 @@ def run(settings: Settings, model: Model, feeds: Feeds) -> dict[str, Array]:
     Raises:
         TargetError: the runtime cannot load or run it.
     """
+    return _runner(settings, model)(feeds)
+
+
+def run_each(settings: Settings, model: Model, many: Sequence[Feeds]) -> list[dict[str, Array] | TargetError]:
+    """Loads a model, runs it on each of several inputs, and forgets it; a result may be why there is none.
+
+    Raises:
+        TargetError: the runtime cannot load it.
+    """
+    run = _runner(settings, model)
+    found: list[dict[str, Array] | TargetError] = []
+    for feeds in many:
+        try:
+            found.append(run(feeds))
+        except TargetError as error:
+            found.append(error)
+    return found
+
+
+def _runner(settings: Settings, model: Model) -> Callable[[Feeds], dict[str, Array]]:
     if settings.runtime == "reference":
-        return _run_reference(model, feeds)
-    return _run_session(_session(settings, model), settings.runtime, feeds, None)
+        return functools.partial(_run_reference, _evaluator(model))
+    return functools.partial(_run_session, _session(settings, model), settings.runtime)
 
 
 def load(settings: Settings, model: Model) -> int:
@@ -119,7 +140,7 @@ def _session(settings: Settings, model: Model) -> Any:
         raise _refused(f"ONNX Runtime ({settings.runtime}) cannot load the model", error) from error
 
 
-def _run_session(session: Any, provider: str, feeds: Feeds, names: Sequence[str] | None) -> dict[str, Array]:
+def _run_session(session: Any, provider: str, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Array]:
     values = (*session.get_inputs(), *session.get_outputs())
     wanted = [output.name for output in session.get_outputs()] if names is None else list(names)
     own = _run_bfloat16 if any("bfloat16" in value.type for value in values) else _run
@@ -129,14 +150,20 @@ def _run_session(session: Any, provider: str, feeds: Feeds, names: Sequence[str]
         raise _refused(f"ONNX Runtime ({provider}) cannot run the model", error) from error
 
 
-def _run_reference(model: Model, feeds: Feeds) -> dict[str, Array]:
+def _evaluator(model: Model) -> Any:
     from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 -- slow to import, and rarely needed
 
     from rewriter.operators.reference import REFERENCE_OPERATORS  # noqa: PLC0415
 
     try:
         source = model if isinstance(model, str) else model.tobytes()
-        evaluator = ReferenceEvaluator(source, new_ops=list(REFERENCE_OPERATORS))
+        return ReferenceEvaluator(source, new_ops=list(REFERENCE_OPERATORS))
+    except Exception as error:
+        raise _refused("the reference evaluator cannot run the model", error) from error
+
+
+def _run_reference(evaluator: Any, feeds: Feeds) -> dict[str, Array]:
+    try:
         outputs = evaluator.run(None, dict(feeds))
     except Exception as error:
         raise _refused("the reference evaluator cannot run the model", error) from error

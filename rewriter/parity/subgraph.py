@@ -71,28 +71,28 @@ class Subgraph:
             elif value not in self.fed:
                 self.fed.append(value)
 
-    def model(self, replaced: Mapping[ir.Value, Array], feeds: Feeds) -> tuple[onnx.ModelProto, Feeds]:
-        """Returns the subgraph as a model, and what it is fed.
+    def model(
+        self, replaced: Mapping[ir.Value, Array], many: Sequence[Feeds]
+    ) -> tuple[onnx.ModelProto, Sequence[Feeds]]:
+        """Returns the subgraph as a model, and what it is fed in each run.
 
         Constants are initializers, but for large weights: a model holds a copy of each, a runtime makes more of them.
 
         Args:
             replaced: constants with other contents.
-            feeds: the inputs that both sides share.
+            many: the inputs of each run, which both sides share.
         """
         nodes = [self._node(node) for node in self.nodes]
         by_reference = fed_weights(self)
-        own = {self._names[value]: feeds[self._names[value]] for value in self.fed}
+        own = [{self._names[value]: feeds[self._names[value]] for value in self.fed} for feeds in many]
         initializers = []
         for value, array in self._arrays(replaced):
             if value in by_reference:
-                own[self._names[value]] = array
+                for feeds in own:
+                    feeds[self._names[value]] = array
             else:
                 initializers.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), self._names[value]))
-        inputs = [
-            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-            for name, array in own.items()
-        ]
+        inputs = [_input(name, [feeds[name] for feeds in own]) for name in own[0]]
         outputs = [_output(self._names[v], v) for v in self._outputs]
         domains = {"": 21} | {node.domain: 1 for node in self.nodes if node.domain}
         domains |= {d: v for d, v in self._imports.items() if d in domains}
@@ -130,6 +130,12 @@ def _is_static(value: ir.Value, producer: ir.Node, facts: Facts) -> bool:
     if facts.get(value, View) is not None:
         return True
     return producer.op_type == "SplitToSequence" and facts.get(producer.inputs[0], View) is not None
+
+
+def _input(name: str, arrays: Sequence[Array]) -> onnx.ValueInfoProto:
+    """Declares an input; dimensions in which its arrays differ have no size."""
+    shape = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*(a.shape for a in arrays), strict=True)]
+    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(arrays[0].dtype), shape)
 
 
 def _output(name: str, value: ir.Value) -> onnx.ValueInfoProto:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,15 @@ from rewriter.graph.contents import integer
 from rewriter.graph.declines import INFER_SHAPES
 from rewriter.graph.walk import readers, walk
 from rewriter.operators.form import Routed, routed
+from rewriter.parity.edges import Variation, are_scores, floats_at_edges, integers_at_edges
 from rewriter.rule import Declined, Fed
 from rewriter.text import nbytes
 
 Feeds = dict[str, npt.NDArray[Any]]
 _MOVED = ("Unsqueeze", "Squeeze", "Reshape", "Cast")
 Shape = tuple[int, ...]
+
+FIRST = Variation()
 
 _SIZES = (2, 3, 5, 7)
 """Sizes for symbolic dimensions, all different, so that two of them are not mistaken for one another."""
@@ -44,7 +47,7 @@ def random_feeds(
     generator: np.random.Generator,
     rewrite: Rewrite,
     experts: range | None = None,
-    rows: int | None = None,
+    how: Variation = FIRST,
 ) -> Feeds:
     """Draws the inputs that both sides share; symbolic dimensions of one name have one size.
 
@@ -56,20 +59,20 @@ def random_feeds(
         generator: draws them.
         rewrite: says which operators read them.
         experts: which experts of a stack are run, or None for all.
-        rows: size of each symbolic dimension; by default all different, and rows enough for every expert.
+        how: by default with symbolic dimensions that are all different, and rows enough for every expert.
 
     Raises:
         Declined: the type of a value is unknown.
         UnprovedError: a value is declared with a size that is not drawn.
     """
-    sizes: dict[str, int] = {} if rows is None else _Alike(rows)
+    sizes: dict[str, int] = {} if how.rows is None else _Alike(how.rows)
     sample = None if experts is None else len(experts)
     feeds: Feeds = {}
-    for value in fed if rows is None else ():
+    for value in fed if how.rows is None else ():
         _make_room(value, rewrite, sizes, sample)
     for value, name in fed.items():
         if value in rewrite.fed:
-            feeds[name] = _as_told(rewrite.fed[value], sizes, generator)
+            feeds[name] = _as_told(rewrite.fed[value], sizes, generator, how)
             continue
         shape = _routed_shape(value, _multiplied_shape(value, _shape(value, sizes), rewrite), rewrite, sizes, sample)
         dtype = value.dtype or _routed_dtype(value, rewrite) or _multiplied_dtype(value, rewrite)
@@ -80,9 +83,13 @@ def random_feeds(
         if dtype.is_floating_point():
             drawn: npt.NDArray[Any] = generator.standard_normal(shape, dtype=np.float32)
             chosen = _chosen(value, rewrite)
-            feeds[name] = (_ranked(drawn, chosen, generator) if chosen else drawn).astype(dtype.numpy())
+            drawn = _ranked(drawn, chosen, generator) if chosen else drawn
+            logits = bool(chosen) or are_scores(value, rewrite)
+            feeds[name] = floats_at_edges(drawn, how, logits=logits).astype(dtype.numpy())
+        elif how.infinite and dtype.is_integer():
+            feeds[name] = integers_at_edges(generator, shape, _rows(value, rewrite)).astype(dtype.numpy())
         else:
-            feeds[name] = generator.integers(0, _rows(value, rewrite), shape).astype(dtype.numpy())
+            feeds[name] = generator.integers(0, _rows(value, rewrite) or 2, shape).astype(dtype.numpy())
     return feeds
 
 
@@ -105,16 +112,7 @@ class _Alike(dict[str, int]):
         return super().setdefault(name, self._size)
 
 
-def rows_to_try(fed: Iterable[ir.Value], rewrite: Rewrite) -> tuple[int, ...]:
-    """Returns other numbers of rows that what is fed may have: one, and more than a kernel takes at once."""
-    told = (rewrite.fed[value].shape for value in fed if value in rewrite.fed)
-    free = any(names for shape in told for _, names in shape) or any(
-        not isinstance(dim, int) for value in fed if value not in rewrite.fed for dim in value.shape or ()
-    )
-    return (1, 17) if free else ()
-
-
-def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator) -> npt.NDArray[Any]:
+def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator, how: Variation) -> npt.NDArray[Any]:
     """Draws what the rule says of a value."""
     shape = tuple(factor * math.prod(_size(name, sizes) for name in names) for factor, names in fed.shape)
     if fed.total:
@@ -126,7 +124,8 @@ def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator) ->
         drawn = _ranked(drawn, fed.chosen, generator)
     if fed.positive:
         drawn = drawn - drawn.min(axis=-1, keepdims=True) + _LEAST
-    return drawn.astype(fed.dtype.numpy())
+    edged = floats_at_edges(drawn, how, logits=bool(fed.chosen), positive=fed.positive)
+    return edged.astype(fed.dtype.numpy())
 
 
 def _ranked(drawn: npt.NDArray[Any], chosen: int, generator: np.random.Generator) -> npt.NDArray[Any]:
@@ -182,8 +181,8 @@ def _size(name: str, sizes: dict[str, int]) -> int:
     return sizes.setdefault(name, _SIZES[len(sizes) % len(_SIZES)])
 
 
-def _rows(value: ir.Value, rewrite: Rewrite) -> int:
-    """How many rows a matched gather may look up by the value; 2 for integers that are no index."""
+def _rows(value: ir.Value, rewrite: Rewrite) -> int | None:
+    """How many rows a matched gather may look up by the value; None for integers that are no index."""
 
     def moved(at: ir.Value) -> list[ir.Value]:
         moving = (node for node in readers(at) if node in rewrite.matched and node.op_type in _MOVED)
@@ -195,8 +194,8 @@ def _rows(value: ir.Value, rewrite: Rewrite) -> int:
             looked_up = use.node in rewrite.matched and use.node.op_type in ("Gather", "GatherND") and use.idx == 1
             if looked_up and table is not None and table.shape:
                 extent = table.shape[integer(use.node, "axis", 0)]
-                return extent if isinstance(extent, int) else 2
-    return 2
+                return extent if isinstance(extent, int) else None
+    return None
 
 
 def related_nodes(rewrite: Rewrite) -> set[ir.Node]:

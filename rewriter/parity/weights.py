@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from rewriter.errors import OverflowingError
 from rewriter.operators.form import form_of, is_experts, operator_of
 from rewriter.operators.moe import MOE
 from rewriter.quantize.job import QuantizationJob
@@ -127,8 +128,16 @@ def dequantized(before: Constants, jobs: Iterable[QuantizationJob], experts: ran
         if value not in memory:
             memory[value] = _buffer(view, job.weight.dtype)
             result[value] = _window(memory[value], view, first)
-        _dequantize(job.quantize(), _window(memory[value], job.weight, first))
+        _dequantize(_quantized(job), _window(memory[value], job.weight, first))
     return result
+
+
+def _quantized(job: QuantizationJob) -> QuantizedWeight:
+    try:
+        return job.quantize()
+    except OverflowingError as error:
+        remedy = "quantize it in more bits, or clip it before it is exported"
+        raise Declined(str(error), remedy=remedy) from error
 
 
 def _dequantize(weight: QuantizedWeight, into: Array) -> None:

@@ -12,10 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.errors import QuantizationError, RewriterError
+from rewriter.errors import OverflowingError, QuantizationError, RewriterError
 from rewriter.quantize.types import QuantizedShape, QuantizedWeight, Quantizer, WeightContext, WeightSpec, check_promise
 from rewriter.tensors import View, drop_pages
 from rewriter.tensors.digest import digest_of
+
+_MAGNITUDE = np.uint16(0x7FFF)
+_NEAR = int(np.float16(16384).view(np.uint16))
+"""Bits of a half float without its sign, and those from which on a step of a code may lead beyond the largest one."""
 
 Arrays = Sequence[npt.NDArray[Any]]
 
@@ -93,6 +97,7 @@ class QuantizationJob:
 
         Raises:
             QuantizationError: the weight is not finite, or the quantizer broke its promise or failed.
+            OverflowingError: what it makes of the weight is too large for the weight's type.
         """
         if self._kept and self._kept[0] is not None:
             return self._kept[0]
@@ -106,9 +111,21 @@ class QuantizationJob:
             message = f"the quantizer '{name}' failed on weight '{self.context.weight}': {what}"
             raise QuantizationError(message) from error
         check_promise(result, self.shape, self.context, name)
+        self._require_finite(result)
         if self._kept:
             self._kept[0] = result
         return result
+
+    def _require_finite(self, result: QuantizedWeight) -> None:
+        """Kernels compute in the weight's type, and a code next to the largest half float may stand for more."""
+        if self.weight.dtype != ir.DataType.FLOAT16:
+            return
+        bits = self.weight.numpy().view(np.uint16) & _MAGNITUDE
+        if bits.max(initial=0) >= _NEAR and np.abs(result.dequantize()).max() > np.finfo(np.float16).max:
+            name = self.context.weight
+            raise OverflowingError(
+                f"weight '{name}' holds the largest numbers of float16; quantized, they are infinite"
+            )
 
 
 @contextlib.contextmanager

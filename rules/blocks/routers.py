@@ -31,6 +31,8 @@ from rewriter.tensors import View
 routers = Family("routers")
 
 _ROUNDING = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_NAMED = 100
+"""Characters of a chain of functions that a reason names."""
 
 
 def last_axis(node: ir.Node, rank: int, default: int = -1) -> bool:
@@ -126,6 +128,8 @@ def unknown_function(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
     """Logits in their own right, and what they are a function of: the report names it where nothing can be done."""
     inner = facts.get(x, Scores)
     argument = inner.unknown if inner is not None and inner.unknown else "x"
+    if len(argument) > _NAMED:  # a chain of a hundred thousand would be named in ten gigabytes
+        argument = "..."
     return Scores(node.outputs[0], "logits", f"{node.op_type.lower()}({argument})")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -10,6 +12,8 @@ from support import parse
 
 import rewriter
 from rewriter.parity.difference import relative
+from rewriter.parity.local import LocalProver
+from rewriter.ruleset import ParitySettings
 
 
 class WrongFrom(RewriteRuleClassBase):
@@ -45,6 +49,22 @@ def test_a_rule_that_is_wrong_for_all_but_the_first_is_found():
 
 def test_one_that_is_right_passes():
     assert not failed(chain(4), WrongFrom(4))
+
+
+def drawn(size, count=50):
+    """Which members of a class are run besides the first, where each quantizes one weight of so many elements."""
+    prover = LocalProver(ParitySettings())
+    weight = SimpleNamespace(size=size)
+    jobs = [SimpleNamespace(weight=weight, context=SimpleNamespace(weight=f"w{i}")) for i in range(count)]
+    return [i for i, job in enumerate(jobs) if prover._is_drawn("class", SimpleNamespace(where=f"n{i}", jobs=[job]))]
+
+
+def test_of_a_class_with_large_weights_as_many_are_run_as_may_be_loaded():
+    small, large = drawn(1 << 10), drawn(4 << 20)
+    assert len(small) == 3 and small[0] == 0, "the second, and two by lot"
+    assert large == small, "16 MiB each, 64 MiB in all"
+    assert drawn(12 << 20) == small[:1], "48 MiB each"
+    assert not drawn(20 << 20)
 
 
 class RightForFew(RewriteRuleClassBase):

@@ -90,7 +90,7 @@ def test_every_half_becomes_float32(half):
     graph = onnx.helper.make_graph(nodes, "g", inputs, [value("y", kind, [3])], [weight])
     model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 21)])
     before = model.SerializeToString()
-    wide, feeds = widened(model, {"x": np.ones(3, half), "flag": np.array(True)})
+    wide, (feeds,) = widened(model, [{"x": np.ones(3, half), "flag": np.array(True)}])
     onnx.checker.check_model(wide, full_check=True)
     result = ReferenceRuntime().run(wide, feeds)["y"]
     assert result.dtype == np.float32 and result.tolist() == [2, 4, 6]

@@ -1,0 +1,128 @@
+"""Inputs that a proof tries besides the first: other numbers of rows, and values at the edges of operators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rewriter.engine.proposal import Rewrite
+from rewriter.operators.form import is_experts
+from rewriter.tensors import constant
+
+Array = npt.NDArray[Any]
+
+_ROWS = (0, 1, 17)
+"""None at all, one, and more than a kernel takes at once."""
+
+_FEW = 2
+"""Rows where values are at their edges."""
+
+_BEYOND = 16
+"""How many times a limit the numbers are that are clamped to it: weights make less of them on the way."""
+
+_LARGEST = 1000
+"""Limit above which it is none of an activation, but what keeps a half float finite."""
+
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_RANKS = ("TopK", "Softmax", "Sigmoid", "ArgMax", "ReduceMax")
+_CLAMPS = ("Clip", "Min", "Max")
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Another way to draw inputs.
+
+    Attributes:
+        rows: size of each symbolic dimension; None for all different.
+        infinite: what the least logit of a row becomes; numbers that are not at their edges where it is 0.
+        scale: what other numbers are multiplied by, so that they reach the limits of clamps.
+        ties: whether a row may hold nothing but zeros, as padding does, so that all experts are alike to it.
+    """
+
+    rows: int | None = None
+    infinite: float = 0.0
+    scale: float = 1.0
+    ties: bool = False
+
+
+def variations(fed: Iterable[ir.Value], rewrite: Rewrite) -> list[Variation]:
+    """Returns the ways to draw what is fed to a rewrite, besides the first one."""
+    fed = list(fed)
+    free = _are_free(fed, rewrite)
+    rows, scale, alike = _FEW if free else None, _beyond(fed, rewrite), _decide_alike(rewrite)
+    return [
+        *(Variation(rows) for rows in (_ROWS if free else ())),
+        *(Variation(rows, infinite, scale, alike) for infinite in (-math.inf, math.inf)[: 1 + alike]),
+    ]
+
+
+def _decide_alike(rewrite: Rewrite) -> bool:
+    """Whether both sides say the same of equal logits and of infinite ones: kernels of MoE and QMoE do not.
+
+    Of equal ones TopK takes the first, these take the last, and not all of them do.
+    """
+    return not any(map(is_experts, (*rewrite.matched, *rewrite.nodes)))
+
+
+def _are_free(fed: Sequence[ir.Value], rewrite: Rewrite) -> bool:
+    """Whether some dimension may have any size."""
+    told = (rewrite.fed[value].shape for value in fed if value in rewrite.fed)
+    return any(names for shape in told for _, names in shape) or any(
+        not isinstance(dim, int) for value in fed if value not in rewrite.fed for dim in value.shape or ()
+    )
+
+
+def _beyond(fed: Sequence[ir.Value], rewrite: Rewrite) -> float:
+    """What makes numbers of size one reach the largest limit that the matched nodes clamp to; 1 where they do not.
+
+    Halves are not scaled: kernels sum them in other orders, and what they round would be all that there is to see.
+    """
+    if any(value.dtype in _HALVES for value in fed):
+        return 1.0
+    limits = [1 / _BEYOND]
+    for node in rewrite.matched:
+        names = [name for name in ("min", "max", "swiglu_limit") if name in node.attributes]
+        limits += [abs(node.attributes[name].as_float()) for name in names]
+        views = [constant(v) for v in node.inputs if v is not None] if node.op_type in _CLAMPS else []
+        limits += [abs(float(view.numpy().reshape(-1)[0])) for view in views if view is not None and view.size == 1]
+    return _BEYOND * max(limit for limit in limits if limit <= _LARGEST)
+
+
+def are_scores(value: ir.Value, rewrite: Rewrite) -> bool:
+    """Whether the matched nodes rank or normalize the value as it is: infinite ones have a meaning there."""
+    return any(use.node in rewrite.matched and use.idx == 0 and use.node.op_type in _RANKS for use in value.uses())
+
+
+def floats_at_edges(drawn: Array, how: Variation, *, logits: bool, positive: bool = False) -> Array:
+    """Returns drawn numbers, some rows of them all zeros, others beyond limits.
+
+    Args:
+        drawn: numbers, the rows along all axes but the last.
+        how: says whether, and how far.
+        logits: whether experts are chosen by them: one of each row is infinite then.
+        positive: whether they stay so.
+    """
+    if not how.infinite or drawn.ndim < 2 or not drawn.size or positive:
+        return drawn
+    found = drawn if logits else drawn * how.scale
+    rows = found.reshape(-1, found.shape[-1])
+    if logits:
+        rows[np.arange(len(rows)), rows.argmin(axis=1)] = how.infinite
+    if how.ties:
+        rows[: len(rows) // 2] = 0
+    return rows.reshape(found.shape)
+
+
+def integers_at_edges(generator: np.random.Generator, shape: tuple[int, ...], rows: int | None) -> Array:
+    """Draws integers: of a table's rows half by negative numbers, which count from its end; others larger than one."""
+    if rows is None:
+        return generator.integers(0, 6, shape)
+    drawn = generator.integers(0, rows, shape)
+    drawn.reshape(-1)[::2] -= rows
+    return drawn
