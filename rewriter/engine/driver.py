@@ -12,14 +12,23 @@ from typing import Protocol
 import onnx_ir as ir
 from onnxscript.rewriter import RewriteRule
 
+from rewriter.engine.blame import line_of
 from rewriter.engine.commit import Committer
 from rewriter.engine.context import ModelRun
 from rewriter.engine.interface import interface, require_same
 from rewriter.engine.proposal import Rewrite
 from rewriter.engine.purity import unchanged
-from rewriter.errors import NonConvergenceError, ProofError, RewriterError, RuleError
+from rewriter.errors import NonConvergenceError, ProofError, RewriterError, RuleError, RuleSetError
 from rewriter.facts import DeclineTracer, Transfer
-from rewriter.graph._onnxscript import MatchFailureError, OpKey, compiled, replaced_outputs, replacement, root_operator
+from rewriter.graph._onnxscript import (
+    MatchFailureError,
+    OpKey,
+    compiled,
+    replaced_outputs,
+    replacement,
+    root_operator,
+    wrong_arity,
+)
 from rewriter.graph.contents import all_nodes, name_of
 from rewriter.quantize.job import quantized_once
 from rewriter.report import Application, Decline, Proof
@@ -142,6 +151,8 @@ class Engine:
                     own.run = self._run
                     recognisers |= dict.fromkeys(own.recognisers)
                 candidate = _Candidate(bound.name, compiled(own))
+                if wrong := wrong_arity(candidate.rule):
+                    raise RuleSetError(f"rule {bound.name} can never fire: {wrong}")
                 key = root_operator(candidate.rule)
                 (everywhere if key is None else table.setdefault(key, [])).append(candidate)
         return table, everywhere, recognisers
@@ -190,7 +201,9 @@ class Engine:
         except RewriterError:
             raise
         except Exception as error:
-            raise RuleError(candidate.name, name_of(node), f"{type(error).__name__}: {error}") from error
+            raise RuleError(
+                candidate.name, name_of(node), f"{type(error).__name__}: {error}{line_of(error)}"
+            ) from error
         imports = self._committer.imports(graph)
         opsets = {d: imports.get(d, 1) if version is None else version for d, version in built.used_opsets}
         producers = (n for out in block.outputs if (n := out.producer()) is not None)

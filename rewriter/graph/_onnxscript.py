@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 from onnxscript.rewriter._basics import MatchFailureError
@@ -22,7 +23,11 @@ __all__ = [
     "replaced_outputs",
     "replacement",
     "root_operator",
+    "wrong_arity",
 ]
+
+_MANY = 1 << 16
+"""Inputs that no operator has but one that takes any number."""
 
 OpKey = tuple[str, str]
 """Domain and operator type."""
@@ -39,6 +44,24 @@ def root_operator(rule: Any) -> OpKey | None:
     """Returns the operator that the pattern's root matches, or None where it may be any."""
     identifier = rule._target_pattern.output_nodes[0].op_identifier()
     return None if identifier is None else (identifier[0], identifier[1])
+
+
+def wrong_arity(rule: Any) -> str:
+    """Says which node of the pattern has more or fewer inputs than its operator takes: it would never match.
+
+    Empty where none has, and of operators that ONNX does not define.
+    """
+    for node in rule._target_pattern:
+        domain, operator, *_ = node.op_identifier() or ("", "")
+        if domain not in ("", "ai.onnx") or not onnx.defs.has(operator):
+            continue
+        schema = onnx.defs.get_schema(operator)
+        given, least, most = len(node.inputs), schema.min_input, schema.max_input
+        if given > most or (given < least and not node.allow_other_inputs):
+            takes = f"{least}" if least == most else f"{least} to {most}" if most < _MANY else f"at least {least}"
+            hint = "" if given > most else "; _allow_other_inputs=True takes any others"
+            return f"its pattern gives {operator} {given} input{'s' if given != 1 else ''}, and it takes {takes}{hint}"
+    return ""
 
 
 def replacement(rule: RewriteRule, match: MatchResult) -> ReplacementSubgraph | None:

@@ -44,6 +44,7 @@ def package_tests(
     models: Models | None = None,
     *,
     without: Collection[str] = (),
+    plan: Mapping[str, Any] | None = None,
     settings: hypothesis_settings | None = None,
 ) -> Callable[..., None]:
     """Returns a pytest test of everything that a package offers: assign it to a name that begins with ``test_``.
@@ -55,6 +56,8 @@ def package_tests(
         package: its import name, as the entry point group ``rewriter.rules`` has it.
         models: rule -> what draws its models; for the others, :func:`any_models`.
         without: tests to leave out, as pytest shows their ids: ``my-rule-near_misses``.
+        plan: under which the rules are tested, as ``quantization`` of a rule set: ``{"default": {"bits": 8}}``; by
+            default 4 bits in blocks of 32, symmetric.
         settings: of Hypothesis; by default those of the present profile.
 
     Raises:
@@ -77,7 +80,9 @@ def package_tests(
         if name not in rules:
             raise UsageError(f"models of '{name}', which is no rule of package '{package}'{nearest(name, rules)}")
         require_models((models or {})[name], f"models['{name}']")
-    promises = [case for offer in rules.values() for case in _of_rule(offer, (models or {}).get(offer.name), settings)]
+    promises = [
+        case for offer in rules.values() for case in _of_rule(offer, (models or {}).get(offer.name), plan, settings)
+    ]
     promises += [(f"{name}-loads", functools.partial(load, name)) for name in shipped]
     for name in without:
         if name not in dict(promises):
@@ -93,23 +98,28 @@ def package_tests(
 
 
 def _of_rule(
-    offer: RuleOffer, models: SearchStrategy[ir.Model] | None, settings: hypothesis_settings | None
+    offer: RuleOffer,
+    models: SearchStrategy[ir.Model] | None,
+    plan: Mapping[str, Any] | None,
+    settings: hypothesis_settings | None,
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield f"{offer.name}-page", functools.partial(_check_page, offer)
     yield f"{offer.name}-options", functools.partial(_check_options, offer)
     for holds in (check_rule, near_misses):
-        yield f"{offer.name}-{holds.__name__}", functools.partial(_hold, holds, offer, models, settings)
+        yield f"{offer.name}-{holds.__name__}", functools.partial(_hold, holds, offer, models, plan, settings)
 
 
 def _hold(
     holds: Callable[..., None],
     offer: RuleOffer,
     models: SearchStrategy[ir.Model] | None,
+    plan: Mapping[str, Any] | None,
     settings: hypothesis_settings | None,
 ) -> None:
     __tracebackhide__ = True
+    under = {"phases": [{"name": "tested", "rules": [offer.name]}], "quantization": plan}
     try:
-        holds(offer.name, models, settings=settings)
+        holds(offer.name if plan is None else under, models, settings=settings)
     except NeverFiredError as never:
         raise NeverFiredError(f"{never}\n\n{_WRITE.format(offer.package, offer.name)}") from None
 

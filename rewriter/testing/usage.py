@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -27,6 +27,11 @@ def name_of(rule: object) -> str:
     """Returns the name of a rule, as messages show it."""
     if isinstance(rule, str):
         return rule
+    if isinstance(rule, Mapping):
+        phases = [phase for phase in rule.get("phases", ()) if isinstance(phase, Mapping)]
+        listed = [one for phase in phases for one in phase.get("rules", ())]
+        plain = [next(iter(one), "") if isinstance(one, Mapping) else one for one in listed]
+        return ", ".join(dict.fromkeys(map(str, plain))) or "a rule set"
     if isinstance(rule, Sequence):
         return ", ".join(dict.fromkeys(map(name_of, rule)))
     name = getattr(rule, "name", None)

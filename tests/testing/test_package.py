@@ -18,6 +18,7 @@ import rewriter.testing.plugin
 from rewriter.errors import UsageError
 from rewriter.ruleset import discover
 from rewriter.testing import package_tests
+from rewriter.testing.usage import name_of
 
 EXAMPLE = Path(__file__).parents[1] / "example_package"
 FEW = settings(max_examples=5, derandomize=True, database=None, deadline=None)
@@ -186,3 +187,22 @@ def test_it():
     assert "test_it.py::test_it\nmatmul-to-matmul-nbits: 20 models drawn\n" in shown
     assert re.search(r"\n +\d+  matmul-to-matmul-nbits fired\n", shown)
     assert re.search(r"\n +\d+  matmul-to-matmul-nbits declined: the weight is on the left", shown)
+
+
+def test_a_package_is_tested_under_a_plan_of_its_own(example, monkeypatch):
+    seen = []
+
+    def near_misses(rule, models, settings=None):
+        seen.append(rule)
+
+    monkeypatch.setattr("rewriter.testing.package.near_misses", near_misses)
+    plan = {"default": {"bits": 8, "block_size": 64}}
+    found = promises(package_tests(example, {"div-to-mul": divisions()}, plan=plan, settings=FEW))
+    found["div-to-mul-near_misses"]()
+    assert seen == [{"phases": [{"name": "tested", "rules": ["div-to-mul"]}], "quantization": plan}]
+    found["div-to-mul-check_rule"]()
+
+
+def test_a_rule_set_is_called_by_its_rules_in_failures():
+    rules = {"phases": [{"name": "a", "rules": ["unstack", {"moe-to-qmoe": {"accuracy_level": 4}}]}]}
+    assert name_of(rules) == "unstack, moe-to-qmoe" and name_of({}) == "a rule set"
