@@ -187,6 +187,22 @@ def test_what_is_constant(kind):
         np.testing.assert_array_equal(view.numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(32, dtype=np.float32).reshape(4, 8)[:, ::2],
+        np.arange(8, dtype=np.float32)[::-1],
+        np.broadcast_to(np.float32(3), (4, 8)),
+    ],
+    ids=["every-other", "backwards", "broadcast"],
+)
+def test_a_tensor_that_steps_through_its_memory_is_shown_as_it_reads(array):
+    """NumPy flattens such an array without a copy, so that neighbours in it are none in memory."""
+    view = View.whole(ir.tensor(array, name="w"), "w")
+    assert np.array_equal(view.numpy(), array)
+    assert np.array_equal(view.slice(0, 1, 2).numpy(), array[1:3])
+
+
 def test_what_a_caller_may_change_is_not_constant():
     graph = "g (float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Neg (w) }"
     model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 21]>\n{graph}')

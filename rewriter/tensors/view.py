@@ -145,7 +145,7 @@ class View:
         """The flattened part of the source that holds the view, and the position of the view's first element in it."""
         source = self.source
         if not (isinstance(source, RowsTensor) and self.size):
-            return np.asarray(source.numpy()).reshape(-1), self.offset
+            return row_major(np.asarray(source.numpy())).reshape(-1), self.offset
         first, count = self.source_rows
         part = source.rows(first, count)
         return row_major(part).reshape(-1), self.offset - first * (part.size // count)
