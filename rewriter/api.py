@@ -236,6 +236,7 @@ def apply(
             importance,
             seen_inputs,
             rounded_activations=rule_set.rounded_activations,
+            accuracy_level=rule_set.accuracy_level,
             looks_whole=looks_whole,
         )
         engine = Engine(run, prover or LocalProver(rule_set.parity), progress, watch, strict=strict)

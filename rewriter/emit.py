@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.operator import DOMAIN, Operator
 from rewriter.quantize.job import QuantizationJob, packed_parts
+from rewriter.quantize.plan import AccuracyLevel
 from rewriter.quantize.types import QuantizedShape
 from rewriter.rule import Declined, Run
 
@@ -29,9 +30,6 @@ def typed(value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str | None]
         raise ValueError(f"'{value.name}' is the model's own value, so its type cannot be set")
     value.dtype, value.shape = dtype, ir.Shape(shape)
     return value
-
-
-AccuracyLevel = Literal[0, 1, 2, 3, 4]
 
 
 def write_operator(
@@ -68,7 +66,7 @@ def matmul_nbits(
     job: QuantizationJob,
     *,
     bias: ir.Value | None = None,
-    accuracy_level: AccuracyLevel = 0,
+    accuracy_level: AccuracyLevel | None = None,
 ) -> ir.Value:
     """Writes ``x @ w.T + bias``, w the [N, K] weight of a job; nothing is quantized before it is written or read.
 
@@ -78,7 +76,7 @@ def matmul_nbits(
         x: [.., K] activations, of the element type in which the job's scales are stored.
         job: what ``run.quantize`` returned.
         bias: [N], or None. Not every target reads it: see ``run.target.linear.takes_bias``.
-        accuracy_level: the attribute; 0 leaves it out.
+        accuracy_level: the attribute, by default the rule set's; 0 leaves it out.
 
     Returns:
         [.., N], of the type of x.
@@ -89,7 +87,7 @@ def matmul_nbits(
     stored = require_matmul_nbits(run, job)
     tensors = packed_parts(job, stored, job.context.weight, scale_type(job))
     weight = [op.initializer(tensor) for tensor in tensors]
-    return on_parts(op, x, weight, job, bias=bias, accuracy_level=accuracy_level)
+    return on_parts(run, op, x, weight, job, bias=bias, accuracy_level=accuracy_level)
 
 
 def require_matmul_nbits(run: Run, job: QuantizationJob, culprit: ir.Value | None = None) -> Stored:
@@ -117,13 +115,14 @@ def matmul_nbits_refusal(run: Run, shape: QuantizedShape, dtype: ir.DataType) ->
 
 
 def on_parts(
+    run: Run,
     op: Any,
     x: ir.Value,
     weight: Sequence[ir.Value],
     job: QuantizationJob,
     *,
     bias: ir.Value | None = None,
-    accuracy_level: AccuracyLevel = 0,
+    accuracy_level: AccuracyLevel | None = None,
 ) -> ir.Value:
     """Writes the operator on values that hold B, scales and, where asymmetric, zero points of a job."""
     n, k = job.shape
@@ -131,9 +130,14 @@ def on_parts(
     inputs: list[ir.Value | None] = [x, *weight]
     inputs += [None] * (definition.BIAS - len(inputs)) + [bias]
     attributes = {"K": k, "N": n, "bits": spec.bits, "block_size": spec.block_size}
-    return write_operator(
-        op, MATMUL_NBITS, inputs, attributes | ({"accuracy_level": accuracy_level} if accuracy_level else {})
-    )
+    if level := level_of(run, accuracy_level):
+        attributes["accuracy_level"] = level
+    return write_operator(op, MATMUL_NBITS, inputs, attributes)
+
+
+def level_of(run: Run, own: AccuracyLevel | None) -> AccuracyLevel:
+    """Returns the accuracy_level that a rule's option says, or the rule set where it says none."""
+    return run.accuracy_level if own is None else own
 
 
 def scale_type(job: QuantizationJob) -> ir.DataType:

@@ -13,6 +13,7 @@ from onnxscript.rewriter import RewriteRuleClassBase
 from rewriter.facts import Facts, Transfer
 from rewriter.graph.declines import Declined, NotApplicable
 from rewriter.quantize.job import QuantizationJob
+from rewriter.quantize.plan import AccuracyLevel
 from rewriter.roles import Role
 from rewriter.target import Target
 from rewriter.tensors import View
@@ -78,6 +79,10 @@ class Run(Protocol):
     @property
     def rounded_activations(self) -> bool:
         """Whether experts may be fused where the target's kernel rounds activations to 8 bits."""
+
+    @property
+    def accuracy_level(self) -> AccuracyLevel:
+        """What MatMulNBits and QMoE are written with where a rule's own option does not say; 0 leaves it out."""
 
     @property
     def looks_whole(self) -> bool:

@@ -15,16 +15,17 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.emit import AccuracyLevel, matmul_nbits
+from rewriter.emit import matmul_nbits
 from rewriter.graph.attributes import integer_attribute
+from rewriter.quantize.plan import AccuracyLevel
 from rewriter.rule import Rule
 from rewriter.rules.blocks.matmul_nbits import addend, read_linear, takes_bias
 
 
 class GemmToMatMulNBits(Rule):
-    """The rule; ``accuracy_level`` is the operator's attribute, 0 leaves it out."""
+    """The rule; ``accuracy_level`` is the operator's attribute, None is the rule set's."""
 
-    def __init__(self, accuracy_level: AccuracyLevel) -> None:
+    def __init__(self, accuracy_level: AccuracyLevel | None) -> None:
         super().__init__(name="gemm-to-matmul-nbits")
         self._accuracy_level = accuracy_level
 
@@ -42,10 +43,10 @@ class GemmToMatMulNBits(Rule):
         return product if c is bias else op.Add(product, c)
 
 
-def rule(*, accuracy_level: AccuracyLevel = 0) -> Rule:
+def rule(*, accuracy_level: AccuracyLevel | None = None) -> Rule:
     """Builds the rule.
 
     Args:
-        accuracy_level: 0 leaves it to the runtime; 4 lets kernels use int8 activations.
+        accuracy_level: 0 leaves it to the runtime, 4 allows activations of 8 bits, null is as the rule set says.
     """
     return GemmToMatMulNBits(accuracy_level)

@@ -16,15 +16,16 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.emit import AccuracyLevel, matmul_nbits
+from rewriter.emit import matmul_nbits
+from rewriter.quantize.plan import AccuracyLevel
 from rewriter.rule import Rule
 from rewriter.rules.blocks.matmul_nbits import read_linear
 
 
 class MatMulToMatMulNBits(Rule):
-    """The rule; ``accuracy_level`` is the operator's attribute, 0 leaves it out."""
+    """The rule; ``accuracy_level`` is the operator's attribute, None is the rule set's."""
 
-    def __init__(self, accuracy_level: AccuracyLevel) -> None:
+    def __init__(self, accuracy_level: AccuracyLevel | None) -> None:
         super().__init__(name="matmul-to-matmul-nbits")
         self._accuracy_level = accuracy_level
 
@@ -38,10 +39,10 @@ class MatMulToMatMulNBits(Rule):
         return matmul_nbits(self.run, op, x, job, accuracy_level=self._accuracy_level)
 
 
-def rule(*, accuracy_level: AccuracyLevel = 0) -> Rule:
+def rule(*, accuracy_level: AccuracyLevel | None = None) -> Rule:
     """Builds the rule.
 
     Args:
-        accuracy_level: 0 leaves it to the runtime; 4 lets kernels use int8 activations.
+        accuracy_level: 0 leaves it to the runtime, 4 allows activations of 8 bits, null is as the rule set says.
     """
     return MatMulToMatMulNBits(accuracy_level)

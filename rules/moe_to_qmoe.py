@@ -19,11 +19,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.emit import AccuracyLevel
+from rewriter.emit import level_of
 from rewriter.graph.declines import FROM_FLOAT, UNROLLED, no_kernel
 from rewriter.operators.form import form_of
 from rewriter.operators.operator import DOMAIN, input_at
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, ROUTER_WEIGHTS
+from rewriter.quantize.plan import AccuracyLevel
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.rules.blocks.moe import element_type, read_moe, require_weights_disappear
 from rewriter.rules.blocks.qmoe import Held, emit_qmoe, exact_ways, heeds_accuracy_level, plan_experts
@@ -32,7 +33,7 @@ from rewriter.rules.blocks.qmoe import Held, emit_qmoe, exact_ways, heeds_accura
 class MoEToQMoE(Rule):
     """The rule at an MoE."""
 
-    def __init__(self, accuracy_level: AccuracyLevel, smaller_blocks: bool) -> None:
+    def __init__(self, accuracy_level: AccuracyLevel | None, smaller_blocks: bool) -> None:
         super().__init__(name="moe-to-qmoe")
         self._accuracy_level = accuracy_level
         self._smaller_blocks = smaller_blocks
@@ -54,7 +55,7 @@ class MoEToQMoE(Rule):
 
     def _levelled(self, held: Held) -> Held:
         heeded = heeds_accuracy_level(self.run.target)
-        return dataclasses.replace(held, accuracy_level=self._accuracy_level if heeded else 0)
+        return dataclasses.replace(held, accuracy_level=level_of(self.run, self._accuracy_level) if heeded else 0)
 
 
 class QMoEStays(Rule):
@@ -80,11 +81,11 @@ class QMoEStays(Rule):
         raise Declined(reason, node, remedy=FROM_FLOAT)
 
 
-def rule(*, accuracy_level: AccuracyLevel = 0, smaller_blocks: bool = True) -> list[Rule]:
+def rule(*, accuracy_level: AccuracyLevel | None = None, smaller_blocks: bool = True) -> list[Rule]:
     """Builds the rule.
 
     Args:
-        accuracy_level: 0 leaves it to the runtime; 4 lets the CPU provider use int8 activations.
+        accuracy_level: 0 leaves it to the runtime, 4 allows activations of 8 bits, null is as the rule set says.
         smaller_blocks: whether the next smaller legal block is taken where the planned one does not divide H and I.
     """
     return [MoEToQMoE(accuracy_level, smaller_blocks), QMoEStays()]

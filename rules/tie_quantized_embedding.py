@@ -22,7 +22,6 @@ from typing import Any, Literal, get_args
 import onnx_ir as ir
 
 from rewriter.emit import (
-    AccuracyLevel,
     matmul_nbits_refusal,
     on_parts,
     require_matmul_nbits,
@@ -34,6 +33,7 @@ from rewriter.operators.gather_block_quantized import TIED, LinearAndTied
 from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.quantize import lossless
 from rewriter.quantize.job import PartTensor, QuantizationJob, packed_parts
+from rewriter.quantize.plan import AccuracyLevel
 from rewriter.quantize.types import WeightSpec
 from rewriter.rule import Declined, Replacement, Rule, Run
 from rewriter.rules.blocks.gather_block_quantized import gather
@@ -79,7 +79,7 @@ class Tied:
 class TieQuantizedEmbedding(Rule):
     """The rule at the Gather."""
 
-    def __init__(self, form: Form, min_bytes: int, accuracy_level: AccuracyLevel) -> None:
+    def __init__(self, form: Form, min_bytes: int, accuracy_level: AccuracyLevel | None) -> None:
         super().__init__(name="tie-quantized-embedding", remove_nodes=False)
         self._form = form
         self._min_bytes = min_bytes
@@ -101,7 +101,9 @@ class TieQuantizedEmbedding(Rule):
         for (head, _), c in zip(tied.table.heads, tied.addends, strict=True):
             bias = c if c is not None and takes_bias(self.run, tied.job.shape[0], c) else None
             x, _ = inputs_of(head)
-            product = on_parts(op, new.get(x, x), weight, tied.job, bias=bias, accuracy_level=self._accuracy_level)
+            product = on_parts(
+                self.run, op, new.get(x, x), weight, tied.job, bias=bias, accuracy_level=self._accuracy_level
+            )
             roles[product] = self.run.role(head).name
             new[head.outputs[0]] = product if c is bias else op.Add(product, c)
         return Replacement(new, [], roles=roles)
@@ -198,12 +200,12 @@ def _index_rank(reader: ir.Node) -> int:
     return index.shape.rank()
 
 
-def rule(*, form: Form = "blocks", min_bytes: int = 4096, accuracy_level: AccuracyLevel = 0) -> Rule:
+def rule(*, form: Form = "blocks", min_bytes: int = 4096, accuracy_level: AccuracyLevel | None = None) -> Rule:
     """Builds the rule.
 
     Args:
         form: blocks shares the table as MatMulNBits holds it, where the target can look it up so; flat reshapes it.
         min_bytes: smaller tables stay float.
-        accuracy_level: of MatMulNBits: 0 leaves it to the runtime; 4 lets kernels use int8 activations.
+        accuracy_level: 0 leaves it to the runtime, 4 allows activations of 8 bits, null is as the rule set says.
     """
     return TieQuantizedEmbedding(form, min_bytes, accuracy_level)

@@ -241,7 +241,7 @@ def apply(
         tables.weights(done.by_role, measured=True),
         tables.output_errors(done.by_layer),
     )
-    for line in (*done.on_grids, *filter(None, [tables.not_calibrated(done.weights)])):
+    for line in (*done.on_grids, *filter(None, [tables.accepted(done.rules), tables.not_calibrated(done.weights)])):
         screen.print(f"{line[0].upper()}{line[1:]}.\n")
     if found.runtime:
         title = f"Against the original ({found.runtime}, random inputs, seed {found.seed})"

@@ -123,6 +123,9 @@ def _show_set(entry: RuleSetInfo) -> None:
         facts.append(("plan", f"{spec.bits} bits, {block}, {zero}, {spec.algorithm}"))
     facts += [("only", str(selector)) for selector in plan.include] + [("except", str(s)) for s in plan.exclude]
     facts += [("override", f"{o.selector}: {dict(o.changes)}") for o in plan.overrides]
+    if rule_set.rounded_activations or rule_set.accuracy_level:
+        told = f"rounded {str(rule_set.rounded_activations).lower()}, accuracy_level {rule_set.accuracy_level}"
+        facts.append(("activations", told))
     facts += [("parity", f"local {parity.local}"), ("target", rule_set.target), ("file", entry.path)]
     for key, value in facts:
         out.print(labelled(key, value, 10), soft_wrap=True)

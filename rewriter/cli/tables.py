@@ -123,6 +123,13 @@ def output_errors(errors: Sequence[LayerError]) -> Sheet | None:
     return made
 
 
+def accepted(rules: UsedRuleSet | None) -> str:
+    """Says what the rule set accepts of kernels that round activations; empty where it leaves them as they are."""
+    given = {} if rules is None else {key: value for key, value in rules.activations.items() if value}
+    shown = ", ".join(f"{key}: {str(value).lower()}" for key, value in given.items())
+    return f"Kernels may round activations to 8 bits ({shown})" if shown else ""
+
+
 def not_calibrated(weights: Sequence[Weight]) -> str:
     """Says how many weights were not quantized by the algorithm that goes by their inputs; empty where all were."""
     planned = [weight for weight in weights if weight.planned_algorithm is not None]

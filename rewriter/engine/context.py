@@ -20,7 +20,7 @@ from rewriter.quantize.error import relative_output_rms, relative_rms
 from rewriter.quantize.formats import FORMATS
 from rewriter.quantize.importance import Importance
 from rewriter.quantize.job import QuantizationJob
-from rewriter.quantize.plan import LineUse, Picking, QuantizationPlan
+from rewriter.quantize.plan import AccuracyLevel, LineUse, Picking, QuantizationPlan
 from rewriter.quantize.types import Calibration, QuantizedWeight, Quantizer, WeightContext
 from rewriter.report import Weight
 from rewriter.roles import Role, find_roles
@@ -45,11 +45,13 @@ class ModelRun:
         calibration: Calibration | None = None,
         *,
         rounded_activations: bool = False,
+        accuracy_level: AccuracyLevel = 0,
         looks_whole: bool = False,
     ) -> None:
         self.model = model
         self.target = target
-        self.rounded_activations = rounded_activations
+        self.rounded_activations = rounded_activations or accuracy_level == 4
+        self.accuracy_level = accuracy_level
         self.looks_whole = looks_whole
         self._constants = Facts(model, constants)
         self._constants.compute()

@@ -21,6 +21,8 @@ from rewriter.quantize.types import WeightSpec
 
 Bits = Literal[2, 3, 4, 8]
 BlockSize = Literal[0, 16, 32, 64, 128, 256]
+AccuracyLevel = Literal[0, 1, 2, 3, 4]
+"""Of the operators: 0 leaves it to the runtime, 4 lets kernels round activations to 8 bits."""
 CUSTOM = "custom"
 """The algorithm id that stands for a user's own function."""
 

@@ -73,6 +73,7 @@ class UsedRuleSet:
         phases: in the order in which they ran.
         plan: which weight is quantized, and how; of the overrides the last wins.
         parity: how rewrites are proved, and the limits for the whole model.
+        activations: what was accepted of kernels that round activations: ``rounded_activations``, ``accuracy_level``.
     """
 
     name: str
@@ -80,3 +81,4 @@ class UsedRuleSet:
     phases: tuple[UsedPhase, ...] = ()
     plan: tuple[PlanLine, ...] = ()
     parity: Mapping[str, Any] = field(default_factory=dict)
+    activations: Mapping[str, Any] = field(default_factory=dict)

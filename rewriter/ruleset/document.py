@@ -157,6 +157,8 @@ class RuleSetDocument(_Strict):
     """Runtime to rewrite for."""
     rounded_activations: bool = RuleSet.rounded_activations
     """Whether fused experts may be written where the target's kernel rounds activations to 8 bits."""
+    accuracy_level: Annotated[plan.AccuracyLevel, exact(plan.AccuracyLevel)] = RuleSet.accuracy_level
+    """Of every MatMulNBits and QMoE: 0 leaves it to the runtime; 4 lets the CPU round activations to 8 bits."""
     phases: list[PhaseDocument] = Field(default_factory=list)
     """Run one after the other."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)

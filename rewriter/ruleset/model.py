@@ -10,7 +10,7 @@ from typing import Literal
 from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleClassBase
 
 from rewriter.graph._onnxscript import OpKey, compiled, root_operator
-from rewriter.quantize.plan import QuantizationPlan
+from rewriter.quantize.plan import AccuracyLevel, QuantizationPlan
 
 Rule = RewriteRuleClassBase | RewriteRule
 _MOVING = "unstack"
@@ -87,6 +87,8 @@ class RuleSet:
         target: runtime to rewrite for.
         rounded_activations: whether fused experts may be written where the target's kernel rounds activations to 8
             bits; such a rewrite is proved by the reference, on the bytes that are written.
+        accuracy_level: of every MatMulNBits and QMoE whose rule does not say another: 0 leaves it to the runtime; 4
+            lets the CPU provider round activations to 8 bits, of fused experts too.
     """
 
     name: str
@@ -96,6 +98,7 @@ class RuleSet:
     parity: ParitySettings = field(default_factory=ParitySettings)
     target: str = "auto"
     rounded_activations: bool = False
+    accuracy_level: AccuracyLevel = 0
 
     @property
     def quantizes(self) -> bool:

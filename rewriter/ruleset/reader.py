@@ -96,6 +96,7 @@ class Reader:
             description=given.get("description", base.description),
             target=given.get("target", base.target),
             rounded_activations=given.get("rounded_activations", base.rounded_activations),
+            accuracy_level=given.get("accuracy_level", base.accuracy_level),
             phases=self._phases(base.phases, source, document),
             plan=_plan(base.plan, source, document.quantization),
             parity=replace(base.parity, **document.parity.given()),

@@ -35,4 +35,8 @@ def used(rule_set: RuleSet, use: Mapping[tuple[str, int], LineUse] | None = None
             for kind, index, selects, values in lines
         ),
         parity=asdict(rule_set.parity),
+        activations={
+            "rounded_activations": rule_set.rounded_activations,
+            "accuracy_level": rule_set.accuracy_level,
+        },
     )

@@ -294,3 +294,11 @@ def test_progress_names_each_phase_as_it_begins():
     told = []
     rewriter.apply(GRANITE, "moe-int4", progress=lambda phase, count: told.append(phase), prover=lambda *_: None)
     assert told[:3] == ["fuse", "unstack", "unbatch"] and told[-1] == "quantize"
+
+
+def test_apply_says_that_activations_may_be_rounded(run):
+    accepted = r"Kernels may round activations to 8 bits \(accuracy_level: 4\)\."
+    assert re.search(accepted, run("apply", linear(), "-o", "out", "--set", "accuracy_level=4", "--html", "r.html")[1])
+    assert "accuracy_level: 4" in Path("r.html").read_text()
+    assert not re.search("round activations", run("apply", linear(), "-o", "other")[1])
+    assert re.search(r"^activations +rounded true", run("rules", "moe-int4")[1], re.MULTILINE) is None

@@ -20,7 +20,7 @@ def test_rules_shows_one_in_full(run):
     out = run("rules", "matmul-to-matmul-nbits")[1]
     for words in ("Matched\n  MatMul(x, w)", "Replacement\n", "Declines when\n", "Source\n"):
         assert words in out
-    assert re.search(r"accuracy_level +Literal\[0, 1, 2, 3, 4\] +0 +0 leaves it to the runtime", out)
+    assert re.search(r"accuracy_level +.*Literal\[0, 1, 2, 3, 4\].* +null +0 leaves it to the runtime", out)
     out = run("rules", "experts-int8")[1]
     assert re.search(r"^plan +8 bits, blocks of 32, symmetric", out, re.MULTILINE)
     assert re.search(r"^unstack +unstack", out, re.MULTILINE)
@@ -36,6 +36,6 @@ def test_rules_speaks_json(run):
     assert [r["name"] for r in data["rules"]] == [r.name for r in ruleset.catalogue()]
     assert [r["name"] for r in data["rule_sets"]] == list(ruleset.rule_sets())
     one = json.loads(run("rules", "matmul-to-matmul-nbits", "--json")[1])
-    assert one["rules"][0]["options"][0]["schema"] == {"enum": [0, 1, 2, 3, 4], "type": "integer"}
+    assert one["rules"][0]["options"][0]["schema"]["anyOf"][0] == {"enum": [0, 1, 2, 3, 4], "type": "integer"}
     assert one["rule_sets"] == []
     assert json.loads(run("rules", "--schema")[1]) == ruleset.json_schema()

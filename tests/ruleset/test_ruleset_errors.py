@@ -22,7 +22,7 @@ FAULTS = {
         "phases:\n- zzz: 1",
         "2:3: unknown key 'zzz' (valid: max_sweeps, name, rules)",
     ),
-    "key that is no text": ("3: x", "1:1: unknown key '3' (valid: description, extends, options,"),
+    "key that is no text": ("3: x", "1:1: unknown key '3' (valid: accuracy_level, description, extends,"),
     "wrong type": ("description: 3", "1:14: 'description' should be a valid string, not 3"),
     "not a mapping": ("- a\n- b", "1:1: a rule set is a mapping, not a list"),
     "part that is not a mapping": ("parity: all", "1:9: 'parity' should be a mapping, not 'all'"),
