@@ -26,6 +26,7 @@ from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.qmoe import QMOE
 from rewriter.parity import apart
+from rewriter.parity.judge import unfit
 from rewriter.parity.local import LocalProver
 from rewriter.parity.model import ModelParity, check
 from rewriter.parity.runtime import Feeds, Runtime
@@ -35,7 +36,7 @@ from rewriter.quantize.importance import Importance
 from rewriter.quantize.lossless import OffGridError
 from rewriter.quantize.plan import CUSTOM, QuantizationPlan
 from rewriter.quantize.types import FloatArray, Quantizer
-from rewriter.report import Made, Report
+from rewriter.report import Made, Misfit, Report
 from rewriter.report.provenance import made_by, note, provenance
 from rewriter.roles import ROLES
 from rewriter.ruleset import RuleSet, RuleSetLike, load, used
@@ -291,6 +292,7 @@ def _rewritten(
             model=os.fspath(model) if isinstance(model, str | os.PathLike) else name,
             rules=rules,
             sizes=sizes(before, after),
+            misfits=tuple(Misfit(node.name or "", why) for node, why in unfit(all_nodes(ours), run.target)),
             already_quantized=dict(sorted(kept.items())),
             provenance=circumstances,
         )

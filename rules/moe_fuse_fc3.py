@@ -6,6 +6,7 @@ Declines when:
               the activation is not silu or swiglu: no fused form gates relu, gelu or identity
               silu comes with alpha, beta or a limit, which nothing defines
               fc1, fc3 or a bias is not constant
+              the target runs the result neither as MoE nor as QMoE
               the float weights would stay in the model beside their copy
 Source:       transformers' exporter with ONNX Runtime's fusions; silu(g) * l is SwiGLU of alpha 1, beta 0, no limit
 """
@@ -67,7 +68,9 @@ class MoEFuseFc3(Rule):
             fc2.value,
             fc2.bias,
         ]
-        return emit_moe(op, experts, dataclasses.replace(form, activation=SWIGLU.name, fusion=1, gated=False), weights)
+        return emit_moe(
+            self.run, op, experts, dataclasses.replace(form, activation=SWIGLU.name, fusion=1, gated=False), weights
+        )
 
     def _bias(self, experts: Experts) -> tuple[View, View] | None:
         """The biases of gate and linear half [E, I]; zeros where only one has one."""

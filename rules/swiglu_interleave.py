@@ -4,6 +4,7 @@ Matched:      MoE(x, router_probs, fc1, fc1_bias?, ..) with swiglu_fusion=2: row
 Replacement:  the same MoE with swiglu_fusion=1: rows g0, l0, g1, l1, ..; weights are a lazy copy
 Declines when:
               fc1 or its bias is not constant
+              the target runs the result neither as MoE nor as QMoE
               the float weights would stay in the model beside their copy
 Source:       com.microsoft::MoE; the CPU provider loads only swiglu_fusion=1
 """
@@ -46,7 +47,7 @@ class SwigluInterleave(Rule):
             fc2.value,
             fc2.bias,
         ]
-        return emit_moe(op, experts, dataclasses.replace(experts.form, fusion=1), weights)
+        return emit_moe(self.run, op, experts, dataclasses.replace(experts.form, fusion=1), weights)
 
 
 def halves_in_turn(view: View) -> ViewTensor:

@@ -39,10 +39,31 @@ def _pure_matches():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Prints the wrong versions of the shipped rules and what caught each; here, since workers collect, not this."""
-    if "CI" not in os.environ and not any("wrong_rules" in str(a) for a in terminalreporter.config.args):
-        return
+    """Prints what tests have counted; here, since workers collect, not this."""
     rows = [dict(r.user_properties) for r in terminalreporter.stats.get("passed", ())]
+    if _asked(terminalreporter, "wrong_rules"):
+        _wrong_rules(terminalreporter, rows)
+    if _asked(terminalreporter, "target"):
+        _written_forms(terminalreporter, [row["written forms"] for row in rows if "written forms" in row])
+
+
+def _asked(terminalreporter, folder):
+    return "CI" in os.environ or any(folder in str(a) for a in terminalreporter.config.args)
+
+
+def _written_forms(terminalreporter, rows):
+    """What rules write for each target, and what was measured of it."""
+    if not rows:
+        return
+    terminalreporter.section("written forms")
+    for name, count, known in sorted(rows, key=lambda row: row[0]):
+        shown = ", ".join(f"{number} {verdict}" for verdict, number in sorted(known.items(), key=lambda item: -item[1]))
+        terminalreporter.write_line(f"{name}: {count} ({shown})")
+    terminalreporter.write_line(f"{sum(row[1] for row in rows)} forms written, none measured wrong or refused")
+
+
+def _wrong_rules(terminalreporter, rows):
+    """The wrong versions of the shipped rules and what caught each."""
     rows = [(row["rule"], row["wrong version"], row["caught by"]) for row in rows if "caught by" in row]
     if not rows:
         return

@@ -56,7 +56,8 @@ def told(target: Target, form: Form) -> str | None:
         return kernels
     if not isinstance(form, QMoEForm):
         return RUNS
-    if form.prepacked != "auto" or form.quant != "int":
+    written = ("auto",) if form.quant == "int" else (str(int(form.layout == "raw")),)
+    if form.prepacked not in written:
         return None
     if form.level and not target.has("QMoE", "accuracy_level"):
         return "it has no accuracy_level"
@@ -78,11 +79,13 @@ def _linear(target: Target, form: LinearForm) -> str | None:
 
 
 def _layout(form: LinearForm | QMoEForm) -> str:
-    return form.layout if form.layout == "raw" else f"cutlass-{form.layout}"
+    return f"cutlass-{form.layout}" if form.layout.startswith("sm") else form.layout
 
 
 def _shapes(form: QMoEForm) -> list[QuantizedShape]:
     own = expert_form(form)
     sizes = [(own.fused * form.i, form.h), (form.h, form.i), *[(form.i, form.h)] * form.fc3]
     zeros = [form.zeros in ("all", f"fc{index}") for index in (1, 2, 3)]
-    return [QuantizedShape(*size, form.bits[i % 2], form.block, not zeros[i]) for i, size in enumerate(sizes)]
+    return [
+        QuantizedShape(*size, form.bits[i % 2], form.block, not zeros[i], form.quant) for i, size in enumerate(sizes)
+    ]

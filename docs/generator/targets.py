@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 
-from probe.forms import Form, LinearForm, LookupForm, QMoEForm, text_of
+from probe.answers import Answers
+from probe.forms import text_of
 from probe.sweep import forms
 
 from generator.markdown import code, table
 from generator.measured import ROUNDS, RUNS, measured, target_of, told
+from generator.verdicts import Verdicts
 from rewriter.target import ADDED, KERNELS, LINEARS, LOOKUPS, PROVIDERS, Kernel, LinearKernel, LookupKernel
 
 
@@ -70,33 +72,22 @@ def faults() -> str:
 
 
 def unmeasured() -> str:
-    """Returns which forms the tables accept on a measured version though none like them was run there."""
-    parts = []
+    """Returns what the tables accept on a measured version though no form that has it was run there."""
+    lines = []
     for own in measured():
-        known = {_like(answer.form) for answer in own.answers}
-        open_forms = [
-            form for form in forms() if _like(form) not in known and told(target_of(own), form) in (RUNS, ROUNDS)
-        ]
-        if open_forms:
-            alike = dict.fromkeys(_like(form) for form in open_forms)
-            shown = "; ".join(" ".join(map(str, key)) for key in alike)
-            parts.append(f"- `{own.provider}` {own.version}: {shown}\n")
-    return "".join(parts)
+        heads: dict[str, list[str]] = {}
+        for part in unmeasured_parts(own):
+            head, _, rest = part.partition(": ")
+            heads.setdefault(head, []).append(rest)
+        lines += [f"- `{own.provider}` {own.version}, {head}: {'; '.join(rest)}\n" for head, rest in heads.items()]
+    return "".join(lines)
 
 
-def _like(form: Form) -> tuple[object, ...]:
-    """What a form is about: what a table has a row or a column for."""
-    if isinstance(form, LinearForm):
-        bias = "with bias" if form.bias else ""
-        return (form.operator, form.x.lower(), f"{form.bits} bits", f"block {form.block}", bias, form.layout)
-    if isinstance(form, LookupForm):
-        return (form.operator, form.x.lower(), f"{form.bits} bits", f"rank {form.rank}")
-    shared = (form.operator, form.x.lower(), form.act, "fc3" if form.fc3 else f"fusion {form.fusion}")
-    if not isinstance(form, QMoEForm):
-        return shared
-    zeros = "" if form.zeros == "none" else f"zero points {form.zeros}"
-    widths = "/".join(map(str, dict.fromkeys(form.bits)))
-    return ("QMoE", form.x.lower(), f"{widths} bits", f"block {form.block or 'row'}", zeros, form.layout)
+def unmeasured_parts(own: Answers) -> Collection[str]:
+    """Returns the parts of forms that the tables accept and no form has that was measured right."""
+    verdicts, target = Verdicts.of([own]), target_of(own)
+    accepted = (form for form in forms() if told(target, form) in (RUNS, ROUNDS))
+    return dict.fromkeys(part for form in accepted for part in verdicts.unmeasured(form))
 
 
 _VERDICTS = ("right", "rounds", "wrong", "refused", "fails", "crashes")
@@ -114,7 +105,7 @@ _SINGLE = {"any": "yes", "alike": "alike only", "wide": "8 bits, alike only"}
 _SHOWN = {
     *("dtypes", "activations", "fusions", "fc3", "sparse_mixer", "unnormalized", "router_weights", "constants"),
     *("format", "blocks", "mixed_bits", "zero_point_blocks", "padded_zero_points", "mixed_zero_points", "single_block"),
-    *("multiple", "int8_activations", "layouts"),
+    *("multiple", "int8_activations", "layouts", "judges"),
 }
 _KERNEL_ROWS: dict[str, Callable[[Kernel], str]] = {
     "element types of x": lambda k: ", ".join(k.dtypes).lower(),
@@ -137,6 +128,7 @@ _KERNEL_ROWS: dict[str, Callable[[Kernel], str]] = {
         ", ".join(f"{b} bits, block >= {n}" for b, n in k.int8_activations) or "no"
     ),
     "layouts": lambda k: ", ".join(k.layouts) or "none",
+    "its numbers hold a proof's tolerance": lambda k: _yes(k.judges),
 }
 _ROUTER_WEIGHTS = {(): "no", (False,): "at `normalize_routing_weights=0`", (True, False): "yes"}
 _QMOE_ONLY = tuple(_KERNEL_ROWS)[7:]

@@ -237,6 +237,8 @@ def apply(
         screen,
         tables.fired(done),
         tables.declined(done.refusals, more),
+        tables.misfits(done),
+        tables.changed(done.changes, more),
         tables.plan(done.rules),
         tables.weights(done.by_role, measured=True),
         tables.output_errors(done.by_layer),

@@ -92,6 +92,8 @@ def _show_report(screen: Console, report: Report, unread: str) -> None:
         screen,
         tables.would_fire(report),
         tables.declined(report.refusals, "; --json lists all"),
+        tables.misfits(report),
+        tables.changed(report.changes, "; --json lists all"),
         tables.plan(report.rules),
         tables.weights(report.by_role, measured=False),
         tables.left(report.left, _LARGEST),

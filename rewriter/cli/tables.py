@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from rewriter.cli.console import TOP, Sheet
-from rewriter.report import LayerError, Left, Proof, Refusal, Report, RoleSummary, UsedRuleSet, Weight
+from rewriter.report import Change, LayerError, Left, Proof, Refusal, Report, RoleSummary, UsedRuleSet, Weight
 from rewriter.text import figure, names, nbytes
 
 _LAYERS = 64
@@ -55,6 +55,30 @@ def declined(refusals: Sequence[Refusal], where: str) -> Sheet | None:
         head = Text(f"{refusal.rule}: {refusal.reason}", style="dim" if refusal.expected else "")
         made.add(f"{len(refusal.declines):,}", head.append(f"\n{refusal.declines[0].node}{stays}", style="dim"))
     made.rest(len(refusals) - TOP, where)
+    return made
+
+
+def changed(changes: Sequence[Change], where: str) -> Sheet | None:
+    """Where another form was written than the plan says, and why; None where none was."""
+    if not changes:
+        return None
+    made = Sheet("Other forms than planned", ">count", "|role", "planned -> written, and why")
+    for change in changes[:TOP]:
+        made.add(f"{len(change.weights):,}", change.role or Text("(no role)", style="dim"), str(change))
+    made.rest(len(changes) - TOP, where)
+    return made
+
+
+def misfits(report: Report) -> Sheet | None:
+    """What the target refuses or computes wrongly in the rewritten model, by reason; None where there is nothing."""
+    groups: dict[str, list[str]] = {}
+    for misfit in report.misfits:
+        groups.setdefault(misfit.reason, []).append(misfit.node)
+    if not groups:
+        return None
+    made = Sheet(f"What {report.target} refuses, or computes wrongly", ">count", "operator, reason, and first node")
+    for reason, nodes in sorted(groups.items(), key=lambda group: -len(group[1])):
+        made.add(f"{len(nodes):,}", Text(reason).append(f"\n{nodes[0]}", style="dim"))
     return made
 
 

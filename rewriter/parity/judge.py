@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -12,6 +12,7 @@ from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.operator import input_at
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, RAW, ROUTER_WEIGHTS, quantized_of
+from rewriter.quantize.formats import FORMATS, INT
 from rewriter.quantize.types import QuantizedShape
 from rewriter.target import Kernel, Target
 
@@ -32,6 +33,22 @@ def cannot_run(nodes: Iterable[ir.Node], provider: str, layouts: Mapping[ir.Node
     if provider == "reference":
         return ""
     return next((reason for node in nodes if (reason := _cannot_run(node, _target(provider), layouts.get(node)))), "")
+
+
+def unfit(nodes: Iterable[ir.Node], target: Target) -> Iterator[tuple[ir.Node, str]]:
+    """Yields the nodes that a target refuses or computes wrongly, and why, as far as its tables know.
+
+    Where nothing tells the layout of a QMoE's weights, it is not asked for.
+    """
+    for node in nodes:
+        if QMOE.computes(node) and LAYOUT_KEY not in node.metadata_props:
+            weighted = input_at(node, ROUTER_WEIGHTS) is not None
+            kernels = target.runs(QMOE.name, form_of(node), _name(_dtype(node, 0)), weighted=weighted)
+            reason = f"{node.op_type} on {target}: {kernels}" if isinstance(kernels, str) else ""
+        else:
+            reason = _cannot_run(node, target, None)
+        if reason:
+            yield node, reason
 
 
 def cannot_judge(nodes: Iterable[ir.Node], provider: str, layouts: Mapping[ir.Node, str] = _TOLD) -> str:
@@ -86,7 +103,9 @@ def _shapes(node: ir.Node) -> list[QuantizedShape] | None:
     inter = wide // form_of(node).fused
     sizes = ((wide, hidden), (hidden, inter), (inter, hidden))
     count = 2 if input_at(node, slots[2].weight) is None else 3
-    return [QuantizedShape(*sizes[i], held.bits[i], held.block, not held.zero_points[i]) for i in range(count)]
+    own = FORMATS[held.format or INT.name]
+    block = own.block or held.block
+    return [QuantizedShape(*sizes[i], held.bits[i], block, not held.zero_points[i], own.name) for i in range(count)]
 
 
 def _linear(node: ir.Node, target: Target) -> str | None:
@@ -124,6 +143,8 @@ def _inexact(node: ir.Node, target: Target, layout: str | None) -> str:
         return ""
     held, kernels = quantized_of(node), _kernels(node, target, layout)
     level = held.accuracy_level
-    if not isinstance(kernels, str) and any(kernels[0].rounds_activations(b, held.block, level) for b in held.bits):
+    if isinstance(kernels, str):
+        return ""
+    if any(kernels[0].rounds_activations(b, held.block, level) for b in held.bits):
         return f"QMoE of {target} {_INT8_ACTIVATIONS} at {held.bits[0]} bits in blocks of {held.block}"
-    return ""
+    return "" if kernels[0].judges else f"QMoE of {target} rounds {held.format} more than a proof allows"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter.errors import QuantizationError
-from rewriter.quantize.formats import FORMATS, FormatName
+from rewriter.quantize.formats import FORMATS, INT, FormatName
 from rewriter.tensors import View
 
 FloatArray = npt.NDArray[np.floating]
@@ -39,6 +39,14 @@ class WeightSpec:
     format: FormatName = "int"
     lossless: bool = False
 
+    @property
+    def form(self) -> str:
+        """Width, blocks and zero points, in words."""
+        if self.format != INT.name:
+            return self.format
+        blocks = f"blocks of {self.block_size}" if self.block_size else "one block a row"
+        return f"{self.bits} bits in {blocks}, {'symmetric' if self.symmetric else 'asymmetric'}"
+
 
 @dataclass(frozen=True)
 class WeightContext:
@@ -59,7 +67,8 @@ class WeightContext:
         activations: reads what this very weight saw when the model was calibrated, [tokens, K] float32, its features in
             the order of the weight's columns and of no rows where no token came by; None where that is not known.
         uncalibrated: why what it saw is not known; empty where it is.
-        planned: what the plan asked for, where the operator has no such form and ``spec`` is the nearest; else None.
+        planned: what the plan asked for, where ``spec`` is another form; else None.
+        because: why the form is another than the planned one.
         off_grid: which block keeps it off the grid on which nearly all of it lies; else empty.
     """
 
@@ -77,6 +86,7 @@ class WeightContext:
     uncalibrated: str = ""
     planned: WeightSpec | None = None
     off_grid: str = ""
+    because: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewriter.report.changes import Change, changes
 from rewriter.report.grids import KEPT, on_grids
 from rewriter.report.layers import LayerError, by_layer
 from rewriter.report.provenance import Made, Provenance
@@ -18,6 +19,7 @@ from rewriter.report.records import (
     Decline,
     Left,
     Metrics,
+    Misfit,
     Proof,
     RoleSummary,
     Size,
@@ -31,12 +33,14 @@ __all__ = [
     "KEPT",
     "SCHEMA_VERSION",
     "Application",
+    "Change",
     "Comparison",
     "Decline",
     "LayerError",
     "Left",
     "Made",
     "Metrics",
+    "Misfit",
     "PlanLine",
     "Proof",
     "Provenance",
@@ -76,6 +80,7 @@ class Report:
         rules: the rule set in full; None where it is not known.
         sizes: bytes by family of roles, the largest first; they add up to ``bytes_before`` and ``bytes_after``.
         provenance: versions, date and command of the run, and what had been done to the model before.
+        misfits: nodes of the rewritten model that the target refuses, or computes wrongly.
         already_quantized: operator -> nodes of the given model that hold quantized weights and were left as they are.
     """
 
@@ -93,6 +98,7 @@ class Report:
     model: str = ""
     rules: UsedRuleSet | None = None
     sizes: tuple[Size, ...] = ()
+    misfits: tuple[Misfit, ...] = ()
     already_quantized: Mapping[str, int] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
 
@@ -126,6 +132,11 @@ class Report:
     def on_grids(self) -> tuple[str, ...]:
         """What is to be said of weights that lie, or nearly lie, on a grid of few bits, a line for each kind."""
         return on_grids(self.weights)
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Where the form of a weight is another than the plan says, and why."""
+        return changes(self.weights)
 
     @property
     def by_layer(self) -> tuple[LayerError, ...]:

@@ -110,6 +110,9 @@ class Weight:
         sources: names of the model's constants that it is made of.
         grid: ``kept as it was trained`` where it lies on a grid of few bits and is written as that; which block is off,
             where nearly all of it lies on one; else empty.
+        form: width, blocks and zero points, in words.
+        planned_form: likewise what the plan asked for, where that is another form; else empty.
+        because: why it is another form than the planned one.
     """
 
     name: str
@@ -132,6 +135,9 @@ class Weight:
     format: str = "int"
     sources: tuple[str, ...] = ()
     grid: str = ""
+    form: str = ""
+    planned_form: str = ""
+    because: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,19 @@ class Left:
     rule: str = ""
     reason: str = ""
     remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A node of the rewritten model that the target refuses, or computes wrongly.
+
+    Attributes:
+        node: its name.
+        reason: the operator, the target and why.
+    """
+
+    node: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Kernel:
         multiple: of QMoE, what H and I must be multiples of.
         int8_activations: of QMoE, (bits, smallest block) at which the kernel rounds activations to 8 bits.
         layouts: of QMoE, names of the layouts that it reads, the preferred first.
+        judges: whether its numbers hold the tolerance of a proof.
     """
 
     since: Version
@@ -72,6 +73,7 @@ class Kernel:
     multiple: int = 1
     int8_activations: tuple[tuple[int, int], ...] = ()
     layouts: tuple[str, ...] = ("raw",)
+    judges: bool = True
 
     def refusal(self, form: ExpertForm, dtype: str, *, weighted: bool = False) -> str | None:
         """Returns why the kernel cannot run a node of this form and dtype, or runs it wrongly, or None.
@@ -148,6 +150,8 @@ class Kernel:
     def _misread_zero_points(self, projections: Sequence[QuantizedShape]) -> str | None:
         block, asymmetric = projections[0].block, [own for own in projections if not own.symmetric]
         for own in asymmetric:
+            if self.mixed_bits and not self.zero_point_blocks:
+                return "the target takes no zero points where projections have different bits"
             if block not in self.zero_point_blocks:
                 return Reason(f"the target takes no zero points in blocks of {block}", OTHER_BLOCK_SIZE)
             rows = own.blocks if block else own.n
@@ -267,7 +271,16 @@ _CUDA_MIXED = replace(
 _CPU_3_BITS = replace(
     _CPU_SHARED, dtypes=("FLOAT16", "BFLOAT16"), blocks={3: (32, 64, 128)}, multiple=1, layouts=("raw",)
 )
-_CPU_MXFP4 = replace(_CPU_SHARED, dtypes=("FLOAT16",), format="mxfp4", blocks={4: (32,)}, multiple=1, layouts=("raw",))
+# In halves it is up to 1.8e-3 of the largest output off.
+_CPU_MXFP4 = replace(
+    _CPU_SHARED,
+    dtypes=("FLOAT16", "BFLOAT16"),
+    format="mxfp4",
+    blocks={4: (32,)},
+    multiple=1,
+    layouts=("raw",),
+    judges=False,
+)
 _CPU_NVFP4 = replace(_CPU_MXFP4, format="nvfp4", blocks={4: (16,)})
 # In float32 it rounds activations, to more than 8 bits: 5e-3 of the largest output.
 _CPU_MXFP4_FLOAT = replace(_CPU_MXFP4, dtypes=("FLOAT",), int8_activations=((4, 32),))

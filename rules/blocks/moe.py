@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from rewriter.emit import write_integers, write_operator
 from rewriter.facts import Facts
-from rewriter.graph.declines import ONE_FLOAT_TYPE, RELABEL, UNSTACK, WHOLE_BLOCK, stays_float
+from rewriter.graph.declines import ONE_FLOAT_TYPE, RELABEL, UNSTACK, WHOLE_BLOCK, no_kernel, stays_float
 from rewriter.operators.form import ExpertForm, form_of
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import input_at
@@ -138,15 +138,23 @@ def flat_router(op: Any, router: ir.Value, experts: int) -> ir.Value:
     return flat
 
 
-def emit_moe(op: Any, experts: Experts, form: ExpertForm, weights: Sequence[ir.Value | None]) -> Any:
-    """Writes an MoE.
+def emit_moe(run: Run, op: Any, experts: Experts, form: ExpertForm, weights: Sequence[ir.Value | None]) -> Any:
+    """Writes an MoE, or declines: the target computes it wrongly, where it refuses the present one loudly.
+
+    One that QMoE alone computes is written, for rule moe-to-qmoe.
 
     Args:
+        run: the present run.
         op: onnxscript's builder.
         experts: gives x and the router.
         form: what the new node computes.
         weights: fc1, fc1_bias, fc2, fc2_bias and perhaps fc3, fc3_bias.
     """
+    dtype = experts.dtype.name
+    reason = run.target.runs(MOE.name, form, dtype)
+    others = (run.target.runs(QMOE.name, form, dtype, weighted=weighted) for weighted in (False, True))
+    if isinstance(reason, str) and all(isinstance(other, str) for other in others):
+        raise no_kernel(MOE.name, run.target, reason, experts.node)
     router = flat_router(op, experts.router, experts.projections[0].weight.shape[0])
     return write_operator(op, MOE, [experts.x, router, *weights], form.attributes())
 

@@ -122,7 +122,10 @@ def plan_experts(run: Run, rule: str, experts: Experts, ways: Sequence[Way], *, 
             for layout in map(layout_named, way.kernel.layouts):
                 refused = refusal(way.kernel, shapes, layout)
                 if refused is None:
-                    held = tuple(tuple(_as_held(job, block, symmetric) for job in jobs) for jobs in asked)
+                    because = "QMoE has one block size for all projections"
+                    if (block, symmetric) != wanted[0]:
+                        because = reasons[len(fitting[0].kernel.layouts) - 1]
+                    held = tuple(tuple(_as_held(job, block, symmetric, because) for job in jobs) for jobs in asked)
                     return Held(held, block, layout, way)
                 reasons.append(refused)
     others = ", ".join(map(str, sizes[1:])) if smaller_blocks else ""
@@ -258,8 +261,8 @@ def _jobs(run: Run, rule: str, experts: Experts, projection: Projection) -> Jobs
     for job in jobs:
         if job.context.spec != first:
             raise Declined(
-                f"QMoE quantizes a stack whole, and the plan gives expert 0 of {projection.name} {_show(first)} and"
-                f" expert {job.context.expert} {_show(job.context.spec)}",
+                f"QMoE quantizes a stack whole, and the plan gives expert 0 of {projection.name} {first.form} and"
+                f" expert {job.context.expert} {job.context.spec.form}",
                 projection.value,
                 remedy=ONE_SPEC,
             )
@@ -274,10 +277,6 @@ def _role(form: ExpertForm, name: str) -> str:
     return "gate" if form.gated else "gate_up" if form.fused > 1 else "up"
 
 
-def _show(spec: WeightSpec) -> str:
-    return f"{spec.bits} bits in blocks of {spec.block_size}, {'symmetric' if spec.symmetric else 'asymmetric'}"
-
-
 def refusal(kernel: Kernel, projections: Sequence[QuantizedShape], layout: Layout) -> str | None:
     """Returns why the kernel cannot run projections that are quantized so, or None."""
     held = map(layout.of, projections)
@@ -290,9 +289,9 @@ def _shape(job: QuantizationJob, block: int, *, symmetric: bool) -> QuantizedSha
     return dataclasses.replace(shape, block=block, symmetric=shape.symmetric or symmetric)
 
 
-def _as_held(job: QuantizationJob, block: int, symmetric: bool) -> QuantizationJob:
+def _as_held(job: QuantizationJob, block: int, symmetric: bool, because: str) -> QuantizationJob:
     spec = job.context.spec
     own = dataclasses.replace(spec, block_size=block, symmetric=spec.symmetric or symmetric)
     if own == spec:
         return job
-    return dataclasses.replace(job, context=dataclasses.replace(job.context, spec=own, planned=spec))
+    return dataclasses.replace(job, context=dataclasses.replace(job.context, spec=own, planned=spec, because=because))

@@ -168,3 +168,13 @@ def test_inspect_says_what_float_weights_were_trained_as():
     plain = rewriter.inspect(moe_model(GPT_OSS, dtype=np.float16, hidden=H, inter=I, experts=E))
     (experts,) = [holding for holding in plain.weights if holding.role == "expert" and holding.kind == "float"]
     assert experts.stored == "FLOAT16"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("format_", ["mxfp4", "nvfp4"])
+def test_a_kernel_that_rounds_more_than_a_proof_allows_is_no_judge(format_, dtype):
+    """The CPU's own of 1.32 is 5e-3 off in float32 and up to 2e-3 in float16: a right rewrite failed by it."""
+    model = moe_model(GPT_OSS, dtype=dtype, hidden=128, inter=128, experts=4)
+    result = rewrite(model, rule_set(["moe-to-qmoe"], format=format_), "cpu@1.32")
+    (proof,) = result.report.proofs
+    assert proof.runtime == "reference" and "rounds" in proof.because

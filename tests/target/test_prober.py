@@ -155,3 +155,12 @@ def test_answers_read_as_they_are_written(tmp_path):
     said = {answer.form: answer for answer in read.answers}
     assert [said[o.form].verdict("cuda") for o in own] == ["right", "wrong", "refused"]
     assert said[own[2].form] == own[2] and said[own[0].form].error == 2.5e-7
+
+
+def test_forms_of_a_file_are_measured_in_place_of_the_sweep(tmp_path):
+    (tmp_path / "forms.txt").write_text("MatMulNBits k=96\nGatherBlockQuantized bits=8 k=96\n")
+    command = [sys.executable, ROOT / "benchmarks" / "prober", "--forms", tmp_path / "forms.txt", "--out", tmp_path]
+    subprocess.run(command, check=True, capture_output=True)
+    (file,) = tmp_path.glob("*.json")
+    told = {forms.text_of(own.form): own.verdict("cpu") for own in answers.read(file).answers}
+    assert told == {"MatMulNBits k=96": "right", "GatherBlockQuantized bits=8 k=96": "right"}

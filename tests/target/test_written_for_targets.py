@@ -10,7 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rules"))
 
-from moe_models import INTERLEAVED, attributes_of, moe_model, nodes_of, rewrite, rule_set
+from moe_models import INTERLEAVED, NORMALISE, attributes_of, moe_model, nodes_of, rewrite, rule_set
+
+from rewriter.html import page
 
 CUDA = "cuda@1.31"
 
@@ -94,3 +96,69 @@ def test_one_projection_with_zero_points_before_1_31_on_the_cpu():
     for target, block, runs in (("cpu@1.30", 32, False), ("cpu@1.31", 32, True), ("cpu@1.31", 0, False)):
         nodes, reasons = written(model, target, bits=4, block_size=block, more=more)
         assert bool(nodes) == runs and (runs or any("for all projections or for none" in r for r in reasons))
+
+
+UNNORMALISED = {"activation_type": "swiglu", "swiglu_fusion": 2, "k": 2, "normalize_routing_weights": 0}
+
+
+@pytest.mark.parametrize("attributes", [UNNORMALISED, {"activation_type": "silu", "k": 2}])
+def test_what_fails_loudly_does_not_become_what_is_wrong(attributes):
+    """Before 1.25 neither MoE nor QMoE of the CPU keeps weights that are not normalised."""
+    model = moe_model(attributes, fc3="swiglu_fusion" not in attributes, bias="none")
+    result = rewrite(model, rule_set(NORMALISE), "cpu@1.24")
+    assert not result.report.applied
+    assert "normalize_routing_weights=0 is not heeded in float" in result.report.declines[0].reason
+
+
+def test_a_node_that_the_target_computes_wrongly_is_named():
+    """On the way to QMoE an MoE may be one that only QMoE runs; where it stays, the report says so."""
+    model = moe_model(UNNORMALISED, bias="none")
+    (misfit,) = rewrite(model, rule_set(NORMALISE), "cpu@1.31").report.misfits
+    assert misfit.reason == "MoE on cpu@1.31: normalize_routing_weights=0 is not heeded in float"
+    assert not rewrite(model, rule_set(NORMALISE, ["moe-to-qmoe"], bits=4), "cpu@1.31").report.misfits
+    assert not rewrite(model, rule_set(NORMALISE), "cpu@1.32").report.misfits
+
+
+def test_a_models_own_node_is_named_too():
+    """CUDA ignores router_weights, whoever wrote them."""
+    model = rewrite(
+        moe_model(UNNORMALISED, bias="none", dtype=np.float16), rule_set(NORMALISE, ["moe-to-qmoe"], bits=4)
+    )
+    (misfit,) = rewrite(model.model, rule_set(["unstack"]), CUDA).report.misfits
+    assert "router_weights are not heeded" in misfit.reason
+
+
+def changes(model, target=CUDA, **plan):
+    more = plan.pop("more", {})
+    rules = rule_set(["moe-to-qmoe"], **plan)
+    rules["quantization"] |= more
+    result = rewrite(model, rules, target)
+    assert result.model.ByteSize()
+    return result.report
+
+
+def test_what_was_written_in_place_of_the_plan_is_said(tmp_path):
+    sizes = {"hidden": 192, "inter": 192}
+    report = changes(halves(**sizes), bits=4, block_size=64, symmetric=False)
+    assert {str(change) for change in report.changes} == {
+        "4 bits in blocks of 64, asymmetric -> 4 bits in blocks of 32, asymmetric:"
+        " the target misreads 3 zero points of 4 bits, which end within a byte"
+    }
+    assert sum(len(change.weights) for change in report.changes) == 8
+    more = {"overrides": [{"role": "expert.down", "bits": 8}]}
+    report = changes(halves(**sizes), bits=4, symmetric=False, more=more)
+    assert {str(change) for change in report.changes} == {
+        f"{bits} bits in blocks of 32, asymmetric -> {bits} bits in blocks of 32, symmetric:"
+        " the target takes no zero points where projections have different bits"
+        for bits in (4, 8)
+    }
+    written = {w["planned_form"]: w["because"] for w in report.to_json()["weights"]}
+    assert written["8 bits in blocks of 32, asymmetric"].startswith("the target takes no zero points")
+    assert "zero points where projections have different bits" in page(report)
+    assert not changes(halves(), bits=4).changes
+
+
+def test_one_block_size_for_all_projections_is_said():
+    more = {"overrides": [{"role": "expert.down", "block_size": 64}]}
+    (change,) = changes(halves(), bits=4, more=more).changes
+    assert (change.role, change.because) == ("expert.down", "QMoE has one block size for all projections")

@@ -25,11 +25,13 @@ def main() -> int:
         "--out", type=Path, default=Path(), help="folder of the file of answers, where other forms stay"
     )
     parser.add_argument("--only", metavar="FORM", nargs="*", help="settings that a form must have, as QMoE bits=4,8")
+    parser.add_argument("--forms", type=Path, metavar="FILE", help="measure these forms, one a line, not the sweep's")
     parser.add_argument("--jobs", type=int, default=1, help="forms at a time")
     parser.add_argument("--hardware", help="what it runs on; else asked of the machine")
     parser.add_argument("--list", action="store_true", help="print the forms and stop")
     given = parser.parse_args()
-    wanted = [form for form in sweep.forms() if set(given.only or ()) <= set(forms.text_of(form).split())]
+    every = sweep.forms() if given.forms is None else _read(given.forms)
+    wanted = [form for form in every if set(given.only or ()) <= set(forms.text_of(form).split())]
     if given.list:
         print(*map(forms.text_of, wanted), sep="\n")
         return 0
@@ -56,6 +58,10 @@ def main() -> int:
     print(dict(collections.Counter(answer.verdict(given.provider) for answer in made)))
     print(answers.write(given.out, own))
     return 0
+
+
+def _read(path: Path) -> list[forms.Form]:
+    return [forms.form_of(line) for line in path.read_text().splitlines() if line.strip()]
 
 
 def _answer(form: forms.Form, found: apart.Answer) -> answers.Answer:

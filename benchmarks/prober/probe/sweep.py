@@ -25,6 +25,15 @@ _ACTS = (
     {"act": "silu", "fusion": 0, "fc3": True},
     {"act": "gelu", "fusion": 0, "fc3": True},
 )
+_PATHS = (
+    QMoEForm(bits=(2, 2), block=64),
+    QMoEForm(bits=(8, 8), block=64),
+    *(QMoEForm(bits=bits, block=block) for bits in ((4, 8), (8, 4), (2, 4)) for block in (16, 64)),
+    *(QMoEForm(bits=(bits, bits), block=block, layout="sm80") for bits in (4, 8) for block in (0, 64)),
+    *(QMoEForm(quant="mxfp4", layout=layout, prepacked=told) for layout, told in (("raw", "1"), ("columns", "0"))),
+    *(QMoEForm(quant="nvfp4", block=16, layout=own, prepacked=told) for own, told in (("raw", "1"), ("columns", "0"))),
+)
+"""What kernels have code of their own for."""
 
 
 def forms() -> list[Form]:
@@ -56,9 +65,11 @@ def _linears() -> Iterator[LinearForm]:
 
 
 def _lookups() -> Iterator[LookupForm]:
-    for bits, block, zeros, x in itertools.product((2, 4, 8), (16, 32, 128), ("none", "packed"), TYPES):
+    for bits, block, zeros, x in itertools.product((2, 4, 8), _BLOCKS[1:], ("none", "packed"), TYPES):
         yield LookupForm(x=x, bits=bits, block=block, zeros=zeros)
-    for bits, zeros, x, rank in itertools.product((2, 4, 8), ("none", "packed"), TYPES[:2], (2, 3)):
+    for bits, block, zeros, x in itertools.product((2, 4, 8), _BLOCKS[1:], ("none", "packed"), TYPES):
+        yield LookupForm(x=x, bits=bits, block=block, zeros=zeros, rank=3, k=block)
+    for bits, zeros, x, rank in itertools.product((2, 4, 8), ("none", "packed"), TYPES, (2, 3)):
         yield LookupForm(x=x, bits=bits, zeros=zeros, rank=rank)
         yield LookupForm(x=x, bits=bits, zeros=zeros, rank=rank, k=96)
         yield LookupForm(x=x, bits=bits, zeros=zeros, rank=rank, k=120)
@@ -105,6 +116,15 @@ def _qmoes() -> Iterator[QMoEForm]:
         yield QMoEForm(x=x, bits=(bits, bits), block=block, level=4)
     yield from _layouts()
     yield from _four_bit_floats()
+    for path, x in itertools.product(_PATHS, TYPES):
+        own = replace(path, x=x)
+        yield own
+        yield replace(own, h=192, i=128)
+        yield from (replace(own, **act) for act in _ACTS[:7])
+        yield replace(own, bias="all", zeros="all" if own.quant == "int" and own.bits[0] == own.bits[1] else "none")
+        yield replace(own, bias="all", constants="1.702,1,7")
+        yield replace(own, top=1, rank=3)
+        yield replace(own, normalize=False, top=4)
 
 
 def _widths(x: str) -> Iterator[QMoEForm]:
