@@ -11,7 +11,8 @@ from rewriter.graph.contents import all_nodes
 from rewriter.parity.expected import expected_l2
 from rewriter.parity.limits import exceeded, limited
 from rewriter.parity.model import OriginalError
-from rewriter.parity.runtime import OrtRuntime, available
+from rewriter.parity.runtime import missing, runtime
+from rewriter.parity.sessions import PROVIDERS
 from rewriter.report import Comparison
 from rewriter.target import Target
 from rewriter.text import nbytes
@@ -21,27 +22,30 @@ MOST_NODES = 20_000
 """Bytes of weights, and nodes, above which nobody is kept waiting without having asked."""
 
 
-def compare(result: Result[Any], asked: bool | None) -> Comparison:
+def compare(result: Result[Any], asked: bool | None, provider: str | None = None) -> Comparison:
     """Compares a saved result with the original model.
 
     Args:
         result: what was saved.
         asked: True compares or fails, False does not compare, None compares where it can be done cheaply. A rule set
             with limits asks for it.
+        provider: what runs both models, which asks for it too; by default the target's.
     """
     limits = result.rule_set.parity
-    wanted = asked or (asked is None and limited(limits))
+    wanted = asked or (asked is None and (limited(limits) or provider is not None))
     if asked is False:
         return Comparison(skipped="--no-check")
     size, nodes = result.report.bytes_before, sum(len(graph) for graph in result.ir_model.graphs())
     if not wanted and (size > LARGEST or nodes > MOST_NODES):
         large = f"{nbytes(size)} of weights" if size > LARGEST else f"{nodes:,} nodes"
         return Comparison(skipped=f"the model has {large} (--check compares all the same)")
-    provider = Target.parse(result.report.target).provider
-    if provider not in available():
-        return _impossible(f"there is no {provider} runtime on this machine", wanted)
+    own = provider or Target.parse(result.report.target).provider
+    if own not in (*PROVIDERS, "reference"):
+        return _impossible(f"there is no {own} runtime on this machine", wanted)
+    if reason := missing(own):
+        return _impossible(reason, wanted)
     try:
-        parity = result.check(runtime=OrtRuntime(provider, timeout=limits.timeout))
+        parity = result.check(runtime=runtime(own, limits.timeout))
     except (OriginalError, UsageError) as error:
         return _impossible(f"the original does not run: {error}", wanted)
     except TargetError as error:

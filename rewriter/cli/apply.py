@@ -66,6 +66,14 @@ def apply(
             " is small (1 GiB, 20,000 nodes) and the runtime runs it.",
         ),
     ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|cuda|reference",
+            show_default=False,
+            help="What runs both models to compare them, which asks for it; by default the target's provider.",
+        ),
+    ] = None,
     imatrix: Annotated[
         Path | None,
         typer.Option(
@@ -177,11 +185,14 @@ def apply(
     from rewriter.errors import UsageError
     from rewriter.explanation.coverage import unread_experts
     from rewriter.io import Place
+    from rewriter.parity.runtime import missing
     from rewriter.text import shrink
 
     rule_set = options.rule_set(rules, settings, parity)
     _require_known(require, rule_set)
     _require_directory(out)
+    if provider is not None:
+        missing(provider)  # a name that there is none of is said before anything is done
     place = Place.of(out, overwrite=overwrite, keep=[model])
     if report is not None and report_files.is_stdout(report):
         report, as_json = None, True
@@ -219,7 +230,7 @@ def apply(
     with byte_bar(f"writing {out}", quiet=silent) as told:
         saved = result.save(place, memory=memory, max_shard_size=max_shard_size, data_name=data_name, progress=told)
     with working("comparing with the original", quiet=silent):
-        found = against.compare(result, check)
+        found = against.compare(result, check, provider)
     done = result.report
     origin = dataclasses.replace(done.provenance, command=shlex.join(["rewriter", *sys.argv[1:]]))
     done = dataclasses.replace(done, parity=found, provenance=origin)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def check(
     before: Annotated[Path, typer.Argument(metavar="BEFORE", show_default=False, help="The model as it should be.")],
     after: Annotated[Path, typer.Argument(metavar="AFTER", show_default=False, help="The model to measure.")],
-    runtime: Annotated[str, typer.Option(metavar="cpu|cuda|reference", help="What runs both.")] = "cpu",
+    runtime: Annotated[
+        str, typer.Option("--runtime", "--provider", metavar="cpu|cuda|reference", help="What runs both.")
+    ] = "cpu",
     inputs: Annotated[
         Path | None,
         typer.Option(

@@ -208,6 +208,23 @@ def _require(provider: str) -> None:
         raise UsageError(f"the installed ONNX Runtime has no {PROVIDERS[provider]}: {hint}")
 
 
+def missing(name: str) -> str:
+    """Returns why no runtime of that name works on this machine, and what to install; empty where one does.
+
+    Raises:
+        UsageError: there is no such name.
+    """
+    if name in available():
+        return ""
+    if name not in PROVIDERS:
+        raise UsageError(f"unknown runtime '{name}'{nearest(name, (*PROVIDERS, 'reference'))}")
+    try:
+        _require(name)
+    except UsageError as error:
+        return str(error)
+    return f"ONNX Runtime's {PROVIDERS[name]} finds no device or libraries that it can use on this machine"
+
+
 @functools.cache
 def _works(provider: str) -> bool:
     """True where a session of the provider really is one: with no GPU, ONNX Runtime falls back without an error."""

@@ -18,6 +18,7 @@ import rewriter
 from rewriter import api
 from rewriter.cli import against
 from rewriter.errors import TargetError
+from rewriter.parity import runtime
 from rewriter.rules import matmul_to_matmul_nbits
 
 
@@ -191,10 +192,49 @@ def test_a_rewritten_model_that_does_not_run_fails(run, monkeypatch):
 
 
 def test_without_the_targets_runtime_nothing_is_compared(run, monkeypatch):
-    monkeypatch.setattr(against, "available", lambda: ("reference",))
+    monkeypatch.setattr(against, "missing", lambda name: f"no {name} here")
     code, out, _ = run("apply", linear(), "-o", "out")
     assert code == 0
-    assert "Not compared with the original: there is no cpu runtime on this machine." in out
+    assert "Not compared with the original: no cpu here." in out
+    out = run("apply", linear(), "-o", "other", "--target", "webgpu@1.31")[1]
+    assert "Not compared with the original: there is no webgpu runtime on this machine." in out
+
+
+@pytest.mark.parametrize("provider", ["cpu", "reference"])
+def test_a_provider_that_is_named_runs_the_comparison(run, provider):
+    """Whatever the target: the same way as for a GPU."""
+    code, out, err = run("apply", linear(), "-o", "out", "--target", "cuda@1.31", "--provider", provider)
+    assert (code, err) == (0, "")
+    assert re.search(rf"Against the original \({provider}, random inputs, seed 0\)", out)
+    code, out, _ = run("check", "linear.onnx", "out/linear.onnx", "--provider", provider)
+    assert code == 0 and f"run by {provider}" in " ".join(out.split())
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """As where the wheel for the CPU is installed, wherever this runs."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    runtime._works.cache_clear()
+    yield
+    runtime._works.cache_clear()
+
+
+def test_a_provider_that_is_missing_is_said_with_what_to_install(run, no_gpu):
+    lacking = 'the installed ONNX Runtime has no CUDAExecutionProvider: pip install "onnx-moe-rewriter[gpu]"'
+    code, _, err = run("apply", linear(), "-o", "out", "--provider", "cuda", "-q")
+    assert code == 1 and lacking in " ".join(err.split()) and "Traceback" not in err
+    code, _, err = run("check", "linear.onnx", "out/linear.onnx", "--provider", "cuda")
+    assert code == 2 and lacking in " ".join(err.split())
+    code, out, err = run("apply", linear(), "-o", "other", "--target", "cuda@1.31")
+    assert (code, err) == (0, "") and lacking in " ".join(out.split())
+
+
+def test_a_provider_that_there_is_none_of_is_said_first(run, tmp_path):
+    code, _, err = run("apply", linear(), "-o", "out", "--provider", "cida")
+    assert code == 2 and "unknown runtime 'cida'" in err and "cuda" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_killed_run_left_is_named(run, tmp_path):

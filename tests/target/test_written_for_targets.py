@@ -10,8 +10,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rules"))
 
+from block_models import Spelling, block_model
+from linear_models import linear_model
 from moe_models import INTERLEAVED, NORMALISE, attributes_of, moe_model, nodes_of, rewrite, rule_set
 
+import rewriter
 from rewriter.html import page
 
 CUDA = "cuda@1.31"
@@ -162,3 +165,39 @@ def test_one_block_size_for_all_projections_is_said():
     more = {"overrides": [{"role": "expert.down", "block_size": 64}]}
     (change,) = changes(halves(), bits=4, more=more).changes
     assert (change.role, change.because) == ("expert.down", "QMoE has one block size for all projections")
+
+
+def test_no_moe_is_written_for_webgpu():
+    """Its kernel is registered, and returns an error when it runs."""
+    result = rewrite(moe_model(UNNORMALISED | {"normalize_routing_weights": 1}), rule_set(["unstack"]), "webgpu@1.32")
+    (misfit,) = result.report.misfits
+    assert misfit.reason == "MoE on webgpu@1.32: it has no MoE"
+    ((node,), _) = written(halves(), "webgpu@1.32", bits=4)
+    assert stamp_of(node) == "raw"
+
+
+@pytest.mark.parametrize("router", ["biased", "late", "masked"])
+def test_weights_that_are_no_softmax_are_given_by_logarithms_on_cuda(router):
+    """Slot 14 is ignored there; in halves the logarithms are taken in float32 and their sum is outside."""
+    how = Spelling(router=router, weights="own", hidden=64, inter=64, dtype="float16")
+    result = rewriter.apply(block_model(how), "moe-int4", target=CUDA)
+    ((node,), logits) = nodes_of(result.model, "QMoE"), nodes_of(result.model, "Log")
+    assert len(node.input) <= 14 and logits and not result.report.misfits
+    assert all(proof.max_relative <= proof.tolerance for proof in result.report.proofs)
+
+
+def test_k_quant_mixed_keeps_one_qmoe_on_cuda():
+    how = Spelling(weights="own", hidden=128, inter=128, dtype="float16")
+    result = rewriter.apply(block_model(how), "k-quant-mixed", target=CUDA)
+    ((node,), linears) = nodes_of(result.model, "QMoE"), nodes_of(result.model, "MatMulNBits")
+    own = attributes_of(node)
+    assert (own["expert_weight_bits"], own["fc2_expert_weight_bits"]) == (4, 8) and not linears
+    assert all("symmetric: the target takes no zero points" in str(change) for change in result.report.changes)
+
+
+@pytest.mark.parametrize(("target", "dtype", "runs"), [(CUDA, "float16", True), ("cuda@1.30", "float16", False)])
+def test_two_bits_in_a_linear_on_cuda(target, dtype, runs):
+    model = linear_model("y = MatMul(x, w)", {"w": np.ones((64, 32), dtype)}, x=("T", 64), dtype=dtype)
+    result = rewriter.apply(model, "dense-int4", target=target, overrides={"quantization.default.bits": 2})
+    assert sum(node.op_type == "MatMulNBits" for node in result.model.graph) == runs
+    assert runs or "2 bits have no kernel in float16 (it runs 4, 8)" in result.report.declines[-1].reason
