@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import onnx_ir as ir
 
-from rewriter.emit import matmul_nbits_refusal, require_matmul_nbits
+from rewriter.emit import matmul_nbits_refusal, require_matmul_nbits, scale_type
 from rewriter.graph.attributes import float_attribute, integer_attribute
 from rewriter.graph.declines import (
     INFER_SHAPES,
@@ -21,6 +22,7 @@ from rewriter.graph.declines import (
     Reason,
     stays_float,
 )
+from rewriter.operators.layout.stored import Stored
 from rewriter.quantize import born, lossless
 from rewriter.quantize.born import Kept
 from rewriter.quantize.job import QuantizationJob
@@ -31,6 +33,9 @@ from rewriter.rules.blocks.readers import Use, is_whole, origin, readers, requir
 from rewriter.tensors import View
 
 Held = TypeVar("Held")
+
+_FEW = 2
+"""Rows or columns of a weight whose blocks are mostly filling."""
 
 
 def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, *, transposed: bool) -> QuantizationJob:
@@ -54,8 +59,16 @@ def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, 
         lambda spec: None if matmul_nbits_refusal(run, job.shape_in(spec), matrix.dtype) else spec,
         w,
     ).jobs
-    require_matmul_nbits(run, job, w)
+    _require_smaller(job, require_matmul_nbits(run, job, w), w)
     return job
+
+
+def _require_smaller(job: QuantizationJob, stored: Stored, culprit: ir.Value) -> None:
+    """Declines where a weight of one or two rows or columns would grow: its blocks are filled up, and have scales."""
+    taken = sum(-(-math.prod(part.shape) * part.dtype.bitwidth // 8) for part in stored.parts(scale_type(job)))
+    held = job.weight.unwidened.nbytes
+    if min(job.shape) <= _FEW and taken >= held:
+        raise Declined(f"the weight takes {held} bytes, and would take {taken} quantized", culprit)
 
 
 def on_their_grid(

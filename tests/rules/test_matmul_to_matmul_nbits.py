@@ -324,3 +324,14 @@ def test_a_turned_weight_that_something_else_reads_stays(other, reader):
     assert f"the float weight would stay in the model: {reader} also reads it" in [
         decline.reason for decline in result.report.declines
     ]
+
+
+@pytest.mark.parametrize(("shape", "fires"), [((1, 64), False), ((2, 64), False), ((64, 1), True), ((64, 2), True)])
+def test_a_weight_of_few_rows_or_columns_that_would_grow_is_left_alone(shape, fires):
+    result = quantized(linear_model("y = MatMul (x, w)", {"w": weights(*shape)}, x=("T", shape[0])), RULE)
+    if fires:
+        assert result.report.applied == {"matmul-to-matmul-nbits": 1}
+        assert result.report.bytes_after < result.report.bytes_before
+        return
+    (decline,) = result.report.declines
+    assert decline.reason == f"the weight takes {256 * shape[0]} bytes, and would take 1280 quantized"
