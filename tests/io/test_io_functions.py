@@ -71,6 +71,7 @@ def test_a_function_that_is_called_twice_is_stored_once_where_its_weight_stays()
     proto, _ = MODELS["held, called twice by another"]
     result = rewriter.apply(proto, overrides={"quantization.exclude": [{"nodes": "product*"}]})
     assert not result.report.applications and result.report.bytes_after == W.nbytes
+    assert len(result.model.functions) == 2, "nothing fired, so it is what was given"
 
 
 def test_a_function_without_a_weight_stays():
