@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from generator import forms, harness, printed, rules, sets, targets
+from generator import blocks, forms, harness, printed, rules, sets, targets
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -19,6 +19,7 @@ _PART = re.compile(r"(<!-- generated: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTAL
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "attributes": targets.attributes,
+    "blocks": blocks.fused,
     "facts": harness.facts,
     "faults": targets.faults,
     "forms": forms.forms,

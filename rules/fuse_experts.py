@@ -44,7 +44,7 @@ from rewriter.rule import Declined, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks import experts
 from rewriter.rules.blocks.block import Block, Routing, normalised, read_block, resolve, resolve_given
 from rewriter.rules.blocks.contents import Packed
-from rewriter.rules.blocks.decline_reasons import decline_argmax, decline_unfused
+from rewriter.rules.blocks.decline_reasons import decline_argmax, decline_dispatch, decline_unfused
 from rewriter.rules.blocks.emit import (
     facts_dtype,
     form_of,
@@ -238,6 +238,22 @@ class UnfusedTable(Rule):
         decline_unfused(self.run, chosen, chosen, COMPLETING)
 
 
+class UnfusedStack(Rule):
+    """Says why experts stay apart that read no tokens of a router: Soft MoE, experts that choose their tokens."""
+
+    recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
+
+    def __init__(self, op_type: str) -> None:
+        super().__init__(name="fuse-experts")
+        self._op_type = op_type
+
+    def pattern(self, op: Any, x: Any, w: Any) -> Any:
+        return getattr(op, self._op_type)(x, w, _outputs=["y"])
+
+    def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
+        decline_dispatch(self.run.facts, x, w)
+
+
 def _refusal(target: Target, operator: ExpertsName, form: ExpertForm, dtype: ir.DataType) -> str | None:
     """Returns why the target has no exact MoE or QMoE of a form, or None."""
     found = exact_ways(target, form, dtype) if operator == QMOE.name else target.runs(operator, form, dtype.name)
@@ -255,4 +271,5 @@ def rule(*, into: ExpertsName = FLOAT_EXPERTS) -> list[Rule]:
         Unfused(),
         UnfusedArgMax(),
         *map(UnfusedTable, ("Gather", "GatherND")),
+        *map(UnfusedStack, ("MatMul", "Einsum")),
     ]

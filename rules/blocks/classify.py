@@ -149,4 +149,12 @@ def describe(features: Features) -> str:
         for step in factor.steps:
             text = f"{step[0]}({', '.join((text, *(f'{n:g}' for n in step[1:] if not isinstance(n, str))))})"
         parts.append(text)
+    if _is_erf(parts):
+        return "gelu in its exact form (erf); what there is is its tanh form"
     return " * ".join(parts if features.scale == 1 else (f"{features.scale:g}", *parts))
+
+
+def _is_erf(parts: Sequence[str]) -> bool:
+    """Whether a product, as it is described, is linear * (1 + erf(linear / sqrt(2))) / 2."""
+    inner = "add(erf(scale(linear, 0.707107)), 1)"
+    return "linear" in parts and len(parts) == 2 and any(inner in part for part in parts)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import Integers
+from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.declines import NO_LOOP
 from rewriter.graph.walk import GaveUp, producers, readers, walk
 from rewriter.operators.form import is_experts
@@ -17,6 +20,7 @@ from rewriter.rules.blocks.block import completes, end_of_sum, on_hits, router_o
 from rewriter.rules.blocks.contents import Output
 from rewriter.rules.blocks.mixing import Chosen
 from rewriter.rules.blocks.unknown import named, why_unknown
+from rewriter.tensors import View
 
 
 def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequence[str]) -> None:
@@ -65,6 +69,9 @@ def _of_unknown(facts: Facts, node: ir.Node) -> Declined:
     if choice is not None and choice.graph is not node.graph:
         reason = "the trace fixed which experts there are: an If asks for each that was hit how many tokens it has"
         return Declined(named(reason), node, remedy=NO_LOOP)
+    table = facts.get(node.inputs[0], View)
+    if node.op_type == "Gather" and table is not None and table.rank == 2 and table.dtype.is_floating_point():
+        return Declined(named("each is a row of a table that is gathered when it runs, and no matrix"), node)
     weights = [_is_known(facts, value) for value in node.inputs if value is not None]
     for value in (*node.outputs, *node.inputs) if any(weights) else ():
         if value is None:
@@ -131,6 +138,51 @@ def _unfinished(facts: Facts, node: ir.Node, indices: ir.Value, ends: Sequence[s
         reason = f"the experts of this router stay apart: what {lost.op_type} does with their sum is not understood"
         return Declined(facts.why_not(lost.outputs[0]) or reason, lost)
     return None
+
+
+def decline_dispatch(facts: Facts, x: ir.Value, w: ir.Value) -> None:
+    """Declines where a stack of experts reads what is no token, or tokens that the experts themselves chose.
+
+    Raises:
+        Declined: a Softmax or a TopK over the tokens is before it.
+        NotApplicable: neither is, or a stack of experts already was.
+    """
+    if not _is_stack(facts, w):
+        raise NotApplicable
+
+    def before(at: ir.Value) -> list[ir.Value]:
+        given = producers(at)
+        return [] if any(_is_stack(facts, v) for v in given) else given
+
+    with contextlib.suppress(GaveUp):
+        for at in walk([x], before, limit=_NEAR):
+            node = at.producer()
+            over = None if node is None else _over_tokens(facts, node)
+            if over is not None:
+                raise Declined(over, node)
+    raise NotApplicable
+
+
+def _over_tokens(facts: Facts, node: ir.Node) -> str | None:
+    """What it means that a node works along the tokens, whose number is not known; None where it does not."""
+    if node.op_type not in ("Softmax", "TopK") or node.inputs[0] is None or _is_known(facts, node.outputs[-1]):
+        return None
+    dims = shape_of(facts, node.inputs[0])
+    axis = integer_attribute(node, "axis", -1) % len(dims) if dims else 0
+    if not dims or dims[axis].constant is not None:
+        return None
+    if node.op_type == "TopK":
+        return "the experts choose their tokens, and not each token its experts" if axis or len(dims) > 1 else None
+    soft = "every expert reads mixtures of all tokens, as in Soft MoE: a Softmax is over the tokens"
+    return soft if axis < len(dims) - 1 else None
+
+
+def _is_stack(facts: Facts, value: ir.Value) -> bool:
+    view = facts.get(value, View)
+    return view is not None and view.rank == 3 and view.shape[0] > 1 and view.dtype.is_floating_point()
+
+
+_NEAR = 64
 
 
 def _is_first_choice(run: Run, scores: ir.Value) -> bool:

@@ -13,9 +13,9 @@ import onnx_ir as ir
 
 from rewriter.rule import Declined
 from rewriter.rules.blocks.block import Block, require_alike
-from rewriter.rules.blocks.contents import Dense, Linear
+from rewriter.rules.blocks.contents import Dense, Linear, Output
 from rewriter.rules.blocks.guards import FLOATS
-from rewriter.tensors import View, interleaved, scaled, stacked
+from rewriter.tensors import View, interleaved, joined, scaled, stacked
 
 FloatWeights = tuple[View, View | None, View, View | None]
 """fc1, fc1_bias, fc2 and fc2_bias."""
@@ -29,6 +29,7 @@ def stack_float_weights(block: Block, node: ir.Node, *, rounds: bool) -> tuple[F
         node: what completes it, for the reason.
         rounds: whether factors may round the weights, since they are quantized next.
     """
+    block = replace(block, experts=_of_one_width(block.experts))
     gate, gate_bias = _projection([e.gate for e in block.experts], "gate", node)
     down = [_dense(e.down, "down", node) for e in block.experts]
     require_alike(down, "down", node)
@@ -55,6 +56,39 @@ def stack_float_weights(block: Block, node: ir.Node, *, rounds: bool) -> tuple[F
         raise Declined(f"x and the weights are {', '.join(sorted(d.name for d in dtypes))}", node)
     fc2, fc2_bias, block = _with_factors(block, fc2, fc2_bias, node, rounds=rounds)
     return (fc1, fc1_bias, fc2, fc2_bias), block
+
+
+def _of_one_width(experts: tuple[Output, ...]) -> tuple[Output, ...]:
+    """The experts with rows of zeros where others are wider: every activation makes zero of zero.
+
+    They stay as they are where that would more than double their weights.
+    """
+    widths = [expert.gate.weight.sizes[0] for expert in experts]
+    most = max(widths)
+    dense = all(isinstance(e.down, Dense) and isinstance(e.gate.weight, Dense) for e in experts)
+    if min(widths) == most or not dense or len(experts) * most > 2 * sum(widths):
+        return experts
+    return tuple(_widened(expert, most) for expert in experts)
+
+
+def _widened(expert: Output, width: int) -> Output:
+    def wide(linear: Linear) -> Linear:
+        assert isinstance(linear.weight, Dense)
+        bias = None if linear.bias is None else _with_zeros(linear.bias, 0, width)
+        return replace(linear, weight=Dense(_with_zeros(linear.weight.view, 0, width)), bias=bias)
+
+    assert isinstance(expert.down, Dense)
+    up = None if expert.up is None else wide(expert.up)
+    return replace(expert, gate=wide(expert.gate), up=up, down=Dense(_with_zeros(expert.down.view, 1, width)))
+
+
+def _with_zeros(view: View, axis: int, size: int) -> View:
+    """The view with zeros behind it along an axis, so that it has ``size`` positions there."""
+    lacking = (*view.shape[:axis], size - view.shape[axis], *view.shape[axis + 1 :])
+    if not lacking[axis]:
+        return view
+    one = View.whole(ir.tensor(np.zeros(1, view.dtype.numpy()), name="zeros"), "zeros")
+    return joined((view, replace(one, shape=lacking, strides=(0,) * view.rank)), axis, view.name)
 
 
 def _with_factors(

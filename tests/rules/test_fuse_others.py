@@ -220,3 +220,37 @@ def test_a_chosen_expert_counts_once_where_nothing_weighs_it():
     exact(chosen(ONE))
     declines(chosen(ONE.replace("Equal(i, n2)", "Equal(i, n1)")), "expert 1 is mixed in twice")
     declines(chosen(ONE.replace("Relu", "Gelu")), "MoE has no activation")
+
+
+def test_experts_of_different_widths_are_filled_up():
+    """Rows of zeros where others are wider; not where that would more than double the weights."""
+    text = TOPK.format(k="l2") + "".join(expert(e) + weighed(e, f"o{e}") for e in range(3))
+    text += "s = Add(t0, t1) y = Add(s, t2)"
+
+    def of_widths(*widths):
+        rng = np.random.default_rng(2)
+        held = {f"u{e}": rng.standard_normal((H, n)).astype(np.float32) for e, n in enumerate(widths)}
+        held |= {f"d{e}": rng.standard_normal((n, H)).astype(np.float32) for e, n in enumerate(widths)}
+        return block(text, last=[-1], **held)
+
+    model = exact(of_widths(4, 6, 5))
+    (moe,) = (node for node in model.graph.node if node.op_type == "MoE")
+    assert {i.name: list(i.dims) for i in model.graph.initializer}[moe.input[2]] == [3, 6, H]
+    declines(of_widths(2, 2, 64), "gate of expert 2 is [64, 8], of others [2, 8]")
+
+
+SOFT = """
+    e = Reshape(x, batch) l = MatMul(e, r) p = Softmax<axis=1>(l) pt = Transpose<perm=[0, 2, 1]>(p)
+    z = MatMul(pt, e) zt = Transpose<perm=[1, 0, 2]>(z) h = MatMul(zt, u) a = Relu(h) o = MatMul(a, d)
+    ot = Transpose<perm=[1, 0, 2]>(o) c = Softmax<axis=2>(l) m = MatMul(c, ot) y = Squeeze(m, l0)
+"""
+CHOOSING = """
+    l = MatMul(x, r) lt = Transpose<perm=[1, 0]>(l) v, i = TopK<axis=1>(lt, l2) z = Gather(x, i)
+    h = MatMul(z, u) a = Relu(h) o = MatMul(a, d) v1 = Unsqueeze(v, last) m = Mul(o, v1) mf = Reshape(m, rows)
+    f = Reshape(i, wide) n = Shape(x) s = Expand(zero, n) y = ScatterND<reduction="add">(s, f, mf)
+"""
+
+
+def test_what_no_token_chooses_says_so():
+    declines(block(SOFT, batch=[1, -1, H], last=[-1]), "every expert reads mixtures of all tokens, as in Soft MoE")
+    declines(block(CHOOSING, last=[-1]), "the experts choose their tokens, and not each token its experts")
