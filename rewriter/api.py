@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 import onnx
 import onnx_ir as ir
@@ -175,6 +175,34 @@ class Result(Generic[M]):
             lambda: check(self._original, self._saved or self.ir_model, feeds=feeds, seed=seed, runtime=runtime)
         )
         return self._parity
+
+
+class Options(TypedDict, total=False):
+    """The options of :func:`apply`, for its types."""
+
+    quantizer: Quantizer | None
+    imatrix: str | os.PathLike[str] | Mapping[str, FloatArray] | None
+    calibration: str | os.PathLike[str] | Calibration | None
+    target: str | None
+    overrides: Mapping[str, Any] | None
+    prover: Prover | None
+    progress: Callable[[str, int], None] | None
+    watch: Watch | None
+    strict: bool
+
+
+@overload
+def apply(model: onnx.ModelProto, rules: RuleSetLike = ..., **options: Unpack[Options]) -> Result[onnx.ModelProto]: ...
+
+
+@overload
+def apply(
+    model: str | os.PathLike[str] | ir.Model | io.Exported, rules: RuleSetLike = ..., **options: Unpack[Options]
+) -> Result[ir.Model]: ...
+
+
+@overload
+def apply(model: io.Model, rules: RuleSetLike = ..., **options: Unpack[Options]) -> Result[Any]: ...
 
 
 def apply(

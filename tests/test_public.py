@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import onnx
@@ -13,6 +15,7 @@ import pytest
 
 import rewriter
 from rewriter import io
+from rewriter.api import Options
 
 MODEL = Path(__file__).parent / "models" / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
 
@@ -47,6 +50,14 @@ def test_the_model_that_comes_back_is_of_the_kind_that_went_in():
     assert isinstance(rewriter.apply(onnx.load(MODEL), "unstack").model, onnx.ModelProto)
     for kind in ("path", "onnx_ir", "exported"):
         assert isinstance(rewriter.apply(KINDS[kind](), "unstack").model, ir.Model)
+
+
+def test_the_types_say_so_too():
+    returned = [typing.get_type_hints(one)["return"] for one in typing.get_overloads(rewriter.apply)]
+    kinds = [typing.get_args(one)[0] for one in returned]
+    assert kinds == [onnx.ModelProto, ir.Model, typing.Any]
+    options = [p.name for p in inspect.signature(rewriter.apply).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert list(Options.__annotations__) == options
 
 
 def test_what_concerns_one_name():

@@ -1,11 +1,12 @@
 """Models and files: weights stay on disk until they are written, and output appears complete or not at all."""
 
-from rewriter.io.copies import Model, Plain, as_model, held, own_copy
+from rewriter.io.copies import Exported, Model, Plain, as_model, held, own_copy
 from rewriter.io.loading import copied, load, parsed, source_path
 from rewriter.io.place import Place
 from rewriter.io.saving import save, to_proto
 
 __all__ = [
+    "Exported",
     "Model",
     "Place",
     "Plain",
