@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import RewriteRuleClassBase
 
@@ -95,9 +94,7 @@ class Run(Protocol):
         self,
         weight: View,
         reader: ir.Node,
-        rule: str,
-        scale_dtype: np.dtype[np.generic],
-        *,
+        *given: Any,
         role: str = "",
         expert: int | None = None,
     ) -> QuantizationJob:
@@ -106,8 +103,8 @@ class Run(Protocol):
         Args:
             weight: the matrix, or one expert's slice of a stack.
             reader: the node that reads it.
-            rule: the rule that asks.
-            scale_dtype: dtype in which the scales will be stored.
+            given: the rule's name and the dtype of the scales, as rules of 0.1 give them. The run knows which rule it
+                tries, and scales are stored in the weight's own type.
             role: what the weight is for, where the reader has several; by default the reader's role.
             expert: index of the expert, where the reader holds all of them.
 

@@ -87,7 +87,7 @@ class EinsumToMatMul(Rule):
             )
         weight = _weight(product, view, sizes)
         for matrix in [weight] if not product.batch else [weight.index(0, e) for e in range(weight.shape[0])]:
-            require_matmul_nbits(self.run, self.run.quantize(matrix.T, node, str(self.name), view.dtype.numpy()), w)
+            require_matmul_nbits(self.run, self.run.quantize(matrix.T, node), w)
         lead = product.batch + product.rows
         x = _arranged(op, x, product.x, lead + product.inner)
         if len(product.inner) > 1:

@@ -149,7 +149,7 @@ class FuseExperts(Rule):
         own = Experts(reader, form, block.x, block.mixing.router.scores.logits, weights[0].dtype, projections)
         ways = exact_ways(target, form, weights[0].dtype)
         assert not isinstance(ways, str), "the form was asked for before"
-        held = plan_experts(run, str(self.name), own, ways)
+        held = plan_experts(run, own, ways)
         if held.rounds and not run.rounded_activations:
             where = f"{held.specs[0].bits} bits in blocks of {held.block}"
             reason = f"QMoE on target {target} rounds activations to 8 bits at {where}"

@@ -71,7 +71,7 @@ class GatherToGatherBlockQuantized(Rule):
         assert node is not None
         if self._op_type == "GatherND":
             _require_one_index(self.run, node, ids, index)
-        rows = read(self.run, str(self.name), w, ids, node, self._min_bytes)
+        rows = read(self.run, w, ids, node, self._min_bytes)
         spec = rows.jobs[0].context.spec
         tensors = quantized_rows(rows.jobs, rows.stored, rows.view.dtype, rows.view.name, stack=rows.view.rank == 3)
         data, *others = [op.initializer(tensor) for tensor in tensors]
@@ -82,7 +82,7 @@ class GatherToGatherBlockQuantized(Rule):
         return gathered if rows.perm is None else op.Transpose(gathered, perm=list(rows.perm))
 
 
-def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_bytes: int) -> Rows:
+def read(run: Run, w: ir.Value, ids: ir.Value, node: ir.Node, min_bytes: int) -> Rows:
     """Reads what ``node`` looks up in ``w``, or declines."""
     view = run.facts.get(w, View)
     if view is None and run.facts.why_not(w) and run.role(node).name == "embedding":
@@ -105,7 +105,7 @@ def read(run: Run, rule: str, w: ir.Value, ids: ir.Value, node: ir.Node, min_byt
             raise stays_float(use.node)
     perm = None if view.rank == 2 else _perm(run, node, ids)
     matrices = [view] if view.rank == 2 else [view.index(0, e) for e in range(view.shape[0])]
-    jobs = tuple(run.quantize(m if perm is None else m.T, node, rule, view.dtype.numpy()) for m in matrices)
+    jobs = tuple(run.quantize(m if perm is None else m.T, node) for m in matrices)
     if len({job.context.spec for job in jobs}) > 1:
         raise Declined(
             "the plan gives the experts of one stack different specs; one operator holds one", node, remedy=ONE_SPEC

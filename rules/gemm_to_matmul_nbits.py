@@ -36,7 +36,7 @@ class GemmToMatMulNBits(Rule):
         node = y.producer()
         assert node is not None
         transposed = bool(integer_attribute(node, "transB", 0))
-        job = read_linear(self.run, str(self.name), x, w, node, transposed=transposed)
+        job = read_linear(self.run, x, w, node, transposed=transposed)
         c = addend(node)
         bias = c if c is not None and takes_bias(self.run, job.shape[0], c) else None
         product = matmul_nbits(self.run, op, x, job, bias=bias, accuracy_level=self._accuracy_level)

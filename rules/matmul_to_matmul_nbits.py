@@ -35,7 +35,7 @@ class MatMulToMatMulNBits(Rule):
     def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
         node = y.producer()
         assert node is not None
-        job = read_linear(self.run, str(self.name), x, w, node, transposed=False)
+        job = read_linear(self.run, x, w, node, transposed=False)
         return matmul_nbits(self.run, op, x, job, accuracy_level=self._accuracy_level)
 
 

@@ -49,7 +49,7 @@ class MoEToQMoE(Rule):
         if isinstance(ways, str):
             raise no_kernel(QMOE.name, self.run.target, ways, node, instead=UNROLLED)
         experts = read_moe(self.run, y)
-        held = plan_experts(self.run, str(self.name), experts, ways, smaller_blocks=self._smaller_blocks)
+        held = plan_experts(self.run, experts, ways, smaller_blocks=self._smaller_blocks)
         require_weights_disappear(self.run.facts, experts)
         return emit_qmoe(op, self.run.target, experts, self._levelled(held))
 

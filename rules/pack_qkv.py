@@ -43,7 +43,7 @@ class PackQKV(Rule):
     def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Replacement:
         node = y.producer()
         assert node is not None
-        three = read(self.run, str(self.name), node)
+        three = read(self.run, node)
         first = three[0]
         operands = {}
         for slot, (view, axis) in first.operands.items():
@@ -70,7 +70,7 @@ class PackQKV(Rule):
         return Replacement(dict(zip((p.out for p in three), taken, strict=True)), covers, roles=roles)
 
 
-def read(run: Run, rule: str, node: ir.Node) -> tuple[Projection, Projection, Projection]:
+def read(run: Run, node: ir.Node) -> tuple[Projection, Projection, Projection]:
     """Reads q at ``node``, and k and v beside it, or declines."""
     if run.role(node).name != ROLES[0] or node.inputs[0] is None:
         raise NotApplicable
@@ -88,7 +88,7 @@ def read(run: Run, rule: str, node: ir.Node) -> tuple[Projection, Projection, Pr
         if other.form != q.form:
             raise Declined("q, k and v differ in operator, attributes, type or bias", other.node)
     weights = [(weight, p.node) for p in (q, k, v) if (weight := weight_of(run.facts, p.node)) is not None]
-    if weights and len(set(specs(run, rule, weights))) > 1:
+    if weights and len(set(specs(run, weights))) > 1:
         raise Declined("the plan gives q, k and v different forms", node)
     return q, k, v
 

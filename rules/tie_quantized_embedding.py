@@ -91,7 +91,7 @@ class TieQuantizedEmbedding(Rule):
     def rewrite(self, op: Any, *, w: ir.Value, ids: ir.Value, y: ir.Value) -> Replacement:
         node = y.producer()
         assert node is not None
-        tied = read(self.run, str(self.name), node, self._min_bytes)
+        tied = read(self.run, node, self._min_bytes)
         form = _form(self.run, tied, self._form, w)
         made = [op.initializer(tensor) for tensor in _tensors(tied, form)]
         weight = made[: 2 if tied.job.context.spec.symmetric else 3]
@@ -109,19 +109,18 @@ class TieQuantizedEmbedding(Rule):
         return Replacement(new, [], roles=roles)
 
 
-def read(run: Run, rule: str, node: ir.Node, min_bytes: int) -> Tied:
+def read(run: Run, node: ir.Node, min_bytes: int) -> Tied:
     """Reads the table that ``node`` looks up, or declines."""
     table = read_table(run, node, min_bytes)
-    dtype = table.view.dtype.numpy()
     lookups = []
     for reader in table.gathers:
         _index_rank(reader)
-        lookups.append(run.quantize(table.view, reader, rule, dtype))
+        lookups.append(run.quantize(table.view, reader))
     addends = []
     for head, _ in table.heads:
         read_weight(run, *inputs_of(head))
         addends.append(addend(head) if head.op_type == "Gemm" else None)
-    jobs = [run.quantize(own, head, rule, dtype) for head, own in table.heads]
+    jobs = [run.quantize(own, head) for head, own in table.heads]
     spec = jobs[0].context.spec
     if any(job.context.spec != spec for job in jobs):
         raise Declined("the plan gives the linears that read the table different specs", node, remedy=ONE_SPEC)

@@ -45,7 +45,7 @@ class Unbatch(Rule):
         require_one_reader(self.run.facts, w, node)
         matrices = [stack.index(0, e) for e in range(stack.shape[0])]
         for matrix in matrices:
-            job = self.run.quantize(matrix.T, node, str(self.name), stack.dtype.numpy())
+            job = self.run.quantize(matrix.T, node)
             require_matmul_nbits(self.run, job, w)
         rows, k = x, stack.shape[1]
         row_shape = (1, None, k)

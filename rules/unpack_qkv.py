@@ -65,7 +65,7 @@ class UnpackQKV(Rule):
     def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Replacement:
         node = y.producer()
         assert node is not None
-        packed = read(self.run, str(self.name), node, self._when)
+        packed = read(self.run, node, self._when)
         projection = packed.projection
         products, outs, start = [], [], 0
         for letter, n in zip("qkv", packed.lengths, strict=True):
@@ -91,7 +91,7 @@ class UnpackQKV(Rule):
         return Replacement(attend(op, attention, outs), (*projection.nodes, attention), fed=fed, roles=roles)
 
 
-def read(run: Run, rule: str, node: ir.Node, when: When) -> Packed:
+def read(run: Run, node: ir.Node, when: When) -> Packed:
     """Reads the packed projection at ``node``, or declines."""
     if run.role(node).name != "attention.qkv":
         raise NotApplicable
@@ -109,7 +109,7 @@ def read(run: Run, rule: str, node: ir.Node, when: When) -> Packed:
         q, k, _ = packed.lengths
         starts = (0, q, q + k)
         parts = [(weight.slice(0, s, n), node) for s, n in zip(starts, packed.lengths, strict=True)]
-        if len(set(specs(run, rule, parts))) == 1:
+        if len(set(specs(run, parts))) == 1:
             raise NotApplicable
     return packed
 

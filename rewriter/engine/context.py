@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from rewriter.engine import purity
@@ -66,6 +66,8 @@ class ModelRun:
         self._roles: dict[ir.Node, Role] = dict(find_roles(model, self._constants))
         self._layers = 1 + max((role.layer for role in self._roles.values() if role.layer is not None), default=-1)
         self._weights: dict[tuple[object, ...], Weight] = {}
+        self.tried = ""
+        """The rule that is being tried."""
 
     def recognise(self, recognisers: Iterable[Transfer]) -> None:
         """Offers what the rules of a phase ask for, upon what is constant: stated once, then brought up to date."""
@@ -92,9 +94,7 @@ class ModelRun:
         self,
         weight: View,
         reader: ir.Node,
-        rule: str,
-        scale_dtype: np.dtype[np.generic],
-        *,
+        *given: Any,
         role: str = "",
         expert: int | None = None,
     ) -> QuantizationJob:
@@ -127,11 +127,11 @@ class ModelRun:
             spec = replace(spec, lossless=False)
         context = WeightContext(
             spec=spec,
-            scale_dtype=FORMATS[spec.format].scale_dtype or scale_dtype,
+            scale_dtype=FORMATS[spec.format].scale_dtype or (given[1] if len(given) > 1 else weight.dtype.numpy()),
             weight=name,
             sources=sources,
             node=node,
-            rule=rule,
+            rule=self.tried,
             role=role,
             expert=expert,
             layer=layer,

@@ -185,6 +185,7 @@ class Engine:
     def _match(self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer) -> Rewrite | None:
         """Matches and builds the replacement; the model is as it was whatever comes of it."""
         tracer.clear()
+        self._run.tried = candidate.name
         rule = candidate.rule
         graph = node.graph
         assert isinstance(graph, ir.Graph)

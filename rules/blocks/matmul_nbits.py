@@ -38,12 +38,11 @@ _FEW = 2
 """Rows or columns of a weight whose blocks are mostly filling."""
 
 
-def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, *, transposed: bool) -> QuantizationJob:
+def read_linear(run: Run, x: ir.Value, w: ir.Value, reader: ir.Node, *, transposed: bool) -> QuantizationJob:
     """Returns the [N, K] weight of ``x @ w`` (``x @ w.T`` where ``transposed``), to be quantized, or declines.
 
     Args:
         run: the present run.
-        rule: name of the asking rule.
         x: [.., K] activations.
         w: [K, N], [1, .., K, N], or [N, K] where ``transposed``.
         reader: the node that multiplies.
@@ -51,7 +50,7 @@ def read_linear(run: Run, rule: str, x: ir.Value, w: ir.Value, reader: ir.Node, 
     """
     matrix = read_weight(run, x, w)
     _require_float_copy_disappears(run, w, reader)
-    job = run.quantize(matrix if transposed else matrix.T, reader, rule, matrix.dtype.numpy())
+    job = run.quantize(matrix if transposed else matrix.T, reader)
     ((job,),) = on_their_grid(
         run,
         [job.weight],

@@ -94,12 +94,12 @@ def write(
     return product, op.Add(*((bias, product) if like.bias[0] == 0 else (product, bias)))
 
 
-def specs(run: Run, rule: str, weights: Sequence[tuple[View, ir.Node]]) -> list[WeightSpec | None]:
+def specs(run: Run, weights: Sequence[tuple[View, ir.Node]]) -> list[WeightSpec | None]:
     """Returns what the plan says of q, k and v as [N, K] weights; None where it keeps one in float."""
     found: list[WeightSpec | None] = []
     for role, (view, node) in zip(ROLES, weights, strict=True):
         try:
-            found.append(run.quantize(view, node, rule, view.dtype.numpy(), role=role).context.spec)
+            found.append(run.quantize(view, node, role=role).context.spec)
         except Declined:
             found.append(None)
     return found

@@ -85,19 +85,18 @@ def exact_ways(target: Target, form: ExpertForm, dtype: ir.DataType) -> Sequence
     return Reason(f"{plain}; router_weights would be needed, and {given}", reason_of(plain).remedy)
 
 
-def plan_experts(run: Run, rule: str, experts: Experts, ways: Sequence[Way], *, smaller_blocks: bool = True) -> Held:
+def plan_experts(run: Run, experts: Experts, ways: Sequence[Way], *, smaller_blocks: bool = True) -> Held:
     """Asks the plan about every expert and settles on one form that the operator and the target have, or declines.
 
     The first is taken that a kernel runs: as planned, in smaller blocks, without zero points.
 
     Args:
         run: the present run.
-        rule: name of the asking rule.
         experts: the MoE.
         ways: how kernels of the target compute such a node.
         smaller_blocks: whether another form than the planned one may be taken.
     """
-    asked = tuple(_jobs(run, rule, experts, projection) for projection in experts.projections)
+    asked = tuple(_jobs(run, experts, projection) for projection in experts.projections)
     specs = [jobs[0].context.spec for jobs in asked]
     views = [projection.weight for projection in experts.projections]
     kept = on_their_grid(run, views, asked, lambda spec: _held_on(spec, ways, asked), experts.node)
@@ -241,16 +240,14 @@ def prepacked_attribute(target: Target, layout: Layout, own: FormatName = "int")
     return {"weights_prepacked": weights_prepacked(layout, own)} if target.has(QMOE.name, "weights_prepacked") else {}
 
 
-def _jobs(run: Run, rule: str, experts: Experts, projection: Projection) -> Jobs:
+def _jobs(run: Run, experts: Experts, projection: Projection) -> Jobs:
     role = _role(experts.form, projection.name)
     jobs: list[QuantizationJob] = []
     reasons: dict[str, int] = {}
     for expert in range(projection.weight.shape[0]):
         weight = projection.weight.index(0, expert)
         try:
-            jobs.append(
-                run.quantize(weight, experts.node, rule, experts.dtype.numpy(), role=f"expert.{role}", expert=expert)
-            )
+            jobs.append(run.quantize(weight, experts.node, role=f"expert.{role}", expert=expert))
         except Declined as declined:
             reasons.setdefault(declined.reason, expert)
     for reason, expert in reasons.items():
