@@ -43,10 +43,10 @@ def measured(
 
     Args:
         model: the float model.
-        rule_set: says what may be quantized, and for which target.
+        rule_set: says what may be quantized; whatever its target, the model is run by the runtime that is installed.
         roles: globs on roles, each of which is looked at.
         calibration: has a few of the tokens.
-        options: of ``apply``: imatrix, target.
+        options: of ``apply``: imatrix.
 
     Returns:
         KL divergence in nats for each unit of relative squared output error, by role, and the number of tokens; nothing
@@ -61,9 +61,9 @@ def measured(
         baseline = Baseline(source, tokens, Path(folder))
         for role in dict.fromkeys(roles):
             plan = QuantizationPlan(PROBE, include=(Selector(role=(role,)),), exclude=rule_set.plan.exclude)
-            result = api.apply(
-                model, replace(rule_set, plan=plan), prover=lambda *_: None, calibration=calibration, **options
-            )
+            probe = replace(rule_set, plan=plan, rounded_activations=False)
+            known_to = {**options, "target": "auto", "calibration": calibration}
+            result = api.apply(model, probe, prover=lambda *_: None, **known_to)
             jobs = group_jobs(quantized_jobs(result)).values()
             error = sum(mean_errors(samples(some), PROBE) for some in jobs)
             try:
