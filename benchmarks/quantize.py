@@ -14,12 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 
 from rewriter.quantize import ALGORITHMS as KNOWN
 from rewriter.quantize import QuantizedWeight, WeightContext, WeightSpec, relative_rms
+from rewriter.quantize.formats import FORMATS
+from rewriter.quantize.lossless import bits_per_weight
 
 ALGORITHMS = {name: quantize for name, quantize in KNOWN.items() if name != "lossless"}
 """Those that fit a weight; lossless takes only what lies on a grid."""
@@ -57,6 +60,7 @@ def main() -> None:
     for block in (32, 128):
         speed(weights, block, options.repeat)
     storage(weights["N(0,1)"])
+    formats({name: weight[: max(1, options.size // 8)] for name, weight in weights.items()})
     other_widths({name: weight[: max(1, options.size // 8)] for name, weight in weights.items()})
 
 
@@ -120,6 +124,30 @@ def storage(weight: np.ndarray) -> None:
         relative_rms(stored, result)
         cells.append(f"{stored.size / (time.perf_counter() - start) / 1e6:.1f}")
         print(f"| {form} |", " | ".join(cells), "|")
+    print()
+
+
+def formats(weights: dict[str, np.ndarray]) -> None:
+    """Errors of every format without zero points, by the plain rule and by the search, on an eighth of the rows."""
+    specs = {
+        "4 bits, blocks of 32": WeightSpec("", 4, 32),
+        "mxfp4": WeightSpec("", 4, 32, format="mxfp4"),
+        "nvfp4": WeightSpec("", 4, 16, format="nvfp4"),
+        "3 bits, blocks of 32": WeightSpec("", 3, 32),
+    }
+    print("Relative RMS error, symmetric:", ", ".join(weights), "\n")
+    print("| format | bits a weight | rtn | mse-search | search to plain rule |\n| --- | --- | --- | --- | --- |")
+    for name, spec in specs.items():
+        errors = {}
+        for algorithm in ("rtn", "mse-search"):
+            own = replace(spec, algorithm=algorithm)
+            scale = FORMATS[spec.format].scale_dtype or np.dtype(np.float16)
+            made = [(w, ALGORITHMS[algorithm](w, WeightContext(own, scale))) for w in weights.values()]
+            errors[algorithm] = [relative_rms(*pair) for pair in made]
+        cells = [", ".join(f"{error:.4f}" for error in found) for found in errors.values()]
+        ratios = ", ".join(f"{b / a:.3f}" for a, b in zip(*errors.values(), strict=True))
+        bits = bits_per_weight(spec, next(iter(weights.values())).shape[1], np.dtype(np.float16))
+        print(f"| {name} | {bits:.4g} |", " | ".join(cells), f"| {ratios} |")
     print()
 
 

@@ -23,9 +23,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import yaml
+from drawn_grids import floats
 
 from rewriter.cli import main
 from rewriter.parity.model_inputs import random_inputs
+from rewriter.quantize.formats import MXFP4
 from rewriter.ruleset import load
 from rewriter.ruleset.schema import json_schema
 
@@ -191,6 +193,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "exported" / "genai_config.json").write_text("{}")
     for name, model in FILES.items():
         shutil.copy(MODELS / model, tmp_path / name)
+    ir.save(_born(), tmp_path / "born.onnx")
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     (tmp_path / "docs").symlink_to(DOCS)
     model = ir.load(tmp_path / "model.onnx")
@@ -199,6 +202,17 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "110")
     return tmp_path
+
+
+def _born():
+    """gpt-oss with experts that lie on a grid of mxfp4."""
+    model = ir.load(MODELS / "genai/gpt_oss_fp32_cpu.onnx")
+    for name, value in model.graph.initializers.items():
+        if ".experts." in name and len(value.shape) == 3:
+            experts, n, k = value.shape.numpy()
+            stack = [floats(n, k, MXFP4, dtype=np.float32, seed=expert)[0] / 16 for expert in range(experts)]
+            value.const_value = ir.tensor(np.stack(stack), name=name)
+    return model
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in (GUIDE, RECOGNISER_GUIDE)], ids=lambda page: page.name)

@@ -6,7 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
+from drawn_grids import floats, integers
 from support import parse
 
 import rewriter
@@ -15,6 +18,7 @@ from rewriter.graph.contents import Slot
 from rewriter.inspection.model import inspect
 from rewriter.inspection.weights import role_of_tensor
 from rewriter.io import load
+from rewriter.quantize.formats import MXFP4
 from rewriter.roles import Role
 from rewriter.ruleset import rule_sets
 
@@ -149,3 +153,41 @@ def test_a_role_is_found_behind_any_number_of_readers():
         return Role("expert.up") if node.op_type == "MatMul" else Role()
 
     assert role_of_tensor(Slot(stack, "W", None), role_of).name == "expert.up"
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "turned", "role"),
+    [
+        ("mobius/qwen3_moe_dense_experts_f32", ".experts.", True, "expert.gate"),
+        ("genai/llama_tied_fp32_cpu", "lm_head.MatMul.weight", True, "embedding"),
+        ("mobius/llama_tied_dense_f32", "model.embed_tokens.weight", False, "embedding"),
+        ("torch_unroll/gptoss_getitem_bias_interleaved__dynamo18_opt", "gate_up_proj", True, "expert.gate_up"),
+        ("genai/gpt_oss_fp32_cpu", "gate_up_proj.weight", False, "expert"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("grid", "says"),
+    [
+        ("mxfp4", "on a grid of mxfp4: 4.25 bits without loss"),
+        ("int", "on a grid of 4 bits, blocks of 32, symmetric: 5 bits without loss"),
+    ],
+)
+def test_what_float_weights_were_trained_as_is_said_however_they_are_stored(model, weights, turned, role, grid, says):
+    found = load(MODELS / f"{model}.onnx")
+    changed = 0
+    for name, value in found.graph.initializers.items():
+        tensor = value.const_value
+        if weights not in name or len(tensor.shape) < 2:
+            continue
+        *lead, n, k = (int(d) for d in tensor.shape.numpy())
+        n, k = (k, n) if turned else (n, k)
+        if grid == "mxfp4":
+            made = [floats(n, k, MXFP4, dtype=np.float32, seed=e)[0] for e in range(lead[0] if lead else 1)]
+        else:
+            how = {"symmetric": True, "dtype": np.dtype(np.float32)}
+            made = [integers(n, k, 4, 32, seed=e, **how)[0] for e in range(lead[0] if lead else 1)]
+        array = np.stack(made).swapaxes(-1, -2).copy() if turned else np.stack(made)
+        value.const_value = ir.tensor(array if lead else array[0], name=name)
+        changed += 1
+    holdings = [h for h in inspect(found).weights if h.kind == "float" and h.role == role]
+    assert changed and f"FLOAT, {says}" in {h.stored for h in holdings}, holdings

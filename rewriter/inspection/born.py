@@ -10,7 +10,7 @@ from rewriter.quantize.born import look
 from rewriter.quantize.lossless import bits_per_weight, show
 from rewriter.tensors import View
 
-_LEAST = 1 << 12
+_LEAST = 1 << 10
 """Elements of a weight that is looked at."""
 
 
@@ -22,11 +22,15 @@ def born_as(tensor: ir.TensorProtocol) -> str:
     """
     if tensor.size < _LEAST or not tensor.dtype.is_floating_point() or len(tensor.shape) not in (2, 3):
         return ""
-    for view in _turned(View.whole(tensor, tensor.name or "")):
-        for spec in look(view).specs[:1]:
-            bits = bits_per_weight(spec, view.shape[-1], view.dtype.numpy())
-            return f"on a grid of {show(spec)}: {bits:.4g} bits without loss"
-    return ""
+    found = [
+        (bits_per_weight(spec, view.shape[-1], view.dtype.numpy()), show(spec))
+        for view in _turned(View.whole(tensor, tensor.name or ""))
+        for spec in look(view).specs[:1]
+    ]
+    if not found:
+        return ""
+    bits, grid = min(found)  # the other way round, a weight may lie on a longer one by chance
+    return f"on a grid of {grid}: {bits:.4g} bits without loss"
 
 
 def _turned(view: View) -> Iterator[View]:

@@ -139,6 +139,8 @@ def _look(view: View) -> Look:
         found += [spec for spec, read in zip(forms, reads, strict=True) if read.weight is not None]
         nearly = [(spec, read) for spec, read in zip(forms, reads, strict=True) if 0 < read.off <= most(spec)]
         off = off or next((sample.place(*pair) for pair in nearly), "")
+    if found and found[0].format == MXFP4.name:  # on nvfp4's grid too, of more bits, which no target has alone
+        found = [spec for spec in found if spec.format != NVFP4.name]
     if found:
         more = _second(view)
         parts = more.read()

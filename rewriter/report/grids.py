@@ -22,8 +22,8 @@ def on_grids(weights: Iterable[Weight]) -> tuple[str, ...]:
         elif weight.grid:
             left.setdefault(weight.grid, []).append(weight)
     lines = [
-        f"kept as trained, {form}: {names([f'{count:,} {role}' for role, count in roles.items()])}"
-        for form, roles in kept.items()
+        f"kept as trained, {form}: {names([f'{count:,} {role}' for role, count in sorted(roles.items())])}"
+        for form, roles in sorted(kept.items())
     ]
     for why, those in left.items():
         first = those[0]

@@ -155,6 +155,14 @@ def test_an_ordinary_weight_lies_on_no_grid(dtype):
     assert look(whole(weight)) == Look()
 
 
+def test_fp8_in_blocks_of_128_lies_on_no_grid():
+    rng = np.random.default_rng(0)
+    codes = (rng.standard_normal((256, 512)) * 60).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    scales = np.repeat(np.repeat(rng.random((2, 4)) * 1e-3 + 1e-4, 128, axis=0), 128, axis=1)
+    for dtype in DTYPES:
+        assert not look(whole((codes * scales).astype(dtype))).specs
+
+
 def test_a_weight_off_its_grid_is_an_error_that_says_where():
     weight, _ = floats(4, 64, MXFP4, dtype=np.float16, seed=0)
     weight[2, 40] = 0.3

@@ -120,7 +120,7 @@ def test_the_report_says_what_is_kept_and_which_block_is_off(tmp_path, capsys):
         files = ["--report", str(tmp_path / f"{name}.json"), "--html", str(tmp_path / f"{name}.html")]
         assert main(["apply", *arguments, *files]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"Kept as trained, mxfp4: {E} expert.gate_up and {E} expert.down." in shown
+    assert f"Kept as trained, mxfp4: {E} expert.down and {E} expert.gate_up." in shown
     assert f"B{OFF[1:]}; mse-search took {2 * E} weights that are held together" in shown
     assert '"grid": "kept as it was trained"' in (tmp_path / "kept.json").read_text()
     assert OFF in (tmp_path / "off.json").read_text()

@@ -178,3 +178,32 @@ def test_a_kernel_that_rounds_more_than_a_proof_allows_is_no_judge(format_, dtyp
     result = rewrite(model, rule_set(["moe-to-qmoe"], format=format_), "cpu@1.32")
     (proof,) = result.report.proofs
     assert proof.runtime == "reference" and "rounds" in proof.because
+
+
+@pytest.mark.parametrize(("rules", "bits"), [("moe-mxfp4", 4.25), ("moe-nvfp4", 4.5), ("moe-int3", 3.5)])
+def test_sizes_are_foretold_and_weights_read_back_in_every_format(rules, bits):
+    model = moe_model(GPT_OSS, dtype=np.float16, hidden=H, inter=I, experts=E)
+    foretold = rewriter.explain(model, rules=rules, target=CPU)
+    result = rewrite(model, rules, CPU)
+    written = result.model
+    done = result.report
+    assert foretold.bytes_after == done.bytes_after
+    assert {w.name: w.bytes_after for w in foretold.weights} == {w.name: w.bytes_after for w in done.weights}
+    assert {w.role for w in done.weights} == {"expert.gate_up", "expert.down"}
+    for summary in done.by_role:  # a global scale is one number for each expert
+        assert bits <= summary.bits_per_element < bits + 0.01
+    (held,) = [h for h in rewriter.inspect(written).weights if h.kind == "quantized"]
+    assert (held.role, held.stored) == ("expert", f"{int(bits)} bits, QMoE")
+    assert held.elements == 3 * E * H * I
+
+    back = rewrite(written, rule_set(["qmoe-to-moe"]), CPU).model
+    again = rewrite(back, rules, CPU)
+    (moe,) = nodes_of(back, "MoE")
+    stacks = [initializers_of(back)[moe.input[slot]] for slot in (2, 4)]
+    errors = {w.name.rpartition("__")[0]: w.relative_rms for w in done.weights}
+    assert len(errors) == 2 and min(errors.values()) > 0.05
+    for stack, original in zip(stacks, ("layer0.fc1", "layer0.fc2"), strict=True):
+        difference = stack.astype(float) - initializers_of(model)[original].astype(float)
+        rms = np.sqrt((difference**2).sum() / (initializers_of(model)[original].astype(float) ** 2).sum())
+        assert rms == pytest.approx(np.mean([w.relative_rms for w in done.weights if original in w.name]), rel=0.02)
+    assert again.report.applied == {"moe-to-qmoe": 1}
