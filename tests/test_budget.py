@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -78,9 +79,18 @@ def test_the_plan_that_is_written_gives_the_same_model(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Budget" in said and "one bit more" in said and "one bit less" in said
     assert main([*command, "-o", str(tmp_path / "b"), "-r", str(plan)]) == 0
-    names = sorted(file.name for file in (tmp_path / "a").iterdir())
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for file in (tmp_path / "a").iterdir():
+        one, other = (_without_origin(folder / file.name) for folder in (tmp_path / "a", tmp_path / "b"))
+        assert one == other, file.name
+
+
+def _without_origin(file):
+    """A file's bytes; of a model without its metadata, which name the rule set that made it."""
+    if file.suffix != ".onnx":
+        return file.read_bytes()
+    model = onnx.load(file, load_external_data=False)
+    del model.metadata_props[:]
+    return model.SerializeToString(deterministic=True)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from rewriter.graph.contents import all_nodes
 from rewriter.io.sequences import untyped_sequences
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.moe import MOE
+from rewriter.operators.operator import DOMAIN
 from rewriter.operators.qmoe import QMOE
 
 _AS_FIRST_INPUT = {
@@ -44,6 +45,9 @@ def infer_types(model: ir.Model) -> None:
     with _quiet("onnx_ir.passes.common.shape_inference"):
         ShapeInferencePass(check_type=False, strict_mode=False)(inferred)  # strict, one operator in doubt ends it
     for value, twin in twins:
+        node = value.producer()
+        if twin not in known and node is not None and node.domain == DOMAIN:  # ONNX guesses, and is wrong of statistics
+            continue
         if _lacks_type(value) and value not in kept:
             found = known.get(twin, twin)
             value.type, value.shape = value.type or found.type, value.shape or found.shape

@@ -79,3 +79,13 @@ def test_a_plain_rule_sees_the_types_of_what_it_matches():
     assert rewriter.apply(parsed(body), [rule], overrides={"parity.local": "none"}).report.applied == {
         "rewrite-rule": 3
     }
+
+
+def test_statistics_of_a_norm_have_no_type_that_onnx_guesses():
+    """ONNX gives them the type of the first output; in half precision the runtime computes them in float32."""
+    scale = random(64).astype(np.float16)
+    body = "n, mean, inverse, sum = com.microsoft.SkipSimplifiedLayerNormalization (x, x, scale) y = Identity (sum)"
+    model = own_copy(parsed(body, "float16[b,s,64] x", "float16[b,s,64] y", scale=scale))
+    typed = {value.name: value.dtype for node in model.graph for value in node.outputs}
+    half = ir.DataType.FLOAT16
+    assert typed == {"n": half, "mean": None, "inverse": None, "sum": half, "y": half}
