@@ -146,6 +146,50 @@ def test_every_spelling_of_a_stack_is_seen():
     )
 
 
+def spelled(spelling, experts):
+    """A stack [E, N, K] of these matrices, as exporters store or assemble one."""
+    if spelling == "transposed":
+        return whole(np.ascontiguousarray(np.stack(experts).transpose(0, 2, 1))).transpose((0, 2, 1))
+    if spelling == "apart":
+        return stacked([whole(expert) for expert in experts])
+    if spelling == "interleaved":
+        return interleaved(*(whole(np.stack([expert[half::2] for expert in experts])) for half in (0, 1)))
+    return whole(np.stack(experts))
+
+
+@given(
+    grid=st.sampled_from([MXFP4, NVFP4, (2, 32), (3, 32), (4, 16), (4, 0), (8, 64)]),
+    spelling=st.sampled_from(["stacked", "transposed", "apart", "interleaved"]),
+    dtype=st.sampled_from(DTYPES),
+    place=st.tuples(st.integers(0, 3), st.integers(0, 7), st.integers(3, 63)),
+    seed=SEEDS,
+)
+def test_every_grid_is_kept_in_every_spelling_and_not_with_one_number_nudged(grid, spelling, dtype, place, seed):
+    if isinstance(grid, tuple):
+        how = {"symmetric": True, "dtype": dtype}
+        made = [integers(8, 64, *grid, seed=seed + expert, **how) for expert in range(4)]
+    else:
+        made = [floats(8, 64, grid, dtype=dtype, seed=seed + expert) for expert in range(4)]
+    own = made[0][1]
+    spec = WeightSpec("lossless", own.bits, own.block_size, True, own.format)
+    experts = [weight for weight, _ in made]
+    view = spelled(spelling, experts)
+    assert spec in look(view).specs and not off_grid(view, spec)
+    for expert, (_, quantized) in enumerate(made):
+        found = read(view.index(0, expert).numpy(), spec, dtype).weight
+        np.testing.assert_array_equal(found.codes, quantized.codes)
+
+    expert, row, column = place
+    experts[expert] = experts[expert].copy()
+    experts[expert].view(f"u{dtype.itemsize}")[row, column] ^= 1
+    nudged = spelled(spelling, experts)
+    if where := off_grid(nudged, spec):
+        assert where.startswith(f"block (expert {expert}, row {row}, ")
+    else:  # another code is what the nudged number is rounded from
+        found = read(experts[expert], spec, dtype).weight
+        np.testing.assert_array_equal(found.dequantize().astype(dtype), experts[expert])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_ordinary_weight_lies_on_no_grid(dtype):
     weight = np.random.default_rng(0).standard_normal((64, 256)).astype(dtype)
