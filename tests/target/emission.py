@@ -10,7 +10,7 @@ import itertools
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rules"))
@@ -89,10 +89,11 @@ class Sweep:
             yield from self._experts(plan, more)
         yield from self._remade()
         for index, router in enumerate((*ROUTERS, *GIVEN)):
-            yield from self._blocks(router, ("float32", "float16")[index % 2])
+            # One more router, or one more plan, changes nothing else.
+            yield from replace(self, draw=random.Random(router))._blocks(router, ("float32", "float16")[index % 2])
         for bits, block, symmetric in itertools.product((2, 4, 8), BLOCKS[1:], (True, False)):
             plan = {"bits": bits, "block_size": block, "symmetric": symmetric, "algorithm": "rtn"}
-            yield from self._constants(plan)
+            yield from replace(self, draw=random.Random(str(plan)))._constants(plan)
 
     def _expert_plans(self) -> Iterator[tuple[Plan, tuple[Plan, ...]]]:
         for bits, block, symmetric in itertools.product((2, 4, 8), BLOCKS, (True, False)):

@@ -38,5 +38,4 @@ def test_what_is_written_was_measured_and_is_right(name, record_property):
         if rounds or known not in ("right", "rounds", "in parts", "marked", "named"):
             bad.append(f"{text_of(form)}: {known}, written by {own.rule}")
     assert not bad, f"{len(bad)} of {len(written)} forms for {name}:\n" + "\n".join(sorted(bad))
-    assert target.provider == "cuda" or not counts["in parts"], "measure them"
     record_property("written forms", [name, len(written), dict(counts)])
