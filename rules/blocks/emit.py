@@ -135,7 +135,8 @@ def times_total(
         product = op.Mul(out, rows)
         return product
     hidden = block.experts[0].gate.weight.sizes[1]
-    product = op.Reshape(op.Mul(_reshaped(op, out, (-1, hidden)), rows), op.Shape(out))
+    none = {"allowzero": 1} if facts.opset >= 14 else {}  # of no tokens there are 0, and not as many as features
+    product = op.Reshape(op.Mul(_reshaped(op, out, (-1, hidden)), rows), op.Shape(out), **none)
     return product
 
 

@@ -238,3 +238,9 @@ def test_a_choice_without_experts_is_not_its_business():
 def rename(model, old, new):
     for node in model.graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
+
+
+def test_weights_that_are_given_of_no_tokens():
+    """The output is reshaped to extents of which one is 0."""
+    model = fused(Spelling(router="biased", combine="mask-sum", rank=3))
+    assert OrtRuntime().run(model, {"x": np.zeros((2, 0, 8), np.float32)})["y"].shape == (2, 0, 8)
