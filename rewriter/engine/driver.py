@@ -231,7 +231,10 @@ class Engine:
             with quantized_once(rewrite.jobs):
                 proof = self._prove(rewrite, self._run)
             replaced = tuple(n.op_type for n in rewrite.matched)
+            proved = _forms(rewrite)
             change = self._committer.commit(rewrite)
+            if _forms(rewrite) != proved:
+                raise RuleError(rewrite.rule, where, "what was committed is not what was proved; nothing was written")
         except MatchFailureError as declined:
             rewrite.discard()
             tracer.decline(declined.reason, declined.failure_sources)
@@ -256,6 +259,11 @@ class Engine:
         if len(self.outcome.applications) % _TOLD_EVERY == 0:
             self._progress(phase, len(self.outcome.applications))
         return True
+
+
+def _forms(rewrite: Rewrite) -> list[object]:
+    """The operators of a replacement and their attributes, which a commit leaves as they were proved."""
+    return [(node.op_identifier(), dict(node.attributes)) for node in rewrite.nodes]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Mistakes in the engine itself: between a proof and the file that is written."""
+"""Mistakes in the engine itself: between a match and the file that is written."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ _FIRST_LIKE = "next(o for o in external[::-1] if (o.dtype, o.shape) == (e.dtype,
 _FIRST_SLOT_LIKE = (
     "next(o for o in absent[::-1] if (o.tensor.dtype, o.tensor.shape) == (e.tensor.dtype, e.tensor.shape))"
 )
+_ONE_EXPERT = "[n.attributes.__setitem__('k', ir.AttrInt64('k', 1)) for n in nodes if 'k' in n.attributes]"
+_SCALES_FOR_CODES = "[n.replace_input_with(2, n.inputs[1]) for n in nodes if len(n.inputs) > 2]"
+_FIRST_INPUT = "rewrite.nodes[0].replace_input_with(0, self._model.graph.inputs[0])"
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,22 @@ class EngineMistake:
         model: which of the models shows it.
         sharded: whether it shows where weights go to data files, or where the model is one file.
         caught: what the error says.
+        compared: whether the comparison of the whole models catches it, after the file is written.
     """
 
     mistake: Mistake
     model: str
     sharded: bool
     caught: str = field(repr=False)
+    compared: bool = False
 
 
-def _wrong(name: str, path: str, right: str, wrong: str, model: str, sharded: bool, caught: str) -> EngineMistake:
-    return EngineMistake(Mistake("engine", name, path, [(right, wrong)], lambda: None), model, sharded, caught)
+def _wrong(
+    name: str, path: str, right: str, wrong: str, model: str, sharded: bool, caught: str, *, compared: bool = False
+) -> EngineMistake:
+    return EngineMistake(
+        Mistake("engine", name, path, [(right, wrong)], lambda: None), model, sharded, caught, compared
+    )
 
 
 ENGINE = (
@@ -154,5 +163,197 @@ ENGINE = (
         "linears",
         False,
         "reads or computes other values",
+    ),
+    _wrong(
+        "an output whose declared shape is lost",
+        "rewriter/engine/commit.py",
+        "new.type, new.shape, new.doc_string = old.type, old.shape, old.doc_string",
+        "new.type, new.shape, new.doc_string = old.type, None, old.doc_string",
+        "linears",
+        True,
+        "outputs changed",
+    ),
+    _wrong(
+        "an output of another declared type",
+        "rewriter/engine/commit.py",
+        "new.type, new.shape, new.doc_string = old.type, old.shape, old.doc_string",
+        "new.type, new.shape, new.doc_string = ir.TensorType(ir.DataType.INT64), old.shape, old.doc_string",
+        "linears",
+        True,
+        "outputs changed",
+    ),
+    _wrong(
+        "an output under a new name",
+        "rewriter/engine/commit.py",
+        'out.name, old.name = old.name, self._unique(self._values, f"{old.name}_replaced")',
+        'out.name = self._unique(self._values, f"{old.name}_replaced")',
+        "linears",
+        True,
+        "outputs changed",
+    ),
+    _wrong(
+        "a new constant that is not in the graph",
+        "rewriter/engine/commit.py",
+        "                    root.register_initializer(home)",
+        "                    root.name",
+        "experts",
+        True,
+        "nothing in its scope defines",
+    ),
+    _wrong(
+        "the first of the new nodes left out",
+        "rewriter/engine/commit.py",
+        "rewrite.graph.insert_before(rewrite.root, nodes)",
+        "rewrite.graph.insert_before(rewrite.root, nodes[1:])",
+        "experts",
+        True,
+        "nothing in its scope defines",
+    ),
+    _wrong(
+        "what replaces a value is not read",
+        "rewriter/engine/commit.py",
+        "            old.replace_all_uses_with(new, replace_graph_outputs=True)",
+        "            old.replace_all_uses_with",
+        "experts",
+        True,
+        "still fires",
+    ),
+    _wrong(
+        "an attribute changed after the proof",
+        "rewriter/engine/commit.py",
+        "        nodes = list(rewrite.nodes)",
+        f"        nodes = list(rewrite.nodes); {_ONE_EXPERT}",
+        "experts",
+        True,
+        "is not what was proved",
+    ),
+    _wrong(
+        "scales read in the place of codes after the proof",
+        "rewriter/engine/commit.py",
+        "        nodes = list(rewrite.nodes)",
+        f"        nodes = list(rewrite.nodes); {_SCALES_FOR_CODES}",
+        "experts",
+        True,
+        "cannot run the model",
+        compared=True,
+    ),
+    _wrong(
+        "another input read after the proof",
+        "rewriter/engine/commit.py",
+        "        root = self._roots[rewrite.graph]\n        self._check",
+        f"        root = self._roots[rewrite.graph]; {_FIRST_INPUT}\n        self._check",
+        "linears",
+        True,
+        "far above what was quantized explains",
+        compared=True,
+    ),
+    _wrong(
+        "a proof on the float weights",
+        "rewriter/parity/proof.py",
+        "dequantized(self.before, self.rewrite.jobs, self.before.experts), many",
+        "{}, many",
+        "experts",
+        True,
+        "differs by",
+    ),
+    _wrong(
+        "a digest of the first bytes only",
+        "rewriter/tensors/digest.py",
+        "        self._digest.add(view)",
+        "        self._digest.add(view[:8])",
+        "stack",
+        True,
+        "does not hold what was computed for it",
+    ),
+    _wrong(
+        "zeros written",
+        "rewriter/tensors/digest.py",
+        "self._file.write(view)",
+        "self._file.write(bytes(len(view)))",
+        "stack",
+        True,
+        "does not hold what was computed for it",
+    ),
+    _wrong(
+        "a layout that does not read back",
+        "rewriter/quantize/job.py",
+        "    arrays = stored.pack(quantized)",
+        "    arrays = [a[::-1] for a in stored.pack(quantized)]",
+        "experts",
+        True,
+        "do not read back",
+    ),
+    _wrong(
+        "the rows of a weight quantized in reverse",
+        "rewriter/quantize/job.py",
+        "self.quantizer(self.weight.numpy(), self.context)",
+        "self.quantizer(self.weight.numpy()[::-1], self.context)",
+        "experts",
+        True,
+        "far above what was quantized explains",
+        compared=True,
+    ),
+    _wrong(
+        "the report told of another weight",
+        "rewriter/quantize/job.py",
+        "    job.written(job, quantized, sum(a.nbytes for a in arrays))",
+        "    job.written(job, QuantizedWeight(**{**vars(quantized), 'scales': quantized.scales * 2}), 0)",
+        "experts",
+        True,
+        "as it was written, and of",
+    ),
+    _wrong(
+        "the report told of none",
+        "rewriter/quantize/job.py",
+        "    job.written(job, quantized, sum(a.nbytes for a in arrays))",
+        "    job.written",
+        "experts",
+        True,
+        "was written and never quantized",
+    ),
+    _wrong(
+        "the digest of the codes for all parts",
+        "rewriter/quantize/job.py",
+        "        return self.parts.digest(self.index)",
+        "        return self.parts.digest(0)",
+        "experts",
+        True,
+        "does not hold what was computed for it",
+    ),
+    _wrong(
+        "each expert in its neighbour's place",
+        "rewriter/quantize/stack.py",
+        "lambda expert: packed_arrays(own[expert], stored)",
+        "lambda expert: packed_arrays(own[expert - 1], stored)",
+        "experts",
+        True,
+        "differs by",
+    ),
+    _wrong(
+        "one expert twice",
+        "rewriter/quantize/stack.py",
+        "        for expert in range(self._experts):",
+        "        for expert in [0, *range(self._experts - 1)]:",
+        "experts",
+        True,
+        "differs by",
+    ),
+    _wrong(
+        "tensors written under one name",
+        "rewriter/io/saving.py",
+        "            swap(slot, tensor)\n        for slot, tensor in in_memory",
+        "            swap(slots[0], tensor)\n        for slot, tensor in in_memory",
+        "experts",
+        True,
+        "does not hold what was computed",
+    ),
+    _wrong(
+        "the first expert read back for all",
+        "rewriter/parity/written.py",
+        'View.whole(tensor, "").index(0, position).numpy())',
+        'View.whole(tensor, "").index(0, 0).numpy())',
+        "experts",
+        True,
+        "as it was written, and of",
     ),
 )
