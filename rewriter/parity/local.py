@@ -19,7 +19,7 @@ _MEMBERS = 4
 """Members of a class that are run."""
 
 _CHEAP = 1 << 20
-_MORE = 64 << 20
+_MORE = 16 << 20
 """Bytes of a member's float weights up to which it costs nothing to speak of, and what all larger ones may have."""
 
 

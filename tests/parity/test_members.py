@@ -60,11 +60,11 @@ def drawn(size, count=50):
 
 
 def test_of_a_class_with_large_weights_as_many_are_run_as_may_be_loaded():
-    small, large = drawn(1 << 10), drawn(4 << 20)
+    small, large = drawn(1 << 10), drawn(1 << 20)
     assert len(small) == 3 and small[0] == 0, "the second, and two by lot"
-    assert large == small, "16 MiB each, 64 MiB in all"
-    assert drawn(12 << 20) == small[:1], "48 MiB each"
-    assert not drawn(20 << 20)
+    assert large == small, "4 MiB each, 16 MiB in all"
+    assert drawn(3 << 20) == small[:1], "12 MiB each"
+    assert not drawn(5 << 20)
 
 
 class RightForFew(RewriteRuleClassBase):
