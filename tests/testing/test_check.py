@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import settings
@@ -24,6 +25,7 @@ from rewriter.rules import unstack
 from rewriter.rules.unstack import Unstack, read
 from rewriter.tensors import View, ViewTensor
 from rewriter.testing import check_model, check_rule, describe, near_misses, projections, unrolled_experts
+from rewriter.testing.promises import agreement
 
 FEW = settings(max_examples=60, derandomize=True, database=None)
 PLAIN = {"placements": ["main"], "names": ["named"], "obstacles": [], "max_size": 2, "typed": True}
@@ -291,3 +293,21 @@ def test_a_slow_test_is_no_failure_unless_a_deadline_is_set(holds, own):
     few = settings(fresh, max_examples=2, database=None, **given)
     with pytest.raises(DeadlineExceeded) if own else contextlib.nullcontext():
         holds(Relu(slow), models, settings=few)
+
+
+@pytest.mark.parametrize(
+    ("read", "shape"), [("c = Cast<to=1>(w)", (40, 24)), ("g = Gather(w, i) c = Cast<to=1>(g)", (3, 40, 24))]
+)
+def test_a_widened_weight_is_compared_as_wide_as_it_is_read(read, shape, monkeypatch):
+    """Its dequantized values are none of float16: the model with those would compute something else."""
+    compared = []
+    compare = agreement._compare
+    monkeypatch.setattr(agreement, "_compare", lambda *a, **k: (compared.append(a[0]), compare(*a, **k)))
+    text = f"agraph (float[t, 40] x) => (float[t, 24] y) {{ {read} y = MatMul(x, c) }}"
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{text}')
+    weights = {"w": np.random.default_rng(0).standard_normal(shape).astype(np.float16), "i": np.array(1)}
+    held = weights if "Gather" in read else {"w": weights["w"]}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in held.items())
+    given = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    assert check_model(["unstack", "matmul-to-matmul-nbits"], given).applied["matmul-to-matmul-nbits"] == 1
+    assert compared == ["y", "y"]

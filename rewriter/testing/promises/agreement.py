@@ -52,6 +52,8 @@ def check_outputs(before: ir.Model, after: ir.Model) -> None:
         feeds = draw_feeds(before, seed)
         for own in {judge} if elsewhere else dict.fromkeys((runtime, judge)):
             outputs = _run_both(own, reference, rewritten, feeds)
+            if outputs is None and jobs:  # what reads a widened weight as it was stored takes no other type
+                _run_both(own, ir.to_proto(before), rewritten, feeds)
             if outputs is None or own is not judge or not comparable:
                 continue
             for name, want in outputs[0].items():
@@ -119,14 +121,17 @@ def jobs_of(model: ir.Model) -> Iterable[QuantizationJob]:
 
 
 def _dequantized(jobs: Iterable[QuantizationJob]) -> dict[int, Array]:
-    """The constants of the original, by identity, with what quantization made of them."""
+    """The constants of the original, by identity, with what quantization made of them.
+
+    One that the model widens is as wide as it is read: its dequantized values are not among those of the narrow type.
+    """
     replaced: dict[int, Array] = {}
     for job in jobs:
         source, places = positions(job.weight)
-        if id(source) not in replaced:
-            replaced[id(source)] = np.array(source.numpy())
-        array = replaced[id(source)]
+        array = replaced.get(id(source), np.array(source.numpy()))
+        array = array.astype(np.promote_types(array.dtype, job.weight.dtype.numpy()))
         array.reshape(-1)[places] = job.quantize().dequantize().astype(array.dtype)
+        replaced[id(source)] = array
     return replaced
 
 
@@ -164,9 +169,11 @@ def positions(view: View) -> tuple[ir.TensorProtocol, npt.NDArray[np.int64]]:
 
 def _with_tensors(model: ir.Model, replaced: Mapping[int, Array]) -> onnx.ModelProto:
     """The model with other contents in some of its constants; the model is as it was afterwards."""
+    held = [slot for slot in stored_tensors(model) if id(slot.tensor) in replaced]
     with swapped() as swap:
-        for slot in stored_tensors(model):
-            if id(slot.tensor) in replaced:
-                swap(slot, ir.tensor(replaced[id(slot.tensor)], name=slot.tensor.name))
+        for slot in held:
+            swap(slot, ir.tensor(replaced[id(slot.tensor)], name=slot.tensor.name))
         proto: onnx.ModelProto = ir.to_proto(model)
+    if any(replaced[id(slot.tensor)].dtype != slot.tensor.dtype.numpy() for slot in held):
+        del proto.graph.value_info[:]  # what is between a widened constant and the Cast behind it is wider as well
     return proto
