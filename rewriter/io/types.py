@@ -6,15 +6,13 @@ standard operators, whose outputs have the same type and shape, stand in for the
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Iterator
 
+import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx import helper
 
-from rewriter.graph.attributes import integer_attribute
-from rewriter.graph.contents import all_nodes
+from rewriter.graph.contents import all_nodes, subgraphs
 from rewriter.io.sequences import untyped_sequences
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.moe import MOE
@@ -27,71 +25,114 @@ _AS_FIRST_INPUT = {
 }
 """Operator of ONNX Runtime -> its outputs that have the type and shape of its first input."""
 
+_SMALL = 1000
+"""Bytes of a constant that inference may read, as the operand of a Reshape."""
+
 
 def infer_types(model: ir.Model) -> None:
     """Gives values the type and shape that follow from the others, where any that is read lacks one.
 
-    What is declared stays as it is, and what is a sequence or an optional has no tensor's type.
+    What is declared stays as it is, and what is a sequence or an optional has no tensor's type. Of an operator of ONNX
+    Runtime that nothing stands in for, ONNX guesses, and is wrong of statistics: nothing is taken.
 
     Args:
         model: to be changed.
     """
     if not any(_lacks_type(value) for node in all_nodes(model) for value in node.inputs):
         return
-    inferred = model.clone()
-    twins = list(zip(_values(model), _values(inferred), strict=True))
+    message = _without_weights(model)
+    known = _stand_in(message.graph, message.graph)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(message, strict_mode=False, data_prop=True)
+    except Exception:  # of whatever C++ kind: nothing is known then
+        return
     kept = {*untyped_sequences(model), *model.graph.outputs}
-    known = _stand_in(inferred)
-    with _quiet("onnx_ir.passes.common.shape_inference"):
-        ShapeInferencePass(check_type=False, strict_mode=False)(inferred)  # strict, one operator in doubt ends it
-    for value, twin in twins:
-        node = value.producer()
-        if twin not in known and node is not None and node.domain == DOMAIN:  # ONNX guesses, and is wrong of statistics
+    for graph, found in zip(_graphs(model.graph), _messages(inferred.graph), strict=True):
+        types = {value.name: value.type for value in (*found.value_info, *found.output)}
+        for node in graph:
+            for value in node.outputs:
+                guessed = node.domain == DOMAIN and value.name not in known
+                if _lacks_type(value) and value.name in types and value not in kept and not guessed:
+                    value.type = value.type or ir.serde.deserialize_type_proto_for_type(types[value.name])
+                    value.shape = value.shape or ir.serde.deserialize_type_proto_for_shape(types[value.name])
+
+
+def _without_weights(model: ir.Model) -> onnx.ModelProto:
+    """The model as a message in which large constants are inputs."""
+    message = onnx.ModelProto(ir_version=model.ir_version)
+    message.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items())
+    message.functions.extend(map(ir.serde.serialize_function, model.functions.values()))
+    graph, given = message.graph, set(model.graph.inputs)
+    graph.input.extend(map(ir.serde.serialize_value, model.graph.inputs))
+    graph.output.extend(map(ir.serde.serialize_value, model.graph.outputs))
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
             continue
-        if _lacks_type(value) and value not in kept:
-            found = known.get(twin, twin)
-            value.type, value.shape = value.type or found.type, value.shape or found.shape
+        if value not in given:
+            graph.input.add().CopyFrom(helper.make_tensor_value_info(name, tensor.dtype, tensor.shape.numpy()))
+        if tensor.nbytes <= _SMALL:
+            graph.initializer.add().CopyFrom(ir.serde.serialize_tensor(tensor))
+            graph.initializer[-1].name = name
+    for node in model.graph:
+        graph.node.add().CopyFrom(ir.serde.serialize_node(node))
+        graph.value_info.extend(ir.serde.serialize_value(v) for v in node.outputs if v.name and v.type is not None)
+    return message
 
 
-def _stand_in(model: ir.Model) -> dict[ir.Value, ir.Value]:
-    """Puts standard operators beside those of ONNX Runtime; returns what is read in place of their outputs."""
-    read: dict[ir.Value, ir.Value] = {}
-    for node in list(all_nodes(model)):
-        for index in _AS_FIRST_INPUT.get(node.op_type, ()) if node.inputs else ():
-            if index < len(node.outputs):
-                read[node.outputs[index]] = _beside(node, ir.node("Identity", node.inputs[:1]))
-        if MATMUL_NBITS.computes(node):
-            size = [integer_attribute(node, name, 0) for name in "KN"]
-            weight = ir.val(f"{node.outputs[0].name}__weight", ir.DataType.FLOAT, size)
-            model.graph.inputs.append(weight)
-            read[node.outputs[0]] = _beside(node, ir.node("MatMul", [node.inputs[0], weight]))
-    for old, new in read.items():
-        new.name, old.name = old.name, f"{old.name}__unknown"
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-    return read
+def _stand_in(graph: onnx.GraphProto, whole: onnx.GraphProto) -> set[str]:
+    """Puts standard operators beside those of ONNX Runtime; returns the values that they give in place of these."""
+    known: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for body in _bodies(node):
+            known |= _stand_in(body, whole)
+        nodes.append(node)
+        if node.domain != DOMAIN or not node.input:
+            continue
+        made: dict[int, onnx.NodeProto] = {}
+        if node.op_type == MATMUL_NBITS.name:
+            sizes = {a.name: a.i for a in node.attribute}
+            weight = f"{node.output[0]}__weight"
+            shape = [sizes.get(name, 0) for name in "KN"]
+            whole.input.add().CopyFrom(helper.make_tensor_value_info(weight, onnx.TensorProto.FLOAT, shape))
+            made[0] = helper.make_node("MatMul", [node.input[0], weight], [])
+        else:
+            for index in _AS_FIRST_INPUT.get(node.op_type, ()):
+                if index < len(node.output) and node.output[index]:
+                    made[index] = helper.make_node("Identity", node.input[:1], [])
+        for index, other in made.items():
+            known.add(node.output[index])
+            other.output.append(node.output[index])
+            node.output[index] += "__unknown"
+            nodes.append(other)
+    if len(nodes) > len(graph.node):
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+    return known
 
 
-def _beside(node: ir.Node, stand_in: ir.Node) -> ir.Value:
-    assert node.graph is not None
-    node.graph.insert_after(node, stand_in)
-    return stand_in.outputs[0]
+def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
+    yield graph
+    for node in graph:
+        for body in subgraphs(node):
+            yield from _graphs(body)
 
 
-def _values(model: ir.Model) -> Iterator[ir.Value]:
-    for node in all_nodes(model):
-        yield from node.outputs
+def _messages(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for body in _bodies(node):
+            yield from _messages(body)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _lacks_type(value: ir.Value | None) -> bool:
     return value is not None and (value.type is None or value.shape is None)
-
-
-@contextlib.contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Inference that fails leaves the model as it was; the traceback that onnx-ir logs would reach the user."""
-    log = logging.getLogger(logger)
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
