@@ -52,6 +52,7 @@ def test_rule_sets_are_a_list():
 
 def test_the_command_prints_one_table_and_writes_one_page(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal leaves columns out, and says which
     np.save("tokens.npy", TOKENS)
     assert main(["compare", str(QWEN), "--rules", "rtn", "unstack", "--tokens", "tokens.npy", "--html", "p.html"]) == 0
     out = capsys.readouterr().out

@@ -157,7 +157,8 @@ def _node_state(node: ir.Node) -> tuple[Any, ...]:
 
 def _value_state(value: ir.Value) -> tuple[Any, ...]:
     shape = None if value.shape is None else tuple(value.shape)
-    return value.name, value.type, shape, value.const_value, dict(value.metadata_props), value.doc_string
+    kind = None if value.type is None else repr(value.type)  # setting a value's dtype edits its type in place
+    return value.name, kind, shape, value.const_value, dict(value.metadata_props), value.doc_string
 
 
 def _label(part: Any) -> str:

@@ -55,7 +55,9 @@ def variations(fed: Iterable[ir.Value], rewrite: Rewrite) -> list[Variation]:
     """Returns the ways to draw what is fed to a rewrite, besides the first one."""
     fed = list(fed)
     free = _are_free(fed, rewrite)
-    rows, scale, alike = _FEW if free else None, _beyond(fed, rewrite), _decide_alike(rewrite)
+    halves = any(value.dtype in _HALVES for value in fed)  # of few rows, what they round is much of the largest value
+    rows = (_ROWS[-1] if halves else _FEW) if free else None
+    scale, alike = _beyond(fed, rewrite), _decide_alike(rewrite)
     return [
         *(Variation(rows) for rows in (_ROWS if free else ())),
         *(Variation(rows, infinite, scale, alike) for infinite in (-math.inf, math.inf)[: 1 + alike]),

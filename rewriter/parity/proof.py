@@ -82,9 +82,11 @@ class Sides:
         fed = {value: self.names[value] for value in (*self.before.fed, *self.after.fed)}
         return random_feeds(fed, np.random.default_rng(seed), self.rewrite, self.before.experts, how)
 
-    def original(self, many: Sequence[Feeds]) -> tuple[onnx.ModelProto, Sequence[Feeds]]:
-        """Returns the matched subgraph with dequantized weights, and what it is fed."""
-        return self.before.model(dequantized(self.before, self.rewrite.jobs, self.before.experts), many)
+    def original(self, many: Sequence[Feeds], *, wide: bool = False) -> tuple[onnx.ModelProto, Sequence[Feeds]]:
+        """Returns the matched subgraph with dequantized weights, and what it is fed; ``wide`` has halves as float32."""
+        weights = dequantized(self.before, self.rewrite.jobs, self.before.experts, wide=wide)
+        model, own = self.before.model(weights, many)
+        return widened(model, own) if wide else (model, own)
 
     def run_replacement(self, runtime: Runtime, many: Sequence[Feeds], *, wide: bool = False) -> list[Outputs]:
         """Runs the replacement where what it replaces runs; one that the runtime refuses is wrong."""
@@ -257,7 +259,7 @@ def _excuse_rounding(sides: Sides, verdict: Verdict) -> None:
     runtime, rewrite = verdict.runtime, sides.rewrite
     expected, actual = verdict.outputs
     try:
-        model, (fed,) = widened(*sides.original([verdict.feeds]))
+        model, (fed,) = sides.original([verdict.feeds], wide=True)
         exact = runtime.run(model, fed)
     except TargetError:
         return

@@ -29,6 +29,7 @@ _LARGE = 1 << 20
 _ROWS = 1024
 """Rows that are dequantized at a time."""
 
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FED_TYPES = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
@@ -109,13 +110,16 @@ def some_experts(tensor: ir.TensorProtocol, experts: range) -> Array:
     return np.asarray(tensor.numpy())[first : experts.stop]
 
 
-def dequantized(before: Constants, jobs: Iterable[QuantizationJob], experts: range | None) -> Mapping[ir.Value, Array]:
+def dequantized(
+    before: Constants, jobs: Iterable[QuantizationJob], experts: range | None, *, wide: bool = False
+) -> Mapping[ir.Value, Array]:
     """Returns the float constants of the matched subgraph with what each job makes of its part of them.
 
     Args:
         before: the matched subgraph.
         jobs: the weights that are quantized.
         experts: which experts of a stack are run, or None for all.
+        wide: whether halves become float32, so that codes times scales are not rounded to halves again.
     """
     result: dict[ir.Value, Array] = {}
     memory: dict[ir.Value, Array] = {}
@@ -126,7 +130,8 @@ def dequantized(before: Constants, jobs: Iterable[QuantizationJob], experts: ran
         view = view if experts is None else view.slice(0, experts.start, len(experts))
         first, _ = view.span
         if value not in memory:
-            memory[value] = _buffer(view, job.weight.dtype)
+            widened = wide and job.weight.dtype in _HALVES
+            memory[value] = _buffer(view, ir.DataType.FLOAT if widened else job.weight.dtype)
             result[value] = _window(memory[value], view, first)
         _dequantize(_quantized(job), _window(memory[value], job.weight, first))
     return result

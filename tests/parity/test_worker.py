@@ -231,7 +231,8 @@ def test_check_has_a_time_limit(saved, capsys):
 
 
 def started(file):
-    code = "import sys; from rewriter.__main__ import main; sys.exit(main())"
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # jobs of a shell ignore it
+    code = f"import signal, sys; {heard}; from rewriter.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "check", str(file), str(file)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -254,7 +255,10 @@ def test_a_run_that_is_told_to_end_takes_its_worker_along(saved, number, code):
         assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    try:
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == code
     assert "Traceback" not in said
     while is_there(found[0]):
