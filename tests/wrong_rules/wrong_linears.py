@@ -201,8 +201,13 @@ LINEARS = (
     Mistake(
         MATMUL,
         "float32 scales under float16",
-        MATMUL_NBITS,
-        [("reader, rule, matrix.dtype.numpy())", "reader, rule, ir.DataType.FLOAT.numpy())")],
+        "rewriter/engine/context.py",
+        [
+            (
+                "given[1] if len(given) > 1 else weight.dtype.numpy()",
+                "given[1] if len(given) > 1 else ir.DataType.FLOAT.numpy()",
+            )
+        ],
         _multiplied(dtypes=["float16"]),
     ),
     Mistake(
@@ -223,10 +228,7 @@ LINEARS = (
         MATMUL,
         "a weight that something else reads too",
         MATMUL_NBITS,
-        [
-            ('if use.node.op_type not in ("MatMul", "Gemm") or use.idx != 1:', "if False:"),
-            ("if use.node is not reader:", "if False:"),
-        ],
+        [("if use.node is not reader or use.idx != 1:", "if False:")],
         _multiplied(consumers=["matmul"], obstacles=["weight-also-read"]),
     ),
     Mistake(

@@ -80,6 +80,7 @@ OPERATORS = (
         "rules/moe_fuse_fc3.py",
         [("activation=SWIGLU.name, fusion=1,", "activation=SWIGLU.name, fusion=2,")],
         moes(APART, fc3=True),
+        ruled(FC3, target="cuda@1.28"),
     ),
     Mistake(
         INTERLEAVE,
