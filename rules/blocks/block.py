@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,13 +12,17 @@ import onnx_ir as ir
 from rewriter.facts import Facts
 from rewriter.graph.attributes import cast_type
 from rewriter.graph.declines import WHOLE_BLOCK, reason_of
-from rewriter.graph.walk import producers, readers, walk
+from rewriter.graph.walk import GaveUp, producers, readers, walk
+from rewriter.operators.moe import MOE
+from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, NotApplicable
 from rewriter.rules.blocks.axes import Axes, Content, Located
 from rewriter.rules.blocks.contents import Activated, Output, Router, Tokens
 from rewriter.rules.blocks.mixing import Complete, Mixed, Mixing, Share, Start, Term, Weighted
 from rewriter.rules.blocks.unknown import why_unknown
 from rewriter.tensors import View
+
+_NEAR = 64
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,11 @@ def completes(facts: Facts, end: ir.Value, operators: Sequence[str]) -> bool:
 
 
 def why_not_whole(facts: Facts, out: ir.Value) -> Declined | None:
-    """Returns which experts the sum that ``out`` holds lacks; None where it lacks none."""
+    """Returns which experts the sum that ``out`` holds lacks; None where it lacks none.
+
+    Raises:
+        NotApplicable: its experts are fused already.
+    """
     located = facts.get(out, Located)
     if located is None or not isinstance(located.content, Mixed):
         return None
@@ -203,12 +212,19 @@ def _holds(facts: Facts, value: ir.Value | None, held: Content) -> bool:
 
 
 def _of_sum(facts: Facts, out: ir.Value, axes: Axes, mixed: Mixed) -> Block:
-    """The block that a sum of experts is; declines where one is missing."""
+    """The block that a sum of experts is; declines where one is missing.
+
+    Raises:
+        Declined: one is.
+        NotApplicable: all are fused already.
+    """
     starts = tuple(start.value for start in mixed.starts())
     experts = _of_slots(mixed)
     if experts:
         return Block(out, axes, mixed.mixing, experts, starts)
     others = _others(facts, mixed)
+    if _is_beside_fused(facts, mixed):
+        raise NotApplicable
     found = _of_terms(facts, out, mixed, others)
     starts = (*starts, *(term.node.outputs[0] for term in others if isinstance(term, Term)))
     everyone = len(found) == mixed.mixing.router.experts
@@ -221,6 +237,36 @@ def _others(facts: Facts, mixed: Mixed) -> list[Term | Start]:
     same = [term for term in mixed.terms() if term.output is None and _is_tokens(facts, term.value, x)]
     weighed = [start for start in mixed.starts() if _is_weighed(facts, start.value, mixed.mixing.router)]
     return [*same, *weighed]
+
+
+def _is_beside_fused(facts: Facts, mixed: Mixed) -> bool:
+    """Whether a sum is what stays beside experts that are fused: it starts from their operator, and adds its tokens."""
+    terms = list(mixed.terms())
+    if any(term.output is not None for term in terms):
+        return False
+
+    def before(at: ir.Value) -> list[ir.Value]:
+        return [] if _is_fused(at) else producers(at)
+
+    with contextlib.suppress(GaveUp):
+        for at in walk([start.value for start in mixed.starts()], before, limit=_NEAR):
+            node = at.producer()
+            if node is not None and _is_fused(at) and node.inputs[0] is not None:
+                x = _tokens_of(facts, node.inputs[0])
+                if all(_is_tokens(facts, term.value, x) for term in terms):
+                    return True
+    return False
+
+
+def _is_fused(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type in (MOE.name, QMOE.name)
+
+
+def _tokens_of(facts: Facts, x: ir.Value) -> ir.Value:
+    """The tokens that an operator reads, before they were moved."""
+    held = _content(facts, x)
+    return held.x if isinstance(held, Tokens) else x
 
 
 def _is_tokens(facts: Facts, value: ir.Value, x: ir.Value | None) -> bool:
