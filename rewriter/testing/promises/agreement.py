@@ -25,13 +25,16 @@ Array = npt.NDArray[Any]
 _TOLERANCES = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-5}
 """Largest error over the largest magnitude: looser than the local proof, since errors of several rewrites add up."""
 _EXACT = 1e-6
+_INEXACT = 0.05
+"""Of a kernel that rounds more than a proof allows: what it was given it still has to read as it was meant."""
 
 
 def check_outputs(before: ir.Model, after: ir.Model) -> None:
     """Runs both models; where weights were quantized, the original runs with their dequantized values.
 
     A weight that is read both ways, or computed from several, has no one set of values; then the local proofs have to
-    do.
+    do. Where the runtime has a kernel that is not exact, its own outputs have to be near all the same: the reference
+    reads codes as this package writes them, and a kernel as its operator says.
 
     Raises:
         AssertionError: the original runs and the other does not, an output differs, or a code is not the nearest.
@@ -48,16 +51,17 @@ def check_outputs(before: ir.Model, after: ir.Model) -> None:
     # What a runtime cannot run exactly it may all the same run, and must then run after the rewrite too: unless that
     # was made for another target.
     elsewhere = cannot_run(all_nodes(after), runtime.name) and not cannot_run(all_nodes(before), runtime.name)
+    refused = bool(cannot_run(nodes, runtime.name))
     for seed in range(2):
         feeds = draw_feeds(before, seed)
         for own in {judge} if elsewhere else dict.fromkeys((runtime, judge)):
             outputs = _run_both(own, reference, rewritten, feeds)
             if outputs is None and jobs:  # what reads a widened weight as it was stored takes no other type
                 _run_both(own, ir.to_proto(before), rewritten, feeds)
-            if outputs is None or own is not judge or not comparable:
+            if outputs is None or not comparable or (own is not judge and refused):
                 continue
             for name, want in outputs[0].items():
-                _compare(name, want, outputs[1][name], exact=not jobs)
+                _compare(name, want, outputs[1][name], exact=not jobs, inexact=own is not judge)
 
 
 def _run_both(
@@ -92,7 +96,7 @@ def draw_feeds(model: ir.Model, seed: int) -> dict[str, Array]:
     return feeds
 
 
-def _compare(name: str, want: Array, got: Array, *, exact: bool) -> None:
+def _compare(name: str, want: Array, got: Array, *, exact: bool, inexact: bool) -> None:
     assert want.shape == got.shape, f"output '{name}' has shape {want.shape}, and {got.shape} in the result"
     assert want.dtype == got.dtype, f"output '{name}' is {want.dtype}, and {got.dtype} in the result"
     if not want.size or want.dtype.kind != "f" or np.array_equal(want, got, equal_nan=True):
@@ -106,6 +110,8 @@ def _compare(name: str, want: Array, got: Array, *, exact: bool) -> None:
     tolerance = _TOLERANCES[str(want.dtype)]
     if exact and want.dtype != np.float16:
         tolerance = _EXACT
+    if inexact:
+        tolerance = _INEXACT
     scale = max(1.0, float(np.abs(wide[finite]).max(initial=0.0)))
     assert error[where] <= tolerance * scale, (
         f"output '{name}' is {wide[where]:.7g} at {list(where)}, and {other[where]:.7g} in the result;"
