@@ -11,7 +11,7 @@ import pytest
 
 import rewriter
 from rewriter.cli import main
-from rewriter.report.provenance import KEY, made_by
+from rewriter.report.provenance import KEY, Provenance, made_by
 
 GRANITE = Path(__file__).parent / "models" / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
 FAST = {"parity.local": "none"}
@@ -77,3 +77,8 @@ def test_the_command_line_says_what_was_done_before(tmp_path, capsys, monkeypatc
     assert report["command"].startswith("rewriter apply a -o b") and report["versions"]["onnx-moe-rewriter"]
     page = Path("r.html").read_text()
     assert report["digest"] in page and "done before" in page
+
+
+def test_reports_of_runs_at_other_times_are_equal():
+    assert Provenance(date="2026-01-01T00:00:00+00:00") == Provenance(date="2026-01-02T00:00:00+00:00")
+    assert Provenance(command="rewriter apply a") != Provenance(command="rewriter apply b")

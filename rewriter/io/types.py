@@ -129,7 +129,9 @@ def _messages(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     for attribute in node.attribute:
-        if attribute.HasField("g"):
+        if attribute.ref_attr_name:
+            continue
+        if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
         yield from attribute.graphs
 

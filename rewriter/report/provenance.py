@@ -73,7 +73,7 @@ class Provenance:
     """
 
     versions: dict[str, str] = field(default_factory=dict)
-    date: str = ""
+    date: str = field(default="", compare=False)
     command: str = ""
     digest: str = ""
     before: tuple[Made, ...] = ()
