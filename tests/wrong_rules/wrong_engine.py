@@ -250,8 +250,8 @@ ENGINE = (
     _wrong(
         "a proof on the float weights",
         "rewriter/parity/proof.py",
-        "dequantized(self.before, self.rewrite.jobs, self.before.experts), many",
-        "{}, many",
+        "dequantized(self.before, self.rewrite.jobs, self.before.experts, wide=wide)",
+        "{}",
         "experts",
         True,
         "differs by",
