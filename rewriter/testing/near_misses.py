@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from rewriter.parity.runtime import Runtime
-from rewriter.testing.change.apart import APART
-from rewriter.testing.change.mutations import RefusedError, copied, places
+from rewriter.testing.change.mutations import RefusedError, copied, places, settled
 from rewriter.testing.check import check_drawn, describe, run
 from rewriter.testing.drawing import Seen, terse
 from rewriter.testing.strategies import any_models
@@ -107,7 +106,7 @@ def _near(model: ir.Model, data: st.DataObject) -> tuple[ir.Model, str, str]:
         place = data.draw(st.sampled_from(there[kind]), "place")
         place.change()
         try:
-            return APART.settled(changed, model), kind, place.what
+            return settled(changed, model), kind, place.what
         except RefusedError as refused:
             reason = f"{place.what}: {' '.join(str(refused).split())}"
     raise RefusedError(reason)
