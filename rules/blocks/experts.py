@@ -18,7 +18,6 @@ from rewriter.rules.blocks.hits import hits
 from rewriter.rules.blocks.linears import linears
 from rewriter.rules.blocks.movement import movement
 from rewriter.rules.blocks.routers import routers
-from rewriter.rules.blocks.routing_weights import routing_weights
 from rewriter.rules.blocks.tables import tables
 from rewriter.rules.blocks.uniform import numbers
 
@@ -34,7 +33,6 @@ class _Blocks:
             numbers,
             gathers,
             routers,
-            routing_weights,
             linears,
             activations,
             combines,

@@ -10,7 +10,6 @@ FUSE, FORMER = "fuse-experts", "fuse-quantized-experts"
 RULE, BLOCK, FUSED = "rules/fuse_experts.py", "rules/blocks/block.py", "rules/blocks/emit.py"
 FLOAT, QUANTIZED = "rules/blocks/float_weights.py", "rules/blocks/quantized_weights.py"
 CLASSIFY, ROUTERS = "rules/blocks/classify.py", "rules/blocks/routers.py"
-ROUTING, WEIGHTS = "rules/blocks/routing.py", "rules/blocks/routing_weights.py"
 
 
 def _layers():
@@ -197,7 +196,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "sigmoid taken for softmax",
-        ROUTING,
+        BLOCK,
         [
             (
                 'return Routing(selected.logits, "log_sigmoid", normalize=True)',
@@ -216,7 +215,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "a noticed epsilon dropped",
-        WEIGHTS,
+        ROUTERS,
         [("noticed = abs(number) * 2.0**25 > smallest", "noticed = abs(number) > smallest")],
         blocks(broken="large-epsilon", experts=4),
     ),

@@ -12,12 +12,13 @@ from rewriter.operators.operator import DOMAIN
 from rewriter.operators.reference.common import (
     Array,
     as_float32,
+    dequantize,
     malformed,
     reshaped,
     slots,
     unsupported,
 )
-from rewriter.quantize.types import QuantizedShape, dequantize
+from rewriter.quantize.types import QuantizedShape
 
 OPERATOR = MATMUL_NBITS.name
 
