@@ -65,27 +65,23 @@ class Replacement:
 
 
 class Run(Protocol):
-    """What the engine offers to the rules of a run."""
+    """What the engine offers to the rules of a run.
 
-    @property
-    def facts(self) -> Facts:
-        """What the recognisers have stated so far."""
+    Attributes:
+        facts: what the recognisers have stated so far.
+        target: the runtime that the result is for.
+        rounded_activations: whether experts may be fused where the target's kernel rounds activations to 8 bits.
+        accuracy_level: what MatMulNBits and QMoE are written with where a rule's own option does not say; 0 leaves it
+            out.
+        looks_whole: whether all of a weight is read to tell on which grid it lies; else a sample, and the rest when
+            written.
+    """
 
-    @property
-    def target(self) -> Target:
-        """The runtime that the result is for."""
-
-    @property
-    def rounded_activations(self) -> bool:
-        """Whether experts may be fused where the target's kernel rounds activations to 8 bits."""
-
-    @property
-    def accuracy_level(self) -> AccuracyLevel:
-        """What MatMulNBits and QMoE are written with where a rule's own option does not say; 0 leaves it out."""
-
-    @property
-    def looks_whole(self) -> bool:
-        """Whether all of a weight is read to tell on which grid it lies; else a sample, and the rest when written."""
+    facts: Facts
+    target: Target
+    rounded_activations: bool
+    accuracy_level: AccuracyLevel
+    looks_whole: bool
 
     def role(self, node: ir.Node) -> Role:
         """Returns what the weight that ``node`` reads is for."""

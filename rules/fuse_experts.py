@@ -42,7 +42,7 @@ from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE, RAW, ROUTER_WEIGHTS
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks import experts
-from rewriter.rules.blocks.block import Block, Routing, normalised, read_block, resolve, resolve_given
+from rewriter.rules.blocks.block import Block, read_block
 from rewriter.rules.blocks.contents import Packed
 from rewriter.rules.blocks.decline_reasons import decline_argmax, decline_dispatch, decline_unfused
 from rewriter.rules.blocks.emit import (
@@ -60,6 +60,7 @@ from rewriter.rules.blocks.matched_nodes import covered
 from rewriter.rules.blocks.moe import Experts, Projection
 from rewriter.rules.blocks.qmoe import carried_accuracy_level, exact_ways, plan_experts, prepacked_attribute, write_qmoe
 from rewriter.rules.blocks.quantized_weights import require_kernel, stack_quantized_weights
+from rewriter.rules.blocks.routing import Routing, normalised, resolve, resolve_given
 from rewriter.target import Target
 from rewriter.tensors import View, ViewTensor
 

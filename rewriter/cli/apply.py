@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rewriter.cli import options
-from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Rules, Settings, TargetName
+from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Rules, Settings, TargetName, given
 
 if TYPE_CHECKING:
     from rewriter.api import Result
@@ -21,31 +21,19 @@ if TYPE_CHECKING:
 
 def apply(
     model: Model,
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", metavar="FOLDER", show_default=False, help="Where the rewritten model goes."),
-    ],
+    out: Annotated[Path, given("FOLDER", "Where the rewritten model goes.", "--out", "-o")],
     rules: Rules = DEFAULT_RULES,
     target: TargetName = None,
     settings: Settings = [],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files of the same names in an existing output; others stay.")
     ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.json", help="Write everything that was done; - prints it.", show_default=False),
-    ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html", help="Write the same as a page for people, in one file.", show_default=False),
-    ] = None,
+    report: Annotated[Path | None, given("FILE.json", "Write everything that was done; - prints it.")] = None,
+    html: Annotated[Path | None, given("FILE.html", "Write the same as a page for people, in one file.")] = None,
     require: Annotated[
         list[str],
-        typer.Option(
-            metavar="RULE",
-            help="Fail (exit 1) where this rule never fires. May be repeated.",
-            show_default=False,
-            autocompletion=options.complete_rules,
+        given(
+            "RULE", "Fail (exit 1) where this rule never fires. May be repeated.", autocompletion=options.complete_rules
         ),
     ] = [],
     parity: Annotated[
@@ -68,80 +56,55 @@ def apply(
     ] = None,
     provider: Annotated[
         str | None,
-        typer.Option(
-            metavar="cpu|cuda|reference",
-            show_default=False,
-            help="What runs both models to compare them, which asks for it; by default the target's provider.",
+        given(
+            "cpu|cuda|reference",
+            "What runs both models to compare them, which asks for it; by default the target's provider.",
         ),
     ] = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.npz",
-            show_default=False,
-            help="Mean squared activations that weigh the error, by the model's own names: of a weight [K], or of an"
+        given(
+            "FILE.npz",
+            "Mean squared activations that weigh the error, by the model's own names: of a weight [K], or of an"
             " expert stack [E, K]; or a folder that rewriter calibrate wrote.",
         ),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            show_default=False,
-            help="What the weights saw on real tokens, as rewriter calibrate wrote it; gptq quantizes by it.",
-        ),
+        given("FOLDER", "What the weights saw on real tokens, as rewriter calibrate wrote it; gptq quantizes by it."),
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(
+        given(
+            "SIZE",
+            "Choose each weight's bits and blocks for a model of at most so many bytes, by least output error.",
             parser=options.size,
-            metavar="SIZE",
-            show_default=False,
-            help="Choose each weight's bits and blocks for a model of at most so many bytes, by least output error.",
         ),
     ] = None,
     bits: Annotated[
         float | None,
-        typer.Option(
-            metavar="BITS",
-            show_default=False,
-            help="The same for so many bits a quantized weight, scales and zero points included, as 4.25."
+        given(
+            "BITS",
+            "The same for so many bits a quantized weight, scales and zero points included, as 4.25."
             " For plain 8 bits: --rules moe-int8, or --set quantization.default.bits=8.",
         ),
     ] = None,
     write_plan: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.yaml",
-            show_default=False,
-            help="Write what --size or --bits chose as a rule set, which gives the same model again.",
-        ),
+        given("FILE.yaml", "Write what --size or --bits chose as a rule set, which gives the same model again."),
     ] = None,
     memory: Annotated[
         int | None,
-        typer.Option(
-            parser=options.size,
-            metavar="SIZE",
-            show_default=False,
-            help="Computed weights in memory at once while saving; by default 512MiB.",
-        ),
+        given("SIZE", "Computed weights in memory at once while saving; by default 512MiB.", parser=options.size),
     ] = None,
     max_shard_size: Annotated[
-        int | None,
-        typer.Option(
-            parser=options.size,
-            metavar="SIZE",
-            show_default=False,
-            help="Size of each data file; by default there is one.",
-        ),
+        int | None, given("SIZE", "Size of each data file; by default there is one.", parser=options.size)
     ] = None,
     data_name: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            show_default=False,
-            help="Name of the data file, as model.onnx_data for transformers.js and optimum; by default"
-            " MODEL.onnx.data.",
+        given(
+            "NAME",
+            "Name of the data file, as model.onnx_data for transformers.js and optimum; by default MODEL.onnx.data.",
         ),
     ] = None,
     strict: Annotated[

@@ -7,44 +7,32 @@ from typing import Annotated
 
 import typer
 
-from rewriter.cli.options import Model, size
+from rewriter.cli.options import Model, given, size
 from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens
 
 
 def calibrate(
     model: Model,
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", metavar="FOLDER", show_default=False, help="Where the calibration goes."),
-    ],
+    out: Annotated[Path, given("FOLDER", "Where the calibration goes.", "--out", "-o")],
     tokens: Tokens = None,
     text: Text = None,
     tokenizer: Tokenizer = None,
     length: Length = 512,
     sequences: Sequences = None,
     feeds: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            show_default=False,
-            help="In place of tokens: an .npz file for each run, with an array for each input.",
-        ),
+        Path | None, given("FOLDER", "In place of tokens: an .npz file for each run, with an array for each input.")
     ] = None,
     provider: Annotated[str, typer.Option(metavar="cpu|cuda", help="What runs the model.")] = "cpu",
     memory: Annotated[
         int | None,
-        typer.Option(
+        given(
+            "SIZE",
+            "What the loaded model may take, by default 4GiB; a larger one is run layers after layers.",
             parser=size,
-            metavar="SIZE",
-            show_default=False,
-            help="What the loaded model may take, by default 4GiB; a larger one is run layers after layers.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing calibration.")] = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html", show_default=False, help="Write a page that shows what each expert saw."),
-    ] = None,
+    html: Annotated[Path | None, given("FILE.html", "Write a page that shows what each expert saw.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
     """Run a float model on real tokens and keep what each of its weights saw, each expert its own.

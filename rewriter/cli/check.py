@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rewriter.cli.options import AsJson, size
+from rewriter.cli.options import AsJson, given, size
 from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens, given_tokens
 
 if TYPE_CHECKING:
@@ -20,12 +20,7 @@ def check(
     runtime: Annotated[
         str, typer.Option("--runtime", "--provider", metavar="cpu|cuda|reference", help="What runs both.")
     ] = "cpu",
-    inputs: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.npz", show_default=False, help="Arrays to feed, by input name; by default random ones."
-        ),
-    ] = None,
+    inputs: Annotated[Path | None, given("FILE.npz", "Arrays to feed, by input name; by default random ones.")] = None,
     tokens: Tokens = None,
     text: Text = None,
     tokenizer: Tokenizer = None,
@@ -33,40 +28,20 @@ def check(
     sequences: Sequences = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
     logits: Annotated[
-        list[str],
-        typer.Option(
-            metavar="OUTPUT",
-            show_default=False,
-            help="An output to compare as logits; by default those named so. May be repeated.",
-        ),
+        list[str], given("OUTPUT", "An output to compare as logits; by default those named so. May be repeated.")
     ] = [],
-    max_relative_l2: Annotated[
-        float | None, typer.Option(min=0, metavar="X", show_default=False, help="Fail where an output differs by more.")
-    ] = None,
-    min_snr_db: Annotated[
-        float | None, typer.Option(metavar="DB", show_default=False, help="Fail where an output's SNR is lower.")
-    ] = None,
+    max_relative_l2: Annotated[float | None, given("X", "Fail where an output differs by more.", min=0)] = None,
+    min_snr_db: Annotated[float | None, given("DB", "Fail where an output's SNR is lower.")] = None,
     min_top1: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="SHARE",
-            show_default=False,
-            help="Fail where logits agree on the best token more rarely.",
-        ),
+        float | None, given("SHARE", "Fail where logits agree on the best token more rarely.", min=0, max=1)
     ] = None,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="X", show_default=False, help="Fail where the KL on tokens is larger on average."),
-    ] = None,
+    max_kl: Annotated[float | None, given("X", "Fail where the KL on tokens is larger on average.", min=0)] = None,
     memory: Annotated[
         int | None,
-        typer.Option(
+        given(
+            "SIZE",
+            "With tokens: what a loaded model may take, by default 4GiB; a larger one is run layers after layers.",
             parser=size,
-            metavar="SIZE",
-            show_default=False,
-            help="With tokens: what a loaded model may take, by default 4GiB; a larger one is run layers after layers.",
         ),
     ] = None,
     timeout: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rewriter.cli import options
-from rewriter.cli.options import AsJson, Model, Settings, TargetName
+from rewriter.cli.options import AsJson, Model, Settings, TargetName, given
 from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens, given_tokens
 
 
@@ -25,12 +25,11 @@ def compare(
     ] = None,
     rules: Annotated[
         list[str],
-        typer.Option(
+        given(
+            "NAME|FILE",
+            "Likewise. By default rtn, k-quant, moe-int4 and moe-int8.",
             "--rules",
             "-r",
-            metavar="NAME|FILE",
-            show_default=False,
-            help="Likewise. By default rtn, k-quant, moe-int4 and moe-int8.",
             autocompletion=options.complete_rule_sets,
         ),
     ] = [],
@@ -39,18 +38,11 @@ def compare(
     tokenizer: Tokenizer = None,
     length: Length = 512,
     sequences: Sequences = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", show_default=False, help="For sets with gptq: what rewriter calibrate wrote."),
-    ] = None,
-    imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", show_default=False, help="As of rewriter apply.")
-    ] = None,
+    calibration: Annotated[Path | None, given("FOLDER", "For sets with gptq: what rewriter calibrate wrote.")] = None,
+    imatrix: Annotated[Path | None, given("FILE", "As of rewriter apply.")] = None,
     target: TargetName = None,
     settings: Settings = [],
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", show_default=False, help="Write the table as a page.")
-    ] = None,
+    html: Annotated[Path | None, given("FILE.html", "Write the table as a page.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which rule set to take: size, weight error, output error, time and what stays float, of each.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -69,6 +69,11 @@ def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))
 
 
+def given(metavar: str, text: str, *names: str, **more: Any) -> Any:
+    """Returns an option that has no default to show: what it takes, what it does, and its names where not the usual."""
+    return typer.Option(*names, metavar=metavar, help=text, show_default=False, **more)
+
+
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", show_default=False, help="An .onnx file, or a directory that holds one.")
 ]
@@ -84,20 +89,14 @@ Rules = Annotated[
 ]
 Settings = Annotated[
     list[str],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        show_default=False,
-        help="Change a value of the rule set, as quantization.default.bits=8. May be repeated.",
-    ),
+    given("KEY=VALUE", "Change a value of the rule set, as quantization.default.bits=8. May be repeated.", "--set"),
 ]
 TargetName = Annotated[
     str | None,
-    typer.Option(
+    given(
+        "TARGET",
+        "Runtime to rewrite for, as cpu, cuda:sm90 or webgpu@1.30; by default the rule set's.",
         "--target",
-        metavar="TARGET",
-        show_default=False,
-        help="Runtime to rewrite for, as cpu, cuda:sm90 or webgpu@1.30; by default the rule set's.",
         autocompletion=complete_targets,
     ),
 ]

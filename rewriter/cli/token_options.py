@@ -7,27 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rewriter.cli.options import given
+
 if TYPE_CHECKING:
     from rewriter.parity.runtime import Array
 
-Tokens = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE.npy", show_default=False, help="Token ids [sequences, length], each run from its beginning."
-    ),
-]
-Text = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", show_default=False, help="Text in UTF-8, in place of tokens; needs --tokenizer."),
-]
-Tokenizer = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE.json", show_default=False, help="The model's tokenizer.json, which reads the text."),
-]
+Tokens = Annotated[Path | None, given("FILE.npy", "Token ids [sequences, length], each run from its beginning.")]
+Text = Annotated[Path | None, given("FILE", "Text in UTF-8, in place of tokens; needs --tokenizer.")]
+Tokenizer = Annotated[Path | None, given("FILE.json", "The model's tokenizer.json, which reads the text.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens of each sequence that the text is cut into.")]
-Sequences = Annotated[
-    int | None, typer.Option(min=1, metavar="N", show_default=False, help="Use the first N sequences only.")
-]
+Sequences = Annotated[int | None, given("N", "Use the first N sequences only.", min=1)]
 
 
 def given_tokens(

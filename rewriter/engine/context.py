@@ -24,7 +24,7 @@ from rewriter.quantize.plan import AccuracyLevel, LineUse, Picking, Quantization
 from rewriter.quantize.types import Calibration, QuantizedWeight, Quantizer, WeightContext
 from rewriter.report import Weight
 from rewriter.roles import Role, find_roles
-from rewriter.rule import Declined
+from rewriter.rule import Declined, Run
 from rewriter.target import Target
 from rewriter.tensors import View, weight_name
 from rewriter.text import natural
@@ -32,8 +32,8 @@ from rewriter.text import natural
 _NO_ROLE = Role("", None, None)
 
 
-class ModelRun:
-    """The model, its facts and roles, the plan and the target; implements ``rewriter.rule.Run``."""
+class ModelRun(Run):
+    """The model, its facts and roles, the plan and the target."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class ModelRun:
         return facts
 
     def role(self, node: ir.Node) -> Role:
-        """Returns what the weight that ``node`` reads is for."""
+        """See ``rewriter.rule.Run``."""
         return self._roles.get(node, _NO_ROLE)
 
     def quantize(
@@ -98,11 +98,7 @@ class ModelRun:
         role: str = "",
         expert: int | None = None,
     ) -> QuantizationJob:
-        """Returns the job that will quantize ``weight`` [N, K] as the plan says; see ``rewriter.rule.Run``.
-
-        Raises:
-            Declined: the plan keeps the weight in float.
-        """
+        """See ``rewriter.rule.Run``."""
         found = self.role(reader)
         if expert is None:
             expert = weight.expert if found.expert is None else found.expert

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from rewriter.errors import RuntimeEndedError, TargetError
+from rewriter.errors import ModelError, RuntimeEndedError, TargetError
 
 Array = npt.NDArray[np.generic]
 Feeds = Mapping[str, Array]
@@ -116,6 +116,20 @@ def run_loaded(number: int, feeds: Feeds, names: Sequence[str] | None) -> dict[s
 def drop(number: int) -> None:
     """Forgets a loaded model."""
     _SESSIONS.pop(number, None)
+
+
+def infer(model: bytes) -> bytes:
+    """Returns a model with the types that ONNX infers of its values: some models end the process that infers them.
+
+    Raises:
+        ModelError: it is malformed.
+    """
+    from onnx import shape_inference  # noqa: PLC0415 -- not every worker infers
+
+    try:
+        return bytes(shape_inference.infer_shapes(model).SerializeToString())
+    except shape_inference.InferenceError as error:
+        raise ModelError(str(error)) from None
 
 
 def providers(settings: Settings, model: Model) -> list[str]:

@@ -306,35 +306,22 @@ def read_integer_rows(
 
 
 @compiled()
-def read_mxfp4_rows(rows: Floats, patience: int, codes: Codes, scales: Codes) -> Off:
-    """As ``read_integer_rows`` for mxfp4; the scales are codes of e8m0."""
-    off, row, first = 0, -1, -1
-    for n in range(rows.shape[0]):
-        for b in range(scales.shape[1]):
-            part = slice(b * 32, (b + 1) * 32)
-            found, scale = read_mxfp4(rows[n, part], codes[n, part])
-            scales[n, b] = scale
-            if not found:
-                row, first = (n, b) if off == 0 else (row, first)
-                off += 1
-                if off > patience:
-                    return off, row, first
-    return off, row, first
-
-
-@compiled()
-def read_nvfp4_rows(
-    rows: Floats, unit: np.float64, weight: Stored, patience: int, codes: Codes, scales: Codes, reach: Reach
+def read_float_rows(
+    rows: Floats, block: int, unit: np.float64, weight: Stored, patience: int, codes: Codes, scales: Codes, reach: Reach
 ) -> Off:
-    """As ``read_integer_rows`` for nvfp4; the scales are codes of e4m3, under a global scale near ``unit``.
+    """As ``read_integer_rows`` for mxfp4, in blocks of 32, and nvfp4, in blocks of 16.
 
-    ``reach`` [2] is narrowed to the global scales that the numbers of all blocks are rounded from.
+    The scales are codes of e8m0, or of e4m3 under a global scale near ``unit``; then ``reach`` [2] is narrowed to the
+    global scales that the numbers of all blocks are rounded from.
     """
     off, row, first = 0, -1, -1
     for n in range(rows.shape[0]):
         for b in range(scales.shape[1]):
-            part = slice(b * 16, (b + 1) * 16)
-            found, scale = read_nvfp4(rows[n, part], unit, weight, codes[n, part], reach)
+            part = slice(b * block, (b + 1) * block)
+            if block == 32:
+                found, scale = read_mxfp4(rows[n, part], codes[n, part])
+            else:
+                found, scale = read_nvfp4(rows[n, part], unit, weight, codes[n, part], reach)
             scales[n, b] = scale
             if not found:
                 row, first = (n, b) if off == 0 else (row, first)

@@ -128,7 +128,11 @@ def read(weight: FloatArray, spec: WeightSpec, scale_dtype: np.dtype[np.generic]
     if own is NVFP4:
         return _read_nvfp4(weight, codes, patience)
     powers = np.empty((n, blocks), np.uint8)
-    off = _off(weight, lambda rows, chunk: grids.read_mxfp4_rows(chunk, patience, codes[rows], powers[rows]))
+    digits, unit, reach = DTYPES[np.dtype(np.float32)][:2], np.float64(1), np.ones(2)
+    off = _off(
+        weight,
+        lambda rows, chunk: grids.read_float_rows(chunk, 32, unit, digits, patience, codes[rows], powers[rows], reach),
+    )
     if off[0]:
         return Read(None, *off)
     return Read(QuantizedWeight(codes, powers.view(ml_dtypes.float8_e8m0fnu), None, 4, 32, format=own.name))
@@ -183,8 +187,8 @@ def _read_nvfp4(weight: FloatArray, codes: CodeArray, patience: int) -> Read:
             reaches: list[grids.Reach] = reaches,
         ) -> grids.Off:
             reaches.append(np.array(reach))
-            return grids.read_nvfp4_rows(
-                chunk, np.float64(unit), digits, patience, codes[rows], scales[rows], reaches[-1]
+            return grids.read_float_rows(
+                chunk, 16, np.float64(unit), digits, patience, codes[rows], scales[rows], reaches[-1]
             )
 
         off = _off(weight, task)
@@ -218,7 +222,7 @@ def _units(weight: FloatArray) -> Iterator[tuple[float, float, float]]:
         unit = largest / mantissa
         unit *= 2.0 ** math.ceil(math.log2(most / (6 * grids.E4M3_LARGEST * unit)))
         reach = np.array([0, np.inf])
-        off, _, _ = grids.read_nvfp4_rows(probe, np.float64(unit), digits, 1, room, room[:, : _PROBE // 16], reach)
+        off, _, _ = grids.read_float_rows(probe, 16, np.float64(unit), digits, 1, room, room[:, : _PROBE // 16], reach)
         if off <= 1:
             units += [unit, 2 * unit]
     powers = {2.0 ** round(math.log2(unit)) for unit in units}

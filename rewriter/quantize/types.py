@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -155,15 +155,30 @@ class QuantizedWeight:
         if values is not None:
             scales = self.scales.astype(np.float32) * np.float32(self.global_scale)
             return np.take(np.array(values, np.float32), self.codes) * np.repeat(scales, block, axis=1)[:, :k]
-        floats = self.codes.astype(np.float32)
-        for number in range(self.scales.shape[1]):
-            part = floats[:, number * block : min((number + 1) * block, k)]
-            if self.zero_points is None:
-                part -= np.float32(1 << (self.bits - 1))
-            else:
-                part -= self.zero_points[:, number, None].astype(np.float32)
-            part *= self.scales[:, number, None].astype(np.float32)
-        return floats
+        return dequantize(self.codes, self.scales, self.zero_points, self.bits, block)
+
+
+def dequantize(
+    codes: CodeArray, scales: FloatArray, zero_points: npt.NDArray[Any] | None, bits: int, block: int
+) -> npt.NDArray[np.float32]:
+    """Returns ``(code - zero_point) * scale``, [..., K].
+
+    Args:
+        codes: [..., K].
+        scales: [..., ceil(K / block)], of any float dtype.
+        zero_points: [..., ceil(K / block)] uint8 or float, or None for 2^(bits-1).
+        bits: width of a code.
+        block: input features per scale.
+    """
+    floats = codes.astype(np.float32)
+    for number in range(scales.shape[-1]):
+        part = floats[..., number * block : (number + 1) * block]
+        if zero_points is None:
+            part -= np.float32(1 << (bits - 1))
+        else:
+            part -= zero_points[..., number, None].astype(np.float32)
+        part *= scales[..., number, None].astype(np.float32)
+    return floats
 
 
 class Calibration(Protocol):

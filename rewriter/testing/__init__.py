@@ -3,6 +3,7 @@
 ``check_rule(MyRule(), unrolled_experts())`` is a whole test.
 """
 
+from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime
 from rewriter.testing.check import check_model, check_rule, describe
 from rewriter.testing.near_misses import near_misses
 from rewriter.testing.package import package_tests
@@ -19,6 +20,8 @@ from rewriter.testing.strategies import (
 )
 
 __all__ = [
+    "OrtRuntime",
+    "ReferenceRuntime",
     "any_models",
     "attention_projections",
     "check_model",

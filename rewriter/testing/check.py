@@ -15,8 +15,11 @@ from hypothesis.strategies import SearchStrategy
 from rewriter.api import Result, apply
 from rewriter.engine import purity
 from rewriter.errors import ParityError, RewriterError, RuleError
+from rewriter.parity.local import LocalProver
+from rewriter.parity.runtime import Runtime
 from rewriter.report import Report
 from rewriter.report.provenance import KEY
+from rewriter.ruleset import load
 from rewriter.testing.drawing import Seen, terse
 from rewriter.testing.promises.agreement import check_outputs
 from rewriter.testing.promises.leftovers import check_leftovers
@@ -34,13 +37,20 @@ _UNMATCHED = "is not among the constants of what its rule matched"
 
 
 def check_rule(
-    rule: RuleUnderTest, models: SearchStrategy[ir.Model] | None = None, *, settings: hypothesis_settings | None = None
+    rule: RuleUnderTest,
+    models: SearchStrategy[ir.Model] | None = None,
+    *,
+    judge: Runtime | None = None,
+    settings: hypothesis_settings | None = None,
 ) -> None:
     """Holds a rule to its promises on every model that a strategy draws; see :func:`check_model`.
 
     Args:
         rule: a rule (an id, a class or an instance), or a list of rules, a parsed rule set or a ``RuleSet``.
         models: draws the models; by default those of :func:`any_models`.
+        judge: runs the models and the proofs; by default ONNX Runtime on the CPU, with its optimizations. Those fuse
+            some forms into kernels that round more, as ``DequantizeLinear`` before a ``MatMul``:
+            ``OrtRuntime(optimize=False)`` runs what the model says.
         settings: of Hypothesis; by default those of the present profile.
 
     Raises:
@@ -57,7 +67,7 @@ def check_rule(
 
     def holds(model: ir.Model) -> None:
         __tracebackhide__ = True
-        seen.add(check_drawn(rule, model))
+        seen.add(check_drawn(rule, model, judge))
 
     def seeks(model: ir.Model) -> None:
         __tracebackhide__ = True
@@ -72,7 +82,7 @@ def check_rule(
     seen.require_fired()
 
 
-def check_model(rule: RuleUnderTest, model: ir.Model | str) -> Report:
+def check_model(rule: RuleUnderTest, model: ir.Model | str, *, judge: Runtime | None = None) -> Report:
     """Holds a rule to its promises on one model.
 
     It raises nothing; each decline has a reason; the result is valid, loads and computes what the model computes (with
@@ -82,6 +92,7 @@ def check_model(rule: RuleUnderTest, model: ir.Model | str) -> Report:
     Args:
         rule: as for :func:`check_rule`.
         model: a model, or its ONNX text.
+        judge: as for :func:`check_rule`.
 
     Returns:
         The report of the run.
@@ -93,16 +104,16 @@ def check_model(rule: RuleUnderTest, model: ir.Model | str) -> Report:
     """
     __tracebackhide__ = True
     require_rule(rule)
-    return check_drawn(rule, model)
+    return check_drawn(rule, model, judge)
 
 
-def check_drawn(rule: RuleUnderTest, model: ir.Model | str) -> Report:
+def check_drawn(rule: RuleUnderTest, model: ir.Model | str, judge: Runtime | None) -> Report:
     """Does as :func:`check_model` with a rule that is known to be one."""
     __tracebackhide__ = True
     given_model = as_model(model)
     before = _bytes(given_model)
     try:
-        return _check(rule, given_model, before)
+        return _check(rule, given_model, before, judge)
     except AssertionError as broken:
         raise AssertionError(f"{name_of(rule)}: {broken}\n\n{describe(given_model)}") from broken.__cause__
 
@@ -118,7 +129,7 @@ def describe(model: ir.Model) -> str:
     return onnx.printer.to_text(proto)
 
 
-def run(rule: RuleUnderTest, model: ir.Model, what: str = "it") -> Result[ir.Model]:
+def run(rule: RuleUnderTest, model: ir.Model, judge: Runtime | None, what: str = "it") -> Result[ir.Model]:
     """Applies the rule and proves every rewrite.
 
     Raises:
@@ -126,7 +137,8 @@ def run(rule: RuleUnderTest, model: ir.Model, what: str = "it") -> Result[ir.Mod
     """
     try:
         with purity.checked():
-            return apply(model, as_rules(rule), overrides={"parity.local": "all"}, strict=True)
+            rules = load(as_rules(rule), overrides={"parity.local": "all"})
+            return apply(model, rules, prover=LocalProver(rules.parity, judge), strict=True)
     except ParityError as error:
         raise AssertionError(f"{what} failed its parity: {error}") from None
     except RuleError as error:
@@ -137,9 +149,9 @@ def run(rule: RuleUnderTest, model: ir.Model, what: str = "it") -> Result[ir.Mod
         raise AssertionError(f"{what} raised {type(error).__name__}, which is no RewriterError: {error}") from error
 
 
-def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
+def _check(rule: RuleUnderTest, model: ir.Model, before: bytes, judge: Runtime | None) -> Report:
     __tracebackhide__ = True
-    result = run(rule, model)
+    result = run(rule, model, judge)
     assert _bytes(model) == before, "the given model has changed"
     report = result.report
     for decline in report.declines:
@@ -149,7 +161,7 @@ def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
             f" {decline.reason}"
         )
     after = _bytes(result.model)
-    assert _bytes(run(rule, model, "a second run").model) == after, "a second run gives another model"
+    assert _bytes(run(rule, model, judge, "a second run").model) == after, "a second run gives another model"
     if not report.applications:
         changed = _difference(_graph(before), _graph(after))
         assert not changed, f"nothing fired, yet the result is another model:\n{changed}"
@@ -160,10 +172,10 @@ def _check(rule: RuleUnderTest, model: ir.Model, before: bytes) -> Report:
         check_sizes(model, result.model)
         check_leftovers(model, result.model)
         check_runs(model, result.model, report.target)
-        check_outputs(model, result.model)
+        check_outputs(model, result.model, judge)
     except AssertionError as wrong:
         raise AssertionError(f"{wrong}\n\nafter:\n{describe(result.model)}\nbefore:") from None
-    again = run(rule, result.model, "a run on the result").report.applied
+    again = run(rule, result.model, judge, "a run on the result").report.applied
     assert not again, f"on its own result it fires again: {again}"
     return result.report
 

@@ -10,8 +10,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
-from rewriter.testing.change.apart import APART
-from rewriter.testing.change.mutations import RefusedError, copied, places
+from rewriter.parity.runtime import Runtime
+from rewriter.testing.change.mutations import RefusedError, copied, places, settled
 from rewriter.testing.check import check_drawn, describe, run
 from rewriter.testing.drawing import Seen, terse
 from rewriter.testing.strategies import any_models
@@ -25,6 +25,7 @@ def near_misses(
     rule: RuleUnderTest,
     models: st.SearchStrategy[ir.Model] | None = None,
     *,
+    judge: Runtime | None = None,
     settings: hypothesis_settings | None = None,
 ) -> None:
     """Holds a rule to its promises on models that differ in one fact from one on which it fires.
@@ -35,6 +36,7 @@ def near_misses(
     Args:
         rule: as for :func:`check_rule`.
         models: draws the models that are changed; by default those of :func:`any_models`.
+        judge: as for :func:`check_rule`; whether a changed model runs is asked of ONNX Runtime as it runs by default.
         settings: of Hypothesis; by default those of the present profile.
 
     Raises:
@@ -54,7 +56,7 @@ def near_misses(
         __tracebackhide__ = True
         nonlocal held
         model = as_model(model)
-        if not _fires(rule, model, seen):
+        if not _fires(rule, model, judge, seen):
             reject()
         try:
             near, kind, what = _near(model, data)
@@ -63,7 +65,7 @@ def near_misses(
             reject()
         held = True
         try:
-            report = check_drawn(rule, near)
+            report = check_drawn(rule, near, judge)
         except AssertionError as broken:
             raise AssertionError(f"near miss: {what}\n{broken}") from broken.__cause__
         seen.note(report, f"{kind}: ")
@@ -80,10 +82,10 @@ def near_misses(
         )
 
 
-def _fires(rule: RuleUnderTest, model: ir.Model, seen: Seen) -> bool:
+def _fires(rule: RuleUnderTest, model: ir.Model, judge: Runtime | None, seen: Seen) -> bool:
     __tracebackhide__ = True
     try:
-        report = run(rule, model).report
+        report = run(rule, model, judge).report
     except AssertionError as broken:
         raise AssertionError(f"{name_of(rule)}: {broken}\n\n{describe(model)}") from broken.__cause__
     seen.add(report)
@@ -104,7 +106,7 @@ def _near(model: ir.Model, data: st.DataObject) -> tuple[ir.Model, str, str]:
         place = data.draw(st.sampled_from(there[kind]), "place")
         place.change()
         try:
-            return APART.settled(changed, model), kind, place.what
+            return settled(changed, model), kind, place.what
         except RefusedError as refused:
             reason = f"{place.what}: {' '.join(str(refused).split())}"
     raise RefusedError(reason)

@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis.strategies import SearchStrategy
 
 from rewriter.errors import UsageError, nearest
+from rewriter.parity.runtime import Runtime
 from rewriter.ruleset import load
 from rewriter.ruleset.catalogue import SECTIONS, bind, describe
 from rewriter.ruleset.discover import GROUP, RuleOffer, rule_offers, set_offers
@@ -45,6 +46,7 @@ def package_tests(
     *,
     without: Collection[str] = (),
     plan: Mapping[str, Any] | None = None,
+    judge: Runtime | None = None,
     settings: hypothesis_settings | None = None,
 ) -> Callable[..., None]:
     """Returns a pytest test of everything that a package offers: assign it to a name that begins with ``test_``.
@@ -58,6 +60,7 @@ def package_tests(
         without: tests to leave out, as pytest shows their ids: ``my-rule-near_misses``.
         plan: under which the rules are tested, as ``quantization`` of a rule set: ``{"default": {"bits": 8}}``; by
             default 4 bits in blocks of 32, symmetric.
+        judge: as for :func:`check_rule`.
         settings: of Hypothesis; by default those of the present profile.
 
     Raises:
@@ -81,7 +84,9 @@ def package_tests(
             raise UsageError(f"models of '{name}', which is no rule of package '{package}'{nearest(name, rules)}")
         require_models((models or {})[name], f"models['{name}']")
     promises = [
-        case for offer in rules.values() for case in _of_rule(offer, (models or {}).get(offer.name), plan, settings)
+        case
+        for offer in rules.values()
+        for case in _of_rule(offer, (models or {}).get(offer.name), plan, {"judge": judge, "settings": settings})
     ]
     promises += [(f"{name}-loads", functools.partial(load, name)) for name in shipped]
     for name in without:
@@ -101,12 +106,12 @@ def _of_rule(
     offer: RuleOffer,
     models: SearchStrategy[ir.Model] | None,
     plan: Mapping[str, Any] | None,
-    settings: hypothesis_settings | None,
+    options: Mapping[str, Any],
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield f"{offer.name}-page", functools.partial(_check_page, offer)
     yield f"{offer.name}-options", functools.partial(_check_options, offer)
     for holds in (check_rule, near_misses):
-        yield f"{offer.name}-{holds.__name__}", functools.partial(_hold, holds, offer, models, plan, settings)
+        yield f"{offer.name}-{holds.__name__}", functools.partial(_hold, holds, offer, models, plan, options)
 
 
 def _hold(
@@ -114,12 +119,12 @@ def _hold(
     offer: RuleOffer,
     models: SearchStrategy[ir.Model] | None,
     plan: Mapping[str, Any] | None,
-    settings: hypothesis_settings | None,
+    options: Mapping[str, Any],
 ) -> None:
     __tracebackhide__ = True
     under = {"phases": [{"name": "tested", "rules": [offer.name]}], "quantization": plan}
     try:
-        holds(offer.name if plan is None else under, models, settings=settings)
+        holds(offer.name if plan is None else under, models, **options)
     except NeverFiredError as never:
         raise NeverFiredError(f"{never}\n\n{_WRITE.format(offer.package, offer.name)}") from None
 

@@ -34,7 +34,8 @@ from rewriter.rules.blocks.mixing import (
     Weighted,
 )
 from rewriter.rules.blocks.movement import token_rows
-from rewriter.rules.blocks.routers import faulty, last_axis, summed_weights
+from rewriter.rules.blocks.routers import last_axis
+from rewriter.rules.blocks.routing_weights import faulty, summed_weights
 from rewriter.rules.blocks.uniform import seeded
 from rewriter.tensors import View
 

@@ -17,8 +17,9 @@ from rewriter.graph.declines import INFER_SHAPES, OTHER_WEIGHTS
 from rewriter.operators.form import ExpertForm
 from rewriter.rule import Declined, Fed
 from rewriter.rules.blocks.axes import Atom, Dim, only, total
-from rewriter.rules.blocks.block import Block, Routing, computed_in
+from rewriter.rules.blocks.block import Block
 from rewriter.rules.blocks.movement import token_rows
+from rewriter.rules.blocks.routing import Routing, computed_in
 
 
 def form_of(block: Block, routing: Routing) -> ExpertForm:

@@ -18,6 +18,7 @@ from rewriter.rules.blocks.hits import hits
 from rewriter.rules.blocks.linears import linears
 from rewriter.rules.blocks.movement import movement
 from rewriter.rules.blocks.routers import routers
+from rewriter.rules.blocks.routing_weights import routing_weights
 from rewriter.rules.blocks.tables import tables
 from rewriter.rules.blocks.uniform import numbers
 
@@ -33,6 +34,7 @@ class _Blocks:
             numbers,
             gathers,
             routers,
+            routing_weights,
             linears,
             activations,
             combines,

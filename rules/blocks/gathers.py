@@ -6,16 +6,17 @@ Source: Gather and GatherND, as torch.onnx writes ``w[ids]`` and ``x[order]``; c
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import integer_attribute
-from rewriter.rules.blocks.axes import Located, only, put, total, unify
-from rewriter.rules.blocks.contents import Output
-from rewriter.rules.blocks.mixing import Chosen
+from rewriter.rules.blocks.axes import Atom, Axes, Located, only, put, total, unify
+from rewriter.rules.blocks.contents import Output, Slot
+from rewriter.rules.blocks.mixing import Chosen, Stack
 from rewriter.rules.blocks.movement import token_rows
-from rewriter.rules.blocks.routers import chosen_from, without_unit
 from rewriter.rules.blocks.rows import chosen_of, gathered_rows
 from rewriter.tensors import View
 
@@ -36,7 +37,7 @@ def gather_nd(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value) -> L
     located = facts.get(index, Located)
     if located is None or not located.rank or integer_attribute(node, "batch_dims", 0):
         return None
-    return taken(facts, data, without_unit(located), 0)
+    return taken(facts, data, _without_unit(located), 0)
 
 
 @gathers.at("GatherElements")
@@ -62,7 +63,7 @@ def taken(facts: Facts, data: ir.Value, index: Located | None, axis: int) -> Loc
         return None
     constant = facts.get(data, View)
     if constant is not None:
-        by_choice = chosen_from(constant, index, axis)
+        by_choice = _chosen_from(constant, index, axis)
         return by_choice or _sorted_choice(constant, index, axis)
     if axis:
         return None
@@ -72,4 +73,21 @@ def taken(facts: Facts, data: ir.Value, index: Located | None, axis: int) -> Loc
 
 def _sorted_choice(constant: View, index: Located, axis: int) -> Located | None:
     choice = chosen_of(index)
-    return None if choice is None else chosen_from(constant, choice, axis)
+    return None if choice is None else _chosen_from(constant, choice, axis)
+
+
+def _chosen_from(stack: View, located: Located, axis: int) -> Located | None:
+    """Returns what a choice gathers from a constant of all experts."""
+    held = located.content
+    if not isinstance(held, Chosen) or axis != 0 or not stack.rank or stack.shape[0] != held.router.experts:
+        return None
+    if not stack.dtype.is_floating_point():
+        return None
+    by = held.router if held.slot is None else Slot(held.router, held.slot)
+    weights: Axes = tuple((Atom("weight", Size(d), i),) for i, d in enumerate(stack.shape) if i)
+    return Located(Stack(stack, by), (*located.axes, *weights))
+
+
+def _without_unit(located: Located) -> Located | None:
+    """Returns indices [.., 1], as GatherND takes them, without the last dimension."""
+    return dataclasses.replace(located, axes=located.axes[:-1]) if not located.axes[-1] else None

@@ -10,10 +10,11 @@ from rewriter.graph.declines import NOT_AN_OUTPUT, ONE_READER, stays_float
 from rewriter.graph.walk import producers, walk
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Located, Uniform
-from rewriter.rules.blocks.block import Block, Routing
+from rewriter.rules.blocks.block import Block
 from rewriter.rules.blocks.contents import Tokens
 from rewriter.rules.blocks.hits import Outline
 from rewriter.rules.blocks.mixing import Chosen
+from rewriter.rules.blocks.routing import Routing
 from rewriter.rules.blocks.rows import Arange, Counts, End, Order, RowSlot, Sorted
 from rewriter.tensors import View
 

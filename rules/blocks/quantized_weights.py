@@ -16,9 +16,10 @@ from rewriter.operators.form import ExpertForm
 from rewriter.operators.qmoe import QMOE, RAW
 from rewriter.quantize.types import QuantizedShape
 from rewriter.rule import Declined, Run
-from rewriter.rules.blocks.block import Block, Routing, require_alike
+from rewriter.rules.blocks.block import Block, require_alike
 from rewriter.rules.blocks.contents import Packed, Weight
 from rewriter.rules.blocks.qmoe import Way, exact_ways, refusal
+from rewriter.rules.blocks.routing import Routing
 from rewriter.tensors import View, interleaved, scaled, stacked
 
 

@@ -1,8 +1,8 @@
 """Routers: logits -> scores -> the k chosen experts and the weights with which they are mixed.
 
-Facts stated: ``Scores``; ``Located`` with content ``Chosen``, ``Mixing`` or ``Total``. Softmax before or after TopK,
-sigmoid, weights divided by their sum, scaled for all or for each expert, taken from other scores than those that
-selected, with casts around: each is a law of a few lines, and what they amount to is asked once, by the rule.
+Facts stated: ``Scores``; ``Located`` with content ``Chosen`` or ``Mixing``. Softmax before or after TopK, sigmoid,
+weights taken from other scores than those that selected, with casts around: each is a function of a few lines, and what
+they amount to is asked once, by the rule. What becomes of the weights of the chosen is in ``routing_weights``.
 Source: transformers' routers as torch.onnx and mobius write them.
 """
 
@@ -17,16 +17,13 @@ from rewriter.facts.integers import static
 from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import Dims, Size
 from rewriter.graph.attributes import cast_type, integer_attribute
-from rewriter.graph.contents import name_of
-from rewriter.graph.declines import OTHER_FUNCTION, OTHER_WEIGHTS, Reason, reason_of
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
-from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, only, put, tokens
-from rewriter.rules.blocks.contents import Features, Output, Router, Scores, Slot
-from rewriter.rules.blocks.laws import of_number, of_two
-from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Sparse, Stack, Total, Weighted
+from rewriter.rules.blocks.axes import Atom, Axes, Located, only, tokens
+from rewriter.rules.blocks.contents import Features, Output, Router, Scores
+from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Sparse, Total, Weighted
+from rewriter.rules.blocks.routing_weights import opaque
 from rewriter.rules.blocks.uniform import uniform_of
-from rewriter.tensors import View
 
 routers = Family("routers")
 
@@ -323,12 +320,6 @@ def instead(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.V
     return Located(Chosen(changed), located.axes)
 
 
-def opaque(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
-    """Returns weights that no operator computes, but that can be given as they are."""
-    out = node.outputs[0]
-    return dataclasses.replace(faulty(mixing, reason, node), opaque=out, value=out)
-
-
 @routers.at("Concat")
 def side_by_side(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.Value | None) -> Located | None:
     """Choices of one expert each, as one of several; their weights likewise."""
@@ -351,118 +342,3 @@ def side_by_side(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.Value
     least = next((each for each in weights if not each.positive), weights[0])
     mixing = dataclasses.replace(least, router=joint, slot=None)
     return Located(opaque(mixing, "it chooses one expert after the other", node), axes)
-
-
-def summed_weights(located: Located, axis: int, *, keep: bool) -> Located | None:
-    """Returns the sum of a token's weights over its slots."""
-    held = located.content
-    if not isinstance(held, Mixing) or held.slot is not None or not only(located.axes[axis], "slot"):
-        return None
-    return Located(Total(held), put(located.axes, axis, *([()] if keep else [])))
-
-
-@of_two.at("Div")
-def divide_by_sum(first: Located, second: Located, node: ir.Node) -> Mixing | None:
-    """Returns weights over their sum."""
-    a, b = first.content, second.content
-    if not isinstance(a, Mixing) or not isinstance(b, Total):
-        return None
-    if a != b.mixing:
-        return faulty(a, Reason("weights are divided by a sum of others", OTHER_WEIGHTS), node)
-    if a.table is not None:
-        return faulty(a, Reason("weights are scaled for each expert before they are normalised", OTHER_WEIGHTS), node)
-    stage = "normalised" if a.stage == "raw" else a.stage
-    out = node.outputs[0]
-    quotient = dataclasses.replace(a, stage=stage, scale=1.0, fault=a.fault or b.mixing.fault, value=out)
-    return quotient if a.fault or not b.mixing.fault else dataclasses.replace(quotient, opaque=out)
-
-
-def faulty(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
-    """Returns weights that no operator computes, and why; the first reason is kept."""
-    return dataclasses.replace(
-        mixing, fault=mixing.fault or Reason(f"{reason} (node {name_of(node)})", reason_of(reason).remedy)
-    )
-
-
-@of_number.at("Add")
-def add_epsilon(first: Located, number: float, node: ir.Node) -> Total | None:
-    """Returns a sum of weights plus a number; at fault where a sum of these can notice it in float32."""
-    a = first.content
-    if not isinstance(a, Total) or number < 0:
-        return None
-    router, mixing = a.mixing.router, a.mixing
-    if number == 0:
-        return a
-    smallest = router.k / router.experts
-    noticed = abs(number) * 2.0**25 > smallest
-    if mixing.scores != router.scores or mixing.scores.function != "softmax" or mixing.scale != 1 or noticed:
-        return Total(faulty(mixing, Reason(f"{number:g} is added to the sum of the weights", OTHER_FUNCTION), node))
-    return a
-
-
-@routers.at("Clip")
-def clip(facts: Facts, node: ir.Node, x: ir.Value, low: ir.Value, *others: ir.Value | None) -> Located | None:
-    """A lower bound of the sum of weights, against a division by zero."""
-    located, bound = facts.get(x, Located), number_of(facts, low)
-    if located is None or bound is None or any(v is not None for v in node.inputs[2:]):
-        return None
-    total = bounded(located.content, bound, node)
-    return None if total is None else dataclasses.replace(located, content=total)
-
-
-@of_number.at("Max")
-def bound(first: Located, low: float, node: ir.Node) -> Total | None:
-    """Returns a sum of weights that is at least a number."""
-    return bounded(first.content, low, node)
-
-
-def bounded(a: Content, low: float, node: ir.Node) -> Total | None:
-    """Returns a sum of weights that is at least a number, which is a fault: no operator has such a bound."""
-    if not isinstance(a, Total) or low < 0:
-        return None
-    return Total(faulty(a.mixing, f"the sum of the weights is at least {low:g}", node))
-
-
-@of_number.at("Mul", "Div")
-def scale(first: Located, number: float, node: ir.Node) -> Mixing | Share | None:
-    """Returns weights times a number, or over one."""
-    a, out = first.content, node.outputs[0]
-    if node.op_type == "Div":
-        if not number:
-            return None
-        number = 1 / number
-    if isinstance(a, Mixing):
-        return dataclasses.replace(a, scale=a.scale * number, value=out)
-    if isinstance(a, Share):
-        return dataclasses.replace(a, mixing=dataclasses.replace(a.mixing, scale=a.mixing.scale * number, value=None))
-    return None
-
-
-@of_two.at("Mul")
-def scale_by_table(first: Located, second: Located, node: ir.Node) -> Mixing | None:
-    """Returns weights times a factor that is gathered for every chosen expert."""
-    a, b = first.content, second.content
-    if not isinstance(a, Mixing) or not isinstance(b, Stack):
-        return None
-    if b.by != a.router or b.view.rank != 1 or a.table is not None:
-        return faulty(
-            a, Reason("weights are scaled by something other than a factor for each chosen expert", OTHER_WEIGHTS), node
-        )
-    return dataclasses.replace(a, table=b.view, value=node.outputs[0])
-
-
-def chosen_from(stack: View, located: Located, axis: int) -> Located | None:
-    """Returns what a choice gathers from a constant of all experts."""
-    held = located.content
-    if not isinstance(held, Chosen) or axis != 0 or not stack.rank or stack.shape[0] != held.router.experts:
-        return None
-    if not stack.dtype.is_floating_point():
-        return None
-    by = held.router if held.slot is None else Slot(held.router, held.slot)
-    weights: Axes = tuple((Atom("weight", Size(d), i),) for i, d in enumerate(stack.shape) if i)
-    return Located(Stack(stack, by), (*located.axes, *weights))
-
-
-def without_unit(located: Located) -> Located | None:
-    """Returns indices [.., 1], as GatherND takes them, without the last dimension."""
-    return dataclasses.replace(located, axes=located.axes[:-1]) if not located.axes[-1] else None

@@ -10,6 +10,7 @@ from hypothesis import Phase, find, settings
 from support import parse, run
 
 from rewriter.graph.contents import all_nodes
+from rewriter.parity import apart
 from rewriter.testing import projections, unrolled_experts
 from rewriter.testing.change.legal import others
 from rewriter.testing.change.mutations import MUTATIONS, RefusedError, copied, places, settled
@@ -173,3 +174,22 @@ def test_every_mutation_finds_places_in_what_is_drawn():
     for strategy in (unrolled_experts(placements=["loop-if"]), projections(placements=["main"])):
         found |= set(places(copied(find(strategy, lambda m: len(list(all_nodes(m))) > 4, settings=SEARCH))))
     assert {"attribute_changed", "number_changed", "constant_overridable", "second_reader"} <= found
+
+
+@pytest.mark.parametrize("ends", ["infer", "run"])
+def test_what_ends_the_process_is_no_model_and_the_next_is(ends, monkeypatch):
+    """Which models end it differs from one release of the runtime to the next, so here it is killed."""
+    model = parse("g (float[2] x) => (float[2] y) { y = Neg (x) }")
+    answer, left = apart._Worker.answer, [ends]
+
+    def hit(self, call, arguments, timeout):
+        if call in left:
+            left.remove(call)
+            self.process.kill()
+        return answer(self, call, arguments, timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(apart._Worker, "answer", hit)
+        with pytest.raises(RefusedError, match="killed"):
+            settled(copied(model), model)
+    assert [node.op_type for node in settled(copied(model), model).graph] == ["Neg"]

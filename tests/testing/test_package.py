@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import rewriter.testing.plugin
 from rewriter.errors import UsageError
 from rewriter.ruleset import discover
-from rewriter.testing import package_tests
+from rewriter.testing import OrtRuntime, package_tests
 from rewriter.testing.usage import name_of
 
 EXAMPLE = Path(__file__).parents[1] / "example_package"
@@ -189,17 +189,18 @@ def test_it():
     assert re.search(r"\n +\d+  matmul-to-matmul-nbits declined: the weight is on the left", shown)
 
 
-def test_a_package_is_tested_under_a_plan_of_its_own(example, monkeypatch):
+def test_a_package_is_tested_under_a_plan_and_a_judge_of_its_own(example, monkeypatch):
     seen = []
 
-    def near_misses(rule, models, settings=None):
-        seen.append(rule)
+    def near_misses(rule, models, judge=None, settings=None):
+        seen.append((rule, judge))
 
     monkeypatch.setattr("rewriter.testing.package.near_misses", near_misses)
     plan = {"default": {"bits": 8, "block_size": 64}}
-    found = promises(package_tests(example, {"div-to-mul": divisions()}, plan=plan, settings=FEW))
+    judge = OrtRuntime(optimize=False)
+    found = promises(package_tests(example, {"div-to-mul": divisions()}, plan=plan, judge=judge, settings=FEW))
     found["div-to-mul-near_misses"]()
-    assert seen == [{"phases": [{"name": "tested", "rules": ["div-to-mul"]}], "quantization": plan}]
+    assert seen == [({"phases": [{"name": "tested", "rules": ["div-to-mul"]}], "quantization": plan}, judge)]
     found["div-to-mul-check_rule"]()
 
 

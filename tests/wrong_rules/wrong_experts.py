@@ -10,6 +10,7 @@ FUSE, FORMER = "fuse-experts", "fuse-quantized-experts"
 RULE, BLOCK, FUSED = "rules/fuse_experts.py", "rules/blocks/block.py", "rules/blocks/emit.py"
 FLOAT, QUANTIZED = "rules/blocks/float_weights.py", "rules/blocks/quantized_weights.py"
 CLASSIFY, ROUTERS = "rules/blocks/classify.py", "rules/blocks/routers.py"
+ROUTING, WEIGHTS = "rules/blocks/routing.py", "rules/blocks/routing_weights.py"
 
 
 def _layers():
@@ -196,7 +197,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "sigmoid taken for softmax",
-        BLOCK,
+        ROUTING,
         [
             (
                 'return Routing(selected.logits, "log_sigmoid", normalize=True)',
@@ -215,7 +216,7 @@ EXPERTS = (
     Mistake(
         FUSE,
         "a noticed epsilon dropped",
-        ROUTERS,
+        WEIGHTS,
         [("noticed = abs(number) * 2.0**25 > smallest", "noticed = abs(number) > smallest")],
         blocks(broken="large-epsilon", experts=4),
     ),

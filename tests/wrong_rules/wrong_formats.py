@@ -112,7 +112,7 @@ FORMATS = (
         TO_QMOE,
         "3 bits: zero point of 4 bits",
         TYPES,
-        [("part -= np.float32(1 << (self.bits - 1))", "part -= np.float32(8)")],
+        [("part -= np.float32(1 << (bits - 1))", "part -= np.float32(8)")],
         moes(**halves),
         three,
     ),

@@ -8,7 +8,8 @@ from onnx.reference.op_run import OpRun
 from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.layout.packing import codes_per_byte, packed_width, unpack_codes
 from rewriter.operators.operator import DOMAIN
-from rewriter.operators.reference.common import Array, dequantize, malformed, reshaped, slots, unsupported
+from rewriter.operators.reference.common import Array, malformed, reshaped, slots, unsupported
+from rewriter.quantize.types import dequantize
 
 OPERATOR = GATHER_BLOCK_QUANTIZED.name
 

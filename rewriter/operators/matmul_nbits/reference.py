@@ -12,13 +12,12 @@ from rewriter.operators.operator import DOMAIN
 from rewriter.operators.reference.common import (
     Array,
     as_float32,
-    dequantize,
     malformed,
     reshaped,
     slots,
     unsupported,
 )
-from rewriter.quantize.types import QuantizedShape
+from rewriter.quantize.types import QuantizedShape, dequantize
 
 OPERATOR = MATMUL_NBITS.name
 

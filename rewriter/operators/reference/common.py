@@ -1,4 +1,4 @@
-"""What the reference operators share: float views of any dtype, dequantization and errors that name the operator."""
+"""What the reference operators share: float views of any dtype, and errors that name the operator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter.errors import ModelError, TargetError
-from rewriter.operators.layout.packing import default_zero_point
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -55,35 +54,3 @@ def reshaped(operator: str, name: str, array: Array, shape: tuple[int, ...]) -> 
     if array.size != math.prod(shape):
         raise malformed(operator, f"{name} has shape {list(array.shape)}; expected {list(shape)}")
     return array.reshape(shape)
-
-
-def dequantize(codes: Array, scales: Array, zero_points: Array | None, bits: int, block: int) -> Float32:
-    """Returns ``(code - zero_point) * scale``.
-
-    Args:
-        codes: [..., K] uint8.
-        scales: [..., ceil(K / block)], any float dtype.
-        zero_points: [..., ceil(K / block)] uint8 or float, or None for 2^(bits-1).
-        bits: width of a code.
-        block: input features per scale; 0 is the whole row.
-
-    Returns:
-        [..., K] float32.
-    """
-    k = codes.shape[-1]
-    weight = codes.astype(np.float32)
-    scale = as_float32(scales)
-    zero = None if zero_points is None else as_float32(zero_points)
-    if zero is None:
-        weight -= default_zero_point(bits)
-    if block and k % block == 0:
-        blocks = weight.reshape(*codes.shape[:-1], k // block, block)
-        if zero is not None:
-            blocks -= zero[..., None]
-        blocks *= scale[..., None]
-        return weight
-    repeats = block or k
-    if zero is not None:
-        weight -= np.repeat(zero, repeats, axis=-1)[..., :k]
-    weight *= np.repeat(scale, repeats, axis=-1)[..., :k]
-    return weight

@@ -14,6 +14,7 @@ from rewriter.errors import RewriterError
 from rewriter.graph.contents import all_nodes
 from rewriter.io.validate import validate
 from rewriter.operators.reference import REFERENCE_OPERATORS
+from rewriter.parity import apart
 from rewriter.parity.local import default_runtime
 from rewriter.parity.runtime import ReferenceRuntime
 from rewriter.testing.change import constant_facts, node_facts, use_facts
@@ -27,6 +28,9 @@ Mutation = Callable[[Bodies], Iterator[Place]]
 
 _NUDGES = {np.dtype(np.float16): 2.0**-10, np.dtype(np.float32): 2.0**-20, np.dtype(np.float64): 2.0**-20}
 _AMPLIFIED = 8
+_PATIENCE = 60.0
+"""Seconds that the types of a small model may take."""
+
 _UNSAFE = frozenset(operator.__name__ for operator in REFERENCE_OPERATORS)
 """Operators of com.microsoft whose kernels trust what they are given: the reference raises where they may crash."""
 
@@ -76,6 +80,8 @@ def copied(model: ir.Model) -> ir.Model:
 def settled(changed: ir.Model, original: ir.Model) -> ir.Model:
     """Returns a changed model with the types that its values have now.
 
+    What ends the process that infers its types or runs it, which is another one, is a model that does not run.
+
     Raises:
         RefusedError: it is malformed, the checker or the runtime refuses it and accepts the original, or rounding alone
             may change what it computes by more than parity allows.
@@ -84,8 +90,8 @@ def settled(changed: ir.Model, original: ir.Model) -> ir.Model:
     typed = bool(before.graph.value_info)
     _forget_types(proto)
     try:
-        proto = onnx.shape_inference.infer_shapes(proto)
-    except onnx.shape_inference.InferenceError as error:
+        proto = onnx.load_from_string(apart.call("infer", proto.SerializeToString(), timeout=_PATIENCE))
+    except RewriterError as error:
         raise RefusedError(str(error)) from None
     if not typed:
         _forget_inner_types(proto.graph)

@@ -29,7 +29,7 @@ _INEXACT = 0.05
 """Of a kernel that rounds more than a proof allows: what it was given it still has to read as it was meant."""
 
 
-def check_outputs(before: ir.Model, after: ir.Model) -> None:
+def check_outputs(before: ir.Model, after: ir.Model, judge: Runtime | None = None) -> None:
     """Runs both models; where weights were quantized, the original runs with their dequantized values.
 
     A weight that is read both ways, or computed from several, has no one set of values; then the local proofs have to
@@ -45,23 +45,23 @@ def check_outputs(before: ir.Model, after: ir.Model) -> None:
     comparable = not jobs or (_held_by(before, jobs) and not any(read_in_float(after, jobs)))
     reference = _with_tensors(before, _dequantized(jobs))
     rewritten = ir.to_proto(after)
-    runtime = default_runtime()
+    runtime = judge or default_runtime()
     nodes = [*all_nodes(before), *all_nodes(after)]
-    judge = ReferenceRuntime() if cannot_judge(nodes, runtime.name) else runtime
+    exact = ReferenceRuntime() if cannot_judge(nodes, runtime.name) else runtime
     # What a runtime cannot run exactly it may all the same run, and must then run after the rewrite too: unless that
     # was made for another target.
     elsewhere = cannot_run(all_nodes(after), runtime.name) and not cannot_run(all_nodes(before), runtime.name)
     refused = bool(cannot_run(nodes, runtime.name))
     for seed in range(2):
         feeds = draw_feeds(before, seed)
-        for own in {judge} if elsewhere else dict.fromkeys((runtime, judge)):
+        for own in {exact} if elsewhere else dict.fromkeys((runtime, exact)):
             outputs = _run_both(own, reference, rewritten, feeds)
             if outputs is None and jobs:  # what reads a widened weight as it was stored takes no other type
                 _run_both(own, ir.to_proto(before), rewritten, feeds)
-            if outputs is None or not comparable or (own is not judge and refused):
+            if outputs is None or not comparable or (own is not exact and refused):
                 continue
             for name, want in outputs[0].items():
-                _compare(name, want, outputs[1][name], exact=not jobs, inexact=own is not judge)
+                _compare(name, want, outputs[1][name], exact=not jobs, inexact=own is not exact)
 
 
 def _run_both(
