@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -46,8 +47,10 @@ FILES = {
     "dense.onnx": "mobius/llama_tied_dense_f32.onnx",
     "qmoe.onnx": "genai/gpt_oss_int4_cpu_b32.onnx",
     "exported/model.onnx": "genai/lfm2_moe_fp32_cpu.onnx",
+    "exported/vision.onnx": "mobius/llama_tied_dense_f32.onnx",
 }
 """What the snippets of the pages find in their folder."""
+PACKAGE = {"decoder": "model.onnx", "vision": "vision.onnx"}
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,8 @@ def test_the_gate_finds_its_two_commands_in_the_readme():
 def folder(tmp_path, monkeypatch):
     """The folder in which a page's snippets run, one after the other."""
     (tmp_path / "exported").mkdir()
-    (tmp_path / "exported" / "genai_config.json").write_text("{}")
+    package = {"model": {name: {"filename": file} for name, file in PACKAGE.items()}}
+    (tmp_path / "exported" / "genai_config.json").write_text(json.dumps(package))
     for name, model in FILES.items():
         shutil.copy(MODELS / model, tmp_path / name)
     ir.save(_born(), tmp_path / "born.onnx")

@@ -15,7 +15,9 @@ from rewriter import io
 from rewriter.cli import main
 from rewriter.errors import ModelError
 
-GRANITE = Path(__file__).parents[1] / "models" / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
+MODELS = Path(__file__).parents[1] / "models" / "mobius"
+GRANITE = MODELS / "granitemoehybrid_static_unroll_f32.onnx"
+DENSE = MODELS / "llama_tied_dense_f32.onnx"
 
 
 def test_a_repository_has_its_model_in_onnx(tmp_path):
@@ -45,6 +47,30 @@ def test_of_a_genai_package_the_decoder_is_meant(tmp_path):
     rewriter.apply(tmp_path, "unstack").save(tmp_path / "out")
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {"decoder.onnx", "vision.onnx", "genai_config.json"}
+
+
+def test_each_model_of_a_genai_package_is_rewritten_by_rules_of_its_own(tmp_path):
+    source, output = tmp_path / "exported", tmp_path / "int4"
+    source.mkdir()
+    models = {"decoder": GRANITE, "vision": DENSE, "embedding": DENSE}
+    for name, model in models.items():
+        shutil.copy(model, source / f"{name}.onnx")
+    config = {"model": {name: {"filename": f"{name}.onnx"} for name in models}}
+    (source / "genai_config.json").write_text(json.dumps(config))
+    rewriter.apply(source, "moe-int4").save(output)
+    written = {"decoder.onnx": _bits(output / "decoder.onnx")}
+    assert written["decoder.onnx"] == {4}
+    for name, rules, bits in (("vision", "dense-int4", 4), ("embedding", "moe-int8", 8)):
+        to = ["-o", str(output / f"{name}.onnx"), "--rules", rules, "--overwrite", "--no-check"]
+        assert main(["apply", str(source / f"{name}.onnx"), *to]) == 0
+        written[f"{name}.onnx"] = {bits}
+        assert {file: _bits(output / file) for file in written} == written, "the others stay as they were written"
+    assert {file.name for file in output.iterdir()} == {*written, "genai_config.json"}
+
+
+def _bits(path):
+    linears = [node for node in onnx.load(path).graph.node if node.op_type == "MatMulNBits"]
+    return {onnx.helper.get_node_attr_value(node, "bits") for node in linears}
 
 
 def test_links_of_the_hubs_cache_are_followed_into_its_own_blobs(tmp_path):
