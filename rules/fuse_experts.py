@@ -40,6 +40,7 @@ from rewriter.graph.declines import BY_EXPERT, ROUNDED, no_kernel
 from rewriter.operators.form import FLOAT_EXPERTS, PROJECTIONS, ExpertForm, ExpertsName
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE, RAW, ROUTER_WEIGHTS
+from rewriter.quantize.formats import INT
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule
 from rewriter.rules.blocks import experts
 from rewriter.rules.blocks.block import Block, read_block
@@ -152,8 +153,11 @@ class FuseExperts(Rule):
         assert not isinstance(ways, str), "the form was asked for before"
         held = plan_experts(run, own, ways)
         if held.rounds and not run.rounded_activations:
-            where = f"{held.specs[0].bits} bits in blocks of {held.block}"
-            reason = f"QMoE on target {target} rounds activations to 8 bits at {where}"
+            spec = held.specs[0]
+            how = f"to 8 bits at {spec.bits} bits in blocks of {held.block}"
+            if spec.format != INT.name:
+                how = f"of {weights[0].dtype.name} beside weights in {spec.format}"
+            reason = f"QMoE on target {target} rounds activations {how}"
             raise Declined(reason, block.out, remedy=f"{ROUNDED}, or {BY_EXPERT}")
 
     def _quantized(self, op: Any, block: Block, node: ir.Node) -> Replacement:

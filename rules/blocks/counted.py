@@ -37,11 +37,19 @@ def histogram(facts: Facts, node: ir.Node, zeros: ir.Value, experts: ir.Value, o
         return None
     if located.content.values != tuple(float(e) for e in range(router.experts)):
         raise Declined("the histogram counts something other than each expert's rows", node)
+    require_whole_numbers(zeros.dtype, node)
     seed, begin = facts.get(zeros, Located), facts.get(zeros, View)
     counted = begin is not None and begin.shape == (router.experts,) and not np.any(begin.numpy())
     if seed is not None and seed.content == Uniform(0.0):
         counted = seed.rank == 1 and total(seed.axes[0]) == Size(router.experts)
     return Located(Counts(router), (_experts(router),)) if counted else None
+
+
+def require_whole_numbers(dtype: ir.DataType | None, node: ir.Node) -> None:
+    """Declines where rows are counted or numbered in a type that has too few whole numbers."""
+    if dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        most = 2048 if dtype == ir.DataType.FLOAT16 else 256
+        raise Declined(f"rows are counted in {dtype.name}, which rounds whole numbers above {most}", node)
 
 
 @counts.at("ScatterElements")

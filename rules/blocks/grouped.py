@@ -20,7 +20,8 @@ from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Output
-from rewriter.rules.blocks.counted import group_of
+from rewriter.rules.blocks.counted import group_of, require_whole_numbers
+from rewriter.rules.blocks.guards import FLOATS
 from rewriter.rules.blocks.joined import joined, router_of
 from rewriter.rules.blocks.laws import of_two
 from rewriter.rules.blocks.mixing import Chosen, Complete, Weighted
@@ -120,13 +121,13 @@ def row_cast(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
     located = facts.get(x, Located)
     if located is None:
         return None
-    held = located.content
-    if isinstance(held, Counts | Count | Hot | RowSlot | Order | RowToken):
+    held, to = located.content, cast_type(node)
+    if isinstance(held, Hot | RowSlot):
         return located
-    if not isinstance(held, Sorted):
-        return None
-    to = cast_type(node)
-    if to is None or to not in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64):
+    if isinstance(held, Counts | Count | Order | RowToken):
+        require_whole_numbers(to, node)
+        return located
+    if not isinstance(held, Sorted) or to not in (*FLOATS, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64):
         return None
     values = np.array(held.values).astype(to.numpy())
     return dataclasses.replace(located, content=Sorted(held.router, tuple(float(v) for v in values)))

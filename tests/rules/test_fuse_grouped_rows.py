@@ -38,6 +38,9 @@ class Edited:
         self.model.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
         return name
 
+    def initializer(self, name):
+        return next(tensor for tensor in self.model.graph.initializer if tensor.name == name)
+
     @property
     def sort(self):
         return self.first("TopK", largest=0)
@@ -100,6 +103,14 @@ def another_weight_for_one_group(edited):
     product.input[0] = edited.by_output[edited.groups[0].input[1]].input[0]
 
 
+def rows_counted_in_halves(edited):
+    node = edited.first("ScatterElements")
+    ones = edited.by_output[node.input[2]]
+    node.input[0] = edited.constant([0.0] * 4, np.float16)
+    ones.input[0] = edited.constant(1.0, np.float16)
+    del edited.model.graph.value_info[:]
+
+
 BREAKS = [
     histogram_of_other_values,
     experts_in_another_order,
@@ -127,3 +138,22 @@ def test_a_broken_block_is_left_and_the_other_fuses(broken):
     assert result.report.applied == {"fuse-experts": 1}
     assert sum(node.op_type == "MoE" for node in result.model.graph.node) == 1
     assert sum(node.op_type == "ScatterND" for node in result.model.graph.node) == 1
+
+
+def test_a_block_whose_rows_are_counted_in_halves_is_left():
+    edited = Edited()
+    rows_counted_in_halves(edited)  # which the CPU provider cannot run, so that no proof would show it
+    result = rewriter.apply(edited.model, "fuse-experts", overrides={"parity.local": "none"})
+    assert result.report.applied == {"fuse-experts": 1}
+
+
+def test_experts_that_are_compared_in_halves_are_what_they_were():
+    edited = Edited()
+    node = edited.first("ScatterElements")
+    clip = edited.by_output[node.input[1]]
+    divided = edited.by_output[edited.by_output[clip.input[0]].input[0]]
+    cast = edited.by_output[edited.by_output[divided.input[0]].input[0]]
+    cast.attribute[0].i = onnx.TensorProto.FLOAT16
+    divided.input[1] = edited.constant(numpy_helper.to_array(edited.initializer(divided.input[1])), np.float16)
+    del edited.model.graph.value_info[:]
+    assert rewriter.apply(edited.model, "fuse-experts").report.applied == {"fuse-experts": 2}
