@@ -196,7 +196,7 @@ def _read_nvfp4(weight: FloatArray, codes: CodeArray, patience: int) -> Read:
             found = min(found, Read(None, *off), key=lambda read: read.off)
             continue
         low, high = max(reach[0] for reach in reaches), min(reach[1] for reach in reaches)
-        for global_scale in _within(low, high):
+        for global_scale in _within(low, high, unit):
             made = QuantizedWeight(
                 codes, scales.view(ml_dtypes.float8_e4m3fn), None, 4, 16, format=NVFP4.name, global_scale=global_scale
             )
@@ -208,19 +208,23 @@ def _read_nvfp4(weight: FloatArray, codes: CodeArray, patience: int) -> Read:
 
 
 def _units(weight: FloatArray) -> Iterator[tuple[float, float, float]]:
-    """Yields what the global scale may be near to, with bounds: powers of two, and then others."""
+    """Yields what the global scale may be near to, with bounds: powers of two, and then others.
+
+    Of those a power of two apart, the first leaves the largest scale in the upper half of what e4m3 has, as whoever
+    rounds to nvfp4 does; float values do not tell which it was.
+    """
     most = max(over_rows(weight, lambda _, chunk: float(np.abs(chunk).max(initial=0.0))))
-    yield 1.0, 1.0, 1.0
     row = next((row for row in weight if np.any(row[:_PROBE])), None)
     if row is None or not 0 < most < math.inf:
+        yield 1.0, 1.0, 1.0
         return
     probe = np.array(row[None, :_PROBE], np.float32)
     probe.flags.writeable = False
     room, digits = np.empty(probe.shape, np.uint8), DTYPES[rounded_to(weight)][:2]
     units, largest = [], float(np.abs(probe).max())
-    for mantissa in _MANTISSAS:
-        unit = largest / mantissa
-        unit *= 2.0 ** math.ceil(math.log2(most / (6 * grids.E4M3_LARGEST * unit)))
+    usual = most / (6 * grids.E4M3_LARGEST)
+    for unit in (usual, *(largest / mantissa for mantissa in _MANTISSAS)):
+        unit *= 2.0 ** math.ceil(math.log2(usual / unit) - grids.NEAR)
         reach = np.array([0, np.inf])
         off, _, _ = grids.read_float_rows(probe, 16, np.float64(unit), digits, 1, room, room[:, : _PROBE // 16], reach)
         if off <= 1:
@@ -246,14 +250,16 @@ def rounded_to(weight: FloatArray) -> np.dtype[np.generic]:
     return weight.dtype
 
 
-def _within(low: float, high: float) -> Iterator[float]:
-    """Yields float32 numbers between two: a power of two, then the middle and its neighbours."""
+def _within(low: float, high: float, guess: float) -> Iterator[float]:
+    """Yields float32 numbers between two: a power of two, a guess, then the middle and its neighbours."""
     if not 0 < low <= high < math.inf:
         yield 1.0  # of nothing but zeros
         return
     power = 2.0 ** math.floor(math.log2(high))
     if power >= low:
         yield power
+    if low <= np.float32(guess) <= high:
+        yield float(np.float32(guess))
     middle = np.float32((low + high) / 2)
     up = down = middle
     yield float(middle)

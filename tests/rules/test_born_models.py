@@ -18,6 +18,7 @@ from rewriter.quantize.formats import MXFP4
 from rewriter.quantize.types import QuantizedShape
 
 CPU, CUDA, WEBGPU = "cpu@1.32", "cuda@1.31", "webgpu@1.31"
+LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 GRIDS = [(2, 32, True), (4, 16, True), (4, 32, False), (4, 128, True), (8, 64, True), (2, 64, False)]
 SPELLINGS = {  # model of gpt-oss -> its stacks of one block: [E, N, K], or [E, K, N] where they are turned
     "genai/gpt_oss_fp32_cpu": (["model.layers.0.moe.experts.gate_up_proj.weight"], False),
@@ -95,7 +96,7 @@ def test_gpt_oss_as_exporters_write_it_keeps_its_mxfp4(name, half):
     for slot, stack in zip((2, 5), names, strict=True):
         codes = arrays[node.input[slot]]
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
-        signs, magnitudes = np.where(codes & 8, -1.0, 1.0), np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])[codes & 7]
+        signs, magnitudes = np.where(codes & 8, -1.0, 1.0), LEVELS[codes & 7]
         scales = 2.0 ** (arrays[node.input[slot + 1]].view(np.uint8).astype(int) - 127.0)
         value = signs * magnitudes * np.repeat(scales, 32, axis=-1)
         np.testing.assert_array_equal(value, born[stack].swapaxes(1, 2) if turned else born[stack])
@@ -221,7 +222,7 @@ def bytes_for_cuda(grid, n, k, seed):
         scales, unit = (8 + digits) * 2.0 ** (exponents.astype(int) - 10), 2.0**-11
     value = np.empty((E, n, k))
     for code in range(16):
-        magnitude = [0, 0.5, 1, 1.5, 2, 3, 4, 6][code % 8]
+        magnitude = LEVELS[code % 8]
         value[codes == code] = np.copysign(magnitude, -1 if code > 7 else 1)
     for column in range(k):
         value[:, :, column] *= scales[:, :, column // block] * unit
@@ -229,6 +230,53 @@ def bytes_for_cuda(grid, n, k, seed):
     for row in range(n):
         packed[:, :, row // 2] |= codes[:, row, :] << (4 * (row % 2))
     return value, packed, scale_bytes, np.full(E, unit, np.float32)
+
+
+def usual(grid, value):
+    """Codes, bytes of scales and global scale as whoever rounds a stack to the format chooses them: by largest numbers."""
+    block = {"mxfp4": 32, "nvfp4": 16}[grid]
+    blocks = value.reshape(*value.shape[:2], -1, block)
+    most = np.abs(blocks).max(axis=-1)
+    if grid == "mxfp4":
+        exponents = np.floor(np.log2(most)) - 2  # MX 1.0, 6.3
+        scales, unit, scale_bytes = 2.0**exponents, np.ones(E), (exponents + 127).astype(np.uint8)
+    else:
+        on_levels = 6 * np.abs(blocks)[..., None] == (most[..., None] * LEVELS)[..., None, :]
+        scales = np.where(on_levels.any(axis=-1).all(axis=-1), most / 6, most / 4)  # 6 times a scale, where all fits
+        unit = 2.0 ** np.ceil(np.log2(scales.max(axis=(1, 2)) / 448))
+        digits, exponents = np.frexp(scales / unit[:, None, None])
+        scale_bytes = (8 * (exponents + 6) + digits * 16 - 8).astype(np.uint8)
+    levels = blocks / scales[..., None]
+    codes = np.searchsorted(LEVELS, np.abs(levels)) + 8 * np.signbit(levels)
+    return codes.reshape(value.shape).astype(np.uint8), scale_bytes, unit.astype(np.float32)
+
+
+@pytest.mark.parametrize("grid", ["mxfp4", "nvfp4"])
+def test_of_the_spellings_of_a_block_cuda_gets_that_of_its_largest_number(grid):
+    """Codes at random, some without a 4 or 6: half the scale and twice the codes are the same numbers."""
+    rng, block = np.random.default_rng(3), {"mxfp4": 32, "nvfp4": 16}[grid]
+    drawn, values = [], []
+    for n, k in ((2 * I, H), (H, I)):
+        codes = rng.integers(0, 16, (E, n, k), dtype=np.uint8)
+        codes[1, :7, :block] &= 0b1101  # no 4, no 6
+        if grid == "mxfp4":
+            scales = 2.0 ** rng.integers(-9, -5, (E, n, k // block))
+        else:
+            scales = (rng.random((E, n, k // block)) * 0.2 + 0.05).astype(ml_dtypes.float8_e4m3fn).astype(float) * 0.5
+        magnitudes = LEVELS[codes & 7]
+        values.append(np.copysign(magnitudes * np.repeat(scales, block, axis=-1), 7.5 - codes))
+        drawn.append((codes, scales))
+    result = rewrite(with_stacks(*(value.astype(np.float16) for value in values), GPT_OSS), "moe-int4", CUDA)
+    (node,) = nodes_of(result.model, "QMoE")
+    found = {t.name: t for t in result.model.graph.initializer}
+    for value, (codes, scales), slots in zip(values, drawn, ((2, 3, 15), (5, 6, 16)), strict=True):
+        wanted, scale_bytes, unit = usual(grid, value)
+        packed = wanted[:, 0::2].swapaxes(1, 2) | wanted[:, 1::2].swapaxes(1, 2) << 4
+        stored = [found[node.input[slot]].raw_data for slot in slots]
+        assert stored == [packed.tobytes(), scale_bytes.tobytes(), unit.tobytes()]
+        other = (wanted != codes).reshape(*scales.shape, block).any(axis=-1)
+        low = (codes & 7).reshape(*scales.shape, block).max(axis=-1) < 6
+        assert low[other].all() and 7 <= other.sum() < 0.02 * other.size
 
 
 @pytest.mark.parametrize("rounded", [np.float16, ml_dtypes.bfloat16])
