@@ -9,8 +9,10 @@ external data), runs ``rewriter apply`` on it in a process of its own, and print
   memory beyond mapped file pages) and of all its resident memory (``ru_maxrss``);
 - its time beside what reading the input, writing the output and the bare kernels take, each measured in the same run.
 
-With ``--compare`` it runs a second time without the look for weights that were trained in few bits, and with ``--born``
-the weights are such, on a grid of mxfp4; processor times of both, which a busy machine disturbs least.
+- what looking for weights that were trained in few bits costs, by a dry run of that alone.
+
+With ``--born`` the weights are such, on a grid of mxfp4. With ``--compare`` it runs a second time without the look;
+processor times of both, which a busy machine disturbs least.
 """
 
 from __future__ import annotations
@@ -180,14 +182,14 @@ def main() -> None:
         parts = f"{reading:.1f} + {writing:.1f} + {computing:.1f} s"
         print(f"| reading the input + writing the output + bare kernels | {parts} |")
         print(f"| ratio | {seconds / floor:.2f} |")
+        looks, looking = look(model, options.rules)
+        print(f"| the look itself, by a dry run | {looks:,} weights, {looking:.2f} s, {looking / processor:.2%} |")
         if options.compare:
             algorithm = load(options.rules).plan.default.algorithm
             _, seconds, other, peak = run([*command, "--set", f"quantization.default.algorithm={algorithm}"])
             print(f"| without the look: time | {seconds:.1f} s |")
             print(f"| without the look: processor time | {other:.1f} s, {processor / other - 1:+.1%} with it |")
             print(f"| without the look: peak anonymous resident memory | {peak / 2**30:.2f} GiB |")
-            looks, looking = look(model, options.rules)
-            print(f"| the look itself, by a dry run | {looks:,} weights, {looking:.2f} s, {looking / other:.2%} |")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import io
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rewriter.tensors import RowsTensor, View, ViewTensor, interleaved, scaled, stacked
 
@@ -109,3 +111,38 @@ def test_equal_stacks_are_equal():
     assert stacked(views) == stacked(list(views)) != stacked(views[::-1])
     assert scaled(stacked(views), [1, 2, 3]) == scaled(stacked(views), [1, 2, 3]) != scaled(stacked(views), [1, 2, 4])
     assert ViewTensor(stacked(views)).key == ViewTensor(stacked(views)).key
+
+
+def assembled(how, experts):
+    """Matrices [3, 8, 6] of their own as a stack, as rows in turn, or laid out afresh, and what that is."""
+    own = [view(a, f"w{i}") for i, a in enumerate(experts)]
+    if how == "stacked":
+        return stacked(own), np.stack(experts)
+    if how == "interleaved":
+        shown = interleaved(stacked(own), stacked([view(a + 1, f"u{i}") for i, a in enumerate(experts)]))
+        return shown, np.stack([np.stack([a, a + 1], axis=1).reshape(16, 6) for a in experts])
+    return view(np.stack(experts)).transpose((0, 2, 1)).reshape((3, 48)), np.stack([a.T.reshape(-1) for a in experts])
+
+
+@given(
+    how=st.sampled_from(["stacked", "interleaved", "afresh"]),
+    steps=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20), st.integers(1, 4)), min_size=3, max_size=3),
+    turned=st.booleans(),
+)
+def test_a_window_shows_what_an_array_would(how, steps, turned):
+    shown, whole = assembled(how, [array(8, 6, seed=seed) for seed in range(3)])
+    for axis, (first, most, step) in enumerate(steps[: shown.rank]):
+        start = first % shown.shape[axis]
+        count = min(most, (shown.shape[axis] - start - 1) // step + 1)
+        shown = shown.slice(axis, start, count, step)
+        whole = np.moveaxis(np.moveaxis(whole, axis, 0)[start : start + (count - 1) * step + 1 : step], 0, axis)
+    shown, whole = (shown.T, whole.T) if turned else (shown, whole)
+    np.testing.assert_array_equal(shown.numpy(), whole)
+
+
+def test_a_row_of_one_of_many_is_read_where_it_is_stored():
+    gates, ups = ([array(8, 6, seed=seed) for seed in seeds] for seeds in ((0, 1), (2, 3)))
+    both = interleaved(stacked([view(a) for a in gates]), stacked([view(a) for a in ups]))
+    assert np.shares_memory(both.index(0, 1).slice(0, 5, 1).numpy(), ups[1])
+    assert np.shares_memory(both.index(0, 0).slice(0, 0, 4, 2).slice(1, 2, 3).numpy(), gates[0])
+    assert np.shares_memory(stacked([view(a) for a in gates]).index(0, 1).numpy(), gates[1])

@@ -85,22 +85,21 @@ class Subgraph:
         nodes = [self._node(node) for node in self.nodes]
         by_reference = fed_weights(self)
         own = [{self._names[value]: feeds[self._names[value]] for value in self.fed} for feeds in many]
-        initializers = []
+        domains = {"": 21} | {node.domain: 1 for node in self.nodes if node.domain}
+        domains |= {d: v for d, v in self._imports.items() if d in domains}
+        model = onnx.ModelProto(
+            ir_version=10, opset_import=[onnx.helper.make_opsetid(d, v) for d, v in domains.items()]
+        )
         for value, array in self._arrays(replaced):
             if value in by_reference:
                 for feeds in own:
                     feeds[self._names[value]] = array
             else:
-                initializers.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), self._names[value]))
+                tensor = onnx.numpy_helper.from_array(np.asarray(array, order="C"), self._names[value])
+                model.graph.initializer.add().CopyFrom(tensor)
         inputs = [_input(name, [feeds[name] for feeds in own]) for name in own[0]]
         outputs = [_output(self._names[v], v) for v in self._outputs]
-        domains = {"": 21} | {node.domain: 1 for node in self.nodes if node.domain}
-        domains |= {d: v for d, v in self._imports.items() if d in domains}
-        model = onnx.helper.make_model(
-            onnx.helper.make_graph(nodes, "local", inputs, outputs, initializers),
-            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in domains.items()],
-            ir_version=10,
-        )
+        model.graph.MergeFrom(onnx.helper.make_graph(nodes, "local", inputs, outputs))  # which would copy weights
         return model, own
 
     def _arrays(self, replaced: Mapping[ir.Value, Array]) -> Iterator[tuple[ir.Value, Array]]:

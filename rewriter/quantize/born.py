@@ -216,6 +216,7 @@ class _Sample:
             .slice(0, first, count, step)
             .slice(1, column, self.columns)
             .numpy()
+            .copy()  # else it would keep all that was read to show it
             for expert, first, step, count, column in self.parts
         ]
 

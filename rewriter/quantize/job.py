@@ -21,6 +21,9 @@ _MAGNITUDE = np.uint16(0x7FFF)
 _NEAR = int(np.float16(16384).view(np.uint16))
 """Bits of a half float without its sign, and those from which on a step of a code may lead beyond the largest one."""
 
+_CHUNK = 1 << 20
+"""Numbers of a weight that are looked at together."""
+
 Arrays = Sequence[npt.NDArray[Any]]
 
 
@@ -120,12 +123,19 @@ class QuantizationJob:
         """Kernels compute in the weight's type, and a code next to the largest half float may stand for more."""
         if self.weight.dtype != ir.DataType.FLOAT16:
             return
-        bits = self.weight.numpy().view(np.uint16) & _MAGNITUDE
-        if bits.max(initial=0) >= _NEAR and np.abs(result.dequantize()).max() > np.finfo(np.float16).max:
+        bits = self.weight.numpy().view(np.uint16)
+        most = max((int((bits[rows] & _MAGNITUDE).max(initial=0)) for rows in _chunks(bits)), default=0)
+        if most >= _NEAR and np.abs(result.dequantize()).max() > np.finfo(np.float16).max:
             name = self.context.weight
             raise OverflowingError(
                 f"weight '{name}' holds the largest numbers of float16; quantized, they are infinite"
             )
+
+
+def _chunks(matrix: npt.NDArray[np.generic]) -> Iterator[slice]:
+    """Yields rows that are looked at together, so that what is made of them stays small."""
+    step = max(1, _CHUNK // max(1, matrix.shape[1]))
+    yield from (slice(first, first + step) for first in range(0, len(matrix), step))
 
 
 @contextlib.contextmanager
@@ -279,7 +289,8 @@ def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:
     quantized = job.quantize()
     arrays = stored.pack(quantized)
     back = stored.unpack(arrays)
-    same = np.array_equal(back.codes, quantized.codes) and np.array_equal(back.scales, quantized.scales)
+    same = back.codes.shape == quantized.codes.shape and np.array_equal(back.scales, quantized.scales)
+    same = same and all(np.array_equal(back.codes[rows], quantized.codes[rows]) for rows in _chunks(back.codes))
     if back.zero_points is not None and quantized.zero_points is not None:
         same = same and np.array_equal(back.zero_points, quantized.zero_points)
     same = same and back.global_scale == quantized.global_scale

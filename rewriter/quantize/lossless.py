@@ -223,8 +223,8 @@ def _units(weight: FloatArray) -> Iterator[tuple[float, float, float]]:
     room, digits = np.empty(probe.shape, np.uint8), DTYPES[rounded_to(weight)][:2]
     units, largest = [], float(np.abs(probe).max())
     usual = most / (6 * grids.E4M3_LARGEST)
-    for unit in (usual, *(largest / mantissa for mantissa in _MANTISSAS)):
-        unit *= 2.0 ** math.ceil(math.log2(usual / unit) - grids.NEAR)
+    for guess in (usual, *(largest / mantissa for mantissa in _MANTISSAS)):
+        unit = guess * 2.0 ** math.ceil(math.log2(usual / guess) - grids.NEAR)
         reach = np.array([0, np.inf])
         off, _, _ = grids.read_float_rows(probe, 16, np.float64(unit), digits, 1, room, room[:, : _PROBE // 16], reach)
         if off <= 1:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 
 from rewriter.tensors.names import common_prefix
-from rewriter.tensors.view import RowsTensor, View
+from rewriter.tensors.view import RowsTensor, View, part_of
 
 
 class Stack(RowsTensor):
@@ -30,6 +30,10 @@ class Stack(RowsTensor):
         """Returns what rows are computed from."""
         return self.parts[first : first + count]
 
+    def shown_by(self, view: View) -> View | None:
+        """Returns what a view of one of the parts shows of it."""
+        return part_of(self.parts, 0, view)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stack) and self.parts == other.parts
 
@@ -49,7 +53,12 @@ class StackedCopy(RowsTensor):
             name,
             views,
         )
+        self._axis = axis
         self._key: Hashable = (self.sources, axis)
+
+    def shown_by(self, view: View) -> View | None:
+        """Returns what a view of one of the views shows of it."""
+        return part_of(self.sources, self._axis, view)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StackedCopy) and self._key == other._key

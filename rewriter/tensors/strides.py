@@ -59,3 +59,26 @@ def reshaped(shape: tuple[int, ...], strides: tuple[int, ...], target: tuple[int
         stride *= extent
         left //= extent
     return tuple(reversed(result)) if left == 1 and not runs else None
+
+
+def unravelled(
+    shape: Sequence[int], offset: int, extents: Sequence[int], strides: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
+    """Splits a window on elements that lie contiguously in ``shape`` into coordinates.
+
+    Returns:
+        The coordinates of its first element, and the step of each of its dimensions in them; None where a dimension
+        runs from one row of an axis into the next.
+    """
+
+    def split(number: int) -> tuple[int, ...]:
+        return tuple(number // stride % extent for stride, extent in zip(contiguous(shape), shape, strict=True))
+
+    if min(strides, default=0) < 0:
+        return None
+    start, steps = split(offset), tuple(map(split, strides))
+    for axis, extent in enumerate(shape):
+        most = start[axis] + sum(step[axis] * (count - 1) for step, count in zip(steps, extents, strict=True))
+        if most >= extent:
+            return None
+    return start, steps

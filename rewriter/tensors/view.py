@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.tensors.strides import contiguous, reshaped, row_major
+from rewriter.tensors.strides import contiguous, reshaped, row_major, unravelled
 
 Array = npt.NDArray[Any]
 
@@ -131,6 +132,10 @@ class View:
 
     def numpy(self) -> Array:
         """Returns the elements; without a copy unless a cast is due."""
+        shown = self.source.shown_by(self) if isinstance(self.source, RowsTensor) and self.size else None
+        if shown is not None:
+            elements = shown.numpy()
+            return elements if self.dtype == self.source.dtype else elements.astype(self.dtype.numpy())
         flat, offset = self._elements()
         item = flat.itemsize
         window = np.lib.stride_tricks.as_strided(
@@ -256,6 +261,10 @@ class RowsTensor(ir.LazyTensor):
         """Returns what rows are computed from."""
         return (view.slice(0, first, count) for view in self.sources)
 
+    def shown_by(self, view: View) -> View | None:
+        """Returns what a view of this tensor shows as one of what rows are computed from; None where it is a copy."""
+        return None
+
     def tofile(self, file: Any) -> None:
         """Writes one row at a time, so that a stack of experts is never in memory whole."""
         for row in range(int(self.shape.numpy()[0])):
@@ -275,11 +284,28 @@ class ContiguousCopy(RowsTensor):
         )
         self.view = view
 
+    def shown_by(self, view: View) -> View | None:
+        """Returns the part of the view that it is, where strides can say it."""
+        return part_of((self.view,), 0, view)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ContiguousCopy) and self.view == other.view
 
     def __hash__(self) -> int:
         return hash(self.view)
+
+
+def part_of(parts: Sequence[View], axis: int, view: View) -> View | None:
+    """Returns a view of parts that are stacked along ``axis``, as one of a part; None where it shows several."""
+    shape = (*parts[0].shape[:axis], len(parts), *parts[0].shape[axis:])
+    found = unravelled(shape, view.offset, view.shape, view.strides)
+    if found is None or any(step[axis] for step in found[1]):
+        return None
+    start, steps = found
+    part = parts[start[axis]]
+    strides = (*part.strides[:axis], 0, *part.strides[axis:])
+    first, *others = (sum(map(operator.mul, moved, strides)) for moved in (start, *steps))
+    return View(part.source, part.name, part.offset + first, view.shape, tuple(others), part.dtype)
 
 
 def same_elements(a: View, b: View) -> bool:

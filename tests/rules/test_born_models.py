@@ -233,7 +233,7 @@ def bytes_for_cuda(grid, n, k, seed):
 
 
 def usual(grid, value):
-    """Codes, bytes of scales and global scale as whoever rounds a stack to the format chooses them: by largest numbers."""
+    """Codes, bytes of scales and global scale as whoever rounds a stack to the format has them: by largest numbers."""
     block = {"mxfp4": 32, "nvfp4": 16}[grid]
     blocks = value.reshape(*value.shape[:2], -1, block)
     most = np.abs(blocks).max(axis=-1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from born_models import GPT_OSS, E, H, I, born, with_stacks
 from moe_models import attributes_of, moe_model, nodes_of, rewrite, rule_set
@@ -14,7 +17,8 @@ from rewriter.cli import main
 from rewriter.errors import QuantizationError
 from rewriter.io import save
 from rewriter.quantize import lossless
-from rewriter.tensors import View
+from rewriter.quantize.born import look
+from rewriter.tensors import View, interleaved, stacked
 
 CPU = "cpu@1.32"
 UNPROVED = {"parity.local": "none"}
@@ -66,6 +70,18 @@ def test_an_ordinary_weight_costs_a_few_blocks(elements_read):
     model = moe_model(GPT_OSS, dtype=np.float16, hidden=8 * H, inter=8 * H, experts=E)
     rewrite(model, "moe-int4", CPU, overrides=UNPROVED)
     assert elements_read[0] < 0.01 * 3 * E * (8 * H) ** 2
+
+
+def test_a_look_at_many_experts_of_their_own_holds_a_few_rows():
+    experts = [born("mxfp4", 128, 256, np.float16, seed)[0] for seed in range(32)]
+    own = [View.whole(ir.tensor(a), f"w{i}") for i, a in enumerate(np.concatenate(experts))]
+    shown = interleaved(stacked(own[0::2]), stacked(own[1::2]))
+    look(shown)
+    tracemalloc.start()
+    assert look(shown).specs[0].format == "mxfp4"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < shown.nbytes / 4
 
 
 @pytest.mark.parametrize("overrides", [UNPROVED, {"parity.local": "all"}])

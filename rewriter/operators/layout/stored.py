@@ -68,11 +68,15 @@ class RowMajor:
         return shape.n, packed_width(shape.k, shape.bits)
 
     def pack(self, codes: CodeArray, bits: int) -> CodeArray:
-        """Returns [N, ceil(K * bits / 8)]."""
+        """Returns [N, ceil(K * bits / 8)]; codes of 8 bits are bytes as they are."""
+        if bits == 8:
+            return np.ascontiguousarray(codes)
         return pack_codes(codes, bits)
 
     def unpack(self, packed: CodeArray, shape: QuantizedShape) -> CodeArray:
         """Inverse of ``pack``; bytes past K are ignored."""
+        if shape.bits == 8:
+            return np.ascontiguousarray(packed[..., : shape.k])
         return unpack_codes(packed, shape.bits, shape.k)
 
 
