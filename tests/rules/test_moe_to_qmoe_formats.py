@@ -24,6 +24,9 @@ import rewriter
 from rewriter.operators.qmoe import LAYOUT_KEY
 
 CPU, CUDA, WEBGPU = "cpu@1.32", "cuda@1.31", "webgpu@1.31"
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+ROUNDING = {np.dtype(np.float16): 3e-3, np.dtype(np.float32): 1e-2, BFLOAT16: 8e-3}
+"""What the runtime's own kernels of codes are off by, at most, of the largest output."""
 
 
 def kept(grid, dtype, target, rules="moe-int4"):
@@ -41,7 +44,7 @@ def nibbles(codes):
 
 
 @pytest.mark.parametrize("grid", ["mxfp4", "nvfp4"])
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("dtype", ROUNDING)
 def test_float_codes_are_kept_and_the_runtime_computes_the_original(grid, dtype):
     node, result, model, made = kept(grid, dtype, CPU)
     own = attributes_of(node)
@@ -58,7 +61,7 @@ def test_float_codes_are_kept_and_the_runtime_computes_the_original(grid, dtype)
     inputs = feeds(dtype, hidden=H, experts=E)
     expected = reference(model, inputs)
     np.testing.assert_array_equal(reference(result.model, inputs), expected)
-    assert relative(ort(result.model, inputs), expected) < (2e-3 if dtype == np.float16 else 1e-2)
+    assert relative(ort(result.model, inputs), expected) < ROUNDING[dtype]
     onnx.checker.check_model(result.model)
 
 
@@ -84,10 +87,10 @@ def test_mxfp4_is_eight_bits_without_error_where_the_target_lacks_it():
     np.testing.assert_array_equal(reference(result.model, inputs), reference(model, inputs))
 
 
-@pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)])
+@pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("bits", [2, 4])
 def test_integers_keep_their_codes(bits, dtype):
-    target = CPU if dtype != ml_dtypes.bfloat16 else CUDA
+    target = CPU if dtype != BFLOAT16 else CUDA
     fc1, fc2 = born(bits, 2 * I, H, dtype, 0), born(bits, H, I, dtype, 1)
     result = rewrite(with_stacks(fc1[0], fc2[0]), "moe-int4", target)
     (node,) = nodes_of(result.model, "QMoE")
@@ -98,6 +101,35 @@ def test_integers_keep_their_codes(bits, dtype):
         np.testing.assert_array_equal(arrays[node.input[slot]], scales)
         if {p.key: p.value for p in node.metadata_props}[LAYOUT_KEY] == "raw" and bits == 4:
             np.testing.assert_array_equal(arrays[node.input[slot - 1]], nibbles(codes))
+
+
+def threes(packed, k):
+    """Codes of 3 bits, the least significant first, from the bits themselves."""
+    bits = np.unpackbits(packed, axis=-1, bitorder="little")[..., : 3 * k].reshape(*packed.shape[:-1], k, 3)
+    return bits @ np.array([1, 2, 4], np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16])
+def test_three_bits_keep_their_codes_and_the_runtime_computes_them(dtype):
+    node, result, model, made = kept(3, dtype, CPU)
+    assert attributes_of(node)["expert_weight_bits"] == 3
+    assert {(w.algorithm, w.bits) for w in result.report.weights} == {("lossless", 3)}
+    arrays = initializers_of(result.model)
+    for slot, (weight, codes, scales) in zip((2, 5), made, strict=True):
+        np.testing.assert_array_equal(threes(arrays[node.input[slot]], weight.shape[-1]), codes)
+        np.testing.assert_array_equal(arrays[node.input[slot + 1]], scales)
+    inputs = feeds(dtype, hidden=H, experts=E)
+    assert relative(ort(result.model, inputs), reference(model, inputs)) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16])
+def test_three_bits_that_need_a_negative_scale_are_kept_in_four(dtype):
+    fc1, fc2 = born(3, 2 * I, H, dtype, 0), born(3, H, I, dtype, 1)
+    fc1[0][2, 5, :32] *= -1  # from -3 to 4 times the scale
+    result = rewrite(with_stacks(fc1[0], fc2[0]), "moe-int4", CPU)
+    (node,) = nodes_of(result.model, "QMoE")
+    assert attributes_of(node)["expert_weight_bits"] == 4
+    assert {w.algorithm for w in result.report.weights} == {"lossless"}
 
 
 def test_one_expert_off_the_grid_leaves_all_to_the_next_algorithm():
@@ -116,16 +148,17 @@ def test_lossless_alone_leaves_an_ordinary_weight_in_float():
     assert "the weights lie on no grid that a kernel of the target runs" in result.report.declines[0].reason
 
 
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16])
 @pytest.mark.parametrize(
     ("rules", "format_", "bits"), [("moe-mxfp4", "mxfp4", 4), ("moe-nvfp4", "nvfp4", 4), ("moe-int3", "int", 3)]
 )
-def test_weights_that_were_not_trained_so(rules, format_, bits):
-    model = moe_model(GPT_OSS, dtype=np.float16, hidden=H, inter=I, experts=E)
+def test_weights_that_were_not_trained_so(rules, format_, bits, dtype):
+    model = moe_model(GPT_OSS, dtype=dtype, hidden=H, inter=I, experts=E)
     result = rewrite(model, rules, CPU, overrides={"parity.local": "all"})
     assert result.report.applied == {"moe-to-qmoe": 1}
     assert {(w.algorithm, w.bits, w.format) for w in result.report.weights} == {("mse-search", bits, format_)}
-    inputs = feeds(np.float16, hidden=H, experts=E)
-    assert relative(ort(result.model, inputs), reference(result.model, inputs)) < 3e-3
+    inputs = feeds(dtype, hidden=H, experts=E)
+    assert relative(ort(result.model, inputs), reference(result.model, inputs)) < ROUNDING[dtype]
 
 
 @pytest.mark.parametrize(
