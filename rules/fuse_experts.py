@@ -28,7 +28,7 @@ Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onn
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -41,11 +41,11 @@ from rewriter.operators.form import FLOAT_EXPERTS, PROJECTIONS, ExpertForm, Expe
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE, RAW, ROUTER_WEIGHTS
 from rewriter.quantize.formats import INT
-from rewriter.rule import Declined, NotApplicable, Replacement, Rule
+from rewriter.rule import Declined, Replacement, Rule, Run
 from rewriter.rules.blocks import experts
 from rewriter.rules.blocks.block import Block, read_block
 from rewriter.rules.blocks.contents import Packed
-from rewriter.rules.blocks.decline_reasons import decline_argmax, decline_dispatch, decline_unfused
+from rewriter.rules.blocks.decline_reasons import decline_dispatch, decline_unfused
 from rewriter.rules.blocks.emit import (
     facts_dtype,
     form_of,
@@ -65,6 +65,7 @@ from rewriter.rules.blocks.routing import Routing, normalised, resolve, resolve_
 from rewriter.target import Target
 from rewriter.tensors import View, ViewTensor
 
+Decline = Callable[[Run, ir.Node, Sequence[str]], None]
 COMPLETING = ("Add", "Mul", "ReduceSum", "Cast", "MatMul", "Einsum", "ScatterND", "ScatterElements")
 
 
@@ -195,68 +196,23 @@ class FuseExperts(Rule):
 
 
 class Unfused(Rule):
-    """Says at a router's choice why its experts stay apart, where no operator completes a block."""
+    """Says at one operator why experts stay apart, where none completes a block."""
 
     recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
 
-    def __init__(self) -> None:
-        super().__init__(name="fuse-experts")
-
-    def pattern(self, op: Any, scores: Any, k: Any) -> Any:
-        return op.TopK(scores, k, _outputs=["values", "indices"])
-
-    def rewrite(self, op: Any, *, values: ir.Value, indices: ir.Value, scores: ir.Value, k: ir.Value) -> Any:
-        decline_unfused(self.run, values, indices, COMPLETING)
-
-
-class UnfusedArgMax(Rule):
-    """Says the same where a router chooses otherwise, as Switch, NLLB and Phi-3.5 do."""
-
-    recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
-
-    def __init__(self) -> None:
-        super().__init__(name="fuse-experts")
-
-    def pattern(self, op: Any, scores: Any) -> Any:
-        return op.ArgMax(scores, _outputs=["indices"])
-
-    def rewrite(self, op: Any, *, scores: ir.Value, indices: ir.Value) -> Any:
-        decline_argmax(self.run, scores, indices, COMPLETING)
-
-
-class UnfusedTable(Rule):
-    """Says the same where a table chooses, as in hash layers."""
-
-    recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
-
-    def __init__(self, op_type: str) -> None:
+    def __init__(self, op_type: str, decline: Decline = decline_unfused, outputs: Sequence[str] = ("out",)) -> None:
         super().__init__(name="fuse-experts")
         self._op_type = op_type
+        self._decline = decline
+        self._outputs = outputs
 
-    def pattern(self, op: Any, table: Any, ids: Any) -> Any:
-        return getattr(op, self._op_type)(table, ids, _outputs=["chosen"])
+    def pattern(self, op: Any, a: Any) -> Any:
+        return getattr(op, self._op_type)(a, _allow_other_inputs=True, _outputs=list(self._outputs))
 
-    def rewrite(self, op: Any, *, table: ir.Value, ids: ir.Value, chosen: ir.Value) -> Any:
-        view = self.run.facts.get(table, View)
-        if view is None or not view.dtype.is_integer() or view.rank > 2:
-            raise NotApplicable
-        decline_unfused(self.run, chosen, chosen, COMPLETING)
-
-
-class UnfusedStack(Rule):
-    """Says why experts stay apart that read no tokens of a router: Soft MoE, experts that choose their tokens."""
-
-    recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
-
-    def __init__(self, op_type: str) -> None:
-        super().__init__(name="fuse-experts")
-        self._op_type = op_type
-
-    def pattern(self, op: Any, x: Any, w: Any) -> Any:
-        return getattr(op, self._op_type)(x, w, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
-        decline_dispatch(self.run.facts, x, w)
+    def rewrite(self, op: Any, *, a: ir.Value, out: ir.Value, **others: ir.Value) -> Any:
+        node = out.producer()
+        assert node is not None
+        self._decline(self.run, node, COMPLETING)
 
 
 def _refusal(target: Target, operator: ExpertsName, form: ExpertForm, dtype: ir.DataType) -> str | None:
@@ -273,8 +229,7 @@ def rule(*, into: ExpertsName = FLOAT_EXPERTS) -> list[Rule]:
     """
     return [
         *(FuseExperts(op_type, into) for op_type in COMPLETING),
-        Unfused(),
-        UnfusedArgMax(),
-        *map(UnfusedTable, ("Gather", "GatherND")),
-        *map(UnfusedStack, ("MatMul", "Einsum")),
+        Unfused("TopK", outputs=("values", "out")),
+        *map(Unfused, ("ArgMax", "Gather", "GatherND")),
+        *(Unfused(op_type, decline_dispatch) for op_type in ("MatMul", "Einsum")),
     ]

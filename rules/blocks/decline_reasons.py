@@ -23,27 +23,33 @@ from rewriter.rules.blocks.unknown import named, why_unknown
 from rewriter.tensors import View
 
 
-def decline_unfused(run: Run, values: ir.Value, indices: ir.Value, ends: Sequence[str]) -> None:
+def decline_unfused(run: Run, choice: ir.Node, ends: Sequence[str]) -> None:
     """Declines, naming the first operator behind a choice of experts that is not understood.
+
+    Args:
+        run: the run.
+        choice: a TopK or an ArgMax of scores, or what takes a token's experts from a table.
+        ends: the operators that complete a block.
 
     Raises:
         Declined: experts follow the choice, and nothing completes a block.
-        NotApplicable: no experts follow, or the operator that completes the block speaks for it.
+        NotApplicable: no experts follow, the operator that completes the block speaks for it, or the scores are no
+            router's own, as those of a second choice.
     """
-    if not _is_choice(run.facts, indices):
+    if not (_is_first_choice(run, choice) if choice.op_type == "ArgMax" else _is_choice(run.facts, choice)):
         raise NotApplicable
     unknown: ir.Node | None = None
     hit: ir.Node | None = None
     unfinished: Declined | None = None
     experts = False
     try:
-        for node in _following(values, indices):
+        for node in _following(*choice.outputs):
             if is_experts(node) and not experts:
                 raise NotApplicable
             if is_experts(node):  # of what is computed from these
                 continue
-            unfinished = unfinished or _unfinished(run.facts, node, indices, ends)
-            if node.op_type == "TopK" and _is_choice(run.facts, node.outputs[-1]):
+            unfinished = unfinished or _unfinished(run.facts, node, choice, ends)
+            if node.op_type == "TopK" and _is_choice(run.facts, node):
                 break  # what follows is of that router
             reads_expert = run.role(node).name.startswith("expert.")
             if reads_expert and hit is not None and node.op_type in ("Gather", "GatherND"):
@@ -88,35 +94,7 @@ def _following(*values: ir.Value) -> Iterator[ir.Node]:
         yield from readers(value)
 
 
-def decline_argmax(run: Run, scores: ir.Value, indices: ir.Value, ends: Sequence[str]) -> None:
-    """Declines, once for a block, where a router chooses by ArgMax.
-
-    Raises:
-        Declined: experts follow the choice.
-        NotApplicable: none do, a sum of the block speaks for it, or the scores are no router's own, as those of a
-            second choice.
-    """
-    node = indices.producer()
-    if not _is_first_choice(run, scores):
-        raise NotApplicable
-    unfinished: Declined | None = None
-    experts = False
-    try:
-        for following in _following(indices):
-            unfinished = unfinished or _unfinished(run.facts, following, indices, ends)
-            experts = experts or run.role(following).name.startswith("expert.") or _meets_expert(run, following)
-    except GaveUp:
-        if not experts and unfinished is None:
-            raise
-    if unfinished is not None:
-        raise unfinished
-    if experts:
-        reason = "the experts of this router stay apart: how its choice by ArgMax is used is not understood"
-        raise Declined(reason, node)
-    raise NotApplicable
-
-
-def _unfinished(facts: Facts, node: ir.Node, indices: ir.Value, ends: Sequence[str]) -> Declined | None:
+def _unfinished(facts: Facts, node: ir.Node, choice: ir.Node, ends: Sequence[str]) -> Declined | None:
     """Why a sum of experts under a choice that begins at ``node`` is never whole: lost, or ended too early.
 
     Raises:
@@ -126,7 +104,7 @@ def _unfinished(facts: Facts, node: ir.Node, indices: ir.Value, ends: Sequence[s
         located = facts.get(out, Located)
         held = None if located is None or on_hits(located) else located.content
         router = None if held is None else router_of(held)
-        if router is None or router.node is not indices.producer():
+        if router is None or router.node is not choice:
             continue
         end, lost = end_of_sum(facts, out)
         if completes(facts, end, ends):
@@ -140,14 +118,16 @@ def _unfinished(facts: Facts, node: ir.Node, indices: ir.Value, ends: Sequence[s
     return None
 
 
-def decline_dispatch(facts: Facts, x: ir.Value, w: ir.Value) -> None:
+def decline_dispatch(run: Run, product: ir.Node, ends: Sequence[str]) -> None:
     """Declines where a stack of experts reads what is no token, or tokens that the experts themselves chose.
 
     Raises:
         Declined: a Softmax or a TopK over the tokens is before it.
         NotApplicable: neither is, or a stack of experts already was.
     """
-    if not _is_stack(facts, w):
+    facts = run.facts
+    x, w = product.inputs if len(product.inputs) == 2 else (None, None)
+    if x is None or w is None or not _is_stack(facts, w):
         raise NotApplicable
 
     def before(at: ir.Value) -> list[ir.Value]:
@@ -185,15 +165,15 @@ def _is_stack(facts: Facts, value: ir.Value) -> bool:
 _NEAR = 64
 
 
-def _is_first_choice(run: Run, scores: ir.Value) -> bool:
-    """Whether scores are computed from a router's logits, and from no other choice."""
+def _is_first_choice(run: Run, node: ir.Node) -> bool:
+    """Whether a node chooses by scores that are computed from a router's logits, and from no other choice."""
     found = False
 
     def before(at: ir.Value) -> list[ir.Value]:
         producer = at.producer()
         return [] if producer is None or run.role(producer).name == "router" else producers(at)
 
-    for at in walk([scores], before):
+    for at in walk([v for v in node.inputs if v is not None], before):
         producer = at.producer()
         found = found or (producer is not None and run.role(producer).name == "router")
         if producer is not None and producer.op_type in ("ArgMax", "TopK"):
@@ -215,9 +195,10 @@ def _is_linear(facts: Facts, node: ir.Node) -> bool:
     return node.op_type in ("MatMul", "Gemm") and bool(facts.own_reason(node.outputs[0]))
 
 
-def _is_choice(facts: Facts, value: ir.Value) -> bool:
-    located = facts.get(value, Located)
-    return located is not None and isinstance(located.content, Chosen)
+def _is_choice(facts: Facts, node: ir.Node) -> bool:
+    """Whether a node is what a router chooses by."""
+    located = facts.get(node.outputs[-1], Located)
+    return located is not None and isinstance(located.content, Chosen) and located.content.router.node is node
 
 
 def _is_output(facts: Facts, value: ir.Value | None) -> bool:
