@@ -22,13 +22,19 @@ LONG = (
     *("test_api.py", "test_docs.py", "test_explain.py", "test_html.py", "test_inspect.py", "test_real_models.py"),
 )
 """Folders and files that ``pytest -m quick`` leaves out."""
+SHORT = ("rules/blocks",)
+"""Folders of these that it takes."""
 
 
 def pytest_collection_modifyitems(items):
     """Marks what is quick."""
     for item in items:
-        if not any(item.path.is_relative_to(HERE / name) for name in LONG):
+        if _in(item, SHORT) or not _in(item, LONG):
             item.add_marker("quick")
+
+
+def _in(item, folders):
+    return any(item.path.is_relative_to(HERE / name) for name in folders)
 
 
 @pytest.fixture(autouse=True, scope="session")

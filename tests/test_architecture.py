@@ -113,6 +113,15 @@ def test_modules_say_what_they_are(file):
     assert not tree.body or ast.get_docstring(tree)
 
 
+def test_every_family_of_recognisers_is_tested_by_itself():
+    families = [file.stem for file in modules("rules/blocks") if " = Family(" in file.read_text()]
+    assert len(families) > 10
+    missing = [name for name in families if not (ROOT / f"tests/rules/blocks/test_{name}.py").exists()]
+    assert not missing, (
+        f"tests/rules/blocks/test_{missing[0]}.py states what each of its recognisers makes of a few operators"
+    )
+
+
 def test_every_room_is_on_the_map():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     words = set(re.findall(r"\w+", text))

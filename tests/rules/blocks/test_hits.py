@@ -1,0 +1,66 @@
+"""Hits by themselves: where an expert was chosen, what lies there, and the way back."""
+
+from __future__ import annotations
+
+import pytest
+from stated import CHOICE, PLAIN, held, kinds, reason, stated
+
+from rewriter.facts.size import Integers
+from rewriter.rules.blocks.contents import Tokens
+from rewriter.rules.blocks.hits import Hit, Hits
+from rewriter.rules.blocks.mixing import Mixed, Share
+
+HITS = f"{CHOICE} m = Equal (i, one) c = NonZero (m) t = Gather (c, zero) s = Gather (c, one)"
+"""Tokens and slots where expert 1 was chosen."""
+ROWS = f"{HITS} g = Gather (x, t) {PLAIN.replace('(x, gate)', '(g, gate)')}"
+WEIGHTS = "c2_ = Transpose (c) w = GatherND (v, c2_) u = Unsqueeze (w, last)"
+BACK = f"{ROWS} {WEIGHTS} p1 = Mul (o, u) z = Shape (x) e = ConstantOfShape (z) j = Unsqueeze (t, last)"
+
+
+def test_where_an_expert_was_chosen():
+    found = held(HITS.replace(" c = ", " y = ").partition(" t = ")[0])
+    assert isinstance(found, Hits) and (found.expert, found.slots) == (1, {0, 1})
+    token = held(f"{HITS} y = Identity (t)")
+    assert isinstance(token, Hit) and token.along[0].kind == "token"
+    assert held(f"{HITS} y = Identity (s)").along[0].kind == "slot"
+    assert held(f"{CHOICE} m = Greater (v, b) y = NonZero (m)") is None
+
+
+def test_what_lies_there():
+    assert isinstance(held(f"{HITS} y = Gather (x, t)"), Tokens)
+    assert kinds(f"{HITS} y = Gather (x, t)") == [("group",), ("feature",)]
+    share = held(f"{HITS} {WEIGHTS} y = Identity (w)")
+    assert isinstance(share, Share) and (share.expert, share.slots) == (1, {0, 1})
+    assert held(f"{HITS} y = Gather (v, t)") is None  # a token's weights, of both slots
+
+
+def test_flat_positions():
+    flat = f"{HITS} q = Mul (t, two) n = Add (q, s)"
+    assert [atom.kind for atom in held(f"{flat} y = Identity (n)").along] == ["token", "slot"]
+    assert held(f"{HITS} q = Mul (t, three) y = Add (q, s)") is None
+
+
+def test_the_shape_of_what_lies_there():
+    sizes = stated(f"{HITS} g = Gather (x, t) y = Shape (g)", Integers).sizes
+    assert [size.constant for size in sizes] == [None, 8]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['y = ScatterND <reduction = "add"> (e, j, p1)', "y = ScatterND (e, j, p1)"],
+)
+def test_the_way_back(body):
+    found = held(f"{BACK} {body}")
+    assert isinstance(found, Mixed) and [term.expert for term in found.terms()] == [1]
+    assert kinds(f"{BACK} {body}") == [("token",), ("feature",)]
+
+
+def test_rows_that_replace_a_sum():
+    body = f"{BACK} n = Tanh (x) y = ScatterND (n, j, p1)"
+    assert reason(body) == "the rows of expert 1 replace what was summed before"
+
+
+def test_rows_of_another_expert():
+    other = "m2 = Equal (i, two) d2 = NonZero (m2) t2 = Gather (d2, zero) j2 = Unsqueeze (t2, last)"
+    body = f'{BACK} {other} y = ScatterND <reduction = "add"> (e, j2, p1)'
+    assert reason(body) == "rows of expert 1 are written where expert 2 was chosen"
