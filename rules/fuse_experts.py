@@ -43,6 +43,7 @@ from rewriter.operators.qmoe import QMOE, RAW, ROUTER_WEIGHTS
 from rewriter.quantize.formats import INT
 from rewriter.rule import Declined, Replacement, Rule, Run
 from rewriter.rules.blocks import experts
+from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.block import Block, read_block
 from rewriter.rules.blocks.contents import Packed
 from rewriter.rules.blocks.decline_reasons import decline_dispatch, decline_unfused
@@ -69,23 +70,17 @@ Decline = Callable[[Run, ir.Node, Sequence[str]], None]
 COMPLETING = ("Add", "Mul", "ReduceSum", "Cast", "MatMul", "Einsum", "ScatterND", "ScatterElements")
 
 
-class FuseExperts(Rule):
+class FuseExperts(AtOperator):
     """The rule at one operator that completes a block."""
 
     recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
 
     def __init__(self, op_type: str, into: ExpertsName) -> None:
-        super().__init__(name="fuse-experts")
-        self._op_type = op_type
+        super().__init__("fuse-experts", op_type)
         self._into = into
 
-    def pattern(self, op: Any, a: Any) -> Any:
-        return getattr(op, self._op_type)(a, _allow_other_inputs=True, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, a: ir.Value, y: ir.Value) -> Replacement:
-        block = read_block(self.run.facts, y)
-        node = y.producer()
-        assert node is not None
+    def replace(self, op: Any, node: ir.Node) -> Replacement:
+        block = read_block(self.run.facts, node.outputs[0])
         if isinstance(block.experts[0].down, Packed):
             return self._quantized(op, block, node)
         return self._float(op, block, node)
@@ -195,23 +190,16 @@ class FuseExperts(Rule):
         return Replacement({block.out: placed(op, facts, block, qmoe, node)}, nodes, fed)
 
 
-class Unfused(Rule):
+class Unfused(AtOperator):
     """Says at one operator why experts stay apart, where none completes a block."""
 
     recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
 
-    def __init__(self, op_type: str, decline: Decline = decline_unfused, outputs: Sequence[str] = ("out",)) -> None:
-        super().__init__(name="fuse-experts")
-        self._op_type = op_type
+    def __init__(self, op_type: str, decline: Decline) -> None:
+        super().__init__("fuse-experts", op_type, remove_nodes=False)  # one output of several is enough to match
         self._decline = decline
-        self._outputs = outputs
 
-    def pattern(self, op: Any, a: Any) -> Any:
-        return getattr(op, self._op_type)(a, _allow_other_inputs=True, _outputs=list(self._outputs))
-
-    def rewrite(self, op: Any, *, a: ir.Value, out: ir.Value, **others: ir.Value) -> Any:
-        node = out.producer()
-        assert node is not None
+    def replace(self, op: Any, node: ir.Node) -> Any:
         self._decline(self.run, node, COMPLETING)
 
 
@@ -229,7 +217,6 @@ def rule(*, into: ExpertsName = FLOAT_EXPERTS) -> list[Rule]:
     """
     return [
         *(FuseExperts(op_type, into) for op_type in COMPLETING),
-        Unfused("TopK", outputs=("values", "out")),
-        *map(Unfused, ("ArgMax", "Gather", "GatherND")),
+        *(Unfused(op_type, decline_unfused) for op_type in ("TopK", "ArgMax", "Gather", "GatherND")),
         *(Unfused(op_type, decline_dispatch) for op_type in ("MatMul", "Einsum")),
     ]

@@ -20,22 +20,17 @@ from rewriter.operators.form import form_of
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN
 from rewriter.rule import NotApplicable, Rule
+from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.tensors import View
 
 
-class MoEDropZeroBiases(Rule):
+class MoEDropZeroBiases(AtOperator):
     """The rule at an MoE."""
 
     def __init__(self) -> None:
-        super().__init__(name="moe-drop-zero-biases")
+        super().__init__("moe-drop-zero-biases", MOE.name, DOMAIN)
 
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.MoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
-        del x
-        node = y.producer()
-        assert node is not None
+    def replace(self, op: Any, node: ir.Node) -> Any:
         biases = [slots.bias for slots in MOE.projections if slots.bias < len(node.inputs)]
         zeros = {slot for slot in biases if _is_zero(self.run.facts, node.inputs[slot])}
         form, kernels = form_of(node), self.run.target.kernels(MOE.name)

@@ -25,6 +25,7 @@ from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN, input_at
 from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.moe import (
     Experts,
     constant_bias,
@@ -36,22 +37,16 @@ from rewriter.rules.blocks.moe import (
 from rewriter.tensors import View
 
 
-class MoEFuseFc3(Rule):
+class MoEFuseFc3(AtOperator):
     """The rule at an MoE."""
 
     def __init__(self) -> None:
-        super().__init__(name="moe-fuse-fc3")
+        super().__init__("moe-fuse-fc3", MOE.name, DOMAIN)
 
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.MoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
-        del x
-        node = y.producer()
-        assert node is not None
+    def replace(self, op: Any, node: ir.Node) -> Any:
         if input_at(node, MOE.projections[2].weight) is None:
             raise NotApplicable
-        experts = read_moe(self.run, y)
+        experts = read_moe(self.run, node)
         form = experts.form
         if any(form.activation in kernel.fc3 for kernel in self.run.target.kernels(QMOE.name)):
             raise NotApplicable

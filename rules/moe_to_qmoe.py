@@ -22,33 +22,30 @@ import onnx_ir as ir
 from rewriter.emit import level_of
 from rewriter.graph.declines import FROM_FLOAT, UNROLLED, no_kernel
 from rewriter.operators.form import form_of
+from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN, input_at
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, ROUTER_WEIGHTS
 from rewriter.quantize.plan import AccuracyLevel
 from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.moe import element_type, read_moe, require_weights_disappear
 from rewriter.rules.blocks.qmoe import Held, emit_qmoe, exact_ways, heeds_accuracy_level, plan_experts
+from rewriter.rules.blocks.stored_qmoe import dtype_name
 
 
-class MoEToQMoE(Rule):
+class MoEToQMoE(AtOperator):
     """The rule at an MoE."""
 
     def __init__(self, accuracy_level: AccuracyLevel | None, smaller_blocks: bool) -> None:
-        super().__init__(name="moe-to-qmoe")
+        super().__init__("moe-to-qmoe", MOE.name, DOMAIN)
         self._accuracy_level = accuracy_level
         self._smaller_blocks = smaller_blocks
 
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.MoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
-        del x
-        node = y.producer()
-        assert node is not None
+    def replace(self, op: Any, node: ir.Node) -> Any:
         ways = exact_ways(self.run.target, form_of(node), element_type(node))
         if isinstance(ways, str):
             raise no_kernel(QMOE.name, self.run.target, ways, node, instead=UNROLLED)
-        experts = read_moe(self.run, y)
+        experts = read_moe(self.run, node)
         held = plan_experts(self.run, experts, ways, smaller_blocks=self._smaller_blocks)
         require_weights_disappear(self.run.facts, experts)
         return emit_qmoe(op, self.run.target, experts, self._levelled(held))
@@ -58,23 +55,18 @@ class MoEToQMoE(Rule):
         return dataclasses.replace(held, accuracy_level=level_of(self.run, self._accuracy_level) if heeded else 0)
 
 
-class QMoEStays(Rule):
+class QMoEStays(AtOperator):
     """The rule at a QMoE that was not written here: nothing is quantized twice."""
 
     def __init__(self) -> None:
-        super().__init__(name="moe-to-qmoe")
+        super().__init__("moe-to-qmoe", QMOE.name, DOMAIN)
 
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.QMoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
-        node = y.producer()
-        assert node is not None
+    def replace(self, op: Any, node: ir.Node) -> Any:
         if LAYOUT_KEY in node.metadata_props:
             raise NotApplicable
         reason = "the experts are quantized already (rule qmoe-to-moe dequantizes them)"
         weighted = input_at(node, ROUTER_WEIGHTS) is not None
-        dtype = "FLOAT" if x.dtype is None else x.dtype.name
+        dtype = dtype_name(node)
         kernels = self.run.target.runs(QMOE.name, form_of(node), dtype, weighted=weighted)
         if isinstance(kernels, str):
             reason += f", and target {self.run.target} cannot run them: {kernels}"

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from rewriter.emit import write_integers
 from rewriter.graph.attributes import integer_attribute
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
+from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
 from rewriter.rules.blocks.tied import weight_of
 from rewriter.tensors import View, ViewTensor, joined
@@ -28,21 +29,10 @@ from rewriter.tensors import View, ViewTensor, joined
 _SPLIT_TAKES_LENGTHS = 13
 
 
-class PackQKV(Rule):
+class PackQKV(AtOperator):
     """The rule at one operator, where that is q."""
 
-    def __init__(self, domain: str, op_type: str) -> None:
-        super().__init__(name="pack-qkv", remove_nodes=False)
-        self._domain = domain
-        self._op_type = op_type
-
-    def pattern(self, op: Any, x: Any, w: Any) -> Any:
-        operator = getattr(op, self._op_type)
-        return operator(x, w, _allow_other_inputs=True, _domain=self._domain, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Replacement:
-        node = y.producer()
-        assert node is not None
+    def replace(self, op: Any, node: ir.Node) -> Replacement:
         three = read(self.run, node)
         first = three[0]
         operands = {}
@@ -60,7 +50,7 @@ class PackQKV(Rule):
         attention = _attention(three)
         if attention is not None:
             head = three[1].n // integer_attribute(attention, "kv_num_heads", 1)
-            fed = attention_feeds(attention, x, head)
+            fed = attention_feeds(attention, first.x, head)
             new = attend(op, attention, [out, None, None])
             return Replacement(new, [*covers, attention], fed=fed, roles=roles)
         if node.graph is not None and node.graph.opset_imports.get("", _SPLIT_TAKES_LENGTHS) < _SPLIT_TAKES_LENGTHS:
@@ -115,4 +105,4 @@ def _name(view: View) -> str:
 
 def rule() -> list[Rule]:
     """Builds the rule, at each operator."""
-    return [PackQKV(domain, op_type) for domain, op_type in LINEARS]
+    return [PackQKV("pack-qkv", op_type, domain, remove_nodes=False) for domain, op_type in LINEARS]

@@ -19,25 +19,22 @@ from rewriter.operators.layout.stored import Layout, Stored
 from rewriter.operators.operator import DOMAIN
 from rewriter.operators.qmoe import QMOE, LayoutName, layout_named
 from rewriter.rule import NotApplicable, Replacement, Rule
+from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.qmoe import prepacked_attribute, refusal, write_qmoe
-from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredExperts, StoredProjection, read_qmoe
+from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredExperts, StoredProjection, dtype_name, read_qmoe
 
 
-class QMoELayout(Rule):
+class QMoELayout(AtOperator):
     """The rule at a QMoE."""
 
     def __init__(self, layout: LayoutName | Literal["auto"], unmarked: LayoutName | None) -> None:
-        super().__init__(name="qmoe-layout")
+        super().__init__("qmoe-layout", QMOE.name, DOMAIN)
         self._layout = layout
         self._unmarked = unmarked
 
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.QMoE(x, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Replacement:
-        stored = read_qmoe(self.run, y, self._unmarked)
-        node = stored.node
-        wanted = self._wanted(stored, x)
+    def replace(self, op: Any, node: ir.Node) -> Replacement:
+        stored = read_qmoe(self.run, node, self._unmarked)
+        wanted = self._wanted(stored)
         if wanted is stored.layout:
             raise NotApplicable
         inputs = dict(enumerate(node.inputs))
@@ -48,12 +45,12 @@ class QMoELayout(Rule):
         attributes.pop("weights_prepacked", None)
         attributes |= prepacked_attribute(self.run.target, wanted, stored.projections[0].shape.format)
         out = write_qmoe(op, inputs, attributes, wanted)
-        return Replacement({y: out}, [node], layouts={node: stored.layout.name})
+        return Replacement({node.outputs[0]: out}, [node], layouts={node: stored.layout.name})
 
-    def _wanted(self, stored: StoredExperts, x: ir.Value) -> Layout:
+    def _wanted(self, stored: StoredExperts) -> Layout:
         """The layout that is asked for, by default the first that a kernel of the target reads; or declines."""
         target, shapes = self.run.target, [projection.shape for projection in stored.projections]
-        dtype = "FLOAT" if x.dtype is None else x.dtype.name
+        dtype = dtype_name(stored.node)
         kernels = target.runs(QMOE.name, stored.form, dtype, weighted=stored.router_weights is not None)
         reason: Reason | None = None
         for kernel in target.kernels(QMOE.name) if isinstance(kernels, str) else kernels:

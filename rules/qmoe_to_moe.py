@@ -22,33 +22,34 @@ from rewriter.graph.declines import no_kernel
 from rewriter.operators.layout.stored import Layout
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN
-from rewriter.operators.qmoe import LayoutName
-from rewriter.rule import Declined, Replacement, Rule, Run
+from rewriter.operators.qmoe import QMOE, LayoutName
+from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
+from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.guards import FLOATS, require_dtype
 from rewriter.rules.blocks.moe import flat_router
 from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredExperts, StoredProjection, read_qmoe
 
 
-class QMoEToMoE(Rule):
+class QMoEToMoE(AtOperator):
     """The rule at a QMoE."""
 
     def __init__(self, unmarked: LayoutName | None) -> None:
-        super().__init__(name="qmoe-to-moe")
+        super().__init__("qmoe-to-moe", QMOE.name, DOMAIN)
         self._unmarked = unmarked
 
-    def pattern(self, op: Any, x: Any, router: Any) -> Any:
-        return op.QMoE(x, router, _allow_other_inputs=True, _domain=DOMAIN, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, x: ir.Value, router: ir.Value, y: ir.Value) -> Replacement:
+    def replace(self, op: Any, node: ir.Node) -> Replacement:
+        x, router = node.inputs[:2]
+        if x is None or router is None:
+            raise NotApplicable
         dtype = require_dtype(x, FLOATS, "the input")
-        stored = read_qmoe(self.run, y, self._unmarked)
+        stored = read_qmoe(self.run, node, self._unmarked)
         _require_own_weights(stored, router)
         _require_heeded(self.run, stored, dtype)
         inputs: list[ir.Value | None] = [x, flat_router(op, router, stored.projections[0].codes.shape[0])]
         for projection in stored.projections:
             inputs += [op.initializer(_dequantized(projection, stored.layout, dtype)), projection.bias]
         out = write_operator(op, MOE, inputs, stored.form.attributes())
-        return Replacement({y: out}, [stored.node], layouts={stored.node: stored.layout.name})
+        return Replacement({node.outputs[0]: out}, [node], layouts={node: stored.layout.name})
 
 
 def _require_own_weights(stored: StoredExperts, router: ir.Value) -> None:

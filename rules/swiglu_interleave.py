@@ -16,26 +16,25 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rewriter.graph.attributes import integer_attribute
+from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN
 from rewriter.rule import NotApplicable, Rule
+from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.moe import constant_bias, emit_moe, needs_fusion, read_moe, require_weights_disappear
 from rewriter.tensors import View, ViewTensor
 
 
-class SwigluInterleave(Rule):
+class SwigluInterleave(AtOperator):
     """The rule at an MoE."""
 
     def __init__(self) -> None:
-        super().__init__(name="swiglu-interleave")
+        super().__init__("swiglu-interleave", MOE.name, DOMAIN)
 
-    def pattern(self, op: Any, x: Any) -> Any:
-        return op.MoE(x, _allow_other_inputs=True, swiglu_fusion=2, _domain=DOMAIN, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, x: ir.Value, y: ir.Value) -> Any:
-        del x
-        if not needs_fusion(self.run, 1, instead_of=2):
+    def replace(self, op: Any, node: ir.Node) -> Any:
+        if integer_attribute(node, "swiglu_fusion", 0) != 2 or not needs_fusion(self.run, 1, instead_of=2):
             raise NotApplicable
-        experts = read_moe(self.run, y)
+        experts = read_moe(self.run, node)
         if not experts.form.glu:
             raise NotApplicable
         require_weights_disappear(self.run.facts, experts, rearranged=True)

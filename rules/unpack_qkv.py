@@ -24,6 +24,7 @@ from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.declines import stays_float
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
+from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.qkv import LINEARS, ROLES, Projection, attend, attention_feeds, read_projection, specs, write
 from rewriter.rules.blocks.readers import readers
 from rewriter.rules.blocks.tied import inputs_of, weight_of
@@ -49,22 +50,14 @@ class Packed:
     readers: tuple[ir.Node, ...] = field(default_factory=tuple)
 
 
-class UnpackQKV(Rule):
+class UnpackQKV(AtOperator):
     """The rule at one operator."""
 
     def __init__(self, domain: str, op_type: str, when: When) -> None:
-        super().__init__(name="unpack-qkv", remove_nodes=False)
-        self._domain = domain
-        self._op_type = op_type
+        super().__init__("unpack-qkv", op_type, domain, remove_nodes=False)
         self._when = when
 
-    def pattern(self, op: Any, x: Any, w: Any) -> Any:
-        operator = getattr(op, self._op_type)
-        return operator(x, w, _allow_other_inputs=True, _domain=self._domain, _outputs=["y"])
-
-    def rewrite(self, op: Any, *, x: ir.Value, w: ir.Value, y: ir.Value) -> Replacement:
-        node = y.producer()
-        assert node is not None
+    def replace(self, op: Any, node: ir.Node) -> Replacement:
         packed = read(self.run, node, self._when)
         projection = packed.projection
         products, outs, start = [], [], 0

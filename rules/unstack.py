@@ -24,6 +24,7 @@ from rewriter.facts.moves import OPERATORS
 from rewriter.graph.declines import CONSTANT, NOT_WHOLE, Reason
 from rewriter.graph.walk import walk
 from rewriter.rule import Declined, NotApplicable, Rule
+from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.guards import FLOATS
 from rewriter.rules.blocks.readers import is_shown, origin
 from rewriter.tensors import View, ViewTensor
@@ -44,18 +45,11 @@ class Readers:
     whole: ir.Node | ir.Value | None
 
 
-class Unstack(Rule):
+class Unstack(AtOperator):
     """The rule at one movement operator."""
 
-    def __init__(self, op_type: str) -> None:
-        super().__init__(name="unstack", remove_nodes=False)
-        self._op_type = op_type
-
-    def pattern(self, op: Any, source: Any) -> Any:
-        return getattr(op, self._op_type)(source, _allow_other_inputs=True, _outputs=["out"])
-
-    def rewrite(self, op: Any, *, source: ir.Value, out: ir.Value) -> Mapping[ir.Value, ir.Value]:
-        return {value: _stored(op, view) for value, view in read(self.run.facts, out).items()}
+    def replace(self, op: Any, node: ir.Node) -> Mapping[ir.Value, ir.Value]:
+        return {value: _stored(op, view) for value, view in read(self.run.facts, node).items()}
 
 
 def _stored(op: Any, view: View) -> ir.Value:
@@ -64,10 +58,9 @@ def _stored(op: Any, view: View) -> ir.Value:
     return stored
 
 
-def read(facts: Facts, out: ir.Value) -> dict[ir.Value, View]:
-    """Returns the outputs of ``out``'s node at which chains end, each with the view that it is."""
-    node = out.producer()
-    assert node is not None
+def read(facts: Facts, node: ir.Node) -> dict[ir.Value, View]:
+    """Returns the outputs of a node at which chains end, each with the view that it is."""
+    out = node.outputs[0]
     ends = {v: view for v in node.outputs if (view := facts.get(v, View)) is not None and _ends_at(facts, v)}
     if not ends and facts.get(out, View) is None and _selects_from_stack(facts, node):
         raise Declined(facts.why_not(out) or Reason("what it shows of the stack is not static", CONSTANT), node)
@@ -153,4 +146,4 @@ def _readers(facts: Facts, stack: ir.Value) -> Readers:
 
 def rule() -> list[Rule]:
     """Builds the rule, at every movement operator."""
-    return [Unstack(op_type) for op_type in _ENDS]
+    return [Unstack("unstack", op_type, remove_nodes=False) for op_type in _ENDS]

@@ -59,10 +59,8 @@ class Experts:
     projections: tuple[Projection, ...]
 
 
-def read_moe(run: Run, y: ir.Value) -> Experts:
-    """Reads the MoE that computes ``y``, or declines: its weights are not constant, or do not belong together."""
-    node = y.producer()
-    assert node is not None
+def read_moe(run: Run, node: ir.Node) -> Experts:
+    """Reads an MoE, or declines: its weights are not constant, or do not belong together."""
     form = form_of(node)
     if form.unknown:
         unknown = ", ".join(form.unknown)

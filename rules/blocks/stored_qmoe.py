@@ -119,16 +119,20 @@ class ExpertRows(RowsTensor):
         return hash(self.key)
 
 
-def read_qmoe(run: Run, y: ir.Value, unmarked: LayoutName | None) -> StoredExperts:
-    """Reads the QMoE that computes ``y``, or declines.
+def dtype_name(node: ir.Node) -> str:
+    """Returns the element type of x, which is float32 where the model does not say."""
+    x = node.inputs[0]
+    return "FLOAT" if x is None or x.dtype is None else x.dtype.name
+
+
+def read_qmoe(run: Run, node: ir.Node, unmarked: LayoutName | None) -> StoredExperts:
+    """Reads a QMoE, or declines.
 
     Args:
         run: the present run.
-        y: its output.
+        node: it.
         unmarked: layout of a node of which neither metadata, attribute nor shapes tell it; None declines there.
     """
-    node = y.producer()
-    assert node is not None
     form, held = form_of(node), quantized_of(node)
     if form.unknown:
         raise Declined(f"it has attributes that QMoE does not have: {', '.join(form.unknown)}", node)

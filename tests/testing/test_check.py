@@ -39,11 +39,11 @@ class WrongView(Unstack):
     """unstack, with another view than the right one."""
 
     def __init__(self, wrong, op_type):
-        super().__init__(op_type)
+        super().__init__("unstack", op_type, remove_nodes=False)
         self._wrong = wrong
 
-    def rewrite(self, op, *, source, out) -> Mapping[ir.Value, ir.Value]:
-        found = read(self.run.facts, out).items()
+    def replace(self, op, node) -> Mapping[ir.Value, ir.Value]:
+        found = read(self.run.facts, node).items()
         return {value: op.initializer(ViewTensor(self._wrong(view))) for value, view in found}
 
 
