@@ -45,7 +45,7 @@ from rewriter.rule import Declined, Replacement, Rule, Run
 from rewriter.rules.blocks import experts
 from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.block import Block, read_block
-from rewriter.rules.blocks.contents import Packed
+from rewriter.rules.blocks.contents import Composed, Packed
 from rewriter.rules.blocks.decline_reasons import decline_dispatch, decline_unfused
 from rewriter.rules.blocks.emit import (
     facts_dtype,
@@ -91,9 +91,9 @@ class FuseExperts(AtOperator):
         factors = self._into == QMOE.name and all(expert.bias is None for expert in block.experts)
         routing = resolve_given(facts, block, dtype, factors=factors) or resolve(block.mixing, node)
         if routing.weights is not None:
-            unknown = block.mixing.scores.unknown
-            if unknown:
-                raise Declined(f"no operator has the score function {unknown}", block.mixing.dense)
+            composed = facts.get(block.mixing.dense, Composed)
+            if composed is not None:
+                raise Declined(f"no operator has the score function {composed.text}", block.mixing.dense)
             reason = "the router's weights are no softmax and no normalised sigmoid of its logits"
             raise Declined(reason if self._into == QMOE.name else f"{reason}; only QMoE takes such", node)
         if routing.given is not None:

@@ -122,12 +122,21 @@ class Scores:
     Attributes:
         logits: [.., E] the value.
         function: ``logits``: as it is; ``softmax``; ``sigmoid``; ``positive``: as it is, and never negative.
-        unknown: the function behind these logits that has no other name, as people write it; not compared.
     """
 
     logits: ir.Value
     function: Literal["logits", "softmax", "sigmoid", "positive"]
-    unknown: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What a value is a function of, as people write it, where no other fact names that.
+
+    Attributes:
+        text: as ``tanh(x)``.
+    """
+
+    text: str
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Routers: logits -> scores -> the k chosen experts and the weights with which they are mixed.
 
-Facts stated: ``Scores``; ``Located`` with content ``Chosen`` or ``Mixing``. Softmax before or after TopK, sigmoid,
-weights taken from other scores than those that selected, with casts around: each is a function of a few lines, and what
-they amount to is asked once, by the rule. What becomes of the weights of the chosen is in ``routing_weights``.
+Facts stated: ``Scores``, ``Composed``, ``Located`` with content ``Chosen`` or ``Mixing``. Softmax before or after TopK,
+sigmoid, weights taken from other scores than those that selected, with casts around: each is a function of a few lines,
+and what they amount to is asked once, by the rule. What becomes of the chosen's weights is in ``routing_weights``.
 Source: transformers' routers as torch.onnx and mobius write them.
 """
 
@@ -20,7 +20,7 @@ from rewriter.graph.attributes import cast_type, integer_attribute
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Located, only, tokens
-from rewriter.rules.blocks.contents import Features, Output, Router, Scores
+from rewriter.rules.blocks.contents import Composed, Features, Output, Router, Scores
 from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Sparse, Total, Weighted
 from rewriter.rules.blocks.routing_weights import opaque
 from rewriter.rules.blocks.uniform import uniform_of
@@ -28,6 +28,9 @@ from rewriter.rules.blocks.uniform import uniform_of
 routers = Family("routers")
 
 _ROUNDING = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_UNNAMED = ("Tanh", "Log", "Abs", "Elu", "Relu", "Softsign", "HardSigmoid", "Erf", "Mish", "Gelu")
+_PASSING = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Cast", "Identity")
+"""Operators that a name of a function passes through, or grows at; where there is none, they begin none."""
 _NAMED = 100
 """Characters of a chain of functions that a reason names."""
 
@@ -120,14 +123,21 @@ def sigmoid_of_sparse(facts: Facts, node: ir.Node, x: ir.Value) -> Located | Non
     return dataclasses.replace(located, content=Share(late, None, frozenset(range(held.router.k))))
 
 
-@routers.at("Tanh", "Log", "Abs", "Elu", "Relu", "Softsign", "HardSigmoid", "Erf", "Mish", "Gelu")
-def unknown_function(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
-    """Logits in their own right, and what they are a function of: the report names it where nothing can be done."""
-    inner = facts.get(x, Scores)
-    argument = inner.unknown if inner is not None and inner.unknown else "x"
-    if len(argument) > _NAMED:  # a chain of a hundred thousand would be named in ten gigabytes
-        argument = "..."
-    return Scores(node.outputs[0], "logits", f"{node.op_type.lower()}({argument})")
+@routers.at(*_UNNAMED, *_PASSING)
+def composed(facts: Facts, node: ir.Node, x: ir.Value, *others: ir.Value | None) -> Composed | None:
+    """What a value is a function of, where that has no name of its own: the report says it if nothing can be done."""
+    if node.op_type in _PASSING and all(facts.get(v, Composed) is None for v in (x, *others)):
+        return None
+    if node.op_type in ("Cast", "Identity"):
+        return facts.get(x, Composed)
+    return Composed(f"{node.op_type.lower()}({', '.join(_text(facts, v) for v in (x, *others))})")
+
+
+def _text(facts: Facts, value: ir.Value | None) -> str:
+    held, number = facts.get(value, Composed), number_of(facts, value)
+    if held is None:
+        return "x" if number is None else f"{number:g}"
+    return held.text if len(held.text) <= _NAMED else "..."  # a chain of many would be named in gigabytes
 
 
 @routers.at("Softplus", "Exp")

@@ -3,43 +3,53 @@
 from __future__ import annotations
 
 import pytest
-from support import parse
+from stated import facts_of
 
-from rewriter.facts import Facts
-from rewriter.facts.constants import constants
 from rewriter.rules.blocks.axes import Located
-from rewriter.rules.blocks.contents import Scores
-from rewriter.rules.blocks.experts import RECOGNISERS
+from rewriter.rules.blocks.contents import Composed, Scores
 from rewriter.rules.blocks.mixing import Chosen, Mixing
 
 
 def stated(body, kind):
-    """What is stated of ``y``, in a graph of logits ``r`` [T, 4] and constants."""
-    model = parse(f"""g (float[T,4] r) => (y)
-        <int64[1] k = {{2}}, int64[1] last = {{-1}}, float[4] shift = {{0.1, 0.2, 0.3, 0.4}}> {{ {body} }}""")
-    known = Facts(model, constants)
-    known.compute()
-    facts = Facts(model, RECOGNISERS, known)
-    facts.compute()
-    (y,) = (v for node in model.graph for v in node.outputs if v.name == "y")
+    """What is stated of ``y``, and why nothing is."""
+    facts, y = facts_of(body)
     return facts.get(y, kind), facts.why_not(y)
 
 
 @pytest.mark.parametrize(
-    ("body", "function", "unknown"),
+    ("body", "function"),
     [
-        ("y = Softmax (r)", "softmax", ""),
-        ("y = Sigmoid (r)", "sigmoid", ""),
-        ("y = Exp (r)", "positive", ""),
-        ("y = Softplus (r)", "positive", ""),
-        ("a = Softplus (r) y = Sqrt (a)", "positive", ""),
-        ("y = Tanh (r)", "logits", "tanh(x)"),
-        ("a = Tanh (r) y = Abs (a)", "logits", "abs(tanh(x))"),
+        ("y = Softmax (r)", "softmax"),
+        ("y = Sigmoid (r)", "sigmoid"),
+        ("y = Exp (r)", "positive"),
+        ("y = Softplus (r)", "positive"),
+        ("a = Softplus (r) y = Sqrt (a)", "positive"),
     ],
 )
-def test_scores(body, function, unknown):
+def test_scores(body, function):
     scores, _ = stated(body, Scores)
-    assert (scores.function, scores.unknown) == (function, unknown)
+    assert scores.function == function
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("y = Tanh (r)", "tanh(x)"),
+        ("a = Tanh (r) y = Abs (a)", "abs(tanh(x))"),
+        ("a = Relu (r) q = Mul (a, a) y = Add (q, half)", "add(mul(relu(x), relu(x)), 0.5)"),
+        ("a = Relu (r) y = Cast <to = 1> (a)", "relu(x)"),
+        ("a = Add (r, half) y = Identity (a)", None),  # known functions and sums of logits need no name
+    ],
+)
+def test_a_function_without_a_name_travels_on(body, text):
+    composed, _ = stated(body, Composed)
+    assert (composed and composed.text) == text
+
+
+def test_a_long_name_is_cut():
+    chain = " ".join(f"a{n + 1} = Mul (a{n}, a{n})" for n in range(200))
+    composed, _ = stated(f"a0 = Tanh (r) {chain} y = Identity (a200)", Composed)
+    assert "..." in composed.text and len(composed.text) < 300
 
 
 def test_the_root_of_logits_and_a_softmax_over_tokens_are_none():
