@@ -37,7 +37,7 @@ def memory(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
         folder = Path(scratch)
         model = options.model and Path(options.model) / "model.onnx"
-        model = model or streaming.make(folder, options.gigabytes, options.layers, options.experts)
+        model = model or streaming.make(folder, options.gigabytes, options.layers, options.experts, born=False)
         size = (model.parent / "model.onnx.data").stat().st_size
         (x,) = ir.load(model).graph.inputs
         feeds = folder / "feeds"

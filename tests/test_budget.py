@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rewriter
 from rewriter.budget import sensitivity
-from rewriter.budget.forms import Budget, Form, Group
+from rewriter.budget.forms import Budget, Form, Group, worth_taking
 from rewriter.budget.measured import measure
 from rewriter.budget.plan import chosen, fit
-from rewriter.budget.samples import group_jobs, mean_errors, quantized_jobs, samples
+from rewriter.budget.samples import group_jobs, mean_errors, quantized_jobs
 from rewriter.calibration.capture import calibrate
 from rewriter.cli import main
 from rewriter.errors import UsageError
@@ -41,6 +44,30 @@ def test_bytes_go_where_they_save_most():
     assert (whole.nbytes, whole.error) == (270, 2.0)
     with pytest.raises(UsageError, match="too small: the smallest forms take 160"):
         budget.choose(159)
+
+
+FORMS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 90)), min_size=1, max_size=4)
+
+
+@given(st.lists(FORMS, min_size=1, max_size=4), st.integers(0, 100))
+def test_no_other_choice_that_fits_has_less_error(drawn, spare):
+    groups = [Group(f"role{i}", 0, worth_taking(form(*f) for f in forms)) for i, forms in enumerate(drawn)]
+    budget = Budget(tuple(groups), 1000, 7)
+    total = budget.smallest + spare
+    sums = [
+        7 + sum(f.nbytes for f in forms) <= total and sum(f.error for f in forms)
+        for forms in itertools.product(*(group.forms for group in groups))
+    ]
+    choice = budget.choose(total)
+    assert choice.error == min(error for error in sums if error is not False)
+    assert choice.nbytes <= total
+
+
+def test_a_large_step_is_taken_before_small_ones_fill_the_room():
+    lump = Group("expert*", 0, (form(100, 9.0), form(200, 1.0)))
+    small = Group("lm_head", None, (form(10, 1.0), form(12, 0.5), form(20, 0.4)))
+    choice = Budget((small, lump), 1000, 0).choose(213)
+    assert choice.forms == {small: small.forms[1], lump: lump.forms[1]}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +146,7 @@ def test_a_sensitivity_is_the_divergence_that_the_role_alone_makes(calibration):
         alone = rewriter.apply(MODEL, "rtn", overrides=only)
         expected = compare_quality(MODEL, alone.ir_model, calibration.sample()).kl.value
         groups = group_jobs(quantized_jobs(rewriter.apply(MODEL, "rtn", overrides=only, calibration=calibration)))
-        errors = [mean_errors(samples(jobs), sensitivity.PROBE) for jobs in groups.values()]
+        errors = [mean_errors(jobs, [sensitivity.PROBE])[0] for jobs in groups.values()]
         assert expected == pytest.approx(weight * sum(errors), rel=1e-3)
         assert expected > 0
 

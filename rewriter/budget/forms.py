@@ -1,7 +1,8 @@
 """The forms that weights may have under a budget, and the choice among them.
 
-Weights that must be alike (the experts of a layer) or that are (one role in one layer) form a group. Starting from the
-fewest bytes, the step that saves most error for each byte is taken again and again, for as long as it fits.
+Weights that must be alike (the experts of a layer) or that are (one role in one layer) form a group. Of all choices of
+one form for each group whose bytes fit, that of least error is taken: a multiple-choice knapsack, solved group by group
+over the bytes that those before leave.
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from rewriter.errors import UsageError
 from rewriter.quantize.types import WeightSpec
+
+UNITS = 1 << 15
+"""Parts of the bytes over the smallest forms that are told apart; a form takes as many as it touches."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Group:
     Attributes:
         role: glob on their role.
         layer: index of their layer, or None.
-        forms: from the fewest bytes on, each with less error for each byte than the step before.
+        forms: from the fewest bytes on, each with less error than the one before.
         count: how many weights.
     """
 
@@ -83,24 +89,31 @@ class Budget:
         Raises:
             UsageError: the smallest forms take more.
         """
-        place = dict.fromkeys(self.groups, 0)
-        used = self.smallest
-        if used > nbytes:
-            least, most = (f"{size:,} ({self.bits_of(size):.2f} bits)" for size in (used, self.largest))
+        if self.smallest > nbytes:
+            least, most = (f"{size:,} ({self.bits_of(size):.2f} bits)" for size in (self.smallest, self.largest))
             raise UsageError(
                 f"a budget of {nbytes:,} bytes is too small: the smallest forms take {least}, the largest {most}"
             )
-        steps = [
-            ((a.error - b.error) / (b.nbytes - a.nbytes), number, index, group)
-            for number, group in enumerate(self.groups)
-            for index, (a, b) in enumerate(zip(group.forms, group.forms[1:], strict=False), 1)
-        ]
-        for _, _, index, group in sorted(steps, key=lambda step: (-step[0], *step[1:3])):
-            more = group.forms[index].nbytes - group.forms[index - 1].nbytes
-            if place[group] == index - 1 and used + more <= nbytes:
-                place[group] = index
-                used += more
-        forms = {group: group.forms[index] for group, index in place.items()}
+        spare = min(nbytes, self.largest) - self.smallest
+        unit = max(1, -(-spare // UNITS))
+        room = spare // unit
+        least_error = np.zeros(room + 1)  # [bytes that may be used]
+        taken = []
+        for group in self.groups:
+            errors = np.full((len(group.forms), room + 1), np.inf)
+            for index, form in enumerate(group.forms):
+                more = -(-(form.nbytes - group.forms[0].nbytes) // unit)
+                if more <= room:
+                    errors[index, more:] = least_error[: room + 1 - more] + form.error
+            taken.append(errors.argmin(axis=0))
+            least_error = errors.min(axis=0)
+        forms = {}
+        for group, index_of in zip(reversed(self.groups), reversed(taken), strict=True):
+            form = group.forms[int(index_of[room])]
+            room -= -(-(form.nbytes - group.forms[0].nbytes) // unit)
+            forms[group] = form
+        forms = {group: forms[group] for group in self.groups}
+        used = self.rest + sum(form.nbytes for form in forms.values())
         return Choice(forms, used, sum(form.error for form in forms.values()))
 
     @property
@@ -122,19 +135,10 @@ class Budget:
         return 8 * (nbytes - self.rest) / self.elements
 
 
-def convex_hull(forms: Iterable[Form]) -> tuple[Form, ...]:
-    """Returns the forms on the lower convex hull of error over bytes: no budget would take another."""
-    hull: list[Form] = []
+def worth_taking(forms: Iterable[Form]) -> tuple[Form, ...]:
+    """Returns the forms, from the fewest bytes on, that lose less than every smaller one."""
+    kept: list[Form] = []
     for form in sorted(forms, key=lambda f: (f.nbytes, f.error)):
-        if hull and form.error >= hull[-1].error:
-            continue
-        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-1], form):
-            hull.pop()
-        if hull and hull[-1].nbytes == form.nbytes:
-            hull.pop()
-        hull.append(form)
-    return tuple(hull)
-
-
-def _gain(a: Form, b: Form) -> float:
-    return (a.error - b.error) / max(b.nbytes - a.nbytes, 1)
+        if not kept or form.error < kept[-1].error:
+            kept.append(form)
+    return tuple(kept)

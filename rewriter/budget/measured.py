@@ -14,8 +14,8 @@ from typing import Any
 
 from rewriter import api
 from rewriter.budget import sensitivity
-from rewriter.budget.forms import Budget, Form, Group, convex_hull
-from rewriter.budget.samples import bytes_in, group_jobs, mean_errors, model_bytes, quantized_jobs, samples
+from rewriter.budget.forms import Budget, Form, Group, worth_taking
+from rewriter.budget.samples import bytes_in, group_jobs, mean_errors, model_bytes, quantized_jobs
 from rewriter.calibration import Calibration
 from rewriter.errors import UsageError
 from rewriter.io import Model
@@ -88,11 +88,11 @@ def _graphs(
 
 
 def _forms(jobs: Sequence[QuantizationJob], more: Mapping[int, int], weight: float) -> tuple[Form, ...]:
-    """Measures the forms of a group, and leaves those that no budget would take out."""
-    found = samples(jobs)
-    return convex_hull(
-        Form(spec, sum(bytes_in(job, spec) for job in jobs) + more[spec.bits], weight * mean_errors(found, spec))
-        for spec in _specs(jobs, more)
+    """Measures the forms of a group, and leaves out those that no budget would take."""
+    specs = _specs(jobs, more)
+    return worth_taking(
+        Form(spec, sum(bytes_in(job, spec) for job in jobs) + more[spec.bits], weight * error)
+        for spec, error in zip(specs, mean_errors(jobs, specs), strict=True)
     )
 
 

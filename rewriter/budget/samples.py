@@ -10,8 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.api import Result
+from rewriter.quantize.hessian import Inputs
 from rewriter.quantize.job import PartTensor, QuantizationJob
-from rewriter.quantize.types import WeightSpec
+from rewriter.quantize.types import FloatArray, WeightSpec
 
 JOBS, ROWS, INPUTS = 4, 64, 2048
 """Weights of each role of a group, rows of each, and inputs that are looked at."""
@@ -60,40 +61,41 @@ def bytes_in(job: QuantizationJob, spec: WeightSpec) -> int:
     return n * (-(-k * spec.bits // 8) + blocks * job.context.scale_dtype.itemsize + zeros)
 
 
-class Sample:
-    """Some rows of a weight, and what it saw."""
+def mean_errors(jobs: Iterable[QuantizationJob], specs: Sequence[WeightSpec]) -> list[float]:
+    """Measures what a group would lose in each form: the sum, over its roles, of the mean of some weights.
 
-    def __init__(self, job: QuantizationJob) -> None:
-        n, _ = job.shape
-        rows = min(n, ROWS)
-        self._job = job
-        self._weight = job.weight.slice(0, 0, rows, max(1, n // rows)).numpy()
-        inputs = None if job.context.activations is None else job.context.activations()
-        self._inputs = None if inputs is None or not inputs.any() else inputs[:: max(1, len(inputs) // INPUTS)]
-
-    def error(self, spec: WeightSpec) -> float:
-        """Returns the squared error of the outputs, or of the weights, over their squares."""
-        inputs = self._inputs
-        context = replace(self._job.context, spec=spec, activations=None if inputs is None else lambda: inputs)
-        weight = np.asarray(self._weight, np.float32)
-        rest = self._job.quantizer(self._weight, context).dequantize() - weight
-        if inputs is not None:
-            rest, weight = inputs @ rest.T, inputs @ weight.T
-        whole = float(np.square(weight, dtype=np.float64).sum())
-        return float(np.square(rest, dtype=np.float64).sum()) / whole if whole else 0.0
-
-
-def samples(jobs: Iterable[QuantizationJob]) -> list[list[Sample]]:
-    """Returns samples of the weights of a group by role; those that saw most, as others tell little."""
+    Those that saw most are looked at, as others tell little.
+    """
     by_role: dict[str, list[QuantizationJob]] = {}
     for job in jobs:
         by_role.setdefault(job.context.role, []).append(job)
-    return [
-        [Sample(job) for job in sorted(found, key=lambda job: -getattr(job.context.activations, "count", 0))[:JOBS]]
-        for found in by_role.values()
-    ]
+    total = np.zeros(len(specs))
+    for found in by_role.values():
+        some = sorted(found, key=lambda job: -getattr(job.context.activations, "count", 0))[:JOBS]
+        total += np.mean([_errors(job, specs) for job in some], axis=0)
+    return [float(error) for error in total]
 
 
-def mean_errors(found: Iterable[Sequence[Sample]], spec: WeightSpec) -> float:
-    """Returns the sum, over the roles of a group, of the mean error of the samples in one form."""
-    return sum(float(np.mean([sample.error(spec) for sample in some])) for some in found)
+def _errors(job: QuantizationJob, specs: Sequence[WeightSpec]) -> list[float]:
+    """Returns the squared error of a few rows' outputs, or of the weights, over their squares, in each form."""
+    n, k = job.shape
+    rows = min(n, ROWS)
+    stored = job.weight.slice(0, 0, rows, max(1, n // rows)).numpy()
+    seen = None
+    if job.context.activations is not None and (inputs := job.context.activations()).any():
+        seen = Inputs(inputs[:: max(1, len(inputs) // INPUTS)], job.context.weight, k)
+
+    def outputs(weight: FloatArray) -> FloatArray:
+        return weight if seen is None else seen() @ weight.T
+
+    weight = stored.astype(np.float32)
+    whole = _squares(outputs(weight))
+    if not whole:
+        return [0.0] * len(specs)
+    contexts = (replace(job.context, spec=spec, activations=seen) for spec in specs)
+    rests = (job.quantizer(stored, context).dequantize() - weight for context in contexts)
+    return [_squares(outputs(rest)) / whole for rest in rests]
+
+
+def _squares(values: FloatArray) -> float:
+    return float(np.square(values, dtype=np.float64).sum())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter import api, io
-from rewriter.budget.samples import group_jobs, mean_errors, quantized_jobs, samples
+from rewriter.budget.samples import group_jobs, mean_errors, quantized_jobs
 from rewriter.calibration import Calibration
 from rewriter.errors import TargetError
 from rewriter.parity.model import read
@@ -65,7 +65,7 @@ def measured(
             known_to = {**options, "target": "auto", "calibration": calibration}
             result = api.apply(model, probe, prover=lambda *_: None, **known_to)
             jobs = group_jobs(quantized_jobs(result)).values()
-            error = sum(mean_errors(samples(some), PROBE) for some in jobs)
+            error = sum(mean_errors(some, [PROBE])[0] for some in jobs)
             try:
                 divergence = baseline.measure(result.ir_model).kl.value
             except TargetError:  # this machine does not run the model, which a GPU calibrated

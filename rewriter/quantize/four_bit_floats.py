@@ -42,7 +42,8 @@ def quantize(weight: FloatArray, context: WeightContext, *, search: bool) -> Qua
         QuantizationError: the weight is not finite.
     """
     own = FORMATS[context.spec.format]
-    importance = checked_importance(weight, replace(context, scale_dtype=weight.dtype))
+    given = checked_importance(weight, replace(context, scale_dtype=weight.dtype))
+    importance = np.ones(weight.shape[1], np.float32) if given is None else given
     assert own.block is not None and own.scale_dtype is not None
     n, k = weight.shape
     codes, scales = np.empty((n, k), np.uint8), np.empty((n, -(-k // own.block)), np.uint8)

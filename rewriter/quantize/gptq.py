@@ -26,7 +26,7 @@ from rewriter.quantize.blas import one_thread
 from rewriter.quantize.feedback import descend, feed_forward, refit_scales
 from rewriter.quantize.formats import INT
 from rewriter.quantize.four_bit_floats import LEVELS, search_scales
-from rewriter.quantize.hessian import Hessian, Matrix
+from rewriter.quantize.hessian import Hessian, Matrix, hessian_of
 from rewriter.quantize.kernels import Floats
 from rewriter.quantize.rows import DTYPES, over_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
@@ -48,7 +48,7 @@ def quantize(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
     if context.activations is None:
         return replace(searched, algorithm="mse-search")
     with one_thread():
-        hessian = Hessian.of(context.activations(), context.weight, weight.shape[1])
+        hessian = hessian_of(context.activations, context.weight, weight.shape[1])
         if hessian is None:
             return replace(searched, algorithm="mse-search")
         return _better(weight, context, hessian, searched)
@@ -127,7 +127,8 @@ class _Chunk:
             self.scales[:, b] = search_scales(block, importance, self._global, self._dtype, codes)
             return True
         scales, zeros = np.empty((len(block), 1), np.float32), np.empty((len(block), 1), np.uint8)
-        grid = (self._block, self._top, self._symmetric, DTYPES[self._dtype])
+        tried = kernels.steps(kernels.MSE_SEARCH, self._top, self._symmetric)
+        grid = (self._block, self._top, self._symmetric, DTYPES[self._dtype], tried)
         end = kernels.quantize(block, importance, kernels.MSE_SEARCH, *grid, codes, scales, zeros)
         self.scales[:, b], self.zeros[:, b] = scales[:, 0], zeros[:, 0]
         return bool(end == kernels.DONE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +70,29 @@ class Hessian:
         # With H = R R^T, R upper triangular, U is the inverse of R: no inverse of H, which loses twice the digits.
         upper = np.asarray(np.linalg.cholesky(products[::-1, ::-1])[::-1, ::-1], np.float64)
         return cls(_single(products), _single(_inverse(upper)), added)
+
+
+class Inputs:
+    """What a weight saw, for one that is quantized many times: the Hessian is made once."""
+
+    def __init__(self, inputs: FloatArray, weight: str, features: int) -> None:
+        self._inputs, self._weight, self._features = inputs, weight, features
+
+    def __call__(self) -> FloatArray:
+        """Returns them, [T, K]."""
+        return self._inputs
+
+    @cached_property
+    def hessian(self) -> Hessian | None:
+        """Of these inputs, as `Hessian.of` makes it."""
+        return Hessian.of(self._inputs, self._weight, self._features)
+
+
+def hessian_of(activations: Callable[[], FloatArray], weight: str, features: int) -> Hessian | None:
+    """Makes the Hessian of what ``activations`` returns, or takes the one that is known."""
+    if isinstance(activations, Inputs):
+        return activations.hessian
+    return Hessian.of(activations(), weight, features)
 
 
 def input_products(inputs: FloatArray, weight: str, features: int) -> Matrix:

@@ -17,6 +17,24 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from rewriter.quantize.lanes import (
+    LANES,
+    Lanes,
+    Tile,
+    any_less,
+    exponents_of,
+    fill,
+    fma,
+    if_less,
+    load,
+    maximum,
+    minimum,
+    powers_of_two,
+    rint,
+    sqrt,
+    store,
+)
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -26,19 +44,24 @@ Stored = tuple[int, int]
 RTN, K_QUANT, MSE_SEARCH = 0, 1, 2
 DONE, NOT_FINITE, SCALE_OVERFLOW = 0, 1, 2
 
-LANES = 16
-"""Scales that are tried at a time, side by side in vector registers."""
-
 ROUNDS, ENOUGH = 8, np.float32(0.998)
 """A scale is refitted until its error falls by less than 0.2%, at most so many times."""
 
-POSITIVE = 7
-"""The largest code of 3 bits, of which no runtime takes negative scales."""
+POSITIVE, EIGHT_BITS = 7, 255
+"""The largest codes of 3 bits, of which no runtime takes negative scales, and of 8 bits."""
+
+LOW, HIGH, LEAST, SCALE, ZERO, SIZE, FIGURES = range(7)
+"""Rows of the figures that are kept of every block: its range, the exponent of the least bit of a stored scale, its
+grid, and how many weights it has."""
+
+SHIFT, HIGHEST = np.float32(23), np.float32(100)
+"""Bits after the leading one of a float32, and an exponent that no scale of a scratch copy comes near."""
 
 SAME_LEVEL = np.float32(1e-6)
 """Relative variance of the levels below which they define no line."""
 
 F0, F1, HALF, TINY = np.float32(0), np.float32(1), np.float32(0.5), np.float32(1e-30)
+INFINITY = np.float32(np.inf)
 LARGEST = np.float32(3.4028234663852886e38)
 MAGNITUDE = np.int32(0x7FFFFFFF)
 
@@ -46,7 +69,7 @@ REORDER = {"reassoc", "contract", "nsz"}
 """Lets sums become vector sums, and leaves NaN and infinity as they are."""
 
 
-def compiled(fastmath: set[str] | bool = False) -> Callable[[Function], Function]:
+def compiled(fastmath: set[str] | bool = False, *, inline: bool = True) -> Callable[[Function], Function]:
     """Returns a decorator: compile on the first call, keep on disk, run without the GIL.
 
     Four things are needed for vector code in blocks of 32: no test of every divisor, as Python's division makes it; no
@@ -56,7 +79,7 @@ def compiled(fastmath: set[str] | bool = False) -> Callable[[Function], Function
 
     def decorate(function: Function) -> Function:
         def jit(cache: bool) -> Function:
-            made = numba.njit(nogil=True, cache=cache, fastmath=fastmath, error_model="numpy", forceinline=True)
+            made = numba.njit(nogil=True, cache=cache, fastmath=fastmath, error_model="numpy", forceinline=inline)
             return cast("Function", made(function))
 
         try:
@@ -157,248 +180,262 @@ def plain_grid(low: np.float32, high: np.float32, top: int, symmetric: bool) -> 
     return scale, int(round_half_away(min(-low / scale, np.float32(top))))
 
 
-@compiled(REORDER)
-def residual(
-    block: Floats, weights: Floats, scale: np.float32, zero: int, top: int
-) -> tuple[np.float32, np.float32, np.float32]:
-    """Rounds a block to a grid.
+@compiled()
+def residuals(tile: Tile, weights: Tile | None, inverse: Lanes, zero: Lanes, top: Lanes) -> tuple[Lanes, Lanes, Lanes]:
+    """Rounds blocks to a grid each.
+
+    Args:
+        tile: the blocks.
+        weights: of the squares, a tile; None is 1 for each.
+        inverse: 1 / scale.
+        zero: zero point.
+        top: the largest code.
 
     Returns:
         The weighted sums of r*r, t*r and t*t, where t is the level (code - zero) and r the rest, in units of the scale.
     """
-    inverse = F1 / scale
-    low, high = np.float32(-zero), np.float32(top - zero)
-    rr, tr, tt = F0, F0, F0
-    for i in range(block.size):
-        exact = block[i] * inverse
-        t = np.rint(min(max(exact, low), high))
+    low, high = fill(F0) - zero, top - zero
+    rr, tr, tt = fill(F0), fill(F0), fill(F0)
+    for i in range(tile.shape[0]):
+        exact = load(tile, i) * inverse
+        t = rint(minimum(maximum(exact, low), high))
         r = exact - t
-        rr += weights[i] * r * r
-        tr += weights[i] * t * r
-        tt += weights[i] * t * t
+        if weights is None:
+            rr, tr, tt = fma(r, r, rr), fma(t, r, tr), fma(t, t, tt)
+        else:
+            weight = load(weights, i)
+            wt = weight * t
+            rr, tr, tt = fma(weight * r, r, rr), fma(wt, r, tr), fma(wt, t, tt)
     return rr, tr, tt
 
 
 @compiled()
+def line_residuals(
+    tile: Tile, weights: Tile, inverse: Lanes, low: Lanes, top: Lanes
+) -> tuple[Lanes, Lanes, Lanes, Lanes, Lanes]:
+    """As ``residuals`` for grids that start at ``low``, with two more sums: of r and of t."""
+    rr, tr, tt, sum_r, sum_t = fill(F0), fill(F0), fill(F0), fill(F0), fill(F0)
+    for i in range(tile.shape[0]):
+        exact = (load(tile, i) - low) * inverse
+        t = rint(minimum(exact, top))
+        r = exact - t
+        weight = load(weights, i)
+        wr, wt = weight * r, weight * t
+        rr, tr, tt = fma(wr, r, rr), fma(wt, r, tr), fma(wt, t, tt)
+        sum_r, sum_t = sum_r + wr, sum_t + wt
+    return rr, tr, tt, sum_r, sum_t
+
+
+@compiled()
+def as_stored(scale: Lanes, digits: np.float32, least: Lanes) -> Lanes:
+    """As ``to_stored``, for blocks that each have a least bit of their own."""
+    # Added to 2^23 units, a float32 has no room for less than a unit.
+    unit = maximum(exponents_of(scale) - fill(digits), least)
+    large = powers_of_two(minimum(unit + fill(SHIFT), fill(HIGHEST)))
+    return if_less(scale, large, (scale + large) - large, scale)
+
+
+@compiled(inline=False)
 def refit(
-    block: Floats, weights: Floats, scale: np.float32, zero: int, top: int, stored: Stored, rounds: int
-) -> tuple[np.float32, np.float32]:
+    tile: Tile,
+    weights: Tile | None,
+    scale: Lanes,
+    zero: Lanes,
+    top: Lanes,
+    digits: np.float32,
+    least: Lanes,
+    rounds: int,
+) -> tuple[Lanes, Lanes]:
     """Alternates between the codes of a scale and the least-squares scale of the codes, rounded as it will be stored.
 
     Returns:
         The least weighted squared error met, and its scale; infinity and 0 if the scale is stored as 0.
     """
-    error, best = np.float32(np.inf), F0
+    error, best, going = fill(INFINITY), fill(F0), fill(F1)
     for _ in range(rounds):
-        scale = to_stored(scale, stored)
-        if scale == F0:
+        scale = as_stored(scale, digits, least)
+        rr, tr, tt = residuals(tile, weights, fill(F1) / maximum(scale, fill(TINY)), zero, top)
+        this = if_less(fill(F0), scale, scale * scale * rr, fill(INFINITY))
+        going = if_less(this, fill(ENOUGH) * error, going, fill(F0))
+        best = if_less(this, error, scale, best)
+        error = minimum(this, error)
+        if not any_less(fill(F0), going):
             break
-        rr, tr, tt = residual(block, weights, scale, zero, top)
-        this = scale * scale * rr
-        last = this > ENOUGH * error
-        if this < error:
-            error, best = this, scale
-        if last:
-            break
-        scale = scale * (F1 + tr / max(tt, TINY))
+        # A block that has settled stays as it is, however many rounds those beside it take.
+        scale = if_less(fill(F0), going, scale * (fill(F1) + tr / maximum(tt, fill(TINY))), best)
     return error, best
 
 
-@compiled(REORDER)
-def residuals(block: Floats, weights: Floats, zero: int, top: int, lanes: Floats) -> None:
-    """As ``residual`` for LANES scales at a time: their inverses in, the three sums of each out.
-
-    All in one array: several might overlap for all the compiler knows, and would be checked for it at every weight.
-    """
-    low, high = np.float32(-zero), np.float32(top - zero)
-    for j in range(LANES, 4 * LANES):
-        lanes[j] = F0
-    for i in range(block.size):
-        value, weight = block[i], weights[i]
-        for j in range(LANES):
-            exact = value * lanes[j]
-            t = np.rint(min(max(exact, low), high))
-            r = exact - t
-            lanes[LANES + j] += weight * r * r
-            lanes[2 * LANES + j] += weight * t * r
-            lanes[3 * LANES + j] += weight * t * t
-
-
-@compiled(REORDER)
-def line_residuals(block: Floats, weights: Floats, low: np.float32, top: int, lanes: Floats) -> None:
-    """As ``residuals`` for grids that start at ``low``, with two more sums: of r and of t."""
-    full = np.float32(top)
-    for j in range(LANES, 6 * LANES):
-        lanes[j] = F0
-    for i in range(block.size):
-        value, weight = block[i] - low, weights[i]
-        for j in range(LANES):
-            exact = value * lanes[j]
-            t = np.rint(min(exact, full))
-            r = exact - t
-            lanes[LANES + j] += weight * r * r
-            lanes[2 * LANES + j] += weight * t * r
-            lanes[3 * LANES + j] += weight * t * t
-            lanes[4 * LANES + j] += weight * r
-            lanes[5 * LANES + j] += weight * t
-
-
-@compiled()
-def least_lane(lanes: Floats) -> int:
-    """Returns the lane of the least error; errors are the second LANES numbers."""
-    # Selections, not branches: which lane is best cannot be predicted.
-    least, best = lanes[LANES], 0
-    for j in range(1, LANES):
-        error = lanes[LANES + j]
-        best = j if error < least else best
-        least = error if error < least else least
-    return best
-
-
-@compiled(REORDER)
+@compiled(inline=False)
 def best_scale(
-    block: Floats, weights: Floats, scale: np.float32, zero: int, top: int, steps: Floats, lanes: Floats
-) -> np.float32:
-    """Returns the least-squares scale of the codes that the best of ``scale / steps`` gives with this zero point."""
-    inverse = F1 / scale
-    for j in range(LANES):
-        lanes[j] = inverse * steps[j]
-    residuals(block, weights, zero, top, lanes)
-    for j in range(LANES):
-        rr, tr, tt = lanes[LANES + j], lanes[2 * LANES + j], max(lanes[3 * LANES + j], TINY)
-        lanes[LANES + j] = (rr * tt - tr * tr) / (tt * lanes[j] * lanes[j])
-    best = least_lane(lanes)
-    return np.float32((F1 + lanes[2 * LANES + best] / max(lanes[3 * LANES + best], TINY)) / lanes[best])
+    tile: Tile, weights: Tile | None, scale: Lanes, zero: Lanes, top: Lanes, steps: Floats
+) -> tuple[Lanes, Lanes]:
+    """Returns the least-squares scale of the codes that the best of ``scale / steps`` gives, after its error."""
+    inverse = fill(F1) / scale
+    error, best = fill(INFINITY), scale
+    for n in range(steps.size):
+        tried = inverse * fill(steps[n])
+        rr, tr, tt = residuals(tile, weights, tried, zero, top)
+        unit = fill(F1) / tried
+        change = tr / maximum(tt, fill(TINY))
+        this = (rr - change * tr) * (unit * unit)
+        best = if_less(this, error, fma(unit, change, unit), best)
+        error = minimum(this, error)
+    return error, best
 
 
-@compiled(REORDER)
-def best_line(
-    block: Floats, weights: Floats, scale: np.float32, low: np.float32, top: int, steps: Floats, lanes: Floats
-) -> tuple[np.float32, np.float32]:
+@compiled(inline=False)
+def best_line(tile: Tile, weights: Tile, scale: Lanes, low: Lanes, top: Lanes, steps: Floats) -> tuple[Lanes, Lanes]:
     """Returns slope and start of the least-squares line through the codes of the best of ``scale / steps``."""
-    inverse = F1 / scale
-    for j in range(LANES):
-        lanes[j] = inverse * steps[j]
-    line_residuals(block, weights, low, top, lanes)
-    total = F0
-    for i in range(weights.size):
-        total += weights[i]
-    for j in range(LANES):
-        rr, tr, tt = lanes[LANES + j], lanes[2 * LANES + j], lanes[3 * LANES + j]
-        r, t = lanes[4 * LANES + j], lanes[5 * LANES + j]
-        spread = max(total * tt - t * t, SAME_LEVEL * total * tt + TINY)
-        slope = (total * tr - r * t) / spread
-        start = (tt * r - t * tr) / spread
-        lanes[LANES + j] = (rr - slope * tr - start * r) / (lanes[j] * lanes[j])
-        lanes[2 * LANES + j] = slope
-        lanes[3 * LANES + j] = start
-    best = least_lane(lanes)
-    return (F1 + lanes[2 * LANES + best]) / lanes[best], low + lanes[3 * LANES + best] / lanes[best]
-
-
-@compiled(REORDER)
-def k_quant_weights(block: Floats, importance: Floats, weights: Floats) -> None:
-    """Writes importance * (root mean square of the block + magnitude)."""
-    square = F0
-    for i in range(block.size):
-        square += block[i] * block[i]
-    rms = np.sqrt(square / np.float32(block.size))
-    for i in range(block.size):
-        weights[i] = importance[i] * (rms + abs(block[i]))
+    inverse, total = fill(F1) / scale, fill(F0)
+    for i in range(weights.shape[0]):
+        total = total + load(weights, i)
+    error, best, first = fill(INFINITY), scale, low
+    for n in range(steps.size):
+        tried = inverse * fill(steps[n])
+        rr, tr, tt, r, t = line_residuals(tile, weights, tried, low, top)
+        unit = fill(F1) / tried
+        spread = fill(F1) / maximum(total * tt - t * t, fill(SAME_LEVEL) * total * tt + fill(TINY))
+        slope, start = (total * tr - r * t) * spread, (tt * r - t * tr) * spread
+        this = (rr - slope * tr - start * r) * (unit * unit)
+        best = if_less(this, error, fma(unit, slope, unit), best)
+        first = if_less(this, error, fma(unit, start, low), first)
+        error = minimum(this, error)
+    return best, first
 
 
 @compiled()
+def k_quant_weights(tile: Tile, importance: Tile | None, sizes: Lanes, weights: Tile) -> None:
+    """Writes importance * (root mean square of the block + magnitude), and 0 beyond the block's ``sizes`` weights."""
+    square = fill(F0)
+    for i in range(tile.shape[0]):
+        value = load(tile, i)
+        square = fma(value, value, square)
+    rms = sqrt(square / maximum(sizes, fill(F1)))
+    for i in range(tile.shape[0]):
+        value = load(tile, i)
+        weight = rms + maximum(value, fill(F0) - value)
+        # No weight lies beyond the end of a block.
+        weight = if_less(fill(np.float32(i)), sizes, weight, fill(F0))
+        store(weights, i, weight if importance is None else weight * load(importance, i))
+
+
+@compiled(inline=False)
 def fit_k_quant(
-    block: Floats,
-    importance: Floats,
-    weights: Floats,
-    low: np.float32,
-    high: np.float32,
-    top: int,
+    tile: Tile,
+    importance: Tile | None,
+    weights: Tile,
+    grids: Tile,
     symmetric: bool,
-    stored: Stored,
+    limits: tuple[np.float32, np.float32],
     steps: Floats,
-    lanes: Floats,
-) -> tuple[np.float32, int]:
+) -> None:
     """See ``rewriter.quantize.k_quant``; never worse than round-to-nearest."""
-    plain, plain_zero = plain_grid(low, high, top, symmetric)
-    k_quant_weights(block, importance, weights)
+    low, least, sizes = load(grids, LOW), load(grids, LEAST), load(grids, SIZE)
+    plain, plain_zero = load(grids, SCALE), load(grids, ZERO)
+    top, digits = fill(limits[0]), limits[1]
+    k_quant_weights(tile, importance, sizes, weights)
     zero = plain_zero
     if symmetric:
-        scale = best_scale(block, weights, plain, zero, top, steps, lanes)
+        _, scale = best_scale(tile, weights, plain, zero, top, steps)
     else:
-        scale, start = best_line(block, weights, plain, low, top, steps, lanes)
-        if scale > F0:
-            zero = int(np.rint(min(max(-start / scale, F0), np.float32(top))))
-    error, best = refit(block, importance, scale, zero, top, stored, ROUNDS)
-    rounds = 1 if zero == plain_zero else ROUNDS
-    plain_error, plain = refit(block, importance, plain, plain_zero, top, stored, rounds)
-    return (best, zero) if error < plain_error else (plain, plain_zero)
+        scale, start = best_line(tile, weights, plain, low, top, steps)
+        fitted = rint(minimum(maximum((fill(F0) - start) / scale, fill(F0)), top))
+        zero = if_less(fill(F0), scale, fitted, zero)
+    error, best = refit(tile, importance, scale, zero, top, digits, least, ROUNDS)
+    plain_error, plain = refit(tile, importance, plain, plain_zero, top, digits, least, ROUNDS)
+    store(grids, SCALE, if_less(error, plain_error, best, plain))
+    store(grids, ZERO, if_less(error, plain_error, zero, plain_zero))
 
 
-@compiled()
+@compiled(inline=False)
 def fit_mse(
-    block: Floats,
-    importance: Floats,
-    low: np.float32,
-    high: np.float32,
-    top: int,
+    tile: Tile,
+    importance: Tile | None,
+    grids: Tile,
     symmetric: bool,
-    stored: Stored,
+    limits: tuple[np.float32, np.float32],
     coarse: Floats,
     fine: Floats,
-    lanes: Floats,
-) -> tuple[np.float32, int]:
+) -> None:
     """See ``rewriter.quantize.mse_search``; never worse than round-to-nearest."""
-    scale, zero = plain_grid(low, high, top, symmetric)
-    error, best = refit(block, importance, scale, zero, top, stored, ROUNDS)
-    first, last, start = 0, top, zero
-    for mirror in range(2 if symmetric and top != POSITIVE else 1):
-        if symmetric:
-            first = last = start = (top + 1) // 2 - mirror
-        widest = max(-low / np.float32(max(start, 1)), high / np.float32(max(top - start, 1)))
-        around = best_scale(block, importance, widest, start, top, coarse, lanes)
-        nearest = start
-        for way in (1, -1):
-            this = start if way > 0 else start - 1
-            while first <= this <= last and abs(this - nearest) <= 1:
-                scale = best_scale(block, importance, around, this, top, fine, lanes)
-                this_error, scale = refit(block, importance, scale, this, top, stored, ROUNDS)
-                if this_error < error:
-                    error, best, zero, nearest = this_error, scale, this, this
-                this += way
-    return best, zero
+    low, high, least = load(grids, LOW), load(grids, HIGH), load(grids, LEAST)
+    plain, plain_zero = load(grids, SCALE), load(grids, ZERO)
+    top, digits, one = fill(limits[0]), limits[1], fill(F1)
+    mirrors = 2 if symmetric and limits[0] != POSITIVE else 1
+    error, scale, zero = fill(INFINITY), plain, plain_zero
+    for mirror in range(mirrors):
+        start = fill((limits[0] + F1) * HALF - np.float32(mirror)) if symmetric else plain_zero
+        widest = maximum((fill(F0) - low) / maximum(start, one), high / maximum(top - start, one))
+        _, around = best_scale(tile, importance, widest, start, top, coarse)
+        last = start
+        for step in range(1 if symmetric else int(limits[0]) + 1):
+            there = start + fill(F1 if step == 1 else -F1 if step == 2 else F0)
+            if step > 2:
+                if not (any_less(last, zero) or any_less(zero, last)):
+                    break
+                there, last = zero + (zero - last), zero
+            there = minimum(maximum(there, fill(F0)), top)
+            this_error, this = best_scale(tile, importance, around, there, top, fine)
+            scale = if_less(this_error, error, this, scale)
+            zero = if_less(this_error, error, there, zero)
+            error = minimum(this_error, error)
+    error, best = refit(tile, importance, scale, zero, top, digits, least, ROUNDS)
+    plain_error, plain = refit(tile, importance, plain, plain_zero, top, digits, least, 1)
+    store(grids, SCALE, if_less(error, plain_error, best, plain))
+    store(grids, ZERO, if_less(error, plain_error, zero, plain_zero))
+
+
+def steps(method: int, top: int, symmetric: bool) -> tuple[Floats, Floats]:
+    """Returns by what a search divides the scale that it starts from, and then the best of these again."""
+
+    def geometric(first: float, last: float, count: int) -> Floats:
+        return np.geomspace(first, last, count).astype(np.float32)
+
+    if method == K_QUANT:
+        # In eighths of a level around the plain grid.
+        only = 1 + np.arange(-8, 8) / (4.0 * (top + 1) if symmetric else 8.0 * top)
+        return only.astype(np.float32), only.astype(np.float32)
+    if top == EIGHT_BITS:  # which fit best close to the full range, and where each step meets codes of its own
+        return geometric(0.93, 1.4, 12), geometric(0.94, 1.05, 24)
+    # From a little wider than the block, where another phase of the grid may fit, to a seventh, for outliers; then the
+    # more levels, the closer to it.
+    return geometric(0.94, 6.7, 8), geometric(0.82, 1.23, 14) if top > POSITIVE else geometric(0.74, 1.35, 12)
 
 
 @compiled()
-def geometric(first: float, last: float) -> Floats:
-    """Returns LANES numbers in even ratios."""
-    return np.exp(np.linspace(np.log(first), np.log(last), LANES)).astype(np.float32)
+def transpose(rows: Floats, tile: Tile) -> None:
+    """Writes [LANES, N] as a tile."""
+    for lane in range(LANES):
+        for i in range(rows.shape[1]):
+            tile[i, lane] = rows[lane, i]
 
 
 @compiled()
 def quantize(
     rows: Floats,
-    importance: Floats,
+    importance: Floats | None,
     method: int,
     block: int,
     top: int,
     symmetric: bool,
     dtype: tuple[int, int, float],
+    tried: tuple[Floats, Floats],
     codes: Codes,
     scales: Floats,
     zeros: Codes,
 ) -> int:
-    """Quantizes a chunk of rows.
+    """Quantizes a chunk of rows, LANES blocks at a time.
 
     Args:
         rows: [R, K].
-        importance: [K] weights of the squared error.
+        importance: [K] weights of the squared error; None is 1 for each.
         method: RTN, K_QUANT or MSE_SEARCH.
         block: weights that share a scale; a last block may be shorter.
         top: the largest code, 2^bits - 1.
         symmetric: whether every zero point is 2^(bits-1).
         dtype: of stored scales: significant bits, exponent of the least bit, largest number.
+        tried: what ``steps`` returns.
         codes: [R, K], written.
         scales: [R, B], written.
         zeros: [R, B], written.
@@ -408,39 +445,52 @@ def quantize(
     """
     half = (top + 1) // 2
     digits, least, largest = dtype
-    scratch = np.empty(min(block, rows.shape[1]), np.float32)
-    weights = np.empty_like(scratch)
-    lanes = np.empty(6 * LANES, np.float32)
-    # In eighths of a level around the plain grid.
-    steps = (F1 + (np.arange(LANES) - LANES // 2) / (8.0 * (half if symmetric else top))).astype(np.float32)
-    # From a little wider than the block, where another phase of the grid may fit, to a seventh, for outliers.
-    coarse = geometric(0.94, 6.7)
-    # 8 bits fit best close to the full range, and need the finer steps.
-    fine = geometric(0.94, 1.06) if top == 255 else geometric(0.74, 1.35)
-    bits = rows.view(np.int32)
+    bits, in_row = rows.view(np.int32), scales.shape[1]
+    size = min(block, rows.shape[1])
+    blocks, given = np.zeros((LANES, size), np.float32), np.zeros((LANES, size), np.float32)
+    searched = method != RTN
+    tile = np.empty((size if searched else 0, LANES), np.float32)
+    weights = np.empty((size if method == K_QUANT else 0, LANES), np.float32)
+    weighing = None if importance is None else np.empty((size if searched else 0, LANES), np.float32)
+    grids, exponents = np.zeros((FIGURES, LANES), np.float32), np.zeros(LANES, np.int64)
+    limits = (np.float32(top), np.float32(digits))
     for n in range(rows.shape[0]):
         if not all_finite(rows[n]):
             return NOT_FINITE
-        for b in range(scales.shape[1]):
-            part = slice(b * block, (b + 1) * block)
-            values, given = rows[n, part], importance[part]
-            x, w = scratch[: values.size], weights[: values.size]
-            exponent, low, high = normalise(values, bits[n, part], x)
-            stored = (digits, least - exponent)
-            # ORT's symmetric scale of an all-zero block is -0.
-            scale, zero = (-F0, half) if symmetric else (F0, 0)
-            if low < high:
-                if method == RTN:
-                    scale, zero = plain_grid(low, high, top, symmetric)
-                    scale = to_stored(scale, stored)
-                elif method == K_QUANT:
-                    scale, zero = fit_k_quant(x, given, w, low, high, top, symmetric, stored, steps, lanes)
-                else:
-                    scale, zero = fit_mse(x, given, low, high, top, symmetric, stored, coarse, fine, lanes)
-                if symmetric and zero != half:
-                    scale, zero = -scale, half
-            encode(x, scale, zero, top, codes[n, part])
-            scales[n, b] = np.float32(scale * power_of_two(exponent))
+    for first in range(0, scales.size, LANES):
+        lanes = min(LANES, scales.size - first)
+        for lane in range(lanes):
+            n, b = (first + lane) // in_row, (first + lane) % in_row
+            part = slice(b * block, min((b + 1) * block, rows.shape[1]))
+            values = rows[n, part]
+            exponents[lane], low, high = normalise(values, bits[n, part], blocks[lane, : values.size])
+            blocks[lane, values.size :] = F0
+            scale, zero = plain_grid(low, high, top, symmetric) if low < high else (F0, half if symmetric else 0)
+            if not searched:
+                scale = to_stored(scale, (digits, least - exponents[lane]))
+            grids[LOW, lane], grids[HIGH, lane], grids[LEAST, lane] = low, high, least - exponents[lane]
+            grids[SCALE, lane], grids[ZERO, lane], grids[SIZE, lane] = scale, zero, values.size
+            if searched and importance is not None:
+                given[lane, : values.size], given[lane, values.size :] = importance[part], F0
+        if searched:
+            transpose(blocks, tile)
+            if weighing is not None:
+                transpose(given, weighing)
+            if method == K_QUANT:
+                fit_k_quant(tile, weighing, weights, grids, symmetric, limits, tried[0])
+            else:
+                fit_mse(tile, weighing, grids, symmetric, limits, tried[0], tried[1])
+        for lane in range(lanes):
+            n, b = (first + lane) // in_row, (first + lane) % in_row
+            part = slice(b * block, min((b + 1) * block, rows.shape[1]))
+            scale, zero = grids[SCALE, lane], int(grids[ZERO, lane])
+            if not grids[LOW, lane] < grids[HIGH, lane]:
+                # ORT's symmetric scale of an all-zero block is -0.
+                scale, zero = (-F0, half) if symmetric else (F0, 0)
+            elif symmetric and zero != half:
+                scale, zero = -scale, half
+            encode(blocks[lane, : part.stop - part.start], scale, zero, top, codes[n, part])
+            scales[n, b] = np.float32(scale * power_of_two(exponents[lane]))
             if not abs(scales[n, b]) <= largest:
                 return SCALE_OVERFLOW
             zeros[n, b] = zero

@@ -81,13 +81,14 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
     block = spec.block_size or weight.shape[1]
     top = (1 << spec.bits) - 1
     dtype = DTYPES[context.scale_dtype]
+    tried = kernels.steps(method, top, spec.symmetric)
     codes, scales, zeros = empty(weight, context)
 
     def task(first: int, chunk: Floats) -> int:
         rows = slice(first, first + len(chunk))
         exact = np.empty(scales[rows].shape, np.float32)
         end = kernels.quantize(
-            chunk, importance, method, block, top, spec.symmetric, dtype, codes[rows], exact, zeros[rows]
+            chunk, importance, method, block, top, spec.symmetric, dtype, tried, codes[rows], exact, zeros[rows]
         )
         if end == kernels.DONE:
             scales[rows] = exact
@@ -111,8 +112,8 @@ def empty(weight: FloatArray, context: WeightContext) -> tuple[Codes, FloatArray
     return np.empty((n, k), np.uint8), np.empty((n, blocks), context.scale_dtype), np.empty((n, blocks), np.uint8)
 
 
-def checked_importance(weight: FloatArray, context: WeightContext) -> Floats:
-    """Returns [K] weights of the squared error, of which only ratios matter.
+def checked_importance(weight: FloatArray, context: WeightContext) -> Floats | None:
+    """Returns [K] weights of the squared error, of which only ratios matter; None where all weigh the same.
 
     Raises:
         QuantizationError: the weight, its spec or its importance is none that the kernels read.
@@ -129,7 +130,7 @@ def checked_importance(weight: FloatArray, context: WeightContext) -> Floats:
     if context.spec.bits not in INT.widths or context.spec.block_size < 0:
         raise wrong(f"bits {context.spec.bits}, block size {context.spec.block_size}; expected 2, 3, 4 or 8 bits, >= 0")
     if context.importance is None:
-        return np.ones(weight.shape[1], np.float32)
+        return None
     importance = np.asarray(context.importance, np.float64)
     if importance.shape != weight.shape[1:]:
         raise wrong(f"its importance has shape {list(importance.shape)}; expected [{weight.shape[1]}]")

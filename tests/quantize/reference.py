@@ -14,9 +14,9 @@ Store = Callable[[float], float]
 Fit = Callable[[Block, Block, int, bool, Store], tuple[float, int]]
 
 STEPS = np.arange(-8, 8) / 8
-COARSE = np.geomspace(0.94, 6.7, 16)
-FINE = np.geomspace(0.74, 1.35, 16)
-FINE_8_BITS = np.geomspace(0.94, 1.06, 16)
+COARSE, FINE = np.geomspace(0.94, 6.7, 8), np.geomspace(0.74, 1.35, 12)
+FINE_4_BITS = np.geomspace(0.82, 1.23, 14)
+COARSE_8_BITS, FINE_8_BITS = np.geomspace(0.93, 1.4, 12), np.geomspace(0.94, 1.05, 24)
 
 
 def rtn(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
@@ -37,12 +37,12 @@ def k_quant(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
         weights = w * (np.sqrt(np.mean(x * x)) + np.abs(x))
         zero = plain_zero
         if symmetric:
-            scale = best_scale(x, weights, plain / (1 + STEPS / ((top + 1) // 2)), zero, top)
+            _, scale = best_scale(x, weights, plain / (1 + STEPS / ((top + 1) // 2)), zero, top)
         else:
             scale, start = best_line(x, weights, plain / (1 + STEPS / top), top)
             zero = int(np.clip(np.rint(-start / scale), 0, top))
         error, scale = refit(x, w, scale, zero, top, store)
-        plain_error, plain = refit(x, w, plain, plain_zero, top, store, rounds=1 if zero == plain_zero else 8)
+        plain_error, plain = refit(x, w, plain, plain_zero, top, store)
         return (scale, zero) if error < plain_error else (plain, plain_zero)
 
     return _quantize(weight, context, fit)
@@ -52,25 +52,27 @@ def mse_search(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
     """The scale and integer zero point of least error, walking from zero point to better zero point."""
 
     def fit(x: Block, w: Block, top: int, symmetric: bool, store: Store) -> tuple[float, int]:
-        scale, zero = plain_grid(x, top, symmetric)
-        found = {zero: refit(x, w, scale, zero, top, store)}
+        plain, plain_zero = plain_grid(x, top, symmetric)
         half = (top + 1) // 2
-        fine = FINE_8_BITS if top == 255 else FINE
-        unsigned = symmetric and top == 7
-        for start in (half,) if unsigned else (half, half - 1) if symmetric else (zero,):
+        coarse, fine = COARSE_8_BITS if top == 255 else COARSE, {15: FINE_4_BITS, 255: FINE_8_BITS}.get(top, FINE)
+        starts = [plain_zero] if not symmetric else [half] if top == 7 else [half, half - 1]
+        best = (np.inf, plain, plain_zero)
+        for start in starts:
             widest = max(-min(x.min(), 0) / max(start, 1), max(x.max(), 0) / max(top - start, 1))
-            around = best_scale(x, w, widest / COARSE, start, top)
-            nearest = start
-            for way in (1,) if unsigned else (1, -1):
-                this = start if way > 0 else start - 1
-                while (this == start if symmetric else 0 <= this <= top) and abs(this - nearest) <= 1:
-                    result = refit(x, w, best_scale(x, w, around / fine, this, top), this, top, store)
-                    if result[0] < min(error for error, _ in found.values()):
-                        found[this] = result
-                        nearest = this
-                    this += way
-        zero = min(found, key=lambda z: found[z][0])
-        return found[zero][1], zero
+            _, around = best_scale(x, w, widest / coarse, start, top)
+
+            def search(zero: int, around: float = around) -> tuple[float, float, int]:
+                return *best_scale(x, w, around / fine, zero, top), zero
+
+            tried = [start] if symmetric else [start, min(start + 1, top), max(start - 1, 0)]
+            best = min(best, *map(search, tried), key=lambda found: found[0])
+            last = start
+            while not symmetric and best[2] != last and 0 <= 2 * best[2] - last <= top:
+                beyond, last = search(2 * best[2] - last), best[2]
+                best = min(best, beyond, key=lambda found: found[0])
+        error, scale = refit(x, w, best[1], best[2], top, store)
+        plain_error, plain = refit(x, w, plain, plain_zero, top, store, rounds=1)
+        return (scale, best[2]) if error < plain_error else (plain, plain_zero)
 
     return _quantize(weight, context, fit)
 
@@ -106,12 +108,13 @@ def refit(x: Block, w: Block, scale: float, zero: int, top: int, store: Store, r
     return error, best
 
 
-def best_scale(x: Block, w: Block, scales: Block, zero: int, top: int) -> float:
-    """Returns the least-squares scale of the best of the scales' codes."""
+def best_scale(x: Block, w: Block, scales: Block, zero: int, top: int) -> tuple[float, float]:
+    """Returns the error and the least-squares scale of the best of the scales' codes."""
     levels = [_levels(x, scale, zero, top) for scale in scales]
     fitted = [_least_squares(x, w, t, scale) for t, scale in zip(levels, scales, strict=True)]
     errors = [np.sum(w * (x - scale * t) ** 2) for t, scale in zip(levels, fitted, strict=True)]
-    return float(fitted[int(np.argmin(errors))])
+    best = int(np.argmin(errors))
+    return float(errors[best]), float(fitted[best])
 
 
 def best_line(x: Block, w: Block, scales: Block, top: int) -> tuple[float, float]:
