@@ -20,6 +20,11 @@ from typing import NoReturn
 BAD = 2
 
 
+def processors() -> int:
+    """Returns how many processors this process may use, of those that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class TerminatedError(BaseException):
     """The run was told to end, by a signal other than Ctrl-C's."""
 

@@ -39,6 +39,7 @@ from rewriter.facts.moves import (
 )
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import cast_type, integer_attribute
+from rewriter.graph.contents import serialized
 from rewriter.graph.declines import CONSTANT, FOLDED, Declined
 from rewriter.tensors import View
 
@@ -185,7 +186,7 @@ def _whole(array: Any, out: ir.Value) -> View:
 
 def _evaluate(node: ir.Node, arrays: list[Any]) -> Any:
     names = [f"x{i}" for i in range(len(arrays))]
-    attributes = [ir.to_proto(a) for a in node.attributes.values()]
+    attributes = [serialized(a) for a in node.attributes.values()]
     proto = onnx.helper.make_node(node.op_type, names, ["y"])
     proto.attribute.extend(attributes)
     graph = onnx.helper.make_graph(

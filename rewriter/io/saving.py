@@ -21,6 +21,7 @@ from rewriter.io.place import Place
 from rewriter.io.streaming import Meter, Progress, in_memory, largest_file, on_disk
 from rewriter.io.verify import verify
 from rewriter.memory import available
+from rewriter.process import processors
 from rewriter.tensors import ViewTensor
 
 SINGLE_FILE_BYTES = 256 << 20
@@ -83,7 +84,7 @@ def save(
         ModelError: the model is too large for the ``.onnx`` format, or its data changed while they were read.
         ParityError: what was written is not what was computed.
     """
-    workers = max_workers if max_workers is not None else _processors()
+    workers = max_workers if max_workers is not None else processors()
     budget = DEFAULT_MEMORY if memory is None else memory
     for value, what in ((workers, "max_workers"), (budget, "memory"), (max_shard_size, "max_shard_size")):
         if value is not None and (not isinstance(value, int) or value < 1):
@@ -151,7 +152,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     slots = list(stored_tensors(model))
     _check_limit(total_bytes(model))
     with swapped() as swap:
-        for slot, tensor in in_memory(slots, Meter(0, None), _processors(), {}):
+        for slot, tensor in in_memory(slots, Meter(0, None), processors(), {}):
             swap(slot, tensor)
         proto: onnx.ModelProto = ir.to_proto(model)
     require_unchanged(model)
@@ -200,7 +201,3 @@ def _inputs(model: ir.Model) -> Iterable[Path]:
     found = {Path(slot.tensor.path) for slot in stored_tensors(model) if isinstance(slot.tensor, ir.ExternalTensor)}
     source = source_path(model)
     return sorted(found | ({source} if source else set()))
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

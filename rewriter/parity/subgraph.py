@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.contents import serialized
 from rewriter.operators.qmoe import LAYOUT_KEY
 from rewriter.parity.subgraph_inputs import Feeds
 from rewriter.parity.weights import fed_weights, some_experts, stacks_of
@@ -117,7 +118,7 @@ class Subgraph:
         for out in node.outputs:
             self._names.setdefault(out, f"v{len(self._names)}")
         proto = onnx.helper.make_node(node.op_type, inputs, [self._names[v] for v in node.outputs], domain=node.domain)
-        proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
+        proto.attribute.extend(serialized(attribute) for attribute in node.attributes.values())
         layout = {LAYOUT_KEY: self._layouts[node]} if node in self._layouts else {}
         for key, text in {**node.metadata_props, **layout}.items():
             proto.metadata_props.add(key=key, value=text)

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from rewriter.errors import QuantizationError
+from rewriter.process import processors
 from rewriter.quantize import kernels
 from rewriter.quantize.formats import INT
 from rewriter.quantize.kernels import Codes, Floats
@@ -59,7 +60,7 @@ def over_rows(weight: FloatArray, task: Callable[[int, Floats], Result], rows: i
 
 def shared_out(task: Callable[[int], Result], items: Sequence[int]) -> Iterator[Result]:
     """Yields ``task(item)`` for each item in order; as many are computed at a time as there are cores."""
-    at_a_time = os.cpu_count() or 1
+    at_a_time = processors()
     for first in range(0, len(items), at_a_time):
         some = items[first : first + at_a_time]
         yield from _pool().map(task, some) if len(some) > 1 else map(task, some)
@@ -157,7 +158,7 @@ def _read(rows: FloatArray) -> Floats:
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     # One pool for the process: weights that are quantized at the same time share the cores.
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="quantize")
+    return ThreadPoolExecutor(processors(), thread_name_prefix="quantize")
 
 
 if hasattr(os, "register_at_fork"):

@@ -6,10 +6,14 @@ The file that ships with the package leaves rule ids open, so that a new rule do
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import json
 from importlib import resources
 from typing import Any
 
+from rewriter.ruleset import document
 from rewriter.ruleset.catalogue import RuleInfo, catalogue
 from rewriter.ruleset.document import RuleSetDocument
 
@@ -26,6 +30,11 @@ def json_schema(*, rules: bool = True) -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **_without_titles(RuleSetDocument.model_json_schema()),
     }
+    own = _docstrings()
+    for name, described in {RuleSetDocument.__name__: schema, **schema["$defs"]}.items():
+        for base in getattr(document, name, object).__mro__:
+            for field, text in own.get(base.__name__, {}).items():
+                described["properties"][field].setdefault("description", text)
     if rules:
         entry = schema["$defs"]["PhaseDocument"]["properties"]["rules"]["items"]
         entry["anyOf"] = _rule_entries(catalogue())
@@ -69,6 +78,18 @@ def _options(info: RuleInfo) -> dict[str, Any]:
         },
         "additionalProperties": False,
     }
+
+
+def _docstrings() -> dict[str, dict[str, str]]:
+    """Returns what stands under each field of each class; pydantic would read the source at every start."""
+    found: dict[str, dict[str, str]] = {}
+    for made in ast.parse(inspect.getsource(document)).body:
+        if isinstance(made, ast.ClassDef):
+            for field, below in itertools.pairwise(made.body):
+                match field, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        found.setdefault(made.name, {})[name] = inspect.cleandoc(text)
+    return found
 
 
 def _without_titles(schema: Any) -> Any:

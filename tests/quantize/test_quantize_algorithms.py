@@ -1,6 +1,9 @@
 """What holds for every algorithm."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -169,3 +172,17 @@ def test_many_threads_may_quantize_at_once(algorithm):
     for expected, result, weight, error in zip(alone, together, weights_, errors, strict=True):
         np.testing.assert_array_equal(result.codes, expected)
         assert error == pytest.approx(relative(weight, result), rel=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors of a process are Linux's")
+def test_threads_are_as_many_as_the_processors_that_the_process_may_use():
+    script = "from rewriter.quantize import rows; print(rows._pool()._max_workers)"
+    one = {min(os.sched_getaffinity(0))}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, one),
+    )
+    assert done.stdout.strip() == "1"
