@@ -55,6 +55,7 @@ from rewriter.rules.blocks.emit import (
     placed,
     times_total,
     told,
+    unflattened,
     weights_of,
 )
 from rewriter.rules.blocks.float_weights import FloatWeights, stack_float_weights
@@ -80,7 +81,7 @@ class FuseExperts(AtOperator):
         self._into = into
 
     def replace(self, op: Any, node: ir.Node) -> Replacement:
-        block = read_block(self.run.facts, node.outputs[0])
+        block = unflattened(self.run.facts, read_block(self.run.facts, node.outputs[0]))
         if isinstance(block.experts[0].down, Packed):
             return self._quantized(op, block, node)
         return self._float(op, block, node)

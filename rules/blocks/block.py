@@ -14,6 +14,7 @@ from rewriter.graph.walk import GaveUp, producers, readers, walk
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, NotApplicable
+from rewriter.rules.blocks.alike import same_expert
 from rewriter.rules.blocks.axes import Axes, Content, Located
 from rewriter.rules.blocks.contents import Activated, Output, Router, Tokens
 from rewriter.rules.blocks.mixing import Complete, Mixed, Mixing, Share, Start, Term, Weighted
@@ -133,7 +134,7 @@ def why_not_whole(facts: Facts, out: ir.Value) -> Declined | None:
 def _is_term(out: ir.Value, held: Content) -> bool:
     """Whether a sum is one expert's weighted output yet."""
     producer = out.producer()
-    return isinstance(held, Mixed) and producer is not None and producer.op_type == "Mul"
+    return isinstance(held, Mixed) and not held.complete and producer is not None and producer.op_type == "Mul"
 
 
 def on_hits(located: Located) -> bool:
@@ -178,7 +179,7 @@ def _is_end(facts: Facts, node: ir.Node) -> bool:
 
 def _holds(facts: Facts, value: ir.Value | None, held: Content) -> bool:
     located = facts.get(value, Located)
-    return located is not None and located.content is held
+    return located is not None and located.content is held and not on_hits(located)
 
 
 def _of_sum(facts: Facts, out: ir.Value, axes: Axes, mixed: Mixed) -> Block:
@@ -270,7 +271,7 @@ def _of_terms(facts: Facts, out: ir.Value, mixed: Mixed, others: Sequence[Term |
         counted = slots.get(expert, frozenset())
         if counted & term.slots:
             raise Declined(f"expert {expert} is mixed in twice", term.node, remedy=WHOLE_BLOCK)
-        if found.setdefault(expert, term.output) != term.output:
+        if not same_expert(found.setdefault(expert, term.output), term.output):
             raise Declined(f"expert {expert} is another one in another slot", term.node)
         slots[expert] = counted | term.slots
     for expert in range(router.experts):

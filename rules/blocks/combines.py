@@ -10,18 +10,18 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
 from rewriter.facts.integers import static
-from rewriter.facts.size import Size
 from rewriter.graph.attributes import integer_attribute, text_attribute
-from rewriter.rules.blocks.axes import Atom, Content, Located, Uniform, only, put, total, unify
-from rewriter.rules.blocks.contents import Output, Router, Slot, Tokens
+from rewriter.rules.blocks.axes import Content, Located, Uniform, only, put, total, unify
+from rewriter.rules.blocks.contents import Features, Output, Router, Slot, Tokens
 from rewriter.rules.blocks.laws import of_any, of_number, of_two
+from rewriter.rules.blocks.masks import experts_dim
 from rewriter.rules.blocks.mixing import (
     Admitted,
+    Carried,
     Chosen,
     Complete,
     Mask,
@@ -31,13 +31,12 @@ from rewriter.rules.blocks.mixing import (
     Sparse,
     Start,
     Term,
+    Unmasked,
     Weighted,
 )
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import last_axis
 from rewriter.rules.blocks.routing_weights import faulty, summed_weights
-from rewriter.rules.blocks.uniform import seeded
-from rewriter.tensors import View
 
 combines = Family("combines")
 
@@ -56,7 +55,7 @@ def mask_weights(a: Located, b: Located, node: ir.Node) -> Share | None:
 
 def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
     """Returns weights times the mask of an expert."""
-    if not isinstance(a, Mixing) or not isinstance(b, Mask):
+    if not isinstance(a, Mixing) or not isinstance(b, Mask) or b.whole:
         return None
     own = of_choice(a, b.router)
     if own is None or a.slot != b.slot:
@@ -92,6 +91,8 @@ def masked_unknown(mask: Mask, node: ir.Node) -> Share:
 def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.Node) -> Content | None:
     """Returns an expert's output times its share; of an unknown output, what is known of the product."""
     held = None if output is None else output.content
+    if isinstance(held, Features):
+        return Carried(held, share)
     known = held if isinstance(held, Output) else None
     weight = share.content
     if held is not None and known is None:
@@ -103,6 +104,8 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
         own = known if known is None or known.by == "all" else None
         return Weighted(weight.mixing, own, value, "expert", node) if weight.complete else None
     if isinstance(weight, Mixing) and weight.slot is not None and known is not None:
+        if known.by == "one":
+            return Unmasked(weight, known, value, node)
         if known.by != Slot(weight.router, weight.slot):
             return None
         mixing = dataclasses.replace(weight, slot=None)
@@ -118,6 +121,16 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
             return Complete(mixed) if alone else mixed
         return Weighted(weight, None, value, "slot", node)
     return None
+
+
+@of_two.at("Mul")
+def mask_weighted(a: Located, b: Located, node: ir.Node) -> Mixed | None:
+    """Returns an expert's output times a slot's weight, where the slot holds that expert."""
+    held, mask = a.content, b.content
+    share = masked(held.mixing, mask, node) if isinstance(held, Unmasked) else None
+    if not isinstance(held, Unmasked) or share is None or share.expert is None or share.slots is None:
+        return None
+    return Mixed(share.mixing, (Term(share.expert, share.slots, held.output, held.value, held.node),))
 
 
 @of_two.at("Mul")
@@ -159,7 +172,7 @@ def add_sums(first: Located, second: Located, node: ir.Node) -> Content | None:
 def scale_sum(first: Located, number: float, node: ir.Node) -> Mixed | None:
     """Returns some of the experts, summed, times a number, where they are added to nothing else."""
     held = first.content
-    if not isinstance(held, Mixed) or held.complete or not number or any(held.starts()):
+    if not isinstance(held, Mixed) or held.complete or not number or held.begun:
         return None
     factor = number if node.op_type == "Mul" else 1 / number
     return Mixed(dataclasses.replace(held.mixing, scale=held.mixing.scale * factor, value=None), (held,))
@@ -183,71 +196,6 @@ def started(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: 
     return Located(Mixed(held.mixing, (Start(value, node), held)), b.axes)
 
 
-@combines.at("Equal")
-def equal(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
-    """The slots that hold an expert; with all experts' numbers along a dimension, of every expert."""
-    for chosen, numbers in ((a, b), (b, a)):
-        located, view = facts.get(chosen, Located), facts.get(numbers, View)
-        if located is not None and view is not None and isinstance(located.content, Chosen):
-            return _mask(located, located.content, view)
-    return None
-
-
-def _mask(located: Located, held: Chosen, view: View) -> Located | None:
-    numbers = np.asarray(view.numpy())
-    if numbers.size == 1:
-        if view.rank > located.rank:
-            return None
-        return dataclasses.replace(located, content=Mask(held.router, int(numbers.reshape(-1)[0]), held.slot))
-    experts = held.router.experts
-    counted = numbers.size == experts and numbers.reshape(-1).tolist() == list(range(experts))
-    if not counted or experts not in view.shape or view.rank > located.rank:
-        return None
-    position = located.rank - view.rank + view.shape.index(experts)
-    if located.axes[position]:
-        return None
-    axes = put(located.axes, position, _experts(experts))
-    return Located(Mask(held.router, None, held.slot), axes)
-
-
-def _experts(count: int) -> tuple[Atom, ...]:
-    return (Atom("expert", Size(count)),)
-
-
-@combines.at("OneHot")
-def one_hot(facts: Facts, node: ir.Node, chosen: ir.Value, depth: ir.Value, values: ir.Value) -> Located | None:
-    """The mask of every expert, ones and zeros along a new last dimension."""
-    located, pair = facts.get(chosen, Located), facts.get(values, View)
-    if located is None or not isinstance(located.content, Chosen) or pair is None:
-        return None
-    held = located.content
-    if static(facts, node, 1) != [held.router.experts] or not last_axis(node, located.rank + 1):
-        return None
-    if [float(v) for v in np.asarray(pair.numpy()).reshape(-1)] != [0.0, 1.0]:
-        return None
-    return Located(Mask(held.router, None, held.slot), (*located.axes, _experts(held.router.experts)))
-
-
-@combines.at("Where")
-def where(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.Value) -> Located | None:
-    """Weights where a mask holds, else zero."""
-    held, weights = facts.get(mask, Located), facts.get(yes, Located)
-    if held is None or weights is None or not _is_zero(facts, no, held, weights):
-        return None
-    axes = unify(held.axes, weights.axes)
-    share = None if axes is None else masked(weights.content, held.content, node)
-    return None if share is None or axes is None else Located(share, axes)
-
-
-def _is_zero(facts: Facts, value: ir.Value, *others: Located) -> bool:
-    view = facts.get(value, View)
-    if view is not None:
-        return view.size == 1 and float(np.asarray(view.numpy()).reshape(-1)[0]) == 0.0
-    located = facts.get(value, Located)
-    axes = unify(others[0].axes, others[-1].axes)
-    return located is not None and axes is not None and seeded(located, Located(others[0].content, axes)) is not None
-
-
 @combines.at("ScatterElements")
 def scatter_elements(
     facts: Facts, node: ir.Node, zeros: ir.Value, chosen: ir.Value, weights: ir.Value
@@ -260,7 +208,7 @@ def scatter_elements(
     if not isinstance(held, Chosen) or not isinstance(mixing, Mixing) or held.router != mixing.router:
         return None
     router = held.router
-    wide = (*index.axes[:-1], _experts(router.experts))
+    wide = (*index.axes[:-1], experts_dim(router.experts))
     plain = text_attribute(node, "reduction", "none") in ("none", "add")
     aligned = index.rank > 0 and index.axes == values.axes and bool(only(index.axes[-1], "slot"))
     if not aligned or not last_axis(node, index.rank, 0):
@@ -301,6 +249,8 @@ def summed(located: Located, axis: int, node: ir.Node, *, keep: bool) -> Located
         value, plain = node.inputs[0], held.plain()
         assert value is not None
         return Located(Complete(Weighted(held.gate.share.mixing, plain, value, "expert", node)), left)
+    if isinstance(held, Mixed) and only(located.axes[axis], "slot"):  # each pair of token and slot has one expert
+        return Located(held, left)
     if isinstance(held, Complete) and not located.axes[axis]:
         return Located(held, left)
     if isinstance(held, Weighted) and only(located.axes[axis], held.over):

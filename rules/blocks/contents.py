@@ -121,11 +121,22 @@ class Scores:
 
     Attributes:
         logits: [.., E] the value.
-        function: ``logits``: as it is; ``softmax``; ``sigmoid``; ``positive``: as it is, and never negative.
+        function: ``logits``: as it is; ``softmax``, or its logarithm; ``sigmoid``; ``positive``: as it is,
+            and never negative.
     """
 
     logits: ir.Value
-    function: Literal["logits", "softmax", "sigmoid", "positive"]
+    function: Literal["logits", "softmax", "log_softmax", "sigmoid", "positive"]
+
+    @property
+    def positive(self) -> bool:
+        """Whether no score is negative, whatever the logits are."""
+        return self.function not in ("logits", "log_softmax")
+
+    @property
+    def shifted(self) -> bool:
+        """Whether a softmax of these scores is that of some logits: a number for each token makes no difference."""
+        return self.function in ("logits", "positive", "log_softmax")
 
 
 @dataclass(frozen=True)
@@ -307,6 +318,11 @@ class Output(Content):
         """Returns what the same experts return of the tokens as they are."""
         up = None if self.up is None else dataclasses.replace(self.up, share=None)
         return dataclasses.replace(self, gate=dataclasses.replace(self.gate, share=None), up=up)
+
+    def on(self, x: ir.Value) -> Output:
+        """Returns what the same experts return of other tokens."""
+        up = None if self.up is None else dataclasses.replace(self.up, x=x)
+        return dataclasses.replace(self, gate=dataclasses.replace(self.gate, x=x), up=up)
 
     def expert(self, position: int) -> Output:
         """Returns one expert of the output of all."""

@@ -1,19 +1,21 @@
-"""Contractions: every expert's share times its output, summed by the product itself.
+"""Contractions: every expert's share times its output, or weights times the mask of their slots, summed by the product.
 
-Fact stated: ``Located`` with content ``Complete``.
+Fact stated: ``Located`` with content ``Complete`` or ``Share``.
 Source: torch.bmm(weights, outputs) and torch.einsum("te,teh->th", ..) behind torch.stack, as torch.onnx writes them.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
 from rewriter.graph.attributes import text_attribute
 from rewriter.rules.blocks.axes import Axes, Dim, Located, only, unify
-from rewriter.rules.blocks.combines import weighted
+from rewriter.rules.blocks.combines import masked, weighted
 from rewriter.rules.blocks.contents import Output
-from rewriter.rules.blocks.mixing import Complete, Mixing, Share, Weighted
+from rewriter.rules.blocks.mixing import Complete, Mask, Mixing, Share, Weighted
 
 contractions = Family("contractions")
 
@@ -61,9 +63,11 @@ def _contracted(share: Located, output: Located, mixing: str, mixed: str, result
 
 
 def _pair(facts: Facts, share: ir.Value, output: ir.Value) -> tuple[Located, Located] | None:
-    """Returns the shares of all experts and their outputs, where the two values are these."""
+    """Returns the shares of all experts and their outputs, or weights and the mask of their slots."""
     a, b = facts.get(share, Located), facts.get(output, Located)
-    if a is None or b is None or not isinstance(a.content, Share | Mixing) or not isinstance(b.content, Output):
+    if a is None or b is None or not isinstance(a.content, Share | Mixing):
+        return None
+    if not isinstance(b.content, Output | Mask) or (isinstance(b.content, Mask) and isinstance(a.content, Share)):
         return None
     return a, b
 
@@ -76,6 +80,10 @@ def _are_experts(a: Dim, b: Dim) -> bool:
 def _complete(value: ir.Value, share: Located, output: Located, out: ir.Value, axes: Axes) -> Located | None:
     node = out.producer()
     assert node is not None
+    if isinstance(output.content, Mask):
+        own = masked(share.content, output.content, node)
+        everything = None if own is None else frozenset(range(own.mixing.router.k))
+        return None if own is None else Located(dataclasses.replace(own, slots=everything), axes)
     if isinstance(share.content, Mixing):
         share = Located(share.content, (*share.axes, ()))
     held = weighted(value, output, share, node)

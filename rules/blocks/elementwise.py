@@ -45,10 +45,9 @@ def alone(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
 def _ordered(facts: Facts, a: ir.Value, b: ir.Value, node: ir.Node) -> Located | None:
     first, second = facts.get(a, Located), facts.get(b, Located)
     if first is not None and second is not None:
-        axes = unify(first.axes, second.axes)
-        both = _first(law(first, second, node) for law in of_two.of(node.op_type)) if axes is not None else None
-        if both is not None and axes is not None:
-            return Located(both, axes)
+        both = _of_both(node.op_type, first, second, node)
+        if both is not None:
+            return both
     view = facts.get(b, View)
     if first is not None and view is not None:
         held = _first(law(first, view, node) for law in of_constant.of(node.op_type))
@@ -61,7 +60,23 @@ def _ordered(facts: Facts, a: ir.Value, b: ir.Value, node: ir.Node) -> Located |
         return None if held is None else Located(held, first.axes)
     if facts.get(a, View) is not None or second is None:
         return None
-    asked = (law(facts, a, first, second, node) for law in of_any.of(node.op_type))
+    return _of_any(facts, node.op_type, a, second, node)
+
+
+def masked(facts: Facts, value: ir.Value, mask: Located, node: ir.Node) -> Located | None:
+    """Returns what a value of which something is known is times a mask, whichever operator multiplies it."""
+    held = facts.get(value, Located)
+    return None if held is None else _of_both("Mul", held, mask, node) or _of_any(facts, "Mul", value, mask, node)
+
+
+def _of_both(op_type: str, a: Located, b: Located, node: ir.Node) -> Located | None:
+    axes = unify(a.axes, b.axes)
+    both = _first(law(a, b, node) for law in of_two.of(op_type)) if axes is not None else None
+    return None if both is None or axes is None else Located(both, axes)
+
+
+def _of_any(facts: Facts, op_type: str, a: ir.Value, b: Located, node: ir.Node) -> Located | None:
+    asked = (law(facts, a, facts.get(a, Located), b, node) for law in of_any.of(op_type))
     return next((found for found in asked if found is not None), None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from rewriter.facts import Facts
 from rewriter.facts.shapes import fed_shape, shape_of
 from rewriter.facts.size import Size
 from rewriter.graph.declines import INFER_SHAPES, OTHER_WEIGHTS
+from rewriter.graph.walk import producers
 from rewriter.operators.form import ExpertForm
 from rewriter.rule import Declined, Fed
 from rewriter.rules.blocks.axes import Atom, Dim, only, total
@@ -197,6 +199,15 @@ def placed(op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Va
     for start in block.starts:
         out = op.Add(start, out)
     return out
+
+
+def unflattened(facts: Facts, block: Block) -> Block:
+    """Returns the block on its tokens as they were before they were flattened, where these lie as the sum does."""
+    source = next(iter(producers(block.x)), None)
+    moved, rows = block.x.producer(), None if source is None else token_rows(facts, source)
+    if source is None or rows is None or moved is None or moved.op_type != "Reshape" or rows.rank < 3:
+        return block
+    return replace(block, experts=tuple(e.on(source) for e in block.experts)) if rows.axes == block.axes else block
 
 
 def _lead(block: Block, node: ir.Node) -> tuple[list[Dim], Sequence[Dim]]:

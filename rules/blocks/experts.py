@@ -16,11 +16,13 @@ from rewriter.rules.blocks.gathers import gathers
 from rewriter.rules.blocks.grouped import rows
 from rewriter.rules.blocks.hits import hits
 from rewriter.rules.blocks.linears import linears
+from rewriter.rules.blocks.masks import masks
 from rewriter.rules.blocks.movement import movement
 from rewriter.rules.blocks.routers import routers
 from rewriter.rules.blocks.routing_weights import routing_weights
 from rewriter.rules.blocks.tables import tables
 from rewriter.rules.blocks.uniform import numbers
+from rewriter.rules.blocks.written import written
 
 
 class _Blocks:
@@ -37,12 +39,14 @@ class _Blocks:
             routing_weights,
             linears,
             activations,
+            masks,
             combines,
             contractions,
             rows,
             counts,
             tables,
             hits,
+            written,
             elementwise,
         ):
             yield from family

@@ -253,7 +253,7 @@ def _outputs(facts: Facts, node: ir.Node, leading: Located) -> Located | None:
     parts = [facts.get(value, Located) for value in node.inputs]
     held = [part.content for part in parts if part is not None and part.axes == leading.axes]
     axis = integer_attribute(node, "axis", 0) % leading.rank
-    if leading.axes[axis] or len(held) != len(parts):
+    if leading.axes[axis] or len(held) != len(parts) or len(parts) == 1:
         return None
     together = joined(held, "all")
     atom = Atom("expert", Size(len(held)))

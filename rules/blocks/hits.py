@@ -1,10 +1,9 @@
-"""Hits: the rows that a loop over the experts takes, ``where(mask[e])``, one expert's work on them, and the way back.
+"""Hits: the rows that a loop over the experts takes, ``where(mask[e])``.
 
     slot, token = where(mask[e]); out.index_add_(0, token, expert_e(x[token]) * weights[token, slot])
 
-Facts stated: ``Located`` with content ``Hits`` or ``Hit``; what they gather keeps its content on a ``group`` index, and
-what is written back is a ``Mixed`` on tokens again. A token is among the hits of one expert once, as the experts that
-a router chose for it are different ones; so rows that are written are rows that are added to zeros.
+Facts stated: ``Located`` with content ``Hits`` or ``Hit``; what they gather keeps its content on a ``group`` index.
+The mask may be of (token, slot), of all slots at once, of one slot, of pairs, or repeated for every feature.
 Source: transformers 4.36 to 4.52 (Mixtral, Qwen2-MoE, OLMoE, DeepSeek-V3 ..) by TorchScript and dynamo.
 """
 
@@ -18,15 +17,13 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Family
 from rewriter.facts.integers import static
 from rewriter.facts.size import Integers, Size
-from rewriter.graph.attributes import integer_attribute, text_attribute
-from rewriter.rule import Declined
-from rewriter.rules.blocks.axes import Atom, Axes, Content, Dim, Located, Uniform, only, put, total
-from rewriter.rules.blocks.combines import started
+from rewriter.graph.attributes import integer_attribute
+from rewriter.rules.blocks.activations import number_of
+from rewriter.rules.blocks.axes import Atom, Axes, Content, Dim, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Router
 from rewriter.rules.blocks.laws import of_number, of_two
-from rewriter.rules.blocks.mixing import Mask, Mixed, Mixing, Share
+from rewriter.rules.blocks.mixing import Mask, Mixing, Share
 from rewriter.rules.blocks.movement import token_rows
-from rewriter.rules.blocks.uniform import seeded
 from rewriter.tensors import View
 
 hits = Family("hits")
@@ -43,17 +40,19 @@ class Hits(Content):
         expert: which.
         slots: the slots that were looked at.
         dims: what the mask's dimensions index, one for each coordinate.
+        of: the weights that are not nothing there, where it was these that were looked at.
     """
 
     router: Router
     expert: int
     slots: frozenset[int]
     dims: tuple[Dim, ...]
+    of: Mixing | None = None
 
     def fix(self, atom: Atom, position: int) -> Content | None:
         if atom.kind != "coordinate":
             return super().fix(atom, position)
-        return Hit(self.router, self.expert, self.slots, self.dims[position])
+        return Hit(self.router, self.expert, self.slots, self.dims[position], of=self.of)
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Hit(Content):
         slots: the slots that were looked at.
         along: the dimension that it indexes.
         factor: what it is multiplied with.
+        of: see ``Hits``.
     """
 
     router: Router
@@ -73,26 +73,60 @@ class Hit(Content):
     slots: frozenset[int]
     along: Dim
     factor: int = 1
+    of: Mixing | None = None
 
 
 @hits.at("NonZero")
 def nonzero(facts: Facts, node: ir.Node, mask: ir.Value) -> Located | None:
-    """``NonZero(mask of one expert)``: [coordinates, hits]."""
+    """``NonZero(mask of one expert)``: [coordinates, hits]; of its share, where that is not nothing."""
     located = facts.get(mask, Located)
-    if located is None or not isinstance(located.content, Mask) or located.content.expert is None:
+    found = None if located is None else _rows(located)
+    if located is None or found is None or not all(located.axes):
         return None
+    repeated = [i for i, dim in enumerate(located.axes) if any(atom.kind == "repeat" for atom in dim)]
+    features = located.axes[-1] if repeated == [located.rank - 1] and len(located.axes[-1]) == 1 else ()
+    if len(repeated) != len(features):
+        return None
+    held, rows = dataclasses.replace(found[0], dims=located.axes), (found[1], *features)
+    if located.rank == 1:
+        return Located(Hit(held.router, held.expert, held.slots, held.dims[0], of=held.of), ((), rows))
+    return Located(held, ((Atom("coordinate", Size(located.rank)),), rows))
+
+
+@hits.at("ReduceSum")
+def count(facts: Facts, node: ir.Node, mask: ir.Value, *others: ir.Value | None) -> Integers | None:
+    """How many hits an expert has."""
+    located = facts.get(mask, Located)
+    found = None if located is None or not isinstance(located.content, Mask) else _rows(located)
+    axes = static(facts, node, 1, "axes", range(located.rank if located is not None else 0))
+    if located is None or found is None or axes is None or len(axes) != sum(1 for dim in located.axes if dim):
+        return None
+    scalar = not integer_attribute(node, "keepdims", 1)
+    return Integers((found[1].size,), scalar) if scalar or located.rank == 1 else None
+
+
+def _rows(located: Located) -> tuple[Hits, Atom] | None:
+    """The hits that a mask of one expert, or its share, has, and the index that lies along them.
+
+    Masks that hold for the same rows in the same order have the same index: what tells them apart is which slots they
+    tell of, and where the slot stands among the token's indices.
+    """
     held = located.content
-    wide = [i for i, dim in enumerate(located.axes) if only(dim, "slot")]
-    if len(wide) != (held.slot is None) or not all(located.axes):
+    atoms = [atom for dim in located.axes for atom in dim if atom.kind != "repeat"]
+    wide = [i for i, atom in enumerate(atoms) if atom.kind == "slot"]
+    tokens = [atom.index for atom in atoms if atom.kind == "token"]
+    if len(tokens) + len(wide) != len(atoms) or tokens != sorted(tokens):
         return None
-    slots = frozenset(range(held.router.k) if held.slot is None else {held.slot})
-    assert held.expert is not None
-    order = 1 + (wide[0] if wide else located.rank + (held.slot or 0))
-    size = Size(1, ((held.router.indices, -1 - held.expert - held.router.experts * order),))
-    coordinates = (Atom("coordinate", Size(located.rank)),)
-    return Located(
-        Hits(held.router, held.expert, slots, located.axes), (coordinates, (Atom("group", size, held.expert),))
-    )
+    if isinstance(held, Share) and held.expert is not None and held.slots is not None and not wide:
+        router, slots, order, of = held.mixing.router, held.slots, -1, held.mixing
+    elif isinstance(held, Mask) and held.expert is not None and len(wide) == (held.slot is None and not held.whole):
+        router, of = held.router, None
+        slots = frozenset(range(router.k) if held.slot is None else {held.slot})
+        order = 0 if held.whole else 1 + (wide[0] if wide else len(atoms) + (held.slot or 0))
+    else:
+        return None
+    size = Size(1, ((router.indices, -1 - held.expert - router.experts * (1 + order)),))
+    return Hits(router, held.expert, slots, (), of), Atom("group", size, held.expert)
 
 
 @hits.at("Concat")
@@ -106,16 +140,16 @@ def coordinates_together(facts: Facts, node: ir.Node, first: ir.Value, *others: 
     axis = integer_attribute(node, "axis", 0) % leading.rank
     if leading.axes[axis] or any(hit.factor != 1 or hit.slots != held[0].slots for hit in held):
         return None
-    together = Hits(held[0].router, held[0].expert, held[0].slots, tuple(hit.along for hit in held))
+    together = Hits(held[0].router, held[0].expert, held[0].slots, tuple(hit.along for hit in held), held[0].of)
     return Located(together, put(leading.axes, axis, (Atom("coordinate", Size(len(held))),)))
 
 
 @hits.at("Cast")
 def cast(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
-    """A cast of coordinates between integers."""
+    """A cast of coordinates between integers, or to whether they are 0."""
     located = facts.get(x, Located)
     to = ir.DataType(integer_attribute(node, "to", 0))
-    integral = to in (ir.DataType.INT32, ir.DataType.INT64)
+    integral = to in (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL)
     return located if located is not None and isinstance(located.content, Hits | Hit) and integral else None
 
 
@@ -172,10 +206,26 @@ def flat_hit(a: Located, b: Located, node: ir.Node) -> Content | None:
     return dataclasses.replace(outer, along=(*outer.along, *inner.along), factor=1)
 
 
+@hits.at("Less", "GreaterOrEqual", "Mod", "Div")
+def hit_arithmetic(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
+    """``pair // k`` and ``pair % k``: the token and the slot of a coordinate of pairs; no coordinate is negative."""
+    located, number = facts.get(a, Located), number_of(facts, b)
+    if located is None or number is None or not isinstance(located.content, Hit) or located.content.factor != 1:
+        return None
+    held = located.content
+    if node.op_type in ("Less", "GreaterOrEqual"):
+        told = Uniform(float(node.op_type == "GreaterOrEqual"))
+        return Located(told, located.axes) if number <= 0 else None
+    if len(held.along) < 2 or total(held.along[-1:]).constant != number or held.along[-1].kind != "slot":
+        return None
+    along = held.along[-1:] if node.op_type == "Mod" else held.along[:-1]
+    return Located(dataclasses.replace(held, along=along), located.axes)
+
+
 @hits.at("Gather", "GatherND")
 def gather(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value) -> Located | None:
     """What lies at an expert's hits: rows of tokens, or the weights of their slots."""
-    located, taken = _coordinates(facts, node, index), facts.get(data, Located)
+    located, taken = coordinates(facts, node, index), facts.get(data, Located)
     if located is None or facts.get(data, View) is not None:
         return None
     dims, held, where = located
@@ -183,19 +233,25 @@ def gather(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value) -> Loca
     if rows is None:
         return None
     at = integer_attribute(node, "axis", 0) % rows.rank if node.op_type == "Gather" else 0
-    if rows.axes[at : at + len(dims)] != dims:
+    if unify(rows.axes[at : at + len(dims)], dims) != dims:
         return None
-    content: Content = rows.content
+    content: Content | None = rows.content
     if isinstance(content, Mixing):
-        slotted = any(atom.kind == "slot" for dim in dims for atom in dim)
-        if not slotted or content.router != held.router or content.slot is not None:
-            return None
-        content = Share(content, held.expert, held.slots)
-    return Located(content, (*rows.axes[:at], *where, *rows.axes[at + len(dims) :]))
+        content = _share_at(content, held, any(atom.kind == "slot" for dim in dims for atom in dim))
+    return None if content is None else Located(content, (*rows.axes[:at], *where, *rows.axes[at + len(dims) :]))
 
 
-def _coordinates(facts: Facts, node: ir.Node, index: ir.Value) -> tuple[tuple[Dim, ...], Hits | Hit, Axes] | None:
-    """Which dimensions an index of hits takes positions of, and the dimensions that it leaves in their place."""
+def _share_at(mixing: Mixing, held: Hits | Hit, slotted: bool) -> Share | None:
+    """The share that an expert has by a slot's weight, where it is that slot's expert."""
+    if mixing.router != held.router or slotted == (mixing.slot is not None):
+        return None
+    if mixing.slot is not None and held.slots != {mixing.slot}:
+        return None
+    return Share(dataclasses.replace(mixing, slot=None), held.expert, held.slots)
+
+
+def coordinates(facts: Facts, node: ir.Node, index: ir.Value) -> tuple[tuple[Dim, ...], Hits | Hit, Axes] | None:
+    """Returns which dimensions an index of hits takes positions of, the hits, and the dimensions put in their place."""
     located = facts.get(index, Located)
     if located is None:
         return None
@@ -209,65 +265,3 @@ def _coordinates(facts: Facts, node: ir.Node, index: ir.Value) -> tuple[tuple[Di
     if isinstance(held, Hits) and only(located.axes[-1], "coordinate"):
         return held.dims, held, located.axes[:-1]
     return None
-
-
-@hits.at("ScatterND")
-def scatter_nd(facts: Facts, node: ir.Node, seed: ir.Value, index: ir.Value, rows: ir.Value) -> Located | None:
-    """``ScatterND(seed, tokens of the hits [hits, 1], weighted rows)``."""
-    located, found = _index_and_rows(facts, node, index, rows)
-    if located is None or found is None or located.rank != 2:
-        return None
-    if located.axes[1]:
-        return None
-    return _written_back(facts, node, seed, Located(located.content, located.axes[:1]), found)
-
-
-@hits.at("ScatterElements")
-def scatter_elements(facts: Facts, node: ir.Node, seed: ir.Value, index: ir.Value, rows: ir.Value) -> Located | None:
-    """``ScatterElements(seed, tokens of the hits, repeated for each feature, weighted rows)`` along the tokens."""
-    located, found = _index_and_rows(facts, node, index, rows)
-    if located is None or found is None or located.rank != found.rank:
-        return None
-    if integer_attribute(node, "axis", 0) or not located.rank:
-        return None
-    for dim, other in zip(located.axes[1:], found.axes[1:], strict=True):
-        if any(atom.kind != "repeat" for atom in dim) or total(dim) != total(other):
-            return None
-    return _written_back(facts, node, seed, Located(located.content, located.axes[:1]), found)
-
-
-def _index_and_rows(
-    facts: Facts, node: ir.Node, index: ir.Value, rows: ir.Value
-) -> tuple[Located | None, Located | None]:
-    """What is known of both, where the index is one of hits; declines where the rows are known not to be known."""
-    located, found = facts.get(index, Located), facts.get(rows, Located)
-    if located is None or not isinstance(located.content, Hit):
-        return None, None
-    if found is None and facts.why_not(rows):
-        raise Declined(facts.why_not(rows), node)
-    return located, found
-
-
-def _written_back(facts: Facts, node: ir.Node, seed: ir.Value, index: Located, rows: Located) -> Located | None:
-    """The sum so far and the rows of one expert."""
-    hit, held = index.content, rows.content
-    assert isinstance(hit, Hit)
-    if not isinstance(held, Mixed) or hit.factor != 1:
-        return None
-    for term in held.terms():
-        if term.expert != hit.expert or not term.slots <= hit.slots:
-            raise Declined(f"rows of expert {term.expert} are written where expert {hit.expert} was chosen", node)
-    if rows.axes[:1] != index.axes:
-        return None
-    back = Located(held, (hit.along, *rows.axes[1:]))
-    start = facts.get(seed, Located)
-    if start is not None and isinstance(start.content, Uniform):
-        return back if seeded(start, back) is not None else None
-    if text_attribute(node, "reduction", "none") != "add":
-        raise Declined(f"the rows of expert {hit.expert} replace what was summed before", node)
-    if start is None or not isinstance(start.content, Mixed) or start.content.mixing != held.mixing:
-        return started(facts, seed, start, back, node)
-    if start.axes != back.axes:
-        return None
-    faulty = start.content.mixing if start.content.mixing.fault else held.mixing
-    return Located(Mixed(faulty, (start.content, held)), back.axes)

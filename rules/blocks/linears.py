@@ -23,8 +23,9 @@ from rewriter.rules.blocks.activations import as_features
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, feature, only, put, unify
 from rewriter.rules.blocks.biases import with_bias
 from rewriter.rules.blocks.classify import classify
+from rewriter.rules.blocks.combines import summed, weighted
 from rewriter.rules.blocks.contents import By, Dense, Factor, Features, Linear, Output, Packed, Tokens, Weight
-from rewriter.rules.blocks.mixing import Admitted, Stack
+from rewriter.rules.blocks.mixing import Admitted, Carried, Stack
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.tensors import View
 
@@ -41,6 +42,9 @@ def apply(held: Content | None, weight: Weight, by: By, node: ir.Node, read: ir.
         return Features((Factor(Linear(held.x, weight, None, by)),))
     if isinstance(held, Admitted):
         return Features((Factor(Linear(held.x, weight, None, by, held.share)),)) if by == "all" else None
+    if isinstance(held, Carried):
+        output = apply(held.features, weight, by, node, read)
+        return None if output is None else weighted(node.outputs[0], Located(output, ()), held.share, node)
     if isinstance(held, Output):
         held = as_features(held)
     if not isinstance(held, Features):
@@ -56,7 +60,7 @@ def _operand(facts: Facts, value: ir.Value, k: int | None = None) -> Located | N
     located = facts.get(value, Located)
     if (
         located is None
-        or isinstance(located.content, Tokens | Admitted | Stack)
+        or isinstance(located.content, Tokens | Admitted | Carried | Stack)
         or as_features(located.content) is not None
     ):
         return located or token_rows(facts, value, k)
@@ -247,12 +251,16 @@ def _contract(
     if (len(letters[0]), len(letters[1])) != (data.rank, len(axes)) or len(set(letters[0])) != data.rank:
         return None
     x, w = dict(zip(letters[0], data.axes, strict=True)), dict(zip(letters[1], axes, strict=True))
-    summed = [letter for letter in x if letter in w and letter not in result]
+    contracted = [letter for letter in x if letter in w and letter not in result]
     free = [letter for letter in w if letter not in x and only(w[letter], "weight")]
-    if len(summed) != 1 or len(free) != 1 or set(result) != (set(x) | set(w)) - set(summed):
+    over = [letter for letter in contracted if only(w[letter], "expert")]
+    if len(contracted) == 2 and len(over) == 1:
+        each = _contract(data, weight, letters, over[0] + result, at)
+        return None if each is None else summed(each, 0, at[0], keep=False)
+    if len(contracted) != 1 or len(free) != 1 or set(result) != (set(x) | set(w)) - set(contracted):
         return None
-    inner, outer = only(w[summed[0]], "weight"), only(w[free[0]], "weight")
-    k = only(x[summed[0]], "feature")
+    inner, outer = only(w[contracted[0]], "weight"), only(w[free[0]], "weight")
+    k = only(x[contracted[0]], "feature")
     if inner is None or outer is None or k is None or k.size != inner.size or outer.size.constant is None:
         return None
     dims: dict[str, Axes] = {}

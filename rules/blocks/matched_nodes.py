@@ -12,7 +12,7 @@ from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Located, Uniform
 from rewriter.rules.blocks.block import Block
 from rewriter.rules.blocks.contents import Tokens
-from rewriter.rules.blocks.hits import Outline
+from rewriter.rules.blocks.hits import Hit, Hits, Outline
 from rewriter.rules.blocks.mixing import Chosen
 from rewriter.rules.blocks.routing import Routing
 from rewriter.rules.blocks.rows import Arange, Counts, End, Order, RowSlot, Sorted
@@ -72,7 +72,7 @@ def _reached(facts: Facts, out: ir.Value, stops: set[ir.Value]) -> tuple[dict[ir
 def _is_outline(facts: Facts, value: ir.Value) -> bool:
     """Whether a value of the block is made for its shape alone."""
     located = facts.get(value, Located)
-    inside = located is not None and isinstance(located.content, Outline | Chosen)
+    inside = located is not None and isinstance(located.content, Outline | Chosen | Hit | Hits)
     return inside and all(use.node.op_type == "Shape" for use in value.uses())
 
 

@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.rules.blocks.axes import Atom, Content
-from rewriter.rules.blocks.contents import Output, Router, Scores, Slot
+from rewriter.graph.attributes import integer_attribute
+from rewriter.rules.blocks.axes import Atom, Content, Located
+from rewriter.rules.blocks.contents import Features, Output, Router, Scores, Slot
 from rewriter.tensors import View
 
 
@@ -27,6 +28,10 @@ class Chosen(Content):
 
     def fix(self, atom: Atom, position: int) -> Content | None:
         return Chosen(self.router, position) if atom.kind == "slot" else super().fix(atom, position)
+
+    def part(self, atom: Atom, start: int, count: int, step: int) -> Content | None:
+        router = _first_slots(self.router, atom, start, count, step)
+        return None if router is None else Chosen(router)
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,21 @@ class Mixing(Content):
         """Whether no weight is negative, whatever the logits are."""
         table = None if self.table is None else np.asarray(self.table.numpy())
         kept = self.scale > 0 and (table is None or bool((table > 0).all()))
-        return kept and (self.stage in ("softmax", "unit") or self.scores.function != "logits")
+        return kept and (self.stage in ("softmax", "unit") or self.scores.positive)
 
     def fix(self, atom: Atom, position: int) -> Content | None:
         return dataclasses.replace(self, slot=position) if atom.kind == "slot" else super().fix(atom, position)
+
+    def part(self, atom: Atom, start: int, count: int, step: int) -> Content | None:
+        router = _first_slots(self.router, atom, start, count, step) if self.stage == "raw" else None
+        return None if router is None else dataclasses.replace(self, router=router, value=None)
+
+
+def _first_slots(router: Router, atom: Atom, start: int, count: int, step: int) -> Router | None:
+    """The router that chooses fewer: the first of a TopK's slots, which are in descending order."""
+    ordered = router.node.op_type == "TopK" and integer_attribute(router.node, "sorted", 1) and not router.made
+    first = atom.kind == "slot" and (start, step) == (0, 1)
+    return dataclasses.replace(router, k=count) if ordered and first else None
 
 
 @dataclass(frozen=True)
@@ -90,16 +106,29 @@ class Mask(Content):
         router: what chose.
         expert: which; None where there is an expert index.
         slot: which slot; None where there is a slot index.
+        whole: whether it tells of all slots at once, and there is no slot index left.
     """
 
     router: Router
     expert: int | None
     slot: int | None = None
+    whole: bool = False
 
     def fix(self, atom: Atom, position: int) -> Content | None:
         if atom.kind == "slot":
             return dataclasses.replace(self, slot=position)
         return dataclasses.replace(self, expert=position) if atom.kind == "expert" else super().fix(atom, position)
+
+
+@dataclass(frozen=True)
+class Without(Content):
+    """Where a mask does not hold."""
+
+    mask: Mask
+
+    def fix(self, atom: Atom, position: int) -> Content | None:
+        mask = self.mask.fix(atom, position)
+        return Without(mask) if isinstance(mask, Mask) else None
 
 
 @dataclass(frozen=True)
@@ -142,6 +171,19 @@ class Admitted(Content):
 
     x: ir.Value
     share: Share
+
+
+@dataclass(frozen=True)
+class Carried(Content):
+    """What lies between an expert's projections, times its weight: down is linear, so that its output is weighed.
+
+    Attributes:
+        features: what down would read.
+        share: the weight, where it lies.
+    """
+
+    features: Features
+    share: Located
 
 
 @dataclass(frozen=True)
@@ -206,10 +248,21 @@ class Mixed(Content):
     Attributes:
         mixing: the router's weights.
         parts: what is added: terms, sums, and what these start from.
+        counted: how many pairs of an expert and a slot are in.
+        begun: whether it starts from something.
     """
 
     mixing: Mixing
     parts: tuple[Term | Mixed | Start, ...]
+    counted: int = dataclasses.field(init=False)
+    begun: bool = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        experts = self.mixing.router.experts
+        counts = (_counted(part, experts) for part in self.parts)
+        object.__setattr__(self, "counted", sum(counts))
+        begun = (part.begun if isinstance(part, Mixed) else isinstance(part, Start) for part in self.parts)
+        object.__setattr__(self, "begun", any(begun))
 
     def terms(self) -> Iterator[Term]:
         """Yields the terms from left to right."""
@@ -223,8 +276,7 @@ class Mixed(Content):
     def complete(self) -> bool:
         """Whether as many terms are there as the router has experts and slots."""
         router = self.mixing.router
-        counts = (len(term.slots) * (1 if term.expert is not None else router.experts) for term in self.terms())
-        return sum(counts) >= router.experts * router.k
+        return self.counted >= router.experts * router.k
 
     def _leaves(self) -> Iterator[Term | Start]:
         stack: list[Term | Mixed | Start] = [self]
@@ -234,6 +286,29 @@ class Mixed(Content):
                 stack.extend(reversed(part.parts))
             else:
                 yield part
+
+
+def _counted(part: Term | Mixed | Start, experts: int) -> int:
+    if isinstance(part, Mixed):
+        return part.counted
+    return len(part.slots) * (1 if part.expert is not None else experts) if isinstance(part, Term) else 0
+
+
+@dataclass(frozen=True, eq=False)
+class Unmasked(Content):
+    """One expert's output times the weight of a slot, whether the slot holds that expert or not.
+
+    Attributes:
+        mixing: the slot's weight.
+        output: what is weighed.
+        value: its value.
+        node: the product.
+    """
+
+    mixing: Mixing
+    output: Output
+    value: ir.Value
+    node: ir.Node
 
 
 @dataclass(frozen=True, eq=False)

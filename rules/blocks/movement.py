@@ -34,8 +34,9 @@ from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import ONE, Dims, Integers, Size
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import as_features
-from rewriter.rules.blocks.axes import Atom, Dim, Located, Pieces, feature, put, reshape, tokens, total
+from rewriter.rules.blocks.axes import Atom, Dim, Located, Pieces, feature, put, reshape, total
 from rewriter.rules.blocks.contents import Tokens
+from rewriter.rules.blocks.token_axes import token_axes
 from rewriter.tensors import View
 
 movement = Family("movement")
@@ -58,9 +59,10 @@ def token_rows(facts: Facts, value: ir.Value, features: int | None = None) -> Lo
     if dims is None or len(dims) < 2:
         return None
     last = dims[-1].constant if dims[-1].constant is not None else features
-    if last is None or features not in (None, last):
+    lead = token_axes(facts, value)
+    if last is None or lead is None or features not in (None, last):
         return None
-    return Located(Tokens(value), (*tokens(dims[:-1]), feature(last)))
+    return Located(Tokens(value), (*lead, feature(last)))
 
 
 @movement.at(*OPERATORS)

@@ -15,14 +15,15 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Family
 from rewriter.facts.integers import static
 from rewriter.facts.shapes import shape_of
-from rewriter.facts.size import Dims, Size
+from rewriter.facts.size import Size
 from rewriter.graph.attributes import cast_type, integer_attribute
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
-from rewriter.rules.blocks.axes import Atom, Axes, Located, only, tokens
+from rewriter.rules.blocks.axes import Atom, Axes, Located, only
 from rewriter.rules.blocks.contents import Composed, Features, Output, Router, Scores
 from rewriter.rules.blocks.mixing import Chosen, Complete, Mask, Mixed, Mixing, Share, Sparse, Total, Weighted
 from rewriter.rules.blocks.routing_weights import opaque
+from rewriter.rules.blocks.token_axes import token_axes
 from rewriter.rules.blocks.uniform import uniform_of
 
 routers = Family("routers")
@@ -40,25 +41,23 @@ def last_axis(node: ir.Node, rank: int, default: int = -1) -> bool:
     return integer_attribute(node, "axis", default) % rank == rank - 1
 
 
-@routers.at("Softmax")
+@routers.at("Softmax", "LogSoftmax")
 def softmax(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None:
     """Over all experts, or over the chosen ones."""
-    located = facts.get(x, Located)
+    located = facts.get(x, Located) if node.op_type == "Softmax" else None
     if located is not None and isinstance(located.content, Mixing):
         held = located.content
         axis = integer_attribute(node, "axis", -1 if facts.opset >= 13 else 1) % located.rank
         if not only(located.axes[axis], "slot") or held.slot is not None:
             raise Declined("Softmax is not over the chosen experts", node)
-        plain = held.scores.function in ("logits", "positive")
-        if not plain or (held.stage, held.scale, held.table) != ("raw", 1.0, None):
+        if not held.scores.shifted or (held.stage, held.scale, held.table) != ("raw", 1.0, None):
             raise Declined("Softmax over chosen weights that are no logits", node)
         return dataclasses.replace(located, content=dataclasses.replace(held, stage="softmax", value=node.outputs[0]))
     if located is not None and isinstance(located.content, Sparse):
         held = located.content.mixing
         if not last_axis(node, located.rank, -1 if facts.opset >= 13 else 1) or not only(located.axes[-1], "expert"):
             raise Declined("Softmax is not over the experts", node)
-        plain = held.scores.function in ("logits", "positive")
-        if not plain or (held.stage, held.scale, held.table) != ("raw", 1.0, None):
+        if not held.scores.shifted or (held.stage, held.scale, held.table) != ("raw", 1.0, None):
             raise Declined("Softmax over chosen weights that are no logits", node)
         mixed = dataclasses.replace(held, stage="softmax", value=None)
         return Located(Share(mixed, None, frozenset(range(held.router.k))), located.axes)
@@ -67,7 +66,7 @@ def softmax(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | Located | None
     dims = shape_of(facts, x) if axis != -1 else None
     if scores.function != "logits" or (axis != -1 and (not dims or axis % len(dims) != len(dims) - 1)):
         return None
-    return Scores(scores.logits, "softmax")
+    return Scores(scores.logits, "softmax" if node.op_type == "Softmax" else "log_softmax")
 
 
 @routers.at("Sigmoid")
@@ -99,7 +98,8 @@ def mixture(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
         return None
     scores = Scores(x, "softmax")
     mixing = Mixing(Router(node, scores, count, count), scores, node.outputs[0], "softmax", value=node.outputs[0])
-    return Located(Share(mixing, None, frozenset(range(count))), (*tokens(dims[:-1]), (Atom("expert", Size(count)),)))
+    lead = token_axes(facts, x) or ()
+    return Located(Share(mixing, None, frozenset(range(count))), (*lead, (Atom("expert", Size(count)),)))
 
 
 @routers.at("Cast")
@@ -146,11 +146,24 @@ def positive(facts: Facts, node: ir.Node, x: ir.Value) -> Scores:
     return Scores(node.outputs[0], "positive")
 
 
+@routers.at("Exp")
+def late_softmax(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
+    """The exponentials of chosen logarithms of a softmax over all experts: what the softmax gives them."""
+    located = facts.get(x, Located)
+    if located is None or not isinstance(located.content, Mixing):
+        return None
+    held = located.content
+    if (held.stage, held.scale, held.table, held.scores.function) != ("raw", 1.0, None, "log_softmax"):
+        return None
+    known = dataclasses.replace(held, scores=Scores(held.scores.logits, "softmax"), value=node.outputs[0])
+    return dataclasses.replace(located, content=known)
+
+
 @routers.at("Sqrt")
 def sqrt(facts: Facts, node: ir.Node, x: ir.Value) -> Scores | None:
     """The root of scores that are never negative."""
     scores = facts.get(x, Scores)
-    return None if scores is None or scores.function == "logits" else Scores(node.outputs[0], "positive")
+    return None if scores is None or not scores.positive else Scores(node.outputs[0], "positive")
 
 
 @routers.at("Where")
@@ -160,7 +173,7 @@ def threshold(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir
     if greater is None or greater.op_type != "Greater" or greater.inputs[0] is not yes or scores is None:
         return None
     number = number_of(facts, greater.inputs[1])
-    positive = scores.function != "logits" and number is not None and number >= 0
+    positive = scores.positive and number is not None and number >= 0
     return Scores(node.outputs[0], "positive") if positive else None
 
 
@@ -233,7 +246,7 @@ def top_k(facts: Facts, node: ir.Node, scores: ir.Value, k: ir.Value) -> dict[ir
         return None
     fault = "" if integer_attribute(node, "largest", 1) == 1 else "TopK takes the smallest scores"
     router = Router(node, scores_of(facts, scores), count[0], experts, fault)
-    axes = (*tokens(dims[:-1]), (Atom("slot", Size(count[0])),))
+    axes = (*(token_axes(facts, scores) or ()), (Atom("slot", Size(count[0])),))
     return {
         values: Located(Mixing(router, router.scores, scores, value=values), axes),
         indices: Located(Chosen(router), axes),
@@ -246,9 +259,7 @@ def arg_max(facts: Facts, node: ir.Node, scores: ir.Value) -> Located | None:
     router = _router_of_maximum(facts, node, scores)
     if router is None:
         return None
-    dims = shape_of(facts, scores)
-    assert dims is not None
-    return Located(Chosen(router, 0), _maximum_axes(node, dims))
+    return Located(Chosen(router, 0), _maximum_axes(facts, node, scores))
 
 
 @routers.at("ReduceMax")
@@ -260,12 +271,12 @@ def maximum(facts: Facts, node: ir.Node, scores: ir.Value, *others: ir.Value | N
     if router is None or dims is None or static(facts, node, 1, "axes") not in ([-1], [len(dims) - 1]):
         return None
     held = Mixing(router, router.scores, scores, slot=0, value=node.outputs[0])
-    return Located(held, _maximum_axes(node, dims))
+    return Located(held, _maximum_axes(facts, node, scores))
 
 
-def _maximum_axes(node: ir.Node, dims: Dims) -> Axes:
+def _maximum_axes(facts: Facts, node: ir.Node, scores: ir.Value) -> Axes:
     """The dimensions of a maximum over the last one."""
-    return (*tokens(dims[:-1]), *([()] if integer_attribute(node, "keepdims", 1) else []))
+    return (*(token_axes(facts, scores) or ()), *([()] if integer_attribute(node, "keepdims", 1) else []))
 
 
 def _router_of_maximum(facts: Facts, node: ir.Node, scores: ir.Value) -> Router | None:
@@ -286,7 +297,7 @@ def masked(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.Va
     """Scores of which some are set to a number, as those of groups that were not selected."""
     for value, other in ((yes, no), (no, yes)):
         scores, number = facts.get(value, Scores), uniform_of(facts, other)
-        if scores is not None and scores.function != "logits" and number is not None and number >= 0:
+        if scores is not None and scores.positive and number is not None and number >= 0:
             return Scores(node.outputs[0], "positive")
     return None
 
@@ -302,7 +313,7 @@ def gather_elements(facts: Facts, node: ir.Node, scores: ir.Value, chosen: ir.Va
     if not dims or not last_axis(node, len(dims), 0) or len(dims) != located.rank:
         return None
     slotted = only(located.axes[-1], "slot") if held.slot is None else held.router.k == 1 and not located.axes[-1]
-    if tokens(dims[:-1]) != located.axes[:-1] or not slotted:
+    if token_axes(facts, scores) != located.axes[:-1] or not slotted:
         return None
     if dims[-1].constant != held.router.experts:
         return None

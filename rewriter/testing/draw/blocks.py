@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from rewriter.testing.draw.combines import Choice, combine
 from rewriter.testing.draw.graph import FLOAT_TYPES, Scope
 from rewriter.testing.draw.packed import Packing, multiply
 from rewriter.testing.draw.spellings import Spelling, Stack, select, turn
 
-ROUTERS = ("softmax-topk", "topk-softmax", "sigmoid")
+ROUTERS = ("softmax-topk", "topk-softmax", "sigmoid", "normalised", "sigmoid-normalised", "log-softmax", "hidden")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Block:
         gemm: whether experts multiply with Gemm.
         spelling: how each expert's matrix is taken.
         packing: of the experts, each a MatMulNBits of its own; None for float stacks.
+        combine: one of ``COMBINES``.
+        mistake: one of ``MISTAKES``, or empty.
     """
 
     experts: int
@@ -44,34 +47,43 @@ class Block:
     gemm: bool = False
     spelling: Spelling = field(default_factory=Spelling)
     packing: Packing | None = None
+    combine: str = "mask-sum"
+    mistake: str = ""
 
 
 def write_block(scope: Scope, x: str, block: Block, prefix: str) -> str:
     """Writes the layer x [T, H] -> [T, H]; its weights' names begin with ``prefix``."""
-    weights, chosen = _route(scope, x, block, prefix)
-    routed = ""
-    for expert in range(block.experts):
-        out = _linear(scope, _activate(scope, x, block, expert, prefix), block, expert, f"{prefix}down")
-        here = scope.op("Cast", scope.op("Equal", chosen, scope.ints(expert)), to=FLOAT_TYPES[block.dtype])
-        share = scope.op("ReduceSum", scope.op("Mul", weights, here), scope.ints(-1), keepdims=1)
-        mixed = scope.op("Mul", out, share)
-        routed = scope.op("Add", routed, mixed) if routed else mixed
-    return scope.op("Add", x, routed)
+    choice = Choice(block.experts, block.top_k, block.dtype, *_route(scope, x, block, prefix))
+
+    def expert(rows: str, number: int) -> str:
+        return _linear(scope, _activate(scope, rows, block, number, prefix), block, number, f"{prefix}down")
+
+    return scope.op("Add", x, combine(scope, x, choice, expert, block.combine, block.mistake))
 
 
 def _route(scope: Scope, x: str, block: Block, prefix: str) -> tuple[str, str]:
     """Returns the weights and the ids of the chosen experts, both [T, top_k]."""
     router = scope.weight(f"{prefix}router", (block.hidden, block.experts), block.dtype)
+    if block.router == "hidden":
+        x = scope.op(
+            "Tanh", scope.op("MatMul", x, scope.weight(f"{prefix}router_in", (block.hidden,) * 2, block.dtype))
+        )
     logits = scope.op("MatMul", x, router)
     if block.dtype != "float32":
         logits = scope.op("Cast", logits, to=TensorProto.FLOAT)
-    if block.router == "softmax-topk":
+    if block.router in ("softmax-topk", "normalised", "hidden"):
         logits = scope.op("Softmax", logits, axis=-1)
-    elif block.router == "sigmoid":
+    elif block.router.startswith("sigmoid"):
         logits = scope.op("Sigmoid", logits)
+    elif block.router == "log-softmax":
+        logits = scope.op("LogSoftmax", logits, axis=-1)
     values, chosen = scope.ops("TopK", logits, scope.ints(block.top_k), count=2, axis=-1)
     if block.router == "topk-softmax":
         values = scope.op("Softmax", values, axis=-1)
+    elif block.router == "log-softmax":
+        values = scope.op("Exp", values)
+    elif block.router.endswith("normalised"):
+        values = scope.op("Div", values, scope.op("ReduceSum", values, scope.ints(-1), keepdims=1))
     if block.dtype != "float32":
         values = scope.op("Cast", values, to=FLOAT_TYPES[block.dtype])
     return values, chosen

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rewriter.testing.draw.blocks import ROUTERS, Block, write_block
 from rewriter.testing.draw.checked import checked
+from rewriter.testing.draw.combines import COMBINES, LOOPS, MISTAKES
 from rewriter.testing.draw.graph import DTYPES, OPERANDS, Scope, floats
 from rewriter.testing.draw.model import MODERN, draw_model
 from rewriter.testing.draw.packed import BITS, Packing
@@ -18,7 +19,9 @@ from rewriter.testing.draw.spellings import SELECTIONS, spellings
 BLOCK_SIZES = (16, 32)
 
 
-@checked(dtypes=DTYPES, placements=PLACEMENTS, selections=SELECTIONS, routers=ROUTERS)
+@checked(
+    dtypes=DTYPES, placements=PLACEMENTS, selections=SELECTIONS, routers=ROUTERS, combines=COMBINES, obstacles=MISTAKES
+)
 @st.composite
 def moe_models(
     draw: st.DrawFn,
@@ -30,9 +33,11 @@ def moe_models(
     placements: Sequence[str] = PLACEMENTS,
     selections: Sequence[str] = SELECTIONS,
     routers: Sequence[str] = ROUTERS,
+    combines: Sequence[str] = COMBINES,
+    obstacles: Sequence[str] = (),
     typed: bool | None = None,
 ) -> ir.Model:
-    """Draws whole layers of ``x`` [T, H]: a router, every expert unrolled from constant stacks, and their sum.
+    """Draws whole layers of ``x`` [T, H]: a router, every expert from constant stacks, and the sum of the chosen.
 
     Args:
         draw: given by Hypothesis.
@@ -43,6 +48,8 @@ def moe_models(
         placements: where the layers stand, of ``PLACEMENTS``.
         selections: how a matrix is taken from its stack, of ``SELECTIONS``.
         routers: how experts are chosen, of ``ROUTERS``.
+        combines: how the chosen are put together, of ``COMBINES``; loops are drawn from opset 18 on.
+        obstacles: what makes a block another one, of ``MISTAKES``; each model has at most one.
         typed: whether values carry types and shapes; None draws that too.
 
     Raises:
@@ -60,6 +67,8 @@ def moe_models(
         transposed=draw(st.booleans()),
         gemm=draw(st.booleans()),
         spelling=draw(spellings(selections)),
+        combine=draw(st.sampled_from(combines)),
+        mistake=draw(st.sampled_from(("", *obstacles))),
     )
     return _layers(draw, block, max_layers, placements, typed)
 
@@ -114,7 +123,8 @@ def quantized_experts(
 
 def _layers(draw: st.DrawFn, block: Block, max_layers: int, placements: Sequence[str], typed: bool | None) -> ir.Model:
     depth = draw(st.integers(1, max_layers))
-    scope = Scope(draw(st.sampled_from(MODERN)), operands=draw(st.sampled_from(OPERANDS)))
+    opsets = [opset for opset in MODERN if opset >= 18] if block.combine in LOOPS else MODERN
+    scope = Scope(draw(st.sampled_from(opsets)), operands=draw(st.sampled_from(OPERANDS)))
     scope.inputs["x"] = floats("x", block.dtype, ["T", block.hidden])
 
     def body(inner: Scope, x: str) -> str:

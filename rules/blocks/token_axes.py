@@ -1,0 +1,36 @@
+"""Which token indices lie along the dimensions of a value, in the order in which they were flattened."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from rewriter.facts import Facts
+from rewriter.facts.shapes import shape_of
+from rewriter.graph.walk import producers, walk
+from rewriter.rules.blocks.axes import Axes, reshape, tokens
+
+_NEAR = 16
+
+
+def token_axes(facts: Facts, value: ir.Value) -> Axes | None:
+    """Returns the token indices of all dimensions of a value but the last; None where its shape is not known.
+
+    An extent is a product, and does not tell the order of two unknown extents in one dimension: that is the order of
+    the dimensions that were flattened.
+    """
+    dims = shape_of(facts, value)
+    if not dims:
+        return None
+    lead = dims[:-1]
+    plain = tokens(lead)
+    if all(len(dim) <= 1 for dim in plain):
+        return plain
+
+    def before(at: ir.Value) -> list[ir.Value]:
+        found = ((given, shape_of(facts, given)) for given in producers(at)[:1])
+        return [given for given, own in found if own and own[:-1] == lead]
+
+    *_, first = walk([value], before, limit=_NEAR)
+    flattened = producers(first)[:1]
+    given = shape_of(facts, flattened[0]) if flattened else None
+    return (reshape(tokens(given[:-1]), lead) if given else None) or plain
