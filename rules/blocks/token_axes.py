@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import onnx_ir as ir
 
 from rewriter.facts import Facts
 from rewriter.facts.shapes import shape_of
-from rewriter.graph.walk import producers, walk
+from rewriter.graph.walk import GaveUp, producers, walk
 from rewriter.rules.blocks.axes import Axes, reshape, tokens
 
-_NEAR = 16
+_NEAR = 64
 
 
 def token_axes(facts: Facts, value: ir.Value) -> Axes | None:
@@ -27,10 +29,13 @@ def token_axes(facts: Facts, value: ir.Value) -> Axes | None:
         return plain
 
     def before(at: ir.Value) -> list[ir.Value]:
-        found = ((given, shape_of(facts, given)) for given in producers(at)[:1])
+        found = ((given, shape_of(facts, given)) for given in producers(at))
         return [given for given, own in found if own and own[:-1] == lead]
 
-    *_, first = walk([value], before, limit=_NEAR)
-    flattened = producers(first)[:1]
-    given = shape_of(facts, flattened[0]) if flattened else None
-    return (reshape(tokens(given[:-1]), lead) if given else None) or plain
+    with contextlib.suppress(GaveUp):
+        for at in walk([value], before, limit=_NEAR):
+            given = shape_of(facts, producers(at)[0]) if producers(at) else None
+            apart = tokens(given[:-1]) if given else ()
+            if len(apart) > len(lead) and all(len(dim) <= 1 for dim in apart) and (own := reshape(apart, lead)):
+                return own
+    return plain
