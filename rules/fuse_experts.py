@@ -36,7 +36,7 @@ import onnx_ir as ir
 
 from rewriter.emit import write_operator
 from rewriter.facts import Transfer
-from rewriter.graph.declines import BY_EXPERT, ROUNDED, no_kernel
+from rewriter.graph.declines import BY_EXPERT, no_kernel
 from rewriter.operators.form import FLOAT_EXPERTS, PROJECTIONS, ExpertForm, ExpertsName
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE, RAW, ROUTER_WEIGHTS
@@ -61,7 +61,15 @@ from rewriter.rules.blocks.emit import (
 from rewriter.rules.blocks.float_weights import FloatWeights, stack_float_weights
 from rewriter.rules.blocks.matched_nodes import covered
 from rewriter.rules.blocks.moe import Experts, Projection
-from rewriter.rules.blocks.qmoe import carried_accuracy_level, exact_ways, plan_experts, prepacked_attribute, write_qmoe
+from rewriter.rules.blocks.qmoe import (
+    carried_accuracy_level,
+    exact_ways,
+    plan_experts,
+    prepacked_attribute,
+    qmoe_attributes,
+    require_accepted_rounding,
+    write_qmoe,
+)
 from rewriter.rules.blocks.quantized_weights import require_kernel, stack_quantized_weights
 from rewriter.rules.blocks.routing import Routing, normalised, resolve, resolve_given
 from rewriter.target import Target
@@ -149,13 +157,8 @@ class FuseExperts(AtOperator):
         ways = exact_ways(target, form, weights[0].dtype)
         assert not isinstance(ways, str), "the form was asked for before"
         held = plan_experts(run, own, ways)
-        if held.rounds and not run.rounded_activations:
-            spec = held.specs[0]
-            how = f"to 8 bits at {spec.bits} bits in blocks of {held.block}"
-            if spec.format != INT.name:
-                how = f"of {weights[0].dtype.name} beside weights in {spec.format}"
-            reason = f"QMoE on target {target} rounds activations {how}"
-            raise Declined(reason, block.out, remedy=f"{ROUNDED}, or {BY_EXPERT}")
+        attributes = qmoe_attributes(target, form, held)
+        require_accepted_rounding(run, held.way.kernel, attributes, block.out, instead=BY_EXPERT)
 
     def _quantized(self, op: Any, block: Block, node: ir.Node) -> Replacement:
         facts, target = self.run.facts, self.run.target
@@ -163,7 +166,7 @@ class FuseExperts(AtOperator):
         fc1, fc2 = stack_quantized_weights(block, node)
         form = form_of(block, routing)
         dtype = fc1.scales.dtype
-        weighted = require_kernel(self.run, form, routing, dtype, (fc1, fc2), node)
+        way = require_kernel(self.run, form, routing, dtype, (fc1, fc2), node)
         nodes = covered(facts, block, routing)
         fed = told(facts, block, routing)
         router = block.mixing.router.experts
@@ -171,7 +174,7 @@ class FuseExperts(AtOperator):
         mixing = None
         if routing.weights is not None:
             mixing = weights_of(op, facts, routing.weights, dtype, router)
-        elif weighted:
+        elif way.weighted:
             mixing = op.Softmax(logits, axis=-1)
 
         def tensor(view: View | None) -> ir.Value | None:
@@ -186,7 +189,7 @@ class FuseExperts(AtOperator):
         attributes |= prepacked_attribute(target, RAW) | carried_accuracy_level(target, nodes)
 
         def qmoe(x: ir.Value) -> ir.Value:
-            return write_qmoe(op, inputs | {0: x}, attributes, RAW)
+            return write_qmoe(op, self.run, way.kernel, inputs | {0: x}, attributes, RAW, node)
 
         return Replacement({block.out: placed(op, facts, block, qmoe, node)}, nodes, fed)
 

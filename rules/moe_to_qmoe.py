@@ -8,6 +8,7 @@ Declines when:
               the plan keeps an expert in float, or gives the experts of a stack different forms
               no block size that both H and I allow is left
               the float weights would stay in the model beside the quantized ones
+              the kernel rounds activations to 8 bits, which the run does not accept
               it is a QMoE already
 Source:       com.microsoft::QMoE; the model builder of onnxruntime-genai, mobius, transformers' exporter
 """
@@ -48,7 +49,7 @@ class MoEToQMoE(AtOperator):
         experts = read_moe(self.run, node)
         held = plan_experts(self.run, experts, ways, smaller_blocks=self._smaller_blocks)
         require_weights_disappear(self.run.facts, experts)
-        return emit_qmoe(op, self.run.target, experts, self._levelled(held))
+        return emit_qmoe(op, self.run, experts, self._levelled(held))
 
     def _levelled(self, held: Held) -> Held:
         heeded = heeds_accuracy_level(self.run.target)

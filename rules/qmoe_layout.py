@@ -5,6 +5,7 @@ Replacement:  the same QMoE with the codes laid out anew; scales, zero points an
 Declines when:
               nothing tells in which layout the weights are
               the target does not read the wanted layout, or N and K do not allow it
+              its kernel rounds activations to 8 bits, which the run does not accept
 Source:       com.microsoft::QMoE; CUDA exports hold prepacked weights, which other providers refuse or read as garbage
 """
 
@@ -22,6 +23,7 @@ from rewriter.rule import NotApplicable, Replacement, Rule
 from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.qmoe import prepacked_attribute, refusal, write_qmoe
 from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredExperts, StoredProjection, dtype_name, read_qmoe
+from rewriter.target import Kernel
 
 
 class QMoELayout(AtOperator):
@@ -34,7 +36,7 @@ class QMoELayout(AtOperator):
 
     def replace(self, op: Any, node: ir.Node) -> Replacement:
         stored = read_qmoe(self.run, node, self._unmarked)
-        wanted = self._wanted(stored)
+        kernel, wanted = self._wanted(stored)
         if wanted is stored.layout:
             raise NotApplicable
         inputs = dict(enumerate(node.inputs))
@@ -44,11 +46,11 @@ class QMoELayout(AtOperator):
         attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
         attributes.pop("weights_prepacked", None)
         attributes |= prepacked_attribute(self.run.target, wanted, stored.projections[0].shape.format)
-        out = write_qmoe(op, inputs, attributes, wanted)
+        out = write_qmoe(op, self.run, kernel, inputs, attributes, wanted, node)
         return Replacement({node.outputs[0]: out}, [node], layouts={node: stored.layout.name})
 
-    def _wanted(self, stored: StoredExperts) -> Layout:
-        """The layout that is asked for, by default the first that a kernel of the target reads; or declines."""
+    def _wanted(self, stored: StoredExperts) -> tuple[Kernel, Layout]:
+        """Returns a kernel and the layout that is asked for, by default the first that one reads; or declines."""
         target, shapes = self.run.target, [projection.shape for projection in stored.projections]
         dtype = dtype_name(stored.node)
         kernels = target.runs(QMOE.name, stored.form, dtype, weighted=stored.router_weights is not None)
@@ -58,7 +60,7 @@ class QMoELayout(AtOperator):
                 layout = layout_named(name)
                 found = refusal(kernel, shapes, layout)
                 if found is None:
-                    return layout
+                    return kernel, layout
                 reason = reason or reason_of(found)
         raise no_kernel(QMOE.name, target, reason or "it reads no layout that is known here", stored.node)
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rewriter.emit import write_operator
 from rewriter.errors import RewriterWarning
-from rewriter.graph.declines import NAME_ARCHITECTURE, ONE_SPEC, OTHER_BLOCK_SIZE, Reason, no_kernel, reason_of
+from rewriter.graph.declines import NAME_ARCHITECTURE, ONE_SPEC, OTHER_BLOCK_SIZE, ROUNDED, Reason, no_kernel, reason_of
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.layout.stored import Layout, Refusal
 from rewriter.operators.matmul_nbits import MATMUL_NBITS, attributes_of
@@ -59,12 +59,6 @@ class Held:
     layout: Layout
     way: Way
     accuracy_level: int = 0
-
-    @property
-    def rounds(self) -> bool:
-        """Whether the kernel rounds activations to 8 bits."""
-        bits = (spec.bits for spec in self.specs)
-        return any(self.way.kernel.rounds_activations(own, self.block, self.accuracy_level) for own in bits)
 
     @property
     def specs(self) -> tuple[WeightSpec, ...]:
@@ -162,12 +156,12 @@ def _with_widths(target: Target, ways: Sequence[Way], experts: Experts, specs: S
     return fitting
 
 
-def emit_qmoe(op: Any, target: Target, experts: Experts, held: Held) -> Any:
-    """Writes the QMoE.
+def emit_qmoe(op: Any, run: Run, experts: Experts, held: Held) -> Any:
+    """Writes the QMoE, or declines as ``write_qmoe`` does.
 
     Args:
         op: onnxscript's builder.
-        target: says which attributes and inputs the operator has.
+        run: the present run.
         experts: the MoE.
         held: how its weights are held.
     """
@@ -180,20 +174,56 @@ def emit_qmoe(op: Any, target: Target, experts: Experts, held: Held) -> Any:
         inputs |= dict(zip(parts, map(op.initializer, tensors), strict=False))
         inputs[slots.bias] = projection.bias
     inputs[ROUTER_WEIGHTS] = op.Softmax(router, axis=-1) if held.way.weighted else None
-    return write_qmoe(op, inputs, qmoe_attributes(target, experts.form, held), held.layout)
+    attributes = qmoe_attributes(run.target, experts.form, held)
+    return write_qmoe(op, run, held.way.kernel, inputs, attributes, held.layout, experts.node)
+
+
+def require_accepted_rounding(
+    run: Run, kernel: Kernel, attributes: Mapping[str, Any], culprit: ir.Node | ir.Value, *, instead: str = ""
+) -> None:
+    """Declines a QMoE whose kernel rounds activations where neither the run nor its attributes accept it.
+
+    Args:
+        run: the present run.
+        kernel: what will run the node.
+        attributes: of the node.
+        culprit: the node or value at fault.
+        instead: what else gives small weights there.
+    """
+    if run.rounded_activations or attributes.get("accuracy_level") == 4:
+        return
+    bits = [value for name, value in attributes.items() if name.endswith("expert_weight_bits")]
+    block = attributes.get("block_size", 0)
+    for own in bits:
+        if kernel.rounds_activations(own, block):
+            how = f"to 8 bits at {own} bits in blocks of {block}"
+            if kernel.format != INT.name:
+                how = f"of {' or '.join(kernel.dtypes)} beside weights in {kernel.format}"
+            reason = f"QMoE on target {run.target} rounds activations {how}"
+            raise Declined(reason, culprit, remedy=f"{ROUNDED}{instead and f', or {instead}'}")
 
 
 def write_qmoe(
-    op: Any, inputs: Mapping[int, ir.Value | None], attributes: Mapping[str, int | float | str], layout: Layout
+    op: Any,
+    run: Run,
+    kernel: Kernel,
+    inputs: Mapping[int, ir.Value | None],
+    attributes: Mapping[str, Any],
+    layout: Layout,
+    culprit: ir.Node | ir.Value,
 ) -> ir.Value:
-    """Writes a QMoE, stamped with the layout of its weights.
+    """Writes a QMoE, stamped with the layout of its weights; declines where it would round unasked.
 
     Args:
         op: onnxscript's builder.
+        run: the present run.
+        kernel: what will run the node.
         inputs: by slot.
         attributes: of the node.
         layout: of its weights.
+        culprit: the node or value that is rewritten.
     """
+    require_accepted_rounding(run, kernel, attributes, culprit)
     out = write_operator(op, QMOE, [inputs.get(slot) for slot in range(len(QMOE.inputs))], attributes)
     producer = out.producer()
     assert producer is not None

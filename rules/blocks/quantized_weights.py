@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.graph.declines import OTHER_BLOCK_SIZE, ROUNDED, Reason, no_kernel
+from rewriter.graph.declines import OTHER_BLOCK_SIZE, no_kernel
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.qmoe import QMOE, RAW
 from rewriter.quantize.types import QuantizedShape
@@ -128,8 +128,8 @@ def require_kernel(
     dtype: ir.DataType,
     projections: tuple[QuantizedProjection, QuantizedProjection],
     node: ir.Node,
-) -> bool:
-    """Returns whether it needs router_weights; declines where the target has no exact QMoE of this form."""
+) -> Way:
+    """Returns what runs it; declines where the target has no exact QMoE of this form."""
     target = run.target
     if routing.weights is None:
         ways = exact_ways(target, form, dtype)
@@ -139,12 +139,8 @@ def require_kernel(
     if isinstance(ways, str):
         raise no_kernel(QMOE.name, target, ways, node)
     shapes = [p.shape for p in projections]
-    bits, block = shapes[0].bits, shapes[0].block
     reasons = [refusal(own.kernel, shapes, RAW) for own in ways]
     way = next((own for own, reason in zip(ways, reasons, strict=True) if reason is None), None)
     if way is None:
         raise no_kernel(QMOE.name, target, reasons[0] or "", node)
-    if way.kernel.rounds_activations(bits, block) and not run.rounded_activations:
-        reason = f"it rounds activations to 8 bits at {bits} bits in blocks of {block}"
-        raise no_kernel(QMOE.name, target, Reason(reason, ROUNDED), node)
-    return way.weighted
+    return way

@@ -96,9 +96,10 @@ def feeds(dtype=np.float32, *, hidden=H, experts=E, tokens=T):
 
 
 def rule_set(*phases, **default):
-    """A rule set of one phase for each list of rules; ``default`` is the plan's."""
+    """A rule set of one phase for each list of rules, where kernels may round; ``default`` is the plan's."""
     return {
         "description": "A test.",
+        "rounded_activations": True,
         "phases": [{"name": f"phase{i}", "rules": list(rules)} for i, rules in enumerate(phases)],
         "quantization": {"default": default},
     }

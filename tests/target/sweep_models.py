@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,17 @@ TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 Experts = tuple[ir.DataType, tuple[int, int], Mapping[str, object], bool, int]
 """Of an MoE: element type, H and I, attributes (and ``fc3``), whether it has biases, rank of x."""
+
+
+def made_once(make: Callable[..., ir.Model], *asked: object) -> ir.Model:
+    """Returns the model that ``make`` returns for such arguments: rewriting leaves it as it is."""
+    key = make.__name__, repr(asked)
+    if key not in _MADE:
+        _MADE[key] = make(*asked)
+    return _MADE[key]
+
+
+_MADE: dict[tuple[str, str], ir.Model] = {}
 
 
 class _Graph:
@@ -46,8 +58,9 @@ class _Graph:
         *,
         last: bool = True,
         domain: str = "",
+        called: str = "",
     ) -> ir.Value:
-        node = ir.node(name, inputs, dict(attributes), domain=domain, name=f"n{len(self.nodes)}")
+        node = ir.node(name, inputs, dict(attributes), domain=domain, name=f"{called}n{len(self.nodes)}")
         out = node.outputs[0]
         out.name, out.type, out.shape = f"v{len(self.nodes)}", ir.TensorType(dtype), ir.Shape(shape)
         self.nodes.append(node)
@@ -67,10 +80,10 @@ class _Graph:
         return ir.Model(graph, ir_version=10)
 
 
-def experts_model(nodes: list[Experts]) -> ir.Model:
-    """Returns a model of MoE nodes: element type, H and I, attributes, biases or none, rank of x."""
+def experts_model(nodes: Mapping[str, Experts]) -> ir.Model:
+    """Returns a model of MoE nodes, whose names begin as they are named."""
     g = _Graph()
-    for dtype, (h, i), attributes, bias, rank in nodes:
+    for name, (dtype, (h, i), attributes, bias, rank) in nodes.items():
         own = dict(attributes)
         fc3, experts = bool(own.pop("fc3", False)), 4
         lead: tuple[int | str, ...] = ("T",) if rank == 2 else ("B", "S")
@@ -81,30 +94,34 @@ def experts_model(nodes: list[Experts]) -> ir.Model:
         inputs: list[ir.Value | None] = [x, router]
         for size in sizes:
             inputs += [g.weight(dtype, experts, *size), g.weight(dtype, experts, size[0]) if bias else None]
-        g.op("MoE", inputs, own, dtype, (*lead, h), domain="com.microsoft")
+        g.op("MoE", inputs, own, dtype, (*lead, h), domain="com.microsoft", called=f"{name}_")
     return g.model()
 
 
-def constants_model(sizes: Sequence[tuple[int, int]], widths: Sequence[int]) -> ir.Model:
+def constants_model(
+    drawn: Mapping[str, tuple[Sequence[tuple[int, int]], Sequence[int]]], types: Sequence[ir.DataType]
+) -> ir.Model:
     """Returns a model of MatMul, Gemm with a bias, embeddings, such as are tied, and stacks of experts.
 
     Args:
-        sizes: K and N of what MatMul reads.
-        widths: K of tables.
+        drawn: how names of nodes begin -> K and N of what MatMul reads, K of tables.
+        types: of elements.
     """
     g = _Graph()
     ids = g.fed("ids", ir.DataType.INT64, "T")
-    for dtype, (k, n) in itertools.product(TYPES, sizes):
-        x = g.fed(f"x_{dtype.name}_{k}", dtype, "T", k)
-        g.op("MatMul", [x, g.weight(dtype, k, n)], {}, dtype, ("T", n))
-    for dtype in TYPES:
-        x = g.fed(f"x_{dtype.name}_512", dtype, "T", 512)
-        g.op("Gemm", [x, g.weight(dtype, 512, 128), g.weight(dtype, 128)], {}, dtype, ("T", 128))
-    for dtype, k in itertools.product(TYPES, widths):
-        g.op("Gather", [g.weight(dtype, 64, k), ids], {}, dtype, ("T", k))
-        table = g.weight(dtype, 64, k)
-        rows = g.op("Gather", [table, ids], {}, dtype, ("T", k), last=False)
-        columns = g.op("Transpose", [table], {"perm": [1, 0]}, dtype, (k, 64), last=False)
-        g.op("MatMul", [rows, columns], {}, dtype, ("T", 64))
-        g.op("Gather", [g.weight(dtype, 4, 32, k), ids], {}, dtype, ("T", 32, k))
+    for name, (sizes, widths) in drawn.items():
+        op = functools.partial(g.op, called=f"{name}_")
+        for dtype, (k, n) in itertools.product(types, sizes):
+            x = g.fed(f"x_{dtype.name}_{k}", dtype, "T", k)
+            op("MatMul", [x, g.weight(dtype, k, n)], {}, dtype, ("T", n))
+        for dtype in types:
+            x = g.fed(f"x_{dtype.name}_512", dtype, "T", 512)
+            op("Gemm", [x, g.weight(dtype, 512, 128), g.weight(dtype, 128)], {}, dtype, ("T", 128))
+        for dtype, k in itertools.product(types, widths):
+            op("Gather", [g.weight(dtype, 64, k), ids], {}, dtype, ("T", k))
+            table = g.weight(dtype, 64, k)
+            rows = op("Gather", [table, ids], {}, dtype, ("T", k), last=False)
+            columns = op("Transpose", [table], {"perm": [1, 0]}, dtype, (k, 64), last=False)
+            op("MatMul", [rows, columns], {}, dtype, ("T", 64))
+            op("Gather", [g.weight(dtype, 4, 32, k), ids], {}, dtype, ("T", 32, k))
     return g.model()

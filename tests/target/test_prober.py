@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -157,10 +158,26 @@ def test_answers_read_as_they_are_written(tmp_path):
     assert said[own[2].form] == own[2] and said[own[0].form].error == 2.5e-7
 
 
+def test_of_a_later_version_only_what_differs_is_written(tmp_path):
+    """And what is measured anew of the one before changes nothing of it."""
+    one, two, three = (forms.form_of(f"MatMulNBits k={k}") for k in (32, 64, 96))
+    first = answers.Answers("cpu", "1.9.0", "X", "", (answers.Answer(one, 1e-7), answers.Answer(two, 2e-7)))
+    second = dataclasses.replace(
+        first, version="1.10.0", answers=(answers.Answer(one, 1e-7), answers.Answer(three, None, "load: no"))
+    )
+    answers.write(tmp_path, first)
+    path = answers.write(tmp_path, second)
+    assert json.loads(path.read_text())["answers"] == {"MatMulNBits k=64": None, "MatMulNBits k=96": "0"}
+    answers.write(tmp_path, dataclasses.replace(first, answers=(answers.Answer(one, 3e-7),)))
+    later, before = answers.read_all(tmp_path)
+    assert set(later.answers) == set(second.answers)
+    assert set(before.answers) == {answers.Answer(one, 3e-7), answers.Answer(two, 2e-7)}
+
+
 def test_forms_of_a_file_are_measured_in_place_of_the_sweep(tmp_path):
     (tmp_path / "forms.txt").write_text("MatMulNBits k=96\nGatherBlockQuantized bits=8 k=96\n")
     command = [sys.executable, ROOT / "benchmarks" / "prober", "--forms", tmp_path / "forms.txt", "--out", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
-    (file,) = tmp_path.glob("*.json")
-    told = {forms.text_of(own.form): own.verdict("cpu") for own in answers.read(file).answers}
+    (found,) = answers.read_all(tmp_path)
+    told = {forms.text_of(own.form): own.verdict("cpu") for own in found.answers}
     assert told == {"MatMulNBits k=96": "right", "GatherBlockQuantized bits=8 k=96": "right"}

@@ -283,8 +283,8 @@ OPERATORS = (
         "rules/qmoe_layout.py",
         [
             (
-                "out = write_qmoe(op, inputs, attributes, wanted)",
-                "out = write_qmoe(op, inputs, attributes, stored.layout)",
+                "write_qmoe(op, self.run, kernel, inputs, attributes, wanted, node)",
+                "write_qmoe(op, self.run, kernel, inputs, attributes, stored.layout, node)",
             )
         ],
         qmoes(),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -74,45 +73,63 @@ class Answers:
 
 
 def write(folder: Path, found: Answers) -> Path:
-    """Writes a file of answers; where it is there already, what it says of other forms stays."""
-    path = folder / found.name
-    if path.exists():
-        asked = {own.form for own in found.answers}
-        kept = (own for own in read(path).answers if own.form not in asked)
-        found = replace(found, answers=tuple(sorted((*kept, *found.answers), key=lambda own: text_of(own.form))))
-    said = list(dict.fromkeys(own.why for own in found.answers if own.why))
-    head = {
-        "provider": found.provider,
-        "version": found.version,
-        "hardware": found.hardware,
-        "taken": found.taken,
-        "said": said,
-    }
-    lines = [json.dumps(head, indent=0)[:-2] + ',\n"answers": {']
-    rows = [
-        f'"{text_of(own.form)}": ' + (f'"{said.index(own.why)}"' if own.error is None else f"{_digits(own.error)}")
-        for own in found.answers
+    """Writes a file of answers; where it is there already, what it says of other forms stays.
+
+    Of a version that follows another on that provider and hardware, only what differs is written.
+    """
+    there = read_all(folder, f"{found.provider}-*.json")
+    family = {own.name: own for own in there if own.hardware == found.hardware}
+    asked = {own.form for own in found.answers}
+    kept = (own for own in family[found.name].answers if own.form not in asked) if found.name in family else ()
+    family[found.name] = replace(found, answers=(*kept, *found.answers))
+    before: Answers | None = None
+    for own in sorted(family.values(), key=lambda own: tuple(map(int, own.version.split(".")))):
+        (folder / own.name).write_text(_shown(own, before))
+        before = own
+    return folder / found.name
+
+
+def _shown(own: Answers, before: Answers | None) -> str:
+    """Writes answers, as what differs from those of the version before."""
+    rows, others = _rows(own), {} if before is None else _rows(before)
+    rows |= dict.fromkeys(others.keys() - rows.keys())
+    changed = {text: row for text, row in rows.items() if text not in others or row != others[text]}
+    said = list(dict.fromkeys(row for row in changed.values() if row is not None and not row[0].isdigit()))
+    head = {"provider": own.provider, "version": own.version, "hardware": own.hardware, "taken": own.taken}
+    head |= {"said": said} if before is None else {"as": before.name, "said": said}
+    lines = [
+        f'"{text}": ' + ("null" if row is None else f'"{said.index(row)}"' if row in said else row)
+        for text, row in sorted(changed.items())
     ]
-    path.write_text("\n".join([*lines, ",\n".join(rows), "}}", ""]))
-    return path
+    return "\n".join([json.dumps(head, indent=0)[:-2] + ',\n"answers": {', ",\n".join(lines), "}}", ""])
 
 
-def read(path: Path) -> Answers:
-    """Reads a file of answers."""
-    data = json.loads(path.read_text())
-    answers = tuple(_answer(text, value, data["said"]) for text, value in data["answers"].items())
-    return Answers(data["provider"], data["version"], data["hardware"], data["taken"], answers)
+def _rows(own: Answers) -> dict[str, str | None]:
+    return {text_of(a.form): a.why if a.error is None else _digits(a.error) for a in own.answers}
 
 
-def read_all(folder: Path) -> list[Answers]:
+def read_all(folder: Path, names: str = "*.json") -> list[Answers]:
     """Reads every file of a folder."""
-    return [read(path) for path in sorted(folder.glob("*.json"))]
+    found: dict[str, Answers] = {}
+    return [_read(path, found) for path in sorted(folder.glob(names))]
 
 
-def _answer(text: str, value: float | str, said: Iterable[str]) -> Answer:
-    if isinstance(value, str):
-        return Answer(form_of(text), None, list(said)[int(value)])
-    return Answer(form_of(text), float(value))
+def _read(path: Path, known: dict[str, Answers]) -> Answers:
+    """Reads a file of answers, and of those before it what it does not say otherwise."""
+    if path.name in known:
+        return known[path.name]
+    data = json.loads(path.read_text())
+    before = _read(path.with_name(data["as"]), known).answers if "as" in data else ()
+    found = {own.form: own for own in before}
+    for text, value in data["answers"].items():
+        form = form_of(text)
+        found.pop(form, None)
+        if value is not None:
+            said = isinstance(value, str)
+            found[form] = Answer(form, None if said else float(value), data["said"][int(value)] if said else "")
+    answers = tuple(sorted(found.values(), key=lambda own: text_of(own.form)))
+    known[path.name] = Answers(data["provider"], data["version"], data["hardware"], data["taken"], answers)
+    return known[path.name]
 
 
 def _digits(error: float) -> str:
