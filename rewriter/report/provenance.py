@@ -22,7 +22,8 @@ TOOL = "onnx-moe-rewriter"
 KEY = "onnx_moe_rewriter"
 """Of a model's metadata: a JSON list of ``Made``, the first run first."""
 
-PACKAGES = (TOOL, "onnxscript", "onnx-ir", "onnx", "numpy", "onnxruntime", "onnxruntime-gpu")
+RUNTIME = "onnxruntime"
+PACKAGES = (TOOL, "onnxscript", "onnx-ir", "onnx", "numpy", RUNTIME, "onnxruntime-gpu")
 _MOST = 1 << 24
 """Characters of metadata that are read."""
 
@@ -94,7 +95,16 @@ def versions() -> dict[str, str]:
 
 
 def version_of(package: str) -> str:
-    """Returns the installed version; empty where there is none."""
+    """Returns the installed version; empty where there is none.
+
+    ONNX Runtime's is the imported module's: distributions of several names install it over each other.
+    """
+    if package == RUNTIME:
+        try:
+            import onnxruntime  # noqa: PLC0415 -- an extra
+        except ImportError:
+            return ""
+        return str(onnxruntime.__version__)
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -57,7 +57,7 @@ def load(name):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_real_models(*, name, inputs, normal, bits, tmp_path):
     model = load(name)
-    result = rewriter.apply(model, rules=f"moe-int{bits}", target="cpu")
+    result = rewriter.apply(model, rules=f"moe-int{bits}", target="cpu", overrides={"rounded_activations": bits == 8})
     before, after = histogram(model), histogram(result.model)
     assert before["MoE"] == 2 and after["QMoE"] == 2 and not after["MoE"]
     applied = result.report.applied
@@ -74,6 +74,26 @@ def test_real_models(*, name, inputs, normal, bits, tmp_path):
     outputs = OrtRuntime().run(saved, {k[3:]: recorded[k] for k in recorded if k.startswith("in:")})
     # Those that are recorded: ONNX Runtime leaves a cache beyond the tokens that it holds as it found the memory.
     assert all(np.isfinite(out).all() for name, out in outputs.items() if f"out:{name}" in recorded)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_no_kernel_that_rounds_activations_is_given_weights_unasked(bits):
+    """Also by this rule alone, on an MoE that was one before: accuracy_level 4 asks for it, CUDA's kernels do not."""
+    model = moe_model(INTERLEAVED | {"normalize_routing_weights": 1}, hidden=64, inter=64)
+    unasked = rule_set(["moe-to-qmoe"], bits=bits) | {"rounded_activations": False}
+    result = rewrite(model, unasked, "cpu@1.32")
+    (decline,) = result.report.declines
+    assert f"rounds activations to 8 bits at {bits} bits in blocks of 32" in decline.reason
+    assert decline.remedy == "accept them: --set rounded_activations=true" and not nodes_of(result.model, "QMoE")
+    level = {"moe-to-qmoe": {"accuracy_level": 4}}
+    for rules, target in (
+        (unasked | {"rounded_activations": True}, "cpu@1.32"),
+        (unasked | {"accuracy_level": 4}, "cpu@1.32"),
+        (rule_set([level], bits=bits) | {"rounded_activations": False}, "cpu@1.32"),
+        (unasked, "cpu@1.26" if bits == 8 else "cpu@1.32"),
+    ):
+        plan = {"quantization.default.block_size": 16} if rules is unasked and bits == 2 else {}
+        assert len(nodes_of(rewrite(model, rules, target, overrides=plan).model, "QMoE")) == 1
 
 
 def test_geglu_declines_naming_the_activation():

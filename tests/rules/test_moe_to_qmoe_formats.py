@@ -23,6 +23,8 @@ from moe_models import (
 import rewriter
 from rewriter.operators.qmoe import LAYOUT_KEY
 
+ROUNDED = {"rounded_activations": True}
+"""As the CPU does at 2 bits, and for floats of 4 bits in float32."""
 CPU, CUDA, WEBGPU = "cpu@1.32", "cuda@1.31", "webgpu@1.31"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ROUNDING = {np.dtype(np.float16): 3e-3, np.dtype(np.float32): 1e-2, BFLOAT16: 8e-3}
@@ -33,8 +35,7 @@ def kept(grid, dtype, target, rules="moe-int4"):
     """The one QMoE of a model whose experts lie on a grid, what was rewritten, and what made the weights."""
     fc1, fc2 = born(grid, 2 * I, H, dtype, 0), born(grid, H, I, dtype, 1)
     model = with_stacks(fc1[0], fc2[0])
-    accepted = {"parity.local": "all", "rounded_activations": True}  # as the CPU rounds for floats of 4 bits in float32
-    result = rewrite(model, rules, target, overrides=accepted)
+    result = rewrite(model, rules, target, overrides=ROUNDED | {"parity.local": "all"})
     assert result.report.applied == {"moe-to-qmoe": 1}
     (node,) = nodes_of(result.model, "QMoE")
     return node, result, model, (fc1, fc2)
@@ -93,7 +94,7 @@ def test_mxfp4_is_eight_bits_without_error_where_the_target_lacks_it():
 def test_integers_keep_their_codes(bits, dtype):
     target = CPU if dtype != BFLOAT16 else CUDA
     fc1, fc2 = born(bits, 2 * I, H, dtype, 0), born(bits, H, I, dtype, 1)
-    result = rewrite(with_stacks(fc1[0], fc2[0]), "moe-int4", target)
+    result = rewrite(with_stacks(fc1[0], fc2[0]), "moe-int4", target, overrides=ROUNDED)
     (node,) = nodes_of(result.model, "QMoE")
     assert attributes_of(node)["expert_weight_bits"] == bits
     assert {weight.algorithm for weight in result.report.weights} == {"lossless"}

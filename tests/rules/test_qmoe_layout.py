@@ -70,6 +70,15 @@ def test_raw_to_prepacked_to_raw(*, bits, symmetric, hidden, inter, architecture
     assert not rewrite(back.model, layout(), "cpu@1.31").report.applied
 
 
+def test_weights_of_cuda_are_not_given_unasked_to_a_kernel_that_rounds_activations():
+    packed = rewrite(raw_model(bits=8, inter=128), layout("cutlass-sm80"), "cuda:sm80").model
+    result = rewrite(packed, layout() | {"rounded_activations": False}, "cpu@1.32")
+    (decline,) = result.report.declines
+    assert "QMoE on target cpu@1.32 rounds activations to 8 bits at 8 bits" in decline.reason
+    assert stamp_of(result.model) == "cutlass-sm80"
+    assert stamp_of(rewrite(packed, layout(), "cpu@1.32").model) == "raw"
+
+
 def test_a_prepacked_model_runs_on_the_cpu_once_it_is_raw():
     raw = raw_model(inter=128)
     packed = rewrite(raw, layout("cutlass-sm80"), "cuda:sm80").model

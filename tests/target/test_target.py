@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 
 from rewriter.errors import TargetError
 from rewriter.operators.form import ExpertForm
+from rewriter.report.provenance import versions
 from rewriter.target import KERNELS, LINEARS, LOOKUPS, PROVIDERS, Target
 from rewriter.target import target as target_module
 
@@ -42,6 +45,25 @@ def test_the_installed_version_is_that_of_the_module_that_is_imported(monkeypatc
         assert Target.parse("auto").version == Target.parse("cuda").version == (1, 29)
     finally:
         target_module._installed.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("onnxruntime", "onnxruntime-gpu"), ("onnxruntime-directml",), ("onnxruntime-qnn",), ("onnxruntime-openvino",)],
+    ids="+".join,
+)
+def test_the_version_is_the_imported_modules_whatever_distributions_say(names, tmp_path, monkeypatch):
+    """With both wheels, or another one, a distribution's version is not that of the code that runs."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    for name in names:
+        folder = tmp_path / f"{name.replace('-', '_')}-1.23.9.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.23.9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {metadata.version(name) for name in names} == {"1.23.9"}
+    target_module._installed.cache_clear()
+    assert Target.parse("auto").version == tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+    assert versions()["onnxruntime"] == onnxruntime.__version__
 
 
 def test_auto_asks_the_installed_runtime():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -16,6 +18,8 @@ from moe_models import INTERLEAVED, NORMALISE, attributes_of, moe_model, nodes_o
 
 import rewriter
 from rewriter.html import page
+from rewriter.operators.form import ExpertForm
+from rewriter.target import Target
 
 CUDA = "cuda@1.31"
 
@@ -193,6 +197,60 @@ def test_k_quant_mixed_keeps_one_qmoe_on_cuda():
     own = attributes_of(node)
     assert (own["expert_weight_bits"], own["fc2_expert_weight_bits"]) == (4, 8) and not linears
     assert all("symmetric: the target takes no zero points" in str(change) for change in result.report.changes)
+
+
+def linear(target, *, bias=False, **plan):
+    """The nodes of a linear in float16 that was rewritten for a target, and why it was not."""
+    values = {"w": np.ones((512, 32), np.float16)} | ({"c": np.ones(32, np.float16)} if bias else {})
+    model = linear_model("y = Gemm(x, w, c)" if bias else "y = MatMul(x, w)", values, x=("T", 512), dtype="float16")
+    overrides = {f"quantization.default.{name}": value for name, value in plan.items()}
+    result = rewriter.apply(model, "dense-int4", target=target, overrides=overrides)
+    return list(result.ir_model.graph), [decline.reason for decline in result.report.declines]
+
+
+def test_four_bits_in_blocks_of_256_stay_float_on_cuda():
+    """The first decoded token fails there."""
+    ((node,), reasons) = linear(CUDA, bits=4, block_size=256)
+    assert node.op_type == "MatMul"
+    assert "4 bits in blocks of 256 have no kernel (it runs 16, 32, 64, 128)" in reasons[-1]
+    for target, bits in (("cpu", 4), (CUDA, 8)):
+        ((node,), _) = linear(target, bits=bits, block_size=256)
+        assert node.op_type == "MatMulNBits"
+
+
+def test_the_bias_of_a_linear_is_its_slot_on_cuda():
+    ((node,), _) = linear(CUDA, bias=True)
+    assert node.op_type == "MatMulNBits" and node.inputs[5] is not None
+
+
+@pytest.mark.parametrize("activation", ["silu", "swiglu"])
+def test_fc3_becomes_one_interleaved_half_on_cuda(activation):
+    """CUDA's MoE loads an fc3 and computes something else."""
+    attributes = {"activation_type": activation, "k": 2, "normalize_routing_weights": 1}
+    model = moe_model(attributes, fc3=True, dtype=np.float16, bias="none")
+    (misfit,) = rewrite(model, rule_set(["unstack"]), CUDA).report.misfits
+    assert f"fc3 beside '{activation}' has no kernel" in misfit.reason
+    result = rewrite(model, rule_set(NORMALISE), CUDA)
+    (node,) = nodes_of(result.model, "MoE")
+    assert not result.report.misfits and attributes_of(node)["swiglu_fusion"] == 1 and len(node.input) <= 6
+
+
+def test_the_cpu_reads_the_bytes_of_cuda_by_a_kernel_that_does_not_normalise_router_weights():
+    """1.32 runs sm80's layout beside raw weights, 3 bits and floats of 4 bits; in bfloat16 nothing else."""
+    target = Target.parse("cpu@1.32")
+    form = ExpertForm(k=2, activation="swiglu", fusion=1, normalize=True)
+    refused = target.kernels("QMoE")[1].refusal(form, "BFLOAT16", weighted=True)
+    assert refused == "router_weights are not heeded at normalize_routing_weights=1"
+    assert not isinstance(target.runs("QMoE", replace(form, normalize=False), "BFLOAT16", weighted=True), str)
+    packed = {
+        own.format: own.blocks for own in target.kernels("QMoE") if "raw" not in own.layouts or own.format != "int"
+    }
+    assert packed == {"int": {4: (32, 64, 128)}, "mxfp4": {4: (32,)}, "nvfp4": {4: (16,)}}
+    model = moe_model(INTERLEAVED, dtype=ml_dtypes.bfloat16, hidden=128, inter=128)
+    ((node,), _) = written(model, "cpu@1.32", bits=4)
+    assert stamp_of(node) == "cutlass-sm80"
+    ((node,), _) = written(model, "cuda:sm80@1.32", bits=4)
+    assert stamp_of(node) == "cutlass-sm80"
 
 
 @pytest.mark.parametrize(("target", "dtype", "runs"), [(CUDA, "float16", True), ("cuda@1.30", "float16", False)])
