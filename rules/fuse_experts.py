@@ -40,7 +40,6 @@ from rewriter.graph.declines import BY_EXPERT, no_kernel
 from rewriter.operators.form import FLOAT_EXPERTS, PROJECTIONS, ExpertForm, ExpertsName
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE, RAW, ROUTER_WEIGHTS
-from rewriter.quantize.formats import INT
 from rewriter.rule import Declined, Replacement, Rule, Run
 from rewriter.rules.blocks import experts
 from rewriter.rules.blocks.at_operator import AtOperator
