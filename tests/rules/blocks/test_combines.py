@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from stated import CHOICE, PLAIN, STACKED, held, kinds
+from stated import CHOICE, PLAIN, STACKED, held
 
-from rewriter.rules.blocks.mixing import Complete, Mask, Mixed, Share, Sparse, Weighted
+from rewriter.rules.blocks.mixing import Complete, Mixed, Share, Sparse, Weighted
 
 ONE = f"{CHOICE} m = Equal (i, one) c = Cast <to = 1> (m) w = Mul (v, c) s = ReduceSum (w, last)"
 """The share of expert 1, [T, 1]."""
 ALL = f"{CHOICE} z = Shape (r) e = ConstantOfShape (z) s = ScatterElements <axis = 1> (e, i, v)"
 """The share of every expert, [T, E]."""
-
-
-@pytest.mark.parametrize(
-    ("body", "expert", "last"),
-    [
-        ("y = Equal (i, one)", 1, "slot"),
-        ("y = Equal (two, i)", 2, "slot"),
-        ("u = Unsqueeze (i, last) y = Equal (u, numbers)", None, "expert"),
-        ("y = OneHot (i, four, off_on)", None, "expert"),
-    ],
-)
-def test_a_mask(body, expert, last):
-    found = held(f"{CHOICE} {body}")
-    assert isinstance(found, Mask) and (found.expert, found.slot) == (expert, None)
-    assert kinds(f"{CHOICE} {body}")[-1] == (last,)
-
-
-def test_masks_that_are_none():
-    assert held(f"{CHOICE} u = Unsqueeze (i, last) y = Equal (u, wrong)") is None
-    assert held(f"{CHOICE} y = OneHot (i, k, off_on)") is None
 
 
 def test_weights_under_a_mask_are_a_share():
