@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -39,6 +40,9 @@ Prover = Callable[[Rewrite, ModelRun], Proof | None]
 """Proves a rewrite before it is committed; raises ProofError where it is wrong."""
 
 _TOLD_EVERY = 256
+
+_TRIED = 64
+"""Nodes at which a rule is tried beforehand, to find the last that it fires on."""
 
 
 class Watch(Protocol):
@@ -168,8 +172,7 @@ class Engine:
             if node.graph is None:
                 continue
             for candidate in (*table.get((node.domain, node.op_type), ()), *everywhere):
-                with unchanged(self._run.model, candidate.name, node):
-                    rewrite = self._match(candidate, node, tracer)
+                rewrite = self._match(candidate, node, tracer, nodes)
                 if rewrite is not None and self._commit(rewrite, phase.name, sweep, tracer):
                     fired.append((candidate.name, rewrite.where))
                     break
@@ -182,8 +185,29 @@ class Engine:
                     self._watch.attempted(phase.name, candidate.name, node, tracer)
         return fired, declines
 
-    def _match(self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer) -> Rewrite | None:
+    def _later(self, candidate: _Candidate, root: ir.Node, nodes: Sequence[ir.Node]) -> Iterator[Rewrite]:
+        """Yields what a rule would make of the nodes of a sweep behind one, from the last on."""
+        behind = itertools.takewhile(lambda node: node is not root, reversed(nodes))
+        alike = (n for n in behind if n.graph is not None and n.op_identifier() == root.op_identifier())
+        for node in itertools.islice(alike, _TRIED):
+            rewrite = self._match(candidate, node, DeclineTracer(), ())
+            if rewrite is not None:
+                try:
+                    with quantized_once(rewrite.jobs):
+                        yield rewrite
+                finally:
+                    rewrite.discard()
+
+    def _match(
+        self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer, nodes: Sequence[ir.Node]
+    ) -> Rewrite | None:
         """Matches and builds the replacement; the model is as it was whatever comes of it."""
+        with unchanged(self._run.model, candidate.name, node):
+            return self._matched(candidate, node, tracer, nodes)
+
+    def _matched(
+        self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer, nodes: Sequence[ir.Node]
+    ) -> Rewrite | None:
         tracer.clear()
         self._run.tried = candidate.name
         rule = candidate.rule
@@ -222,6 +246,7 @@ class Engine:
             fed=block.fed,
             roles=block.roles,
             layouts=block.layouts,
+            later=lambda: self._later(candidate, node, nodes),
         )
 
     def _commit(self, rewrite: Rewrite, phase: str, sweep: int, tracer: DeclineTracer) -> bool:

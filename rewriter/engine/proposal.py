@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 
@@ -31,6 +31,8 @@ class Rewrite:
         fed: what the rule knows of values that the matched nodes read.
         roles: what the weights of the nodes that make these new values are for.
         layouts: matched node -> the layout of its weights, where its metadata does not tell.
+        later: what its rule would make at nodes that come after the root, the last one first; each is discarded when
+            the next one is asked for.
     """
 
     rule: str
@@ -45,6 +47,7 @@ class Rewrite:
     fed: Mapping[ir.Value, Fed] = field(default_factory=dict)
     roles: Mapping[ir.Value, str] = field(default_factory=dict)
     layouts: Mapping[ir.Node, str] = field(default_factory=dict)
+    later: Callable[[], Iterator[Rewrite]] = lambda: iter(())
 
     @property
     def where(self) -> str:

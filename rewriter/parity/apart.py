@@ -21,7 +21,7 @@ from rewriter.parity.worker import receive, send
 START = 120.0
 """Seconds that a worker may take to start: machines may be very busy."""
 
-_KEPT = 1 << 26
+_KEPT = 1 << 28
 """Bytes of shared memory that are kept from call to call."""
 
 _DYING = 5.0

@@ -35,6 +35,7 @@ class Difference:
         where: index of the largest difference.
         dtype: of the output.
         shapes: expected and actual shape, where they differ.
+        types: expected and actual element type, where they differ.
     """
 
     value: str
@@ -43,6 +44,7 @@ class Difference:
     where: tuple[int, ...]
     dtype: np.dtype[Any]
     shapes: tuple[tuple[int, ...], ...] = ()
+    types: tuple[np.dtype[Any], ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -53,6 +55,9 @@ class Difference:
         if self.shapes:
             expected, actual = (list(shape) for shape in self.shapes)
             return f"'{self.value}' has shape {actual} in the place of {expected}"
+        if self.types:
+            expected_type, actual_type = self.types
+            return f"'{self.value}' has type {actual_type} in the place of {expected_type}"
         return (
             f"'{self.value}' differs by {self.error:.3g} of its largest value at {self.where}, more than"
             f" {self.tolerance:g}"
@@ -68,7 +73,10 @@ def differences(
         own, other = expected[names[old]], actual[names[new]]
         error, where = relative(own, other)
         shapes = () if own.shape == other.shape else (own.shape, other.shape)
-        found.append(Difference(old.name or "", error, TOLERANCE.get(own.dtype, 1e-5), where, own.dtype, shapes))
+        types = () if own.dtype == other.dtype else (own.dtype, other.dtype)
+        tolerance = TOLERANCE.get(own.dtype, 1e-5)
+        error = float("inf") if types else error
+        found.append(Difference(old.name or "", error, tolerance, where, own.dtype, shapes, types))
     return found
 
 
@@ -82,6 +90,8 @@ def relative(expected: Array, actual: Array) -> tuple[float, tuple[int, ...]]:
         return float("inf"), ()
     if not expected.size:
         return 0.0, ()
+    if np.array_equal(expected, actual):  # as movement alone leaves it
+        return 0.0, (0,) * expected.ndim
     wide, got = expected.astype(np.float64), actual.astype(np.float64)
     same = (wide == got) | (np.isnan(wide) & np.isnan(got))
     finite = np.isfinite(wide) & np.isfinite(got)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
 import onnx_ir as ir
@@ -10,17 +11,26 @@ from rewriter.engine.context import ModelRun
 from rewriter.engine.proposal import Rewrite
 from rewriter.errors import ProofError
 from rewriter.operators.qmoe import LAYOUT_KEY
-from rewriter.parity.proof import prove
+from rewriter.parity.proof import Sides, prove
 from rewriter.parity.runtime import TIMEOUT, OrtRuntime, ReferenceRuntime, Runtime, available
 from rewriter.report import Proof
+from rewriter.rule import Declined
 from rewriter.ruleset import ParitySettings
 
 _MEMBERS = 4
-"""Members of a class that are run."""
+"""Members of a class that are run, where they are small: the first, the last, and others by lot."""
 
-_CHEAP = 1 << 20
-_MORE = 16 << 20
-"""Bytes of a member's float weights up to which it costs nothing to speak of, and what all larger ones may have."""
+_SMALL = 1 << 16
+"""Bytes of a member's float weights, and"""
+
+_FEW = 64
+"""number of its nodes, up to which it is small."""
+
+_SAMPLED = 16 << 20
+"""Bytes of the last member's weights above which some experts of a stack are run."""
+
+_PLAIN = (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING)
+"""Types of attributes whose values can be compared as they are."""
 
 
 class LocalProver:
@@ -34,11 +44,13 @@ class LocalProver:
             runtime: runs both sides; by default ONNX Runtime's CPU provider, or the reference where it is missing.
         """
         self._settings = settings
-        self._runtime = runtime or default_runtime(settings.timeout)
+        # To fuse nodes costs a runtime more than to run them once as they are.
+        self._runtime = runtime or default_runtime(settings.timeout, optimize=False)
         self._proved: dict[object, Proof] = {}
         self._members: dict[object, tuple[int, int]] = {}
         self._failed: dict[object, ProofError] = {}
-        self._left = _MORE
+        self._last: dict[object, str] = {}
+        self._small: dict[object, bool] = {}
 
     def __call__(self, rewrite: Rewrite, run: ModelRun) -> Proof | None:
         """Returns the proof of ``rewrite``.
@@ -50,51 +62,60 @@ class LocalProver:
         if self._settings.local == "none":
             return None
         signature = _signature(rewrite)
-        if self._settings.local == "class" and signature in self._proved and not self._is_drawn(signature, rewrite):
-            return self._proved[signature]
         if signature in self._failed:
-            failed = self._failed[signature]
-            raise type(failed)(rewrite.rule, rewrite.where, f"as at node {failed.node}, {failed.message}")
+            raise _told(self._failed[signature], rewrite)
+        known = self._proved.get(signature) if self._settings.local == "class" else None
+        if known is not None and not self._is_drawn(signature, rewrite):
+            return known
         try:
-            proof = self._prove(rewrite, run, several=signature not in self._proved)
+            sides = Sides.of(rewrite, run)
+            proof = self._prove(sides, self._settings.max_bytes, several=known is None)
+            if self._settings.local == "class" and known is None:
+                self._small[signature] = sides.size <= _SMALL and len(sides.nodes) <= _FEW
+                self._prove_last(signature, rewrite, run)
         except ProofError as error:
             self._failed[signature] = error
-            raise
+            raise _told(error, rewrite) from error
         return self._proved.setdefault(signature, proof) if self._settings.local == "class" else proof
 
-    def _prove(self, rewrite: Rewrite, run: ModelRun, *, several: bool) -> Proof:
+    def _prove_last(self, signature: object, first: Rewrite, run: ModelRun) -> None:
+        """Proves the last member of a class together with the first, before any of them is committed.
+
+        A rule may be right for the first expert and wrong for others.
+        """
+        for last in first.later():
+            if _signature(last) == signature:
+                with contextlib.suppress(Declined):
+                    self._prove(Sides.of(last, run), _SAMPLED, self._settings.max_bytes, several=False)
+                self._last[signature] = last.where
+                self._members[signature] = (2, 2)
+                return
+
+    def _prove(self, sides: Sides, *most: int, several: bool) -> Proof:
         settings = self._settings
-        return prove(
-            rewrite,
-            run,
-            self._runtime,
-            settings.seed,
-            most=settings.max_bytes,
-            several=several,
-            timeout=settings.timeout,
-        )
+        return prove(sides, self._runtime, settings.seed, most=most, several=several, timeout=settings.timeout)
 
     def _is_drawn(self, signature: object, rewrite: Rewrite) -> bool:
-        """Whether another member of a class is run too: the second, and later ones by lot, as long as they are cheap.
-
-        A rule may be right for the first expert and wrong for all others.
-        """
-        size = sum(job.weight.size * 4 for job in rewrite.jobs)
-        if size > max(_CHEAP, self._left):
-            return False
+        """Whether another member of a class is run too: later ones by lot, the second where the last is not known."""
         seen, run = self._members.get(signature, (1, 1))
+        if run >= _MEMBERS or (run > 1 and not self._small[signature]) or rewrite.where == self._last.get(signature):
+            return False
         names = "".join([rewrite.where, *(job.context.weight for job in rewrite.jobs)])
-        lot = int.from_bytes(hashlib.sha256(names.encode()).digest()[:8], "little")
-        drawn = run < _MEMBERS and lot % seen < 2
+        drawn = int.from_bytes(hashlib.sha256(names.encode()).digest()[:8], "little") % seen < 2
         self._members[signature] = (seen + 1, run + drawn)
-        if drawn and size > _CHEAP:
-            self._left -= size
         return drawn
 
 
-def default_runtime(timeout: float = TIMEOUT) -> Runtime:
+def _told(failed: ProofError, rewrite: Rewrite) -> ProofError:
+    """What a proof of a member of its class says of a rewrite."""
+    if failed.node == rewrite.where:
+        return failed
+    return type(failed)(rewrite.rule, rewrite.where, f"as at node {failed.node}, {failed.message}")
+
+
+def default_runtime(timeout: float = TIMEOUT, *, optimize: bool = True) -> Runtime:
     """Returns ONNX Runtime's CPU provider where it is installed, else the reference operators."""
-    return OrtRuntime(timeout=timeout) if "cpu" in available() else ReferenceRuntime(timeout)
+    return OrtRuntime(optimize=optimize, timeout=timeout) if "cpu" in available() else ReferenceRuntime(timeout)
 
 
 def _signature(rewrite: Rewrite) -> object:
@@ -104,12 +125,15 @@ def _signature(rewrite: Rewrite) -> object:
 
 
 def _node_signature(node: ir.Node, layout: str | None) -> object:
-    attributes = tuple(sorted((a.name, repr(a.value)) for a in node.attributes.values()))
-    types = tuple(_type_signature(v) for v in (*node.inputs, *node.outputs))
-    return (node.domain, node.op_type, attributes, layout or node.metadata_props.get(LAYOUT_KEY), types)
+    attributes = [(a.name, a.value if a.type in _PLAIN else repr(a.value)) for a in node.attributes.values()]
+    attributes.sort()
+    layout = layout or node.metadata_props.get(LAYOUT_KEY)
+    types = *map(_type_signature, node.inputs), *map(_type_signature, node.outputs)
+    return node.domain, node.op_type, tuple(attributes), layout, types
 
 
 def _type_signature(value: ir.Value | None) -> object:
     if value is None:
         return None
-    return value.dtype, None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
+    shape = value.shape
+    return value.dtype, None if shape is None else tuple([d if type(d) is int else None for d in shape.dims])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 
 from rewriter.engine.context import ModelRun
@@ -19,7 +17,8 @@ from rewriter.parity.difference import Difference, differences, relative
 from rewriter.parity.edges import Variation, variations
 from rewriter.parity.float32 import HALVES, widened
 from rewriter.parity.judge import cannot_judge, cannot_run
-from rewriter.parity.runtime import TIMEOUT, ReferenceRuntime, Runtime, run_each
+from rewriter.parity.runtime import TIMEOUT, ReferenceRuntime, Runtime, run_both
+from rewriter.parity.sessions import Outcome
 from rewriter.parity.subgraph import Subgraph
 from rewriter.parity.subgraph_inputs import FIRST, Feeds, random_feeds, related_nodes
 from rewriter.parity.weights import dequantized, experts_to_run, float_bytes
@@ -69,36 +68,51 @@ class Sides:
         """Those of both sides."""
         return (*self.rewrite.matched, *self.rewrite.nodes)
 
-    def require_sample(self, most: int) -> bool:
-        """Runs a few experts of a stack where all hold more than ``most`` bytes; False where that cannot be done."""
-        if self.size <= most:
-            return True
-        experts = experts_to_run((self.before, self.after), self.size, most)
-        self.before.experts = self.after.experts = experts
-        return experts is not None
+    def sample(self, *limits: int) -> bool:
+        """Runs a few experts of a stack where all hold more bytes than the first limit that this can be held to.
+
+        False where a sample of no limit can be run, and the whole is larger than the last.
+        """
+        for most in limits:
+            experts = experts_to_run((self.before, self.after), self.size, most) if self.size > most else None
+            self.before.experts = self.after.experts = experts
+            if experts is not None:
+                return True
+        return self.size <= limits[-1]
 
     def feeds(self, seed: int, how: Variation = FIRST) -> Feeds:
         """Draws the inputs that both sides share."""
         fed = {value: self.names[value] for value in (*self.before.fed, *self.after.fed)}
         return random_feeds(fed, np.random.default_rng(seed), self.rewrite, self.before.experts, how)
 
-    def original(self, many: Sequence[Feeds], *, wide: bool = False) -> tuple[onnx.ModelProto, Sequence[Feeds]]:
-        """Returns the matched subgraph with dequantized weights, and what it is fed; ``wide`` has halves as float32."""
-        weights = dequantized(self.before, self.rewrite.jobs, self.before.experts, wide=wide)
-        model, own = self.before.model(weights, many)
-        return widened(model, own) if wide else (model, own)
+    def run(self, runtime: Runtime, many: Sequence[Feeds], *, wide: bool = False) -> list[tuple[Outcome, Outputs]]:
+        """Returns what the matched subgraph, with dequantized weights, and the replacement give on each of many inputs.
 
-    def run_replacement(self, runtime: Runtime, many: Sequence[Feeds], *, wide: bool = False) -> list[Outputs]:
-        """Runs the replacement where what it replaces runs; one that the runtime refuses is wrong."""
+        Where the first gives nothing, only why is told. ``wide`` has halves as float32.
+
+        Raises:
+            TargetError: the runtime cannot load the matched subgraph.
+            ProofError: the runtime refuses the replacement where it runs what that replaces.
+        """
+        weights = dequantized(self.before, self.rewrite.jobs, self.before.experts, wide=wide)
+        sides = self.before.model(weights, many), self.after.model({}, many)
+        found = run_both(runtime, *(widened(*side) if wide else side for side in sides))
+        return [(own, self._required(other) if own is not other else {}) for own, other in found]
+
+    def run_replacement(self, runtime: Runtime, feeds: Feeds) -> Outputs:
+        """Runs the replacement alone; one that the runtime refuses is wrong."""
+        model, (own,) = self.after.model({}, [feeds])
         try:
-            model, own = self.after.model({}, many)
-            if wide:
-                model, own = widened(model, own)
-            return [_or_raised(found) for found in run_each(runtime, model, own)]
+            return runtime.run(model, own)
         except TargetError as error:
-            kind = UnprovedError if isinstance(error, RuntimeEndedError) else ProofError
-            message = f"what is to take its place does not run: {error}"
-            raise kind(self.rewrite.rule, self.rewrite.where, message) from error
+            return self._required(error)
+
+    def _required(self, found: Outcome) -> Outputs:
+        if not isinstance(found, TargetError):
+            return found
+        kind = UnprovedError if isinstance(found, RuntimeEndedError) else ProofError
+        message = f"what is to take its place does not run: {found}"
+        raise kind(self.rewrite.rule, self.rewrite.where, message) from found
 
     def compared(self, expected: Outputs, actual: Outputs) -> list[Difference]:
         """Returns how far the outputs are apart."""
@@ -110,14 +124,12 @@ class Verdict:
     """What came of running both sides on some inputs.
 
     Attributes:
-        runtime: what ran them.
         feeds: what they were fed.
         outputs: of the original and of the replacement.
         found: how far these are apart.
         rounded: the output whose halves round more than the tolerance, or None.
     """
 
-    runtime: Runtime
     feeds: Feeds
     outputs: tuple[Outputs, Outputs]
     found: list[Difference]
@@ -130,23 +142,22 @@ class Verdict:
 
 
 def prove(
-    rewrite: Rewrite,
-    run: ModelRun,
+    sides: Sides,
     runtime: Runtime,
     seed: int,
     *,
-    most: int,
+    most: Sequence[int],
     several: bool = True,
     timeout: float = TIMEOUT,
 ) -> Proof:
     """Returns the proof of a rewrite.
 
     Args:
-        rewrite: complete, and not committed.
-        run: its facts.
+        sides: of a rewrite that is complete, and not committed.
         runtime: runs both sides, where its numbers prove something.
         seed: of the inputs.
-        most: bytes of weights in float32 above which a rewrite is not run whole.
+        most: bytes of weights in float32 above which a rewrite is not run whole, if some of its experts can be; where
+            it has none, it is run up to the last of these.
         several: whether other inputs are tried, where that is cheap.
         timeout: seconds that one run of the reference may take, where it judges in the runtime's place.
 
@@ -155,20 +166,17 @@ def prove(
         UnprovedError: the proof does not come to an end.
         Declined: nothing can run the matched subgraph.
     """
-    sides = Sides.of(rewrite, run)
-    if not sides.require_sample(most):
+    rewrite = sides.rewrite
+    if not sides.sample(*most):
         skipped = (
             f"not run: its weights take {sides.size} bytes in float32, more than parity.max_bytes; their bytes are read"
             " back when written"
         )
         return Proof(rewrite.rule, "none", 0.0, 0.0, rewrite.where, skipped, ran=False)
     judges, because = _judges(sides, runtime, ReferenceRuntime(timeout))
-    verdicts = [_first_verdict(sides, judges, seed)]
-    judge = verdicts[0].runtime
-    if several and sides.size <= SEVERAL:
-        verdicts += _run_more(sides, judge, seed)
+    judge, verdicts = _verdicts(sides, judges, seed, several=several and sides.size <= SEVERAL)
+    _excuse_rounding(sides, judge, verdicts)
     for verdict in verdicts:
-        _excuse_rounding(sides, verdict)
         for difference in verdict.found:
             if not difference.holds:
                 raise ProofError(rewrite.rule, rewrite.where, f"{difference} ({judge.name})")
@@ -194,41 +202,37 @@ def _judges(sides: Sides, runtime: Runtime, reference: Runtime) -> tuple[list[Ru
     return [reference, runtime], because  # what is inexact, but the same on both sides, agrees all the same
 
 
-def _run(sides: Sides, judges: Sequence[Runtime], feeds: Feeds) -> Verdict:
-    """Second and third step: runs both sides and compares them; declines where no judge runs the original."""
-    model, (own,) = sides.original([feeds])
-    runtime, expected = _first_to_run(judges, model, own, sides.rewrite)
-    (actual,) = sides.run_replacement(runtime, [feeds])
-    return Verdict(runtime, feeds, (expected, actual), sides.compared(expected, actual))
+def _verdicts(sides: Sides, judges: Sequence[Runtime], seed: int, *, several: bool) -> tuple[Runtime, list[Verdict]]:
+    """Second and third step: runs both sides and compares them; declines where no judge runs the original.
 
-
-def _first_verdict(sides: Sides, judges: Sequence[Runtime], seed: int) -> Verdict:
-    """Runs both sides, each symbolic dimension of its own size; of one size where the original takes no such inputs.
-
-    Inference gives dimensions that are always equal names of their own.
+    First each symbolic dimension has a size of its own. Inference gives dimensions that are always equal names of
+    their own: where the original takes no such inputs, they are of one size.
     """
-    try:
-        return _run(sides, judges, sides.feeds(seed))
-    except Declined:
-        others = variations((*sides.before.fed, *sides.after.fed), sides.rewrite)
-        for how in [how for how in others if how.rows and not how.infinite][-1:]:
-            with contextlib.suppress(Declined):
-                return _run(sides, judges, sides.feeds(seed, how))
-        raise
-
-
-def _run_more(sides: Sides, judge: Runtime, seed: int) -> Iterator[Verdict]:
-    """Runs both sides on other inputs, as far as the original takes them and they give numbers."""
-    drawn = [sides.feeds(seed + 1, how) for how in variations((*sides.before.fed, *sides.after.fed), sides.rewrite)]
-    try:
-        found = run_each(judge, *sides.original(drawn))
-    except TargetError:  # it loads with the sizes of the first inputs only
-        return
-    ran = [(feeds, out) for feeds, out in zip(drawn, found, strict=True) if not isinstance(out, TargetError)]
-    results = sides.run_replacement(judge, [feeds for feeds, _ in ran]) if ran else []
-    for (feeds, expected), actual in zip(ran, results, strict=True):
-        both = expected, _undefined_alike(sides, expected, actual)
-        yield Verdict(judge, feeds, both, sides.compared(*both))
+    others = variations((*sides.before.fed, *sides.after.fed), sides.rewrite)
+    alike = [how for how in others if how.rows and not how.infinite][-1:]
+    tries = [[FIRST, *others], [FIRST], alike] if several and others else [[FIRST], alike]
+    refusals: dict[str, TargetError] = {}
+    for judge in judges:
+        for hows in tries if alike else tries[:-1]:
+            drawn = [sides.feeds(seed + (how is not FIRST), how) for how in hows]
+            try:
+                found = sides.run(judge, drawn)
+            except TargetError as refused:
+                refusals.setdefault(judge.name, refused)
+                continue
+            ran: dict[Variation, Verdict] = {}
+            for how, feeds, (own, other) in zip(hows, drawn, found, strict=True):
+                if isinstance(own, TargetError):
+                    refusals.setdefault(judge.name, own)
+                    continue
+                given = other if how is FIRST else _undefined_alike(sides, own, other)
+                ran[how] = Verdict(feeds, (own, given), sides.compared(own, given))
+            if not ran.keys().isdisjoint((FIRST, *alike)):
+                return judge, list(ran.values())
+    message = f"what it replaces cannot be run, so nothing can be proved: {'; '.join(map(str, refusals.values()))}"
+    if any(isinstance(refused, RuntimeEndedError) for refused in refusals.values()):
+        raise UnprovedError(sides.rewrite.rule, sides.rewrite.where, message)
+    raise Declined(message, sides.rewrite.root)
 
 
 def _undefined_alike(sides: Sides, expected: Outputs, actual: Outputs) -> Outputs:
@@ -241,59 +245,37 @@ def _undefined_alike(sides: Sides, expected: Outputs, actual: Outputs) -> Output
     return found
 
 
-def _or_raised(found: Outputs | TargetError) -> Outputs:
-    if isinstance(found, TargetError):
-        raise found
-    return found
-
-
-def _excuse_rounding(sides: Sides, verdict: Verdict) -> None:
+def _excuse_rounding(sides: Sides, runtime: Runtime, verdicts: Sequence[Verdict]) -> None:
     """Last step: where halves round more than the tolerance, holds the differences in float32 to it.
 
     They stay as they are where what the replacement loses in halves is its own fault: where it is farther from the
     exact numbers than the tolerance and than the original, or where the runtime has no kernel to tell.
     """
-    verdict.rounded = next((d for d in verdict.found if not d.holds and d.dtype in HALVES), None)
-    if verdict.rounded is None:
-        return
-    runtime, rewrite = verdict.runtime, sides.rewrite
-    expected, actual = verdict.outputs
+    for verdict in verdicts:
+        verdict.rounded = next((d for d in verdict.found if not d.holds and d.dtype in HALVES), None)
+    rounded = [verdict for verdict in verdicts if verdict.rounded is not None]
     try:
-        model, (fed,) = sides.original([verdict.feeds], wide=True)
-        exact = runtime.run(model, fed)
+        found = sides.run(runtime, [verdict.feeds for verdict in rounded], wide=True) if rounded else []
     except TargetError:
         return
-    (replaced,) = sides.run_replacement(runtime, [verdict.feeds], wide=True)
-    wide = sides.compared(exact, replaced)
-    rounding = [relative(exact[sides.names[old]], expected[sides.names[old]])[0] for old in rewrite.outputs]
-    own = [difference.error for difference in sides.compared(exact, actual)]
-    verdict.found = [
-        replace(d, error=w.error, where=w.where) if mine <= max(d.tolerance, theirs) else d
-        for d, w, mine, theirs in zip(verdict.found, wide, own, rounding, strict=True)
-    ]
+    for verdict, (exact, replaced) in zip(rounded, found, strict=True):
+        if isinstance(exact, TargetError):
+            continue
+        expected, actual = verdict.outputs
+        wide = sides.compared(exact, replaced)
+        rounding = [relative(exact[sides.names[old]], expected[sides.names[old]])[0] for old in sides.rewrite.outputs]
+        own = [difference.error for difference in sides.compared(exact, actual)]
+        verdict.found = [
+            replace(d, error=w.error, where=w.where) if mine <= max(d.tolerance, theirs) else d
+            for d, w, mine, theirs in zip(verdict.found, wide, own, rounding, strict=True)
+        ]
 
 
 def _smoked(sides: Sides, runtime: Runtime, feeds: Feeds, because: str) -> str:
     """Runs a replacement whose numbers prove nothing; it must run all the same."""
     if cannot_run(sides.rewrite.nodes, runtime.name):
         return because
-    (outputs,) = sides.run_replacement(runtime, [feeds])
+    outputs = sides.run_replacement(runtime, feeds)
     if not all(np.isfinite(out.astype(np.float32)).all() for out in outputs.values()):
         raise ProofError(sides.rewrite.rule, sides.rewrite.where, f"{runtime.name} computes no number")
     return f"{because}; {runtime.name} runs it"
-
-
-def _first_to_run(
-    judges: Sequence[Runtime], model: onnx.ModelProto, feeds: Feeds, rewrite: Rewrite
-) -> tuple[Runtime, Outputs]:
-    """Returns the first runtime that runs the model, and what it computes; declines where none does."""
-    refusals: list[TargetError] = []
-    for judge in judges:
-        try:
-            return judge, judge.run(model, feeds)
-        except TargetError as refused:
-            refusals.append(refused)
-    message = f"what it replaces cannot be run, so nothing can be proved: {'; '.join(map(str, refusals))}"
-    if any(isinstance(refused, RuntimeEndedError) for refused in refusals):
-        raise UnprovedError(rewrite.rule, rewrite.where, message)
-    raise Declined(message, rewrite.root)

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from rewriter.errors import RuntimeEndedError, TargetError, UsageError, nearest
 from rewriter.parity import apart
-from rewriter.parity.sessions import PROVIDERS, Model, Settings
+from rewriter.parity.sessions import PROVIDERS, Model, Outcome, Settings
 
 Array = npt.NDArray[np.generic]
 Feeds = Mapping[str, Array]
@@ -148,25 +148,38 @@ class ReferenceRuntime:
         return _called("run", self.settings, _plain(model), dict(feeds), timeout=self.timeout)
 
 
-def run_each(runtime: Runtime, model: Source, many: Sequence[Feeds]) -> list[dict[str, Array] | TargetError]:
-    """Returns a model's outputs for each of several inputs, or why there are none; it is loaded once.
+def run_both(
+    runtime: Runtime, before: tuple[Source, Sequence[Feeds]], after: tuple[Source, Sequence[Feeds]]
+) -> list[tuple[Outcome, Outcome]]:
+    """Returns what two models give on the same inputs, or twice why the first gives nothing.
+
+    Each is loaded once, and what both are fed is sent to the other process once.
 
     Raises:
         UsageError: the runtime is not installed.
-        TargetError: it cannot load the model.
+        TargetError: it cannot load the first, or comes to no end on the first inputs.
     """
     if isinstance(runtime, OrtRuntime | ReferenceRuntime):
-        arguments = (runtime.settings, _plain(model), [dict(feeds) for feeds in many])
+        both = [(_plain(model), [dict(feeds) for feeds in many]) for model, many in (before, after)]
         with contextlib.suppress(RuntimeEndedError):  # one of them did that: each by itself then
-            found: list[dict[str, Array] | TargetError] = apart.call("run_each", *arguments, timeout=runtime.timeout)
+            found: list[tuple[Outcome, Outcome]]
+            found = apart.call("run_both", runtime.settings, *both, timeout=runtime.timeout)
             return found
-    results: list[dict[str, Array] | TargetError] = []
-    for feeds in many:
-        try:
-            results.append(runtime.run(model, feeds))
-        except TargetError as error:
-            results.append(error)
+    results: list[tuple[Outcome, Outcome]] = []
+    for own, other in zip(before[1], after[1], strict=True):
+        expected = _run_or_refusal(runtime, before[0], own)
+        if isinstance(expected, RuntimeEndedError) and not results:
+            raise expected
+        ran = not isinstance(expected, TargetError)
+        results.append((expected, _run_or_refusal(runtime, after[0], other) if ran else expected))
     return results
+
+
+def _run_or_refusal(runtime: Runtime, model: Source, feeds: Feeds) -> Outcome:
+    try:
+        return runtime.run(model, feeds)
+    except TargetError as error:
+        return error
 
 
 def available() -> tuple[str, ...]:

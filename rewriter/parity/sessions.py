@@ -24,6 +24,9 @@ Feeds = Mapping[str, Array]
 Model = npt.NDArray[np.uint8] | str
 """The bytes of a message, or a path."""
 
+Outcome = dict[str, Array] | TargetError
+"""Outputs by name, or why there are none."""
+
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -69,20 +72,41 @@ def run(settings: Settings, model: Model, feeds: Feeds) -> dict[str, Array]:
     return _runner(settings, model)(feeds)
 
 
-def run_each(settings: Settings, model: Model, many: Sequence[Feeds]) -> list[dict[str, Array] | TargetError]:
+def run_each(settings: Settings, model: Model, many: Sequence[Feeds]) -> list[Outcome]:
     """Loads a model, runs it on each of several inputs, and forgets it; a result may be why there is none.
 
     Raises:
         TargetError: the runtime cannot load it.
     """
     run = _runner(settings, model)
-    found: list[dict[str, Array] | TargetError] = []
+    found: list[Outcome] = []
     for feeds in many:
         try:
             found.append(run(feeds))
         except TargetError as error:
             found.append(error)
     return found
+
+
+def run_both(
+    settings: Settings, before: tuple[Model, Sequence[Feeds]], after: tuple[Model, Sequence[Feeds]]
+) -> list[tuple[Outcome, Outcome]]:
+    """Runs two models on the same inputs; what it finds of both, or twice why the first has no outputs.
+
+    Raises:
+        TargetError: the runtime cannot load the first.
+    """
+    expected = run_each(settings, *before)
+    model, many = after
+    ran = [index for index, own in enumerate(expected) if not isinstance(own, TargetError)]
+    actual = list(expected)
+    try:
+        for index, own in zip(ran, run_each(settings, model, [many[i] for i in ran]), strict=True):
+            actual[index] = own
+    except TargetError as error:
+        for index in ran:
+            actual[index] = error
+    return list(zip(expected, actual, strict=True))
 
 
 def _runner(settings: Settings, model: Model) -> Callable[[Feeds], dict[str, Array]]:

@@ -117,8 +117,14 @@ class Subgraph:
         inputs = ["" if v is None else self._names[self._instead.get(v, v)] for v in node.inputs]
         for out in node.outputs:
             self._names.setdefault(out, f"v{len(self._names)}")
-        proto = onnx.helper.make_node(node.op_type, inputs, [self._names[v] for v in node.outputs], domain=node.domain)
-        proto.attribute.extend(serialized(attribute) for attribute in node.attributes.values())
+        outputs = [self._names[v] for v in node.outputs]
+        proto = onnx.NodeProto(op_type=node.op_type, input=inputs, output=outputs, domain=node.domain)
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.INT:  # most are; a message of any other kind takes ten times as long
+                kind = onnx.AttributeProto.INT
+                proto.attribute.append(onnx.AttributeProto(name=attribute.name, type=kind, i=attribute.value))
+            else:
+                proto.attribute.append(serialized(attribute))
         layout = {LAYOUT_KEY: self._layouts[node]} if node in self._layouts else {}
         for key, text in {**node.metadata_props, **layout}.items():
             proto.metadata_props.add(key=key, value=text)

@@ -123,15 +123,18 @@ def dequantized(
     """
     result: dict[ir.Value, Array] = {}
     memory: dict[ir.Value, Array] = {}
-    for job in jobs:
-        if experts is not None and (job.context.expert or 0) not in experts:
-            continue
-        value, view = _holder(before, job)
-        view = view if experts is None else view.slice(0, experts.start, len(experts))
+    run = [job for job in jobs if experts is None or (job.context.expert or 0) in experts]
+    held = [(job, *_holder(before, job)) for job in run]
+    weights: dict[ir.Value, set[View]] = {}
+    for job, value, _ in held:
+        weights.setdefault(value, set()).add(job.weight)
+    for job, value, holder in held:
+        view = holder if experts is None else holder.slice(0, experts.start, len(experts))
         first, _ = view.span
         if value not in memory:
             widened = wide and job.weight.dtype in _HALVES
-            memory[value] = _buffer(view, ir.DataType.FLOAT if widened else job.weight.dtype)
+            dtype = ir.DataType.FLOAT if widened else job.weight.dtype
+            memory[value] = _buffer(view, dtype, whole=sum(own.size for own in weights[value]) == view.size)
             result[value] = _window(memory[value], view, first)
         _dequantize(_quantized(job), _window(memory[value], job.weight, first))
     return result
@@ -171,11 +174,15 @@ def _holder(before: Constants, job: QuantizationJob) -> tuple[ir.Value, View]:
     raise Declined(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
 
 
-def _buffer(view: View, dtype: ir.DataType) -> Array:
-    """A copy of the part of its source that the view shows, in the type of a weight in it: a cast may widen that."""
+def _buffer(view: View, dtype: ir.DataType, *, whole: bool) -> Array:
+    """A copy of the part of its source that the view shows, in the type of a weight in it: a cast may widen that.
+
+    Where weights take the place of the whole, nothing is copied.
+    """
     first, last = view.span
     memory = np.zeros(last - first + 1, dtype=dtype.numpy())
-    _window(memory, view, first)[...] = view.numpy()
+    if not whole:
+        _window(memory, view, first)[...] = view.numpy()
     return memory
 
 

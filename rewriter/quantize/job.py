@@ -283,6 +283,8 @@ def packed_parts(
 def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:
     """Quantizes a weight, lays it out, proves that the bytes read back, and tells the job that it is written.
 
+    In a proof nothing is written, and nothing told.
+
     Raises:
         QuantizationError: the weight cannot be quantized, or its bytes do not read back.
     """
@@ -296,6 +298,7 @@ def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:
     same = same and back.global_scale == quantized.global_scale
     if not same or (back.zero_points is None) != (quantized.zero_points is None):
         raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {stored.name} do not read back")
-    job.written(job, quantized, sum(a.nbytes for a in arrays))
+    if not job._kept:
+        job.written(job, quantized, sum(a.nbytes for a in arrays))
     drop_pages(job.weight)
     return arrays

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import onnx
 import pytest
 from hostile_models import BYTES, HOSTILE, plain
 
@@ -91,3 +92,15 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
             io.load(path)
     with pytest.raises(ModelError, match="there is no file"):
         io.load("a\0b.onnx")
+
+
+def test_nodes_in_reverse_order_are_put_in_order(tmp_path: Path) -> None:
+    """Of ten thousand: what takes the square of their number would not come to an end here."""
+    count = 10_000
+    nodes = [onnx.helper.make_node("Relu", [f"v{i}"], [f"v{i + 1}"]) for i in range(count)]
+    ends = [onnx.helper.make_tensor_value_info(f"v{i}", onnx.TensorProto.FLOAT, [2]) for i in (0, count)]
+    graph = onnx.helper.make_graph(nodes[::-1], "g", ends[:1], ends[1:])
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
+    result = rewriter.apply(tmp_path / "model.onnx", "rtn")
+    onnx.checker.check_model(onnx.load(result.save(tmp_path / "out")))

@@ -16,21 +16,19 @@ from rewriter.parity.local import LocalProver
 from rewriter.ruleset import ParitySettings
 
 
-class WrongFrom(RewriteRuleClassBase):
-    """Relu -> itself; from some application on, its negative."""
+class WrongAt(RewriteRuleClassBase):
+    """Relu -> itself; of some values its negative."""
 
-    def __init__(self, first):
+    def __init__(self, wrong):
         super().__init__(name="relu")
-        self._first = first
-        self.built = 0
+        self._wrong = wrong
 
     def pattern(self, op, x):
-        return op.Relu(x)
+        return op.Relu(x, _outputs=["out"])
 
-    def rewrite(self, op, x):
-        right = op.Max(x, op.Sub(x, x))
-        self.built += 1
-        return right if self.built <= self._first else op.Neg(right)
+    def rewrite(self, op, x, out):
+        sign = np.array(-1 if out.name in self._wrong else 1, np.float32)
+        return op.Mul(op.Max(x, op.Sub(x, x)), op.initializer(ir.tensor(sign, name="sign")))
 
 
 def chain(nodes, rows="2"):
@@ -43,28 +41,32 @@ def failed(model, rule):
     return [decline.node for decline in rewriter.apply(model, [rule]).report.declines if decline.failed]
 
 
-def test_a_rule_that_is_wrong_for_all_but_the_first_is_found():
-    assert failed(chain(4), WrongFrom(1)) == ["n1", "n2", "n3"]
+@pytest.mark.parametrize("wrong", [["a2", "a3", "a4"], ["a4"]], ids=["all but the first", "the last only"])
+def test_a_rule_that_is_wrong_for_others_than_the_first_is_found_before_it_fires(wrong):
+    assert failed(chain(4), WrongAt(wrong)) == ["n0", "n1", "n2", "n3"]
 
 
 def test_one_that_is_right_passes():
-    assert not failed(chain(4), WrongFrom(4))
+    assert not failed(chain(4), WrongAt([]))
 
 
-def drawn(size, count=50):
-    """Which members of a class are run besides the first, where each quantizes one weight of so many elements."""
+def members(count=50, *, small=True, last=None):
+    """Which members of a class are run besides the first, and the last where it was found beforehand."""
     prover = LocalProver(ParitySettings())
-    weight = SimpleNamespace(size=size)
-    jobs = [SimpleNamespace(weight=weight, context=SimpleNamespace(weight=f"w{i}")) for i in range(count)]
-    return [i for i, job in enumerate(jobs) if prover._is_drawn("class", SimpleNamespace(where=f"n{i}", jobs=[job]))]
+    prover._small["class"] = small
+    if last is not None:
+        prover._last["class"], prover._members["class"] = f"n{last}", (2, 2)
+    rewrites = [SimpleNamespace(where=f"n{i}", jobs=[]) for i in range(1, count)]
+    return [rewrite.where for rewrite in rewrites if prover._is_drawn("class", rewrite)]
 
 
-def test_of_a_class_with_large_weights_as_many_are_run_as_may_be_loaded():
-    small, large = drawn(1 << 10), drawn(1 << 20)
-    assert len(small) == 3 and small[0] == 0, "the second, and two by lot"
-    assert large == small, "4 MiB each, 16 MiB in all"
-    assert drawn(3 << 20) == small[:1], "12 MiB each"
-    assert not drawn(5 << 20)
+def test_others_are_run_by_lot_where_they_are_small():
+    found = members()
+    assert len(found) == 3 and found[0] == "n1", "the second, and two by lot"
+    assert members(small=False) == ["n1"]
+    found = members(last=49)
+    assert len(found) == 2 and "n49" not in found
+    assert not members(small=False, last=49)
 
 
 class RightForFew(RewriteRuleClassBase):
@@ -98,5 +100,5 @@ def test_what_rounds_does_not():
 
 
 def test_a_proof_that_was_not_run_says_so():
-    (proof,) = rewriter.apply(chain(1), [WrongFrom(1)]).report.proofs
+    (proof,) = rewriter.apply(chain(1), [WrongAt([])]).report.proofs
     assert proof.ran and not proof.skipped

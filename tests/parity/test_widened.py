@@ -38,7 +38,7 @@ class Shorter(Rule):
 @pytest.fixture
 def rounding(monkeypatch):
     """ONNX Runtime's CPU provider may compute a chain of halves in float32; the reference rounds at each operator."""
-    monkeypatch.setattr(local, "default_runtime", ReferenceRuntime)
+    monkeypatch.setattr(local, "default_runtime", lambda timeout, **_: ReferenceRuntime(timeout))
 
 
 @pytest.mark.usefixtures("rounding")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from mistakes import made
-from wrong_engine import ENGINE, MODELS
+from onnx.checker import ValidationError
+from wrong_engine import ENGINE, MODELS, UNIT
 
 import rewriter
 from rewriter.errors import ParityError, RewriterError
@@ -30,6 +31,14 @@ def test_a_mistake_of_the_engine_is_caught_and_nothing_is_written(wrong, tmp_pat
         assert changed
         written(wrong.model, tmp_path / "out", sharded=wrong.sharded, compared=wrong.compared)
     assert wrong.compared or not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", UNIT, ids=lambda w: w.mistake.name)
+def test_a_mistake_that_no_run_need_show_is_caught_by_a_check_of_its_part(wrong):
+    wrong.check()
+    with made(wrong.mistake) as changed, pytest.raises((AssertionError, RewriterError, ValidationError, ValueError)):
+        assert changed
+        wrong.check()
 
 
 def test_there_are_as_many_as_were_tried():

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
+import test_commit
+import test_commit_constants
 from block_models import Spelling, block_model
 from embedding_models import graph_of
 from mistakes import Mistake
+from onnxscript.rewriter import RewriteRuleClassBase
+from support import parse, run
+
+import rewriter
+from rewriter.tensors.digest import digest_of
 
 
 def _normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -357,3 +365,153 @@ ENGINE = (
         "as it was written, and of",
     ),
 )
+
+
+@dataclass(frozen=True)
+class UnitMistake:
+    """A wrong version of a part of the engine that a run of one model need not show.
+
+    Attributes:
+        mistake: where it is, and what is wrong.
+        check: what fails with it, and passes without.
+    """
+
+    mistake: Mistake
+    check: Callable[[], object]
+
+
+def _of_unit(name: str, path: str, right: str, wrong: str, check: Callable[[], object]) -> UnitMistake:
+    return UnitMistake(Mistake("engine", name, path, [(right, wrong)], lambda: None), check)
+
+
+class _Rectify(RewriteRuleClassBase):
+    """Relu -> itself, by two nodes."""
+
+    def pattern(self, op, x):
+        return op.Relu(x)
+
+    def rewrite(self, op, x):
+        return op.Max(x, op.Sub(x, x))
+
+
+class _Swish(RewriteRuleClassBase):
+    """A product -> an operator of another domain, of a model that has none."""
+
+    def pattern(self, op, x):
+        return op.Mul(x, op.Sigmoid(x))
+
+    def rewrite(self, op, x):
+        return op.QuickGelu(x, alpha=1.0, _domain="com.microsoft")
+
+
+class _Halves(RewriteRuleClassBase):
+    """Split -> two slices."""
+
+    def pattern(self, op, x):
+        return op.Split(x, axis=-1, num_outputs=2, _outputs=2)
+
+    def rewrite(self, op, x):
+        at = [op.initializer(ir.tensor(np.array([i]), name=f"at{i}")) for i in (0, 1, 2)]
+        return op.Slice(x, at[0], at[1], at[1]), op.Slice(x, at[1], at[2], at[1])
+
+
+def _runs_alike(text: str, rule: type[RewriteRuleClassBase]) -> None:
+    """The checker accepts what the rule makes of a model, and it computes the same."""
+    feeds = {"x": _normal(3, 2)}
+    expected = run(parse(text), feeds)
+    result = rewriter.apply(parse(text), [rule()], overrides={"parity.local": "none"})
+    assert result.report.applications
+    actual = run(result.model, feeds)
+    assert all(np.allclose(expected[name], actual[name]) for name in expected)
+
+
+def _in_order() -> None:
+    _runs_alike("g (float[t, 2] x) => (float[t, 2] y) { y = Relu(x) }", _Rectify)
+
+
+def _of_a_domain() -> None:
+    _runs_alike("g (float[t, 2] x) => (float[t, 2] y) { s = Sigmoid(x) y = Mul(x, s) }", _Swish)
+
+
+def _of_two_outputs() -> None:
+    text = "g (float[t, 2] x) => (float[t, 1] a, float[t, 1] b) { a, b = Split<axis = -1, num_outputs = 2>(x) }"
+    _runs_alike(text, _Halves)
+
+
+def _digests() -> None:
+    one, other = np.arange(3), np.arange(1, 4)
+    assert digest_of(one) != digest_of(other)
+
+
+def _eight_bits() -> None:
+    model, rules = MODELS["linears"]
+    rewriter.apply(model(), rules, overrides={"quantization.default.bits": 8}, strict=True)
+
+
+def _experts() -> None:
+    model, rules = MODELS["experts"]
+    rewriter.apply(model(), rules, strict=True)
+
+
+UNIT = (
+    _of_unit(
+        "a digest of nothing", "rewriter/tensors/digest.py", "        self._hash.update(part)", "        part", _digests
+    ),
+    _of_unit(
+        "names that are taken",
+        "rewriter/engine/commit.py",
+        "        while name in taken:",
+        "        while not taken:",
+        test_commit.test_names_are_unique_whatever_is_taken,
+    ),
+    _of_unit(
+        "constants dropped that something reads",
+        "rewriter/engine/commit.py",
+        "if value.uses() or value.is_graph_output()",
+        "if value.is_graph_output()",
+        test_commit_constants.test_what_became_dead_goes_and_nothing_else,
+    ),
+    _of_unit(
+        "new nodes the last first",
+        "rewriter/engine/commit.py",
+        "rewrite.graph.insert_before(rewrite.root, nodes)",
+        "rewrite.graph.insert_before(rewrite.root, nodes[::-1])",
+        _in_order,
+    ),
+    _of_unit(
+        "a domain that the model does not import",
+        "rewriter/engine/commit.py",
+        "container.opset_imports.setdefault(domain, version)",
+        "container.opset_imports.get(domain, version)",
+        _of_a_domain,
+    ),
+    _of_unit(
+        "all outputs read from the first",
+        "rewriter/engine/commit.py",
+        "            old.replace_all_uses_with(new, replace_graph_outputs=True)",
+        "            old.replace_all_uses_with([*outputs.values()][0], replace_graph_outputs=True)",
+        _of_two_outputs,
+    ),
+    _of_unit(
+        "nodes removed of which one output is read",
+        "rewriter/engine/commit.py",
+        "if node.graph is None or any(out.uses()",
+        "if node.graph is None or all(out.uses()",
+        test_commit.test_a_node_may_lose_one_output_and_keep_the_other,
+    ),
+    _of_unit(
+        "bits left out",
+        "rewriter/emit.py",
+        '"N": n, "bits": spec.bits, "block_size"',
+        '"N": n, "block_size"',
+        _eight_bits,
+    ),
+    _of_unit(
+        "every window from the start",
+        "rewriter/parity/weights.py",
+        "memory[view.offset - first :]",
+        "memory[0:]",
+        _experts,
+    ),
+)
+"""Found by what is checked of one part. That 4 bits are left out shows nowhere: it is what the operator assumes."""
