@@ -263,8 +263,9 @@ def _excuse_rounding(sides: Sides, runtime: Runtime, verdicts: Sequence[Verdict]
             continue
         expected, actual = verdict.outputs
         wide = sides.compared(exact, replaced)
-        rounding = [relative(exact[sides.names[old]], expected[sides.names[old]])[0] for old in sides.rewrite.outputs]
-        own = [difference.error for difference in sides.compared(exact, actual)]
+        outputs = [(sides.names[old], sides.names[new]) for old, new in sides.rewrite.outputs.items()]
+        rounding = [relative(exact[old], expected[old])[0] for old, _ in outputs]
+        own = [relative(exact[old], actual[new])[0] for old, new in outputs]
         verdict.found = [
             replace(d, error=w.error, where=w.where) if mine <= max(d.tolerance, theirs) else d
             for d, w, mine, theirs in zip(verdict.found, wide, own, rounding, strict=True)
