@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -11,6 +11,7 @@ from onnxscript.rewriter import RewriteRuleClassBase
 
 from rewriter.facts import Facts, Transfer
 from rewriter.graph.declines import Declined, NotApplicable
+from rewriter.quantize.born import Look
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.plan import AccuracyLevel
 from rewriter.roles import Role
@@ -75,6 +76,7 @@ class Run(Protocol):
             out.
         looks_whole: whether all of a weight is read to tell on which grid it lies; else a sample, and the rest when
             written.
+        looks: what was seen of weights so far, of which it asks.
     """
 
     facts: Facts
@@ -82,6 +84,7 @@ class Run(Protocol):
     rounded_activations: bool
     accuracy_level: AccuracyLevel
     looks_whole: bool
+    looks: MutableMapping[View, Look]
 
     def role(self, node: ir.Node) -> Role:
         """Returns what the weight that ``node`` reads is for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from rewriter.facts import Facts, Transfer
 from rewriter.facts.constants import constants
 from rewriter.graph.contents import all_nodes, subgraphs
 from rewriter.quantize import ALGORITHMS
+from rewriter.quantize.born import Look
 from rewriter.quantize.error import relative_output_rms, relative_rms
 from rewriter.quantize.formats import FORMATS
 from rewriter.quantize.importance import Importance
@@ -53,6 +54,7 @@ class ModelRun(Run):
         self.rounded_activations = rounded_activations or accuracy_level == 4
         self.accuracy_level = accuracy_level
         self.looks_whole = looks_whole
+        self.looks: MutableMapping[View, Look] = {}
         self._constants = Facts(model, constants)
         self._constants.compute()
         self._kept: dict[tuple[Transfer, ...], Facts] = {}

@@ -6,7 +6,7 @@ block that is off the grid is an ``OffGridError``; who then runs the rules anew 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -30,8 +30,10 @@ _ROWS, _COLUMNS = 4, 512
 _PROBE = 64
 """Columns of the first row, of which no block is on a grid where a weight is ordinary."""
 
-_MORE_ROWS, _MORE_COLUMNS = 64, 128
-"""What the second sample holds of a weight; of a stack it holds a row of each expert."""
+_MORE_ROWS, _MORE_COLUMNS = 32, 256
+"""What the second sample holds of a weight; of a stack, a row of each expert, or of so many.
+
+Each row is read from its own place on the disk."""
 
 _NEARLY = 4
 """A weight is nearly on a grid where at most one of so many blocks of the sample is off it."""
@@ -69,6 +71,7 @@ def keep(
     views: Sequence[View],
     jobs: Sequence[Sequence[QuantizationJob]],
     hold: Callable[[WeightSpec], Held | None],
+    seen: MutableMapping[View, Look],
     *,
     whole: bool,
 ) -> Kept[Held]:
@@ -78,6 +81,7 @@ def keep(
         views: weights [N, K] or stacks [E, N, K].
         jobs: of each of these, one for each matrix.
         hold: how the operator holds them on a grid; None where it cannot, or the target does not run it.
+        seen: what earlier looks saw; several rules ask about a weight.
         whole: whether all of them is looked at; else a sample, and the rest when it is written.
     """
     asked = tuple(map(tuple, jobs))
@@ -86,7 +90,7 @@ def keep(
     off = ""
     common: list[WeightSpec] | None = None
     for view in views:
-        found = look(view)
+        found = seen[view] = seen.get(view) or look(view)
         off = off or found.off
         common = [spec for spec in found.specs if common is None or spec in common]
         if not common:
@@ -246,11 +250,9 @@ def _second(view: View) -> _Sample:
         rows = min(n, _MORE_ROWS)
         return _Sample(view, ((None, n // rows - 1, n // rows, rows, (k - columns) // 256 * 256),), columns)
     starts = range(0, max(1, k - columns + 1), 256)
-    return _Sample(
-        view,
-        tuple((expert, 7 * expert % n, 1, 1, starts[expert % len(starts)]) for expert in range(view.shape[0])),
-        columns,
-    )
+    experts = range(0, view.shape[0], -(-view.shape[0] // _MORE_ROWS))
+    parts = ((expert, 7 * expert % n, 1, 1, starts[i % len(starts)]) for i, expert in enumerate(experts))
+    return _Sample(view, tuple(parts), columns)
 
 
 def off_grid(view: View, spec: WeightSpec) -> str:

@@ -86,7 +86,7 @@ def on_their_grid(
         hold: how the operator holds them on a grid; None where it cannot, or the target does not run it.
         culprit: what a decline is about.
     """
-    kept = born.keep(views, jobs, hold, whole=run.looks_whole)
+    kept = born.keep(views, jobs, hold, run.looks, whole=run.looks_whole)
     if kept.held is None and any(own[0].context.spec.algorithm == lossless.NAME for own in jobs):
         why = f": {kept.off}" if kept.off else ""
         raise Declined(f"the weights lie on no grid that a kernel of the target runs{why}", culprit)

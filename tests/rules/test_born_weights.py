@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from block_models import Spelling, block_model
 from born_models import GPT_OSS, E, H, I, born, with_stacks
 from moe_models import attributes_of, moe_model, nodes_of, rewrite, rule_set
 
@@ -16,6 +17,7 @@ from rewriter import html
 from rewriter.cli import main
 from rewriter.errors import QuantizationError
 from rewriter.io import save
+from rewriter.quantize import born as born_weights
 from rewriter.quantize import lossless
 from rewriter.quantize.born import look
 from rewriter.tensors import View, interleaved, stacked
@@ -70,6 +72,15 @@ def test_an_ordinary_weight_costs_a_few_blocks(elements_read):
     model = moe_model(GPT_OSS, dtype=np.float16, hidden=8 * H, inter=8 * H, experts=E)
     rewrite(model, "moe-int4", CPU, overrides=UNPROVED)
     assert elements_read[0] < 0.01 * 3 * E * (8 * H) ** 2
+
+
+def test_a_weight_that_two_rules_ask_about_is_looked_at_once(monkeypatch):
+    looks = []
+    monkeypatch.setattr(born_weights, "look", lambda view: looks.append(view) or look(view))
+    model = block_model(Spelling(weights="gather", hidden=32, inter=32))
+    report = rewriter.explain(model, rules="moe-int4", target=CPU)
+    assert report.applied["fuse-experts"] == report.applied["moe-to-qmoe"] == 1
+    assert len(looks) == len(set(looks)) == 1
 
 
 def test_a_look_at_many_experts_of_their_own_holds_a_few_rows():
