@@ -147,7 +147,14 @@ def test_every_spelling_of_a_stack_is_seen():
 
 
 def spelled(spelling, experts):
-    """A stack [E, N, K] of these matrices, as exporters store or assemble one."""
+    """A stack [E, N, K] of these matrices as exporters have it; or a table [E * N, K], of which rows are gathered."""
+    flat = np.concatenate(experts)
+    if spelling == "table":
+        return whole(flat)
+    if spelling == "flat":
+        return whole(flat).reshape((len(experts), *experts[0].shape))
+    if spelling == "side by side":
+        return whole(np.ascontiguousarray(flat.T)).T.reshape((len(experts), *experts[0].shape))
     if spelling == "transposed":
         return whole(np.ascontiguousarray(np.stack(experts).transpose(0, 2, 1))).transpose((0, 2, 1))
     if spelling == "apart":
@@ -159,7 +166,7 @@ def spelled(spelling, experts):
 
 @given(
     grid=st.sampled_from([MXFP4, NVFP4, (2, 32), (3, 32), (4, 16), (4, 0), (8, 64)]),
-    spelling=st.sampled_from(["stacked", "transposed", "apart", "interleaved"]),
+    spelling=st.sampled_from(["stacked", "transposed", "apart", "interleaved", "flat", "side by side", "table"]),
     dtype=st.sampled_from(DTYPES),
     place=st.tuples(st.integers(0, 3), st.integers(0, 7), st.integers(3, 63)),
     seed=SEEDS,
@@ -175,16 +182,17 @@ def test_every_grid_is_kept_in_every_spelling_and_not_with_one_number_nudged(gri
     experts = [weight for weight, _ in made]
     view = spelled(spelling, experts)
     assert spec in look(view).specs and not off_grid(view, spec)
+    table = view.rank == 2
     for expert, (_, quantized) in enumerate(made):
-        found = read(view.index(0, expert).numpy(), spec, dtype).weight
-        np.testing.assert_array_equal(found.codes, quantized.codes)
+        matrix = view.slice(0, 8 * expert, 8) if table else view.index(0, expert)
+        np.testing.assert_array_equal(read(matrix.numpy(), spec, dtype).weight.codes, quantized.codes)
 
     expert, row, column = place
     experts[expert] = experts[expert].copy()
     experts[expert].view(f"u{dtype.itemsize}")[row, column] ^= 1
     nudged = spelled(spelling, experts)
     if where := off_grid(nudged, spec):
-        assert where.startswith(f"block (expert {expert}, row {row}, ")
+        assert where.startswith(f"block (row {8 * expert + row}, " if table else f"block (expert {expert}, row {row}, ")
     else:  # another code is what the nudged number is rounded from
         found = read(experts[expert], spec, dtype).weight
         np.testing.assert_array_equal(found.dequantize().astype(dtype), experts[expert])

@@ -143,6 +143,10 @@ def dequantized(model, node):
         if not codes:
             found.append(None)
             continue
+        if own.get("quant_type", b"int") != b"int":
+            units = arrays[names[15 + i]]
+            found.append(four_bit_floats(arrays[codes], arrays[scales], units, columns=layout.name == "columns"))
+            continue
         experts = []
         stored = layout.require(QuantizedShape(n, k, own["expert_weight_bits"], own.get("block_size", 0), not zeros))
         parts = [arrays[name] for name in (codes, scales, zeros) if name]
@@ -150,6 +154,15 @@ def dequantized(model, node):
             experts.append(stored.unpack([part[e] for part in parts]).dequantize())
         found.append(np.stack(experts))
     return found
+
+
+def four_bit_floats(packed, scales, units, *, columns):
+    """A stack [E, N, K] in mxfp4 or nvfp4, from its bytes: two outputs in a byte by columns, else two inputs."""
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
+    codes = codes.swapaxes(1, 2) if columns else codes
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)[codes & 7]
+    wide = np.repeat(scales.astype(np.float32), codes.shape[-1] // scales.shape[-1], axis=-1)
+    return np.where(codes & 8, -magnitudes, magnitudes) * wide * units[:, None, None]
 
 
 def with_weights(model, fc1, fc2, fc3=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,21 @@ three = ruled(TO_QMOE, bits=3)
 kept = ruled(TO_QMOE, algorithm=["lossless", "rtn"])
 
 
-def born() -> Models:
-    """An MoE whose experts lie on a grid of mxfp4."""
+E2M1 = (-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6)
+
+
+def born(values: Sequence[float] = E2M1, digits: int = 1) -> Models:
+    """An MoE whose experts lie on a grid: values times scales of so many binary digits."""
     model = moe_model(FUSED, dtype=np.float16, hidden=32, inter=32, experts=3, bias="none")
-    values = np.array([-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float16) / 8
     for position, tensor in enumerate(model.graph.initializer):
-        shape = tuple(tensor.dims)
-        array = np.random.default_rng(position).choice(values, shape).astype(np.float16)
-        array[..., 0] = 0.75
-        array *= 2.0 ** np.random.default_rng(position).integers(-2, 3, (*shape[:-1], 1)).astype(np.float16)
+        rng, shape = np.random.default_rng(position), tuple(tensor.dims)
+        array = rng.choice(values, shape).astype(np.float16) / 8
+        array[..., ::8], array[..., 1::8] = values[-1] / 8, values[0] / 8
+        scales = rng.integers(1 << (digits - 1), 1 << digits, (*shape[:-1], 2)) / (1 << (digits - 1))
+        scales *= 2.0 ** rng.integers(-2, 3, (*shape[:-1], 1))
+        array *= np.repeat(scales if digits == 4 else scales[..., :1].repeat(2, axis=-1), 16, axis=-1).astype(
+            np.float16
+        )
         tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     return lambda: drawn(model)
 
@@ -130,6 +137,48 @@ FORMATS = (
         LOSSLESS,
         [("powers.view(ml_dtypes", "np.roll(powers, 1, axis=0)[:, ::-1].copy().view(ml_dtypes")],
         born(),
+        kept,
+    ),
+    Mistake(
+        TO_QMOE,
+        "lossless, nvfp4: global scale doubled",
+        LOSSLESS,
+        [("return Read(made)", "return Read(replace(made, global_scale=2 * made.global_scale))")],
+        born(digits=4),
+        kept,
+    ),
+    Mistake(
+        TO_QMOE,
+        "lossless, nvfp4: e4m3 read as e5m2",
+        LOSSLESS,
+        [("return Read(made)", "return Read(replace(made, scales=made.scales.view(ml_dtypes.float8_e5m2)))")],
+        born(digits=4),
+        kept,
+    ),
+    Mistake(
+        TO_QMOE,
+        "lossless, integers: neighbours of codes",
+        LOSSLESS,
+        [
+            (
+                "return Read(QuantizedWeight(codes, scales, None if",
+                "return Read(QuantizedWeight(codes ^ 1, scales, None if",
+            )
+        ],
+        born(range(-8, 8), digits=7),
+        kept,
+    ),
+    Mistake(
+        TO_QMOE,
+        "lossless, integers: scales of the row before",
+        LOSSLESS,
+        [
+            (
+                "return Read(QuantizedWeight(codes, scales, None if",
+                "return Read(QuantizedWeight(codes, np.roll(scales, 1, axis=0), None if",
+            )
+        ],
+        born(range(-8, 8), digits=7),
         kept,
     ),
     Mistake(
