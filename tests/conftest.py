@@ -17,8 +17,9 @@ collect_ignore = ["example_package"]
 
 HERE = Path(__file__).parent
 LONG = (
-    *("cli", "golden", "rules", "testing", "wrong_rules"),  # processes, whole models, drawn ones
-    *("parity/test_model.py", "roles/test_roles_bodies.py", "roles/test_roles_models.py"),
+    *("calibration", "cli", "golden", "io", "rules", "testing", "wrong_rules"),  # processes, whole models, drawn ones
+    *(f"parity/test_{name}.py" for name in ("model", "weights", "worker")),
+    *("roles/test_roles_bodies.py", "roles/test_roles_models.py", "target/test_written_forms.py"),
     *("test_api.py", "test_docs.py", "test_explain.py", "test_html.py", "test_inspect.py", "test_real_models.py"),
 )
 """Folders and files that ``pytest -m quick`` leaves out."""

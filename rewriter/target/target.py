@@ -125,11 +125,6 @@ class Target:
             return attribute in schema[0]
         return ADDED.get(operator, {}).get(attribute, _OLDEST) <= self.version
 
-    @property
-    def qmoe_layouts(self) -> tuple[str, ...]:
-        """Names of the layouts of weights that QMoE reads, the preferred first; empty where nothing tells which."""
-        return tuple(dict.fromkeys(layout for kernel in self.kernels(QMOE.name) for layout in kernel.layouts))
-
     def _of_architecture(self, kernel: Kernel) -> Kernel:
         """Returns a kernel with the layouts of this architecture, where it reads no raw weights on any."""
         if self.provider != "cuda" or not all(layout.startswith("cutlass") for layout in kernel.layouts):
