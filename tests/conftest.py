@@ -19,8 +19,10 @@ HERE = Path(__file__).parent
 LONG = (
     *("calibration", "cli", "golden", "io", "rules", "testing", "wrong_rules"),  # processes, whole models, drawn ones
     *(f"parity/test_{name}.py" for name in ("model", "weights", "worker")),
+    *(f"quantize/test_{name}.py" for name in ("importance", "jobs", "llama_imatrix", "quantize_algorithms")),
     *("roles/test_roles_bodies.py", "roles/test_roles_models.py", "target/test_written_forms.py"),
-    *("test_api.py", "test_docs.py", "test_explain.py", "test_html.py", "test_inspect.py", "test_real_models.py"),
+    *(f"test_{name}.py" for name in ("api", "budget", "compare", "docs", "explain", "html", "inspect", "memory")),
+    *(f"test_{name}.py" for name in ("provenance", "public", "real_models")),
 )
 """Folders and files that ``pytest -m quick`` leaves out."""
 SHORT = ("rules/blocks",)

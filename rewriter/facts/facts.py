@@ -204,7 +204,7 @@ class Facts:
 class DeclineTracer(MatchingTracer):
     """Keeps the reason for which the last attempt of a rule ended, and where.
 
-    ``mismatch`` says why no pattern matched; ``failed`` whether there was a rewrite, and its proof showed it wrong.
+    ``failed`` says whether there was a rewrite, and its proof showed it wrong.
     """
 
     def __init__(self) -> None:
@@ -213,7 +213,6 @@ class DeclineTracer(MatchingTracer):
 
     def clear(self) -> None:
         """Forgets the last attempt."""
-        self.mismatch = ""
         self.reason = ""
         self.failed = False
         self.culprits: list[ir.Node | ir.Value] = []
@@ -246,7 +245,5 @@ class DeclineTracer(MatchingTracer):
     def log(self, rule: Any, container: Any, node: ir.Node, match_result: Any, status: MatchStatus) -> None:
         """Overrides the hook through which onnxscript tells how a match went."""
         del rule, container, node
-        if status == MatchStatus.NO_MATCH:
-            self.mismatch = match_result.reason
-        elif not match_result:
+        if status != MatchStatus.NO_MATCH and not match_result:
             self.decline(match_result.reason, match_result.failure_nodes_and_values)
