@@ -22,7 +22,7 @@ LONG = (
     *(f"quantize/test_{name}.py" for name in ("importance", "jobs", "llama_imatrix", "quantize_algorithms")),
     *("roles/test_roles_bodies.py", "roles/test_roles_models.py", "target/test_written_forms.py"),
     *(f"test_{name}.py" for name in ("api", "budget", "compare", "docs", "explain", "html", "inspect", "memory")),
-    *(f"test_{name}.py" for name in ("provenance", "public", "real_models")),
+    *(f"test_{name}.py" for name in ("provenance", "public", "real_models", "weight_names")),
 )
 """Folders and files that ``pytest -m quick`` leaves out."""
 SHORT = ("rules/blocks",)
