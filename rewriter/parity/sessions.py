@@ -5,12 +5,14 @@ Imports little, since each worker imports it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -34,6 +36,11 @@ _BFLOAT16_ELEMENTS = 16
 """ONNX's number for the type."""
 
 _NO_MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory|unable to allocate", re.IGNORECASE)
+
+
+_FOLDED = 64 << 20
+"""Bytes of the files beside a model up to which constants are folded though it runs once: of large weights, to fold
+them takes several times as long as the run."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def run(settings: Settings, model: Model, feeds: Feeds) -> dict[str, Array]:
     Raises:
         TargetError: the runtime cannot load or run it.
     """
-    return _runner(settings, model)(feeds)
+    return _runner(settings, model, once=True)(feeds)
 
 
 def run_each(settings: Settings, model: Model, many: Sequence[Feeds]) -> list[Outcome]:
@@ -109,10 +116,10 @@ def run_both(
     return list(zip(expected, actual, strict=True))
 
 
-def _runner(settings: Settings, model: Model) -> Callable[[Feeds], dict[str, Array]]:
+def _runner(settings: Settings, model: Model, *, once: bool = False) -> Callable[[Feeds], dict[str, Array]]:
     if settings.runtime == "reference":
         return functools.partial(_run_reference, _evaluator(model))
-    return functools.partial(_run_session, _session(settings, model), settings.runtime)
+    return functools.partial(_run_session, _session(settings, model, once=once), settings.runtime)
 
 
 def load(settings: Settings, model: Model) -> int:
@@ -161,7 +168,7 @@ def providers(settings: Settings, model: Model) -> list[str]:
     return list(_session(settings, model).get_providers())
 
 
-def _session(settings: Settings, model: Model) -> Any:
+def _session(settings: Settings, model: Model, *, once: bool = False) -> Any:
     import onnxruntime as ort  # noqa: PLC0415 -- an extra
 
     options = ort.SessionOptions()
@@ -172,10 +179,18 @@ def _session(settings: Settings, model: Model) -> Any:
     if not settings.optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     wanted = list(dict.fromkeys((PROVIDERS[settings.runtime], PROVIDERS["cpu"])))
+    source = model if isinstance(model, str) else model.tobytes()
+    if once and isinstance(model, str) and _bytes_beside(model) > _FOLDED:
+        with contextlib.suppress(Exception):  # what only folding makes runnable is folded
+            return ort.InferenceSession(source, options, providers=wanted, disabled_optimizers=["ConstantFolding"])
     try:
-        return ort.InferenceSession(model if isinstance(model, str) else model.tobytes(), options, providers=wanted)
+        return ort.InferenceSession(source, options, providers=wanted)
     except Exception as error:
         raise _refused(f"ONNX Runtime ({settings.runtime}) cannot load the model", error) from error
+
+
+def _bytes_beside(model: str) -> int:
+    return sum(file.stat().st_size for file in Path(model).parent.iterdir() if file.is_file())
 
 
 def _run_session(session: Any, provider: str, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Array]:
