@@ -67,6 +67,8 @@ def forms(options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     first: tuple[float, ...] = ()
     for name, rules in FORMS.items():
+        if options.only not in name:
+            continue
         with tempfile.TemporaryDirectory(dir=options.directory) as directory:
             seconds, result = timed(rewriter.apply, model, rules)
             path = result.save(Path(directory) / "out")
@@ -115,9 +117,11 @@ def main() -> None:
     parser.add_argument("--deep", type=int, default=30, help="layers of the second table")
     parser.add_argument("--most", type=int, default=128, help="experts of its last row")
     parser.add_argument("--directory", help="where models are written and removed")
+    parser.add_argument("--only", default="", metavar="TEXT", help="forms whose name has it, and no second table")
     options = parser.parse_args()
     forms(options)
-    rewriting(options)
+    if not options.only:
+        rewriting(options)
 
 
 if __name__ == "__main__":
