@@ -109,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             sys.stdout.flush()
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # so rich ends where nobody reads on, as behind `| head`
+            return DONE
         if _COMPLETING not in os.environ:  # no code of this package exits
             _say(f"a rule or a library ended the program (exit code {error.code}); see which one with {_DEBUG}=1")
             return BAD

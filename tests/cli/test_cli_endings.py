@@ -128,3 +128,14 @@ sys.exit(__main__.main())
 def test_ctrl_c_before_the_commands_are_loaded_is_quiet():
     found = process('"$0" -c "$@"', SLOW)
     assert (found.stderr, found.returncode) == ("error: interrupted\n", 130)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["apply", "--help"], ["rules"]])
+def test_a_reader_that_has_enough_is_no_error(arguments):
+    """As behind ``| head``: the pipe is closed before anything is written to it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "rewriter", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
