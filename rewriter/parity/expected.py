@@ -7,6 +7,7 @@ chooses experts, one token that goes to another expert adds up to 0.2, however s
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Iterable
 
@@ -41,7 +42,7 @@ def expected_l2(model: ir.Model, weights: Iterable[Weight], *, quantized: bool) 
     if not error and not quantized:
         halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
         return _HALVES if any(value.dtype in halves for value in model.graph.initializers.values()) else _EXACT
-    return min(_MOST, (_ROUTED if _is_routed(model) else _COARSE) + _GAIN * error)
+    return min(_MOST, (_ROUTED if _is_routed(model) else _COARSE) + _GAIN * error * _reads(model))
 
 
 def _error(weights: Iterable[Weight]) -> float:
@@ -51,6 +52,21 @@ def _error(weights: Iterable[Weight]) -> float:
         key = (weight.layer, weight.role or weight.name)
         groups.setdefault(key, []).append(weight.relative_rms**2)
     return math.sqrt(math.fsum(_mean(group) for group in groups.values()))
+
+
+def _reads(model: ir.Model) -> int:
+    """How often one weight is used in turn, at most: its error is the same each time, and adds up."""
+    readers: collections.Counter[tuple[ir.Value, str]] = collections.Counter()
+    for node in all_nodes(model):
+        stored = [value for value in node.inputs if value is not None and value.const_value is not None]
+        codes = max(stored, key=_nbytes, default=None)
+        if codes is not None and codes.dtype is not None and codes.dtype.bitwidth <= 8:
+            readers[codes, node.op_type] += 1
+    return max(readers.values(), default=1)
+
+
+def _nbytes(value: ir.Value) -> int:
+    return value.const_value.nbytes if value.const_value is not None else 0
 
 
 def _mean(numbers: list[float]) -> float:

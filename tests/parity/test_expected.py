@@ -41,6 +41,18 @@ def test_experts_of_a_layer_count_once():
     assert expected_l2(parse(DENSE), experts, quantized=True) == pytest.approx(0.05 + 0.16)
 
 
+def test_a_weight_that_is_read_in_turn_counts_each_time():
+    steps = "\n".join(
+        f"x{i + 1} = com.microsoft.MatMulNBits<K = 16, N = 16, bits = 4, block_size = 16>(x{i}, W, s)" for i in range(3)
+    )
+    model = parse(
+        f"g (float[2,16] x0) => (float[2,16] x3) <uint8[16,1,8] W = {{{', '.join(['1'] * 128)}}},"
+        f" float[16] s = {{{', '.join(['1'] * 16)}}}> {{ {steps} }}",
+        domains=', "com.microsoft": 1',
+    )
+    assert expected_l2(model, [weight(0.08)], quantized=True) == pytest.approx(0.05 + 3 * 0.16)
+
+
 @pytest.mark.parametrize(("set_", "expected", "fails"), [(None, 0.4, True), (None, 0.9, False), (0.9, 0.4, False)])
 def test_it_is_held_where_the_user_sets_none(set_, expected, fails):
     found = ModelParity("cpu", 0, {"y": Metrics(0.83, 1.0, (0,), 0.5, 1.0)})
