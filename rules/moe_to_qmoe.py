@@ -47,7 +47,7 @@ class MoEToQMoE(AtOperator):
         if isinstance(ways, str):
             raise no_kernel(QMOE.name, self.run.target, ways, node, instead=UNROLLED)
         experts = read_moe(self.run, node)
-        held = plan_experts(self.run, experts, ways, smaller_blocks=self._smaller_blocks)
+        held = plan_experts(self.run, experts, ways, smaller_blocks=self._smaller_blocks, together=True)
         require_weights_disappear(self.run.facts, experts)
         return emit_qmoe(op, self.run, experts, self._levelled(held))
 

@@ -72,7 +72,8 @@ def package(folder, model, kind):
 def test_genai_generates_from_a_folder_that_was_rewritten(tmp_path, model, kind, operator):
     pytest.importorskip("onnxruntime_genai")
     folder = package(tmp_path / "exported", model, kind)
-    assert main(["apply", str(folder), "-o", str(tmp_path / "int8"), "--set", "quantization.default.bits=8"]) == 0
+    options = ["--set", "quantization.default.bits=8", "--set", "rounded_activations=true"]
+    assert main(["apply", str(folder), "-o", str(tmp_path / "int8"), *options]) == 0
     assert operator in {node.op_type for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node}
     assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "int8").iterdir()}
     run = example("generate_genai").generate

@@ -174,6 +174,8 @@ class Facts:
 
     def _visit(self, node: ir.Node) -> bool:
         """Recomputes the facts about the node's outputs; True where they changed."""
+        if not node.outputs:
+            return False
         before = [self._facts.get(value) for value in node.outputs]
         for value in node.outputs:
             self._forget(value)

@@ -75,6 +75,8 @@ class LocalProver:
                 self._prove_last(signature, rewrite, run)
         except ProofError as error:
             self._failed[signature] = error
+            if error.node == rewrite.where:
+                raise
             raise _told(error, rewrite) from error
         return self._proved.setdefault(signature, proof) if self._settings.local == "class" else proof
 

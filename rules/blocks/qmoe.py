@@ -79,7 +79,9 @@ def exact_ways(target: Target, form: ExpertForm, dtype: ir.DataType) -> Sequence
     return Reason(f"{plain}; router_weights would be needed, and {given}", reason_of(plain).remedy)
 
 
-def plan_experts(run: Run, experts: Experts, ways: Sequence[Way], *, smaller_blocks: bool = True) -> Held:
+def plan_experts(
+    run: Run, experts: Experts, ways: Sequence[Way], *, smaller_blocks: bool = True, together: bool = False
+) -> Held:
     """Asks the plan about every expert and settles on one form that the operator and the target have, or declines.
 
     The first is taken that a kernel runs: as planned, in smaller blocks, without zero points.
@@ -89,11 +91,19 @@ def plan_experts(run: Run, experts: Experts, ways: Sequence[Way], *, smaller_blo
         experts: the MoE.
         ways: how kernels of the target compute such a node.
         smaller_blocks: whether another form than the planned one may be taken.
+        together: whether the experts cannot be taken apart, so that weights keep their grid only beside a kernel that
+            does not round activations unasked; else the plan's next algorithm quantizes them.
     """
     asked = tuple(_jobs(run, experts, projection) for projection in experts.projections)
     specs = [jobs[0].context.spec for jobs in asked]
     views = [projection.weight for projection in experts.projections]
-    kept = on_their_grid(run, views, asked, lambda spec: _held_on(spec, ways, asked), experts.node)
+
+    def exact(spec: WeightSpec) -> Sequence[Way]:
+        if run.rounded_activations or not together:
+            return ways
+        return [way for way in ways if not way.kernel.rounds_activations(spec.bits, spec.block_size)]
+
+    kept = on_their_grid(run, views, asked, lambda spec: _held_on(spec, exact(spec), asked), experts.node)
     asked = kept.jobs
     if kept.held is not None:
         way, layout = kept.held

@@ -74,13 +74,14 @@ def test_gpt_oss_as_exporters_write_it_keeps_its_mxfp4(name, half):
         born[stack] = np.stack(made).swapaxes(1, 2).copy() if turned else np.stack(made)
     model = with_weights(model, born)
     model = in_half(model) if half else model
-    result = rewrite(model, "moe-int4", CPU)
+    whole = "genai" in name  # an MoE already
+    result = rewrite(model, "moe-int4", CPU, overrides={"rounded_activations": whole})
     rewritten = result.model
     kept = [w for w in result.report.weights if set(w.sources) <= set(names)]
     assert len(kept) == sum(len(stack) for stack in born.values())
     assert {(w.relative_rms, w.grid) for w in kept} == {(0.0, "kept as it was trained")}
     alone = "blocks" in name or "unroll" in name
-    fused = "genai" in name or half  # in float32 the kernel rounds what it multiplies
+    fused = whole or half  # in float32 the kernel rounds what it multiplies
     assert {w.format for w in kept} == {"mxfp4" if fused else "int"}
     feeds, _ = recorded(name)
     feeds = {key: x.astype(np.float16) if half and x.dtype == np.float32 else x for key, x in feeds.items()}
@@ -158,8 +159,25 @@ def test_a_linear_in_mxfp4_has_eight_bits_and_no_error():
     weight, _ = floats(96, 256, MXFP4, dtype=np.float16, seed=0)
     model = graph_of("agraph (float16[T, 256] x) => (float16[T, 96] y) { y = Gemm<transB=1>(x, w) }", {"w": weight})
     result = rewrite(model, "moe-int4", CPU)
+    assert nodes_of(result.model, "MatMulNBits")
     (found,) = result.report.weights
     assert (found.bits, found.relative_rms, found.grid) == (8, 0.0, "kept as it was trained")
+
+
+def test_experts_of_one_node_get_the_planned_bits_where_the_kernel_of_their_grid_rounds_unasked():
+    name = "genai/gpt_oss_fp32_cpu"
+    names, turned = SPELLINGS[name]
+    model = exported(name)
+    for seed, stack in enumerate(names):
+        e, *shape = initializer(model, stack).shape
+        n, k = shape[::-1] if turned else shape
+        made = np.stack([floats(n, k, MXFP4, dtype=np.float32, seed=seed + i)[0] / 16 for i in range(e)])
+        model = with_weights(model, {stack: made.swapaxes(1, 2).copy() if turned else made})
+    result = rewrite(model, "moe-int4", CPU)
+    written = [attributes_of(node) for node in nodes_of(result.model, "QMoE")]
+    assert {(found["expert_weight_bits"], found.get("quant_type")) for found in written} == {(4, None)}
+    experts = [weight for weight in result.report.weights if set(weight.sources) <= set(names)]
+    assert {(weight.format, weight.algorithm, weight.grid) for weight in experts} == {("int", "mse-search", "")}
 
 
 @pytest.mark.parametrize("grid", GRIDS)

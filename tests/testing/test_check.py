@@ -38,8 +38,8 @@ g (float[2,3] x) => (float[2,3] y) <float[2,3] a> { [relu] a = Relu (x) y = Neg 
 class WrongView(Unstack):
     """unstack, with another view than the right one."""
 
-    def __init__(self, wrong, op_type):
-        super().__init__("unstack", op_type, remove_nodes=False)
+    def __init__(self, wrong, operator):
+        super().__init__("unstack", *operator, remove_nodes=False)
         self._wrong = wrong
 
     def replace(self, op, node) -> Mapping[ir.Value, ir.Value]:
@@ -60,7 +60,7 @@ def transposed(view):
 @pytest.mark.parametrize("wrong", [off_by_one, transposed])
 def test_a_wrong_view_fails_its_parity(wrong):
     with pytest.raises(AssertionError, match="it failed its parity: rule unstack at node") as caught:
-        rules = [WrongView(wrong, rule._op_type) for rule in unstack.rule()]
+        rules = [WrongView(wrong, rule._operator) for rule in unstack.rule()]
         check_rule(rules, unrolled_experts(**PLAIN), settings=FEW)
     assert "moe (float[T," in str(caught.value), "the smallest model is printed as ONNX text"
 
