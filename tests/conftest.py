@@ -18,11 +18,12 @@ collect_ignore = ["example_package"]
 HERE = Path(__file__).parent
 LONG = (
     *("calibration", "cli", "golden", "io", "rules", "testing", "wrong_rules"),  # processes, whole models, drawn ones
-    *(f"parity/test_{name}.py" for name in ("model", "weights", "worker")),
+    *(f"parity/test_{name}.py" for name in ("model", "quality", "stages", "weights", "widened", "worker")),
     *(f"quantize/test_{name}.py" for name in ("importance", "jobs", "llama_imatrix", "quantize_algorithms")),
-    *("roles/test_roles_bodies.py", "roles/test_roles_models.py", "target/test_written_forms.py"),
-    *(f"test_{name}.py" for name in ("api", "budget", "compare", "docs", "explain", "html", "inspect", "memory")),
-    *(f"test_{name}.py" for name in ("provenance", "public", "real_models", "weight_names")),
+    *("roles/test_roles_bodies.py", "roles/test_roles_models.py"),
+    *("ruleset/test_ruleset_discovery.py", "target/test_prober.py", "target/test_written_forms.py"),
+    *(f"test_{name}.py" for name in ("api", "budget", "compare", "docs", "examples", "explain", "html", "inspect")),
+    *(f"test_{name}.py" for name in ("memory", "provenance", "public", "real_models", "weight_names")),
 )
 """Folders and files that ``pytest -m quick`` leaves out."""
 SHORT = ("rules/blocks",)
