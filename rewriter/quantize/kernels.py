@@ -1,7 +1,7 @@
 """Compiled kernels: a chunk of rows in, its codes, scales and zero points out.
 
 They share one file because the cache of compiled code is renewed when the file of a kernel changes, not when the
-files of what it calls do.
+files of what it calls do; only the type of lanes stands apart.
 
 A block is fitted in a scratch copy, divided by a power of two so that no square over- or underflows. Its grid is
 ``scale * (code - zero)``; the scale is positive. A symmetric grid with a negative scale is written as its mirror image,

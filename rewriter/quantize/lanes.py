@@ -6,6 +6,8 @@ A compiler makes such code of loops at times; this says so. Operations keep thei
 written, so that every processor computes the same bytes.
 
 The functions are for compiled code alone, which also adds, subtracts, multiplies and divides lanes by the signs for it.
+
+The cache of compiled kernels does not see a change in this file: save ``kernels.py`` anew after one.
 """
 
 from __future__ import annotations
