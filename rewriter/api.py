@@ -18,7 +18,7 @@ from rewriter.calibration import Calibration
 from rewriter.engine.context import ModelRun
 from rewriter.engine.driver import Engine, Prover, Watch, without_cycle_collection
 from rewriter.errors import RuleSetError, UsageError
-from rewriter.graph.contents import Slot, all_nodes
+from rewriter.graph.contents import Slot, all_nodes, subgraphs
 from rewriter.inspection.left import left_in_float
 from rewriter.inspection.weights import bytes_by_family, sizes
 from rewriter.io.validate import validate
@@ -256,7 +256,8 @@ def apply(
     @without_cycle_collection()
     def attempt(*, looks_whole: bool) -> Result[Any]:
         ours = io.own_copy(model)
-        plan = rule_set.plan.named(_names(ours))
+        seen = _names(ours)
+        plan = rule_set.plan.named(seen)
         run = ModelRun(
             ours,
             plan,
@@ -269,7 +270,7 @@ def apply(
             looks_whole=looks_whole,
         )
         engine = Engine(run, prover or LocalProver(rule_set.parity), progress, watch, strict=strict)
-        return _rewritten(model, rule_set, run, engine, plan, given, lambda: attempt(looks_whole=True))
+        return _rewritten(model, rule_set, run, engine, plan, seen, given, lambda: attempt(looks_whole=True))
 
     try:
         return attempt(looks_whole=False)
@@ -283,12 +284,12 @@ def _rewritten(
     run: ModelRun,
     engine: Engine,
     plan: QuantizationPlan,
+    seen: Sequence[tuple[str, str]],
     given: tuple[str, ...],
     again: Callable[[], Result[Any]],
 ) -> Result[Any]:
     ours = run.model
     name = ours.graph.name or ""
-    seen = _names(ours)
     quantized = [node for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS]
     before = bytes_by_family(ours, run.role)
     outcome = engine.apply(rule_set)
@@ -348,8 +349,10 @@ def _shipped() -> RuleSet:
 
 def _names(model: ir.Model) -> list[tuple[str, str]]:
     """Every node name and every initializer name, as the plan's globs may mean them."""
-    nodes = [(node.name or "", "") for graph in model.graphs() for node in graph]
-    return nodes + [("", name) for graph in model.graphs() for name in graph.initializers]
+    nodes = list(all_nodes(model))
+    graphs = [model.graph, *(graph for node in nodes for graph in subgraphs(node))]
+    found = [(node.name or "", "") for node in nodes]
+    return found + [("", name) for graph in graphs for name in graph.initializers]
 
 
 def _require_names(plan: QuantizationPlan, seen: Sequence[tuple[str, str]], roles: Collection[str]) -> None:

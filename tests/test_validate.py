@@ -97,16 +97,17 @@ def test_cycles_and_order() -> None:
         validate(model(cycle))
     assert "behind" not in str(caught.value)
     unsorted = model([make_node("Neg", ["a"], ["y"]), make_node("Neg", ["x"], ["a"])])
-    validate(unsorted)
+    assert validate(unsorted) == [unsorted.graph]
     assert not is_sorted(unsorted.graph)
     unsorted.graph.sort()
     assert is_sorted(unsorted.graph)
+    assert not validate(unsorted)
     later = [
         branches([make_node("Neg", ["a"], ["t"])], [make_node("Neg", ["x"], ["e"])]),
         make_node("Neg", ["x"], ["a"]),
     ]
     captured = model(later, inputs=("x", "p"))
-    validate(captured)
+    assert validate(captured) == [captured.graph]
     assert not is_sorted(captured.graph)
 
 

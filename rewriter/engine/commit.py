@@ -11,7 +11,7 @@ from rewriter.engine.interface import contradicts
 from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_of_order
 from rewriter.errors import RuleError
 from rewriter.graph._onnxscript import MatchFailureError
-from rewriter.graph.contents import stored_tensors
+from rewriter.graph.contents import nodes_of
 from rewriter.graph.walk import walk
 from rewriter.quantize.job import PartTensor
 from rewriter.tensors import View, ViewTensor, constant
@@ -33,7 +33,7 @@ class Committer:
         self._constants: dict[tuple[Container, object], ir.Value] = {}
         self._roots: dict[ir.Graph, Container] = {}
         self._released: dict[ir.Value, None] = {}
-        self._stored = {id(slot.tensor) for slot in stored_tensors(model)}
+        self._stored: set[int] = set()
         self._survey(model.graph)
         for function in model.functions.values():
             self._survey(function)
@@ -82,10 +82,14 @@ class Committer:
                 view = constant(value)
                 if view is not None:
                     self._constants.setdefault((root, ("view", view)), value)
-        for node in root.all_nodes():
-            self._values.update(v.name for v in node.outputs if v.name)
+            self._stored.update(id(value.const_value) for value in graph.initializers.values())
+        for node in nodes_of(root):
+            self._values.update([v.name for v in node.outputs if v.name])
             if node.name:
                 self._node_names.add(node.name)
+            for attribute in node.attributes.data.values():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    self._stored.add(id(attribute.value))
 
     def _check(self, rewrite: Rewrite, root: Container) -> None:
         for domain, version in rewrite.opsets.items():

@@ -293,11 +293,17 @@ def _forms(rewrite: Rewrite) -> list[object]:
 
 @contextlib.contextmanager
 def without_cycle_collection() -> Iterator[None]:
-    """Pauses Python's cycle collector, which scans the whole graph again and again: half of a large run's time."""
+    """Pauses Python's cycle collector, which scans the whole graph again and again: half of a large run's time.
+
+    What was made meanwhile counts as old afterwards, so that it is not scanned right away either.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()

@@ -126,7 +126,7 @@ class Facts:
         if self._by_operator:
             for node in all_nodes(self._model):
                 if self._states(node):
-                    self._visit(node)
+                    self._state(node)
 
     def update(self, removed: Iterable[ir.Node], touched: Iterable[ir.Node]) -> list[ir.Value]:
         """Drops what a commit removed and states anew what it touched and whatever follows from it.
@@ -174,14 +174,17 @@ class Facts:
 
     def _visit(self, node: ir.Node) -> bool:
         """Recomputes the facts about the node's outputs; True where they changed."""
-        if not node.outputs:
-            return False
         before = [self._facts.get(value) for value in node.outputs]
         for value in node.outputs:
             self._forget(value)
+        self._state(node)
+        return before != [self._facts.get(value) for value in node.outputs]
+
+    def _state(self, node: ir.Node) -> None:
+        """States the facts about a node's outputs, of which nothing is known."""
         for recogniser in self._by_operator[(node.domain, node.op_type)]:
             inputs = recogniser.inputs_of(node)
-            if inputs is None:
+            if inputs is None or not node.outputs:
                 continue
             try:
                 stated = recogniser.function(self, node, *inputs)
@@ -200,7 +203,6 @@ class Facts:
                     other = f"states {fact} of '{value.name}', of which another states {known[type(fact)]}"
                     raise RuleError(f"{recogniser.name} (a recogniser)", name_of(node), other)
                 known[type(fact)] = fact
-        return before != [self._facts.get(value) for value in node.outputs]
 
 
 class DeclineTracer(MatchingTracer):

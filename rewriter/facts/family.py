@@ -11,7 +11,7 @@ A recogniser is a transfer function: from what is known of a node's inputs it st
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -50,11 +50,11 @@ class Transfer:
         """How messages name it."""
         return f"{self.family}.{self.function.__name__}"
 
-    def inputs_of(self, node: ir.Node) -> list[ir.Value | None] | None:
+    def inputs_of(self, node: ir.Node) -> Sequence[ir.Value | None] | None:
         """Returns what the function is called with, or None where the node has fewer inputs, or more, than it takes."""
-        given = list(node.inputs)
+        given = node.inputs
         while given and given[-1] is None:
-            given.pop()
+            given = given[:-1]
         if len(given) < self.least or None in given[: self.least]:
             return None
         return None if self.most is not None and len(given) > self.most else given

@@ -46,9 +46,11 @@ def integers_of(facts: Facts, value: ir.Value | None) -> Integers | None:
     if told is not None and told.integers is not None:
         return told.integers
     view = facts.get(value, View)
-    if view is None or view.rank > 1 or view.size > _SMALL or not view.dtype.is_integer():
-        return None
-    return Integers(tuple(Size(int(i)) for i in view.numpy().reshape(-1).tolist()), view.rank == 0)
+    return None if view is None or not _is_operand(view) else Integers(tuple(map(Size, view.integers)), view.rank == 0)
+
+
+def _is_operand(view: View) -> bool:
+    return view.rank <= 1 and view.size <= _SMALL and view.dtype.is_integer()
 
 
 def static(
@@ -67,6 +69,9 @@ def static(
         return integers_attribute(node, attribute, ())
     if position >= len(node.inputs) or node.inputs[position] is None:
         return None if default is None else list(default)
+    view = facts.get(node.inputs[position], View)
+    if view is not None and _is_operand(view):
+        return list(view.integers)
     known = integers_of(facts, node.inputs[position])
     values = [size.constant for size in known.sizes] if known is not None else [None]
     return None if None in values else [v for v in values if v is not None]

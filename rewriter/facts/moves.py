@@ -184,7 +184,7 @@ def _gather(facts: Facts, node: ir.Node, dims: Dims) -> Moves:
     if indices.rank > 1:
         raise Declined(f"the indices have rank {indices.rank}; a view takes one index or a run of them", node)
     extent = _known(dims[axis], node)
-    where = [int(i) + (extent if i < 0 else 0) for i in indices.numpy().reshape(-1).tolist()]
+    where = [i + (extent if i < 0 else 0) for i in indices.integers]
     if not all(0 <= i < extent for i in where):
         raise Declined(f"index {where} is outside axis {axis} of extent {extent}", node)
     if indices.rank == 0:
@@ -203,7 +203,7 @@ def _gather_nd(facts: Facts, node: ir.Node, dims: Dims) -> Moves:
     if integer_attribute(node, "batch_dims", 0) or indices.size != depth or not 0 < depth <= len(dims):
         raise Declined("a view takes one index tuple", node)
     moves: list[Move] = []
-    for position, size in zip(indices.numpy().reshape(-1).tolist(), dims, strict=False):
+    for position, size in zip(indices.integers, dims, strict=False):
         extent = _known(size, node)
         if not -extent <= position < extent:
             raise Declined(f"index {position} is outside an axis of extent {extent}", node)

@@ -12,8 +12,9 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
+from onnxscript.rewriter import MatchingTracer, MatchResult, RewriteRule, RewriteRuleClassBase
 from onnxscript.rewriter._basics import MatchFailureError
+from onnxscript.rewriter._pattern_ir import Var
 from onnxscript.rewriter._rewrite_rule import ReplacementSubgraph
 
 __all__ = [
@@ -37,7 +38,60 @@ def compiled(rule: RewriteRuleClassBase | RewriteRule) -> RewriteRule:
     """Returns the compiled form of a rule written as a class; a compiled one as it is."""
     if isinstance(rule, RewriteRule):
         return rule
-    return RewriteRule(rule.pattern, rule.rewrite, rule.check, name=rule.name, remove_nodes=rule.remove_nodes)
+    given = rule.pattern, rule.rewrite, rule.check
+    built = RewriteRule(*given, name=rule.name, remove_nodes=rule.remove_nodes)
+    if type(rule).check is RewriteRuleClassBase.check and _asks_only_where(built):
+        return _OneNode(*given, name=rule.name, remove_nodes=rule.remove_nodes)
+    return built
+
+
+def _asks_only_where(rule: Any) -> bool:
+    """Whether a pattern is one node with a first input, whatever else there is."""
+    pattern = rule._target_pattern
+    if len(pattern) != 1 or len(pattern.inputs) != 1:
+        return False
+    (node,) = pattern
+    return (
+        type(pattern.inputs[0]) is Var
+        and node.inputs == pattern.inputs
+        and len(node.outputs) == 1
+        and not any(value.check_method or value.name is None for value in (*pattern.inputs, *node.outputs))
+        and not (node.check_method or node.attributes or pattern.inputs[0].can_match_none)
+        and node.allow_other_inputs
+        and node.allow_other_attributes
+        and node.op_identifier() is not None
+    )
+
+
+class _OneNode(RewriteRule):
+    """A rule that begins at one operator and asks all else of the node, at which there is nothing to search for."""
+
+    def match(
+        self,
+        model: ir.Model,
+        graph_or_function: ir.Graph | ir.Function,
+        node: ir.Node,
+        *,
+        verbose: int | None = None,
+        check_nodes_are_removable: bool = True,
+        tracer: MatchingTracer | None = None,
+    ) -> MatchResult:
+        """Overrides onnxscript's matcher, which takes as long as all that such a rule asks."""
+        pattern: Any = self._target_pattern.output_node
+        found = MatchResult()
+        others = node.outputs[1:] if check_nodes_are_removable else ()
+        if (
+            node.op_identifier()[:2] != pattern.op_identifier()[:2]
+            or not (node.inputs and node.outputs)
+            or node.inputs[0] is None
+            or any(value.is_graph_output() or value.uses() for value in others)
+        ):
+            return found.fail()
+        found.bind_node(pattern, node)
+        found.bind(pattern.inputs[0].name, node.inputs[0])
+        found.bind(pattern.outputs[0].name, node.outputs[0])
+        found.outputs.append(node.outputs[0])
+        return found
 
 
 def root_operator(rule: Any) -> OpKey | None:

@@ -11,10 +11,11 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.errors import ModelError
+from rewriter.graph.contents import Body
 from rewriter.io.external import keep_external_data, map_external_data
 from rewriter.io.messages import from_proto, list_no_initializers, name_standard_domain
 from rewriter.io.reading import model_file, read_proto
-from rewriter.io.validate import unsorted, validate
+from rewriter.io.validate import validate
 
 _SOURCE = "rewriter.source"
 
@@ -36,8 +37,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     with _located(file):
         model = from_proto(proto)
         map_external_data(model, file.parent)
-        validate(model)
-    _sort(model)
+        _sort(validate(model))
     model.meta[_SOURCE] = file
     return model
 
@@ -55,8 +55,7 @@ def parsed(proto: onnx.ModelProto) -> ir.Model:
         map_external_data(model, Path.cwd())
     except ModelError as error:
         raise ModelError(f"{error}; or give the path of the model, which says where its data are") from error
-    validate(model)
-    _sort(model)
+    _sort(validate(model))
     return model
 
 
@@ -66,8 +65,7 @@ def copied(model: ir.Model) -> ir.Model:
     Raises:
         ModelError: an invalid graph, one whose nodes are not in topological order, or external data that is not there.
     """
-    validate(model)
-    if any(unsorted(model)):
+    if validate(model):
         raise ModelError("the model's nodes are in no topological order; call model.graph.sort()")
     copy = model.clone()
     keep_external_data(model, copy)
@@ -91,6 +89,6 @@ def _located(file: Path) -> Iterator[None]:
         raise ModelError(f"'{file}': {error}") from error
 
 
-def _sort(model: ir.Model) -> None:
-    for body in unsorted(model):
+def _sort(unsorted: list[Body]) -> None:
+    for body in unsorted:
         body.sort()

@@ -34,7 +34,7 @@ class Signature:
     """
 
     names: tuple[str, ...]
-    required: frozenset[int]
+    required: tuple[int, ...]
     most: int
     attributes: Mapping[str, ir.AttributeType] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ def _contrib(marked: Sequence[str], most: int) -> Signature:
     """Reads ``a``, ``b``, ``c?``: the leading inputs, optional where marked; ``most`` may exceed their number."""
     return Signature(
         tuple(name.rstrip("?") for name in marked),
-        frozenset(i for i, name in enumerate(marked) if not name.endswith("?")),
+        tuple(i for i, name in enumerate(marked) if not name.endswith("?")),
         most,
     )
 
@@ -78,7 +78,7 @@ def signature(domain: str, op_type: str, version: int | None) -> Signature | Non
     single = onnx.defs.OpSchema.FormalParameterOption.Single
     return Signature(
         tuple(p.name for p in schema.inputs),
-        frozenset(i for i, p in enumerate(schema.inputs) if p.option == single),
+        tuple(i for i, p in enumerate(schema.inputs) if p.option == single),
         schema.max_input,
         {name: _attribute_type(attribute.type) for name, attribute in schema.attributes.items()},
     )

@@ -6,7 +6,7 @@ standard operators, whose outputs have the same type and shape, stand in for the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -40,16 +40,19 @@ def infer_types(model: ir.Model) -> None:
     """
     if not any(_lacks_type(value) for node in all_nodes(model) for value in node.inputs):
         return
-    message = _without_weights(model)
+    nodes = list(model.graph)
+    if not model.functions and not any(map(subgraphs, nodes)):
+        nodes = [node for node in nodes if _is_asked_about(node)]
+    message = _without_weights(model, nodes)
     known = _stand_in(message.graph, message.graph)
     try:
         inferred = onnx.shape_inference.infer_shapes(message, strict_mode=False, data_prop=True)
     except Exception:  # of whatever C++ kind: nothing is known then
         return
     kept = {*untyped_sequences(model), *model.graph.outputs}
-    for graph, found in zip(_graphs(model.graph), _messages(inferred.graph), strict=True):
+    for own, found in zip(_graphs(nodes), _messages(inferred.graph), strict=True):
         types = {value.name: value.type for value in (*found.value_info, *found.output)}
-        for node in graph:
+        for node in own:
             for value in node.outputs:
                 guessed = node.domain == DOMAIN and value.name not in known
                 if _lacks_type(value) and value.name in types and value not in kept and not guessed:
@@ -57,14 +60,26 @@ def infer_types(model: ir.Model) -> None:
                     value.shape = value.shape or ir.serde.deserialize_type_proto_for_shape(types[value.name])
 
 
-def _without_weights(model: ir.Model) -> onnx.ModelProto:
-    """The model as a message in which large constants are inputs."""
+def _is_asked_about(node: ir.Node) -> bool:
+    """Whether ONNX can say more of a node's outputs than is declared, or go by what they hold: a shape, an axis."""
+    return any(
+        value.dtype is None
+        or value.shape is None
+        or value.dtype.is_integer()
+        or any(isinstance(dim, ir.SymbolicDim) and dim.value is None for dim in value.shape.dims)
+        for value in node.outputs
+    )
+
+
+def _without_weights(model: ir.Model, nodes: Sequence[ir.Node]) -> onnx.ModelProto:
+    """A model of these nodes as a message in which large constants, and what other nodes make, are inputs."""
     message = onnx.ModelProto(ir_version=model.ir_version)
     message.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items())
     message.functions.extend(map(ir.serde.serialize_function, model.functions.values()))
     graph, given = message.graph, set(model.graph.inputs)
+    made = {value for node in nodes for value in node.outputs}
     graph.input.extend(map(ir.serde.serialize_value, model.graph.inputs))
-    graph.output.extend(map(ir.serde.serialize_value, model.graph.outputs))
+    graph.output.extend(ir.serde.serialize_value(value) for value in model.graph.outputs if value in made)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
@@ -74,9 +89,15 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
         if tensor.nbytes <= _SMALL:
             graph.initializer.add().CopyFrom(ir.serde.serialize_tensor(tensor))
             graph.initializer[-1].name = name
-    for node in model.graph:
-        graph.node.add().CopyFrom(ir.serde.serialize_node(node))
-        graph.value_info.extend(ir.serde.serialize_value(v) for v in node.outputs if v.name and v.type is not None)
+    others = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
+    for value in others:
+        if value not in made and value.producer() is not None:
+            ir.serde.serialize_value_into(graph.input.add(), value)
+    for node in nodes:
+        ir.serde.serialize_node_into(graph.node.add(), node)
+        for value in node.outputs:
+            if value.name and value.type is not None:
+                ir.serde.serialize_value_into(graph.value_info.add(), value)
     return message
 
 
@@ -113,9 +134,10 @@ def _stand_in(graph: onnx.GraphProto, whole: onnx.GraphProto) -> set[str]:
     return known
 
 
-def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
-    yield graph
-    for node in graph:
+def _graphs(nodes: Iterable[ir.Node]) -> Iterator[Iterable[ir.Node]]:
+    """The nodes, and those of each body that they hold."""
+    yield nodes
+    for node in nodes:
         for body in subgraphs(node):
             yield from _graphs(body)
 

@@ -6,45 +6,44 @@ check does not, and it knows the operators of com.microsoft that hold expert wei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 
 import onnx_ir as ir
 
 from rewriter.errors import ModelError
-from rewriter.graph.contents import Body, bodies, name_of, subgraphs
+from rewriter.graph.contents import Body, bodies, name_of, nodes_of, subgraphs
 from rewriter.io.calls import require_bounded_calls
 from rewriter.io.signatures import Signature, check_operands, signature
 
 _AGAIN = "export the model again"
 
 
-def validate(model: ir.Model) -> None:
+def validate(model: ir.Model) -> list[Body]:
     """Holds a model to what every runtime needs; changes nothing and reads no weight.
 
     Values are defined once, before their use (in some order of the nodes) and in a scope that reaches it; graph outputs
     exist; required inputs are there; attributes have their types; constant operands have a rank, shape and dtype that
     their operator can take.
 
+    Returns:
+        The bodies (main graph, functions) in which, or in a subgraph of which, a node comes before its inputs.
+
     Raises:
         ModelError: names the node or value and what is wrong with it.
     """
     require_bounded_calls(model)
     functions = {(domain, name) for domain, name, _ in model.functions}
+    unsorted: list[Body] = []
     for body in bodies(model):
         label = f"function {body.domain}::{body.name}" if isinstance(body, ir.Function) else "the graph"
-        _check_scope(body, label, set())
-        for node in ir.traversal.RecursiveGraphIterator(body):
+        if not _check_scope(body, label, set()):
+            unsorted.append(body)
+        imports = model.opset_imports | body.opset_imports
+        for node in nodes_of(body):
             if (node.domain, node.op_type) not in functions:
-                _check_node(node, model.opset_imports | body.opset_imports)
-
-
-def unsorted(model: ir.Model) -> Iterator[Body]:
-    """Yields the bodies (main graph, functions) in which, or in a subgraph of which, a node comes before its inputs."""
-    for body in bodies(model):
-        nested = [g for node in ir.traversal.RecursiveGraphIterator(body) for g in subgraphs(node)]
-        if not all(map(is_sorted, [body, *nested])):
-            yield body
+                _check_node(node, imports)
+    return unsorted
 
 
 def is_sorted(body: Body) -> bool:
@@ -59,8 +58,11 @@ def describe(node: ir.Node) -> str:
     return f"node '{name_of(node)}' ({domain}{node.op_type})"
 
 
-def _check_scope(body: Body, label: str, visible: set[ir.Value]) -> None:
-    """Checks definitions and uses in ``body``; ``visible`` holds the values of the enclosing scopes."""
+def _check_scope(body: Body, label: str, visible: set[ir.Value]) -> bool:
+    """Checks definitions and uses in ``body``; ``visible`` holds the values of the enclosing scopes.
+
+    Returns whether each node, in its subgraphs too, comes after those whose outputs it reads.
+    """
     initializers = [] if isinstance(body, ir.Function) else list(body.initializers.values())
     overridable = set(body.inputs)
     local: set[ir.Value] = set()
@@ -81,18 +83,20 @@ def _check_scope(body: Body, label: str, visible: set[ir.Value]) -> None:
     for node in body:
         define(node.outputs, node)
     visible |= local
-    if not is_sorted(body):
+    in_order = is_sorted(body)
+    if not in_order:
         _check_acyclic(body, label)
     for node in body:
         for read in node.inputs:
             if read is not None and read not in visible:
                 raise ModelError(f"{describe(node)} reads '{read.name}', which nothing in its scope defines; {_AGAIN}")
         for graph in subgraphs(node):
-            _check_scope(graph, f"a subgraph of {describe(node)}", visible)
+            in_order &= _check_scope(graph, f"a subgraph of {describe(node)}", visible)
     for value in body.outputs:
         if value not in visible:
             raise ModelError(f"output '{value.name}' of {label} is defined by no node; {_AGAIN}")
     visible -= local
+    return in_order
 
 
 def _check_acyclic(body: Body, label: str) -> None:
@@ -111,7 +115,7 @@ def _producers(node: ir.Node) -> list[ir.Node]:
     values = list(node.inputs)
     for graph in subgraphs(node):
         values.extend(graph.outputs)
-        for inner in ir.traversal.RecursiveGraphIterator(graph):
+        for inner in nodes_of(graph):
             values.extend(inner.inputs)
             values.extend(v for g in subgraphs(inner) for v in g.outputs)
     return [p for v in values if v is not None and (p := v.producer()) is not None]
@@ -131,14 +135,14 @@ def _arity(node: ir.Node, known: Signature) -> str | None:
         given -= 1
     if given > known.most:
         return f"it has {given} inputs, and its operator takes {known.most} at most"
-    for index in sorted(known.required):
+    for index in known.required:
         if index >= given or node.inputs[index] is None:
             return f"required input {index} ({known.names[index]}) is missing"
     return None
 
 
 def _attributes(node: ir.Node, known: Signature) -> str | None:
-    for name, attribute in node.attributes.items():
+    for name, attribute in node.attributes.data.items():
         wanted = known.attributes.get(name)
         if wanted is not None and attribute.type != wanted and not attribute.is_ref():
             return f"attribute {name} is of type {attribute.type.name}, and its operator takes {wanted.name}"

@@ -107,17 +107,17 @@ def _is_cheap(facts: Facts, value: ir.Value) -> bool:
 
 def _require_weights_go(facts: Facts, inside: set[ir.Node]) -> None:
     """Declines where a float weight would stay in the model beside the fused one."""
+    read: dict[ir.Value | None, ir.Node] = {}
     for node in inside:
         for value in node.inputs:
-            view = facts.get(value, View)
-            if value is None or view is None or view.rank < 2 or not view.dtype.is_floating_point():
-                continue
-            if value.is_graph_output():
-                raise Declined(
-                    f"the weight '{value.name}' is a graph output and would stay in the model",
-                    node,
-                    remedy=NOT_AN_OUTPUT,
-                )
-            for use in value.uses():
-                if use.node not in inside:
-                    raise stays_float(use.node, f"the weight '{value.name}'")
+            read.setdefault(value, node)
+    for value, node in read.items():
+        view = facts.get(value, View)
+        if value is None or view is None or view.rank < 2 or not view.dtype.is_floating_point():
+            continue
+        if value.is_graph_output():
+            reason = f"the weight '{value.name}' is a graph output and would stay in the model"
+            raise Declined(reason, node, remedy=NOT_AN_OUTPUT)
+        for use in value.uses():
+            if use.node not in inside:
+                raise stays_float(use.node, f"the weight '{value.name}'")

@@ -64,6 +64,26 @@ def test_types_follow_from_operators_of_onnx_runtime():
     assert list(own_copy(proto).graph.initializers) == ["codes", "scales", "gamma"]
 
 
+def test_what_has_a_type_tells_what_follows_from_it():
+    body = """
+        a = Relu (x)
+        both = Shape (a)
+        one = Gather <axis = 0> (both, zero)
+        target = Concat <axis = 0> (one, rest)
+        b = Reshape (a, target)
+        y = Neg (b)
+    """
+    numbers = {"zero": np.array([0]), "rest": np.array([16, 4])}
+    proto = parsed(body, inputs="float[3,64] x", outputs="float[3,16,4] y", **numbers)
+    declared = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    for name in ("b", "target"):
+        kept = [value for value in declared.graph.value_info if value.name != name]
+        del declared.graph.value_info[:]
+        declared.graph.value_info.extend(kept)
+        values = {value.name: value for node in own_copy(declared).graph for value in node.outputs}
+        assert [str(values[name].shape) for name in ("a", "target", "b")] == ["[3,64]", "[3]", "[3,16,4]"]
+
+
 def test_an_index_without_a_type_is_no_obstacle():
     proto = parsed("i = Abs (x) y = Gather (table, i)", inputs="int64[b,s] x", table=random(256, 64))
     assert rewriter.apply(proto).report.applied == {"gather-to-gather-block-quantized": 1}
