@@ -28,6 +28,7 @@ Source:       mobius, transformers (eager, batched_mm, grouped_mm) and torch.onn
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -37,11 +38,13 @@ import onnx_ir as ir
 from rewriter.emit import write_operator
 from rewriter.facts import Transfer
 from rewriter.graph.declines import BY_EXPERT, no_kernel
+from rewriter.graph.walk import readers, walk
 from rewriter.operators.form import FLOAT_EXPERTS, PROJECTIONS, ExpertForm, ExpertsName
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE, RAW, ROUTER_WEIGHTS
-from rewriter.rule import Declined, Replacement, Rule, Run
+from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
 from rewriter.rules.blocks import experts
+from rewriter.rules.blocks.alike import same_expert
 from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.block import Block, read_block
 from rewriter.rules.blocks.contents import Composed, Packed
@@ -58,7 +61,7 @@ from rewriter.rules.blocks.emit import (
     weights_of,
 )
 from rewriter.rules.blocks.float_weights import FloatWeights, stack_float_weights
-from rewriter.rules.blocks.matched_nodes import covered
+from rewriter.rules.blocks.matched_nodes import Covered, covered, require_weights_go
 from rewriter.rules.blocks.moe import Experts, Projection
 from rewriter.rules.blocks.qmoe import (
     carried_accuracy_level,
@@ -95,24 +98,10 @@ class FuseExperts(AtOperator):
 
     def _float(self, op: Any, block: Block, node: ir.Node) -> Replacement:
         facts, y = self.run.facts, block.out
-        dtype = facts_dtype(block)
-        factors = self._into == QMOE.name and all(expert.bias is None for expert in block.experts)
-        routing = resolve_given(facts, block, dtype, factors=factors) or resolve(block.mixing, node)
-        if routing.weights is not None:
-            composed = facts.get(block.mixing.dense, Composed)
-            if composed is not None:
-                raise Declined(f"no operator has the score function {composed.text}", block.mixing.dense)
-            reason = "the router's weights are no softmax and no normalised sigmoid of its logits"
-            raise Declined(reason if self._into == QMOE.name else f"{reason}; only QMoE takes such", node)
-        if routing.given is not None:
-            block = replace(block, mixing=replace(block.mixing, table=None))
-        form, routing = self._form(block, routing, dtype, node)
-        if routing.total is not None:
-            block = replace(block, mixing=replace(block.mixing, scale=1.0))
-        weights, block = stack_float_weights(block, node, rounds=self._into == QMOE.name)
-        nodes = covered(facts, block, routing)
-        if self._into == QMOE.name:
-            self._require_quantizable(block, form, weights, nodes)
+        block, form, routing, weights, own = self._planned(block, node)
+        kept = [view for view in weights if view is not None]
+        require_weights_go(facts, own.going, kept, lambda other: self._alike(block, form, other))
+        nodes = own.nodes
         fed = told(facts, block, routing)
         total = None if routing.total is None else (routing.total, block.mixing.router.k)
         if routing.given is None:
@@ -130,6 +119,47 @@ class FuseExperts(AtOperator):
             return out if total is None else times_total(op, facts, out, x, total, block)
 
         return Replacement({y: placed(op, facts, block, moe, node)}, nodes, fed)
+
+    def _planned(self, block: Block, node: ir.Node) -> tuple[Block, ExpertForm, Routing, FloatWeights, Covered]:
+        """What a float block becomes, and which of its nodes go; declines where no operator computes it."""
+        facts = self.run.facts
+        dtype = facts_dtype(block)
+        factors = self._into == QMOE.name and all(expert.bias is None for expert in block.experts)
+        routing = resolve_given(facts, block, dtype, factors=factors) or resolve(block.mixing, node)
+        if routing.weights is not None:
+            composed = facts.get(block.mixing.dense, Composed)
+            if composed is not None:
+                raise Declined(f"no operator has the score function {composed.text}", block.mixing.dense)
+            reason = "the router's weights are no softmax and no normalised sigmoid of its logits"
+            raise Declined(reason if self._into == QMOE.name else f"{reason}; only QMoE takes such", node)
+        if routing.given is not None:
+            block = replace(block, mixing=replace(block.mixing, table=None))
+        form, routing = self._form(block, routing, dtype, node)
+        if routing.total is not None:
+            block = replace(block, mixing=replace(block.mixing, scale=1.0))
+        weights, block = stack_float_weights(block, node, rounds=self._into == QMOE.name)
+        own = covered(facts, block, routing)
+        if self._into == QMOE.name:
+            self._require_quantizable(block, form, weights, own.nodes)
+        return block, form, routing, weights, own
+
+    def _alike(self, block: Block, form: ExpertForm, reader: ir.Node) -> frozenset[ir.Node]:
+        """The nodes that go with the block that a node is of, where it becomes the same operator on these experts."""
+        with contextlib.suppress(Declined):
+            for value in walk(reader.outputs, lambda at: [out for n in readers(at) for out in n.outputs]):
+                end = value.producer()
+                if end is None or end.op_type not in COMPLETING:
+                    continue
+                with contextlib.suppress(NotApplicable):
+                    other = unflattened(self.run.facts, read_block(self.run.facts, value))
+                    same = len(other.experts) == len(block.experts) and all(
+                        same_expert(a.on(block.x), b) for a, b in zip(other.experts, block.experts, strict=True)
+                    )
+                    if not same:
+                        break
+                    _, own, _, _, there = self._planned(other, end)
+                    return there.going if own == form else frozenset()
+        return frozenset()
 
     def _form(self, block: Block, routing: Routing, dtype: ir.DataType, node: ir.Node) -> tuple[ExpertForm, Routing]:
         form = form_of(block, routing)
@@ -166,7 +196,7 @@ class FuseExperts(AtOperator):
         form = form_of(block, routing)
         dtype = fc1.scales.dtype
         way = require_kernel(self.run, form, routing, dtype, (fc1, fc2), node)
-        nodes = covered(facts, block, routing)
+        nodes = covered(facts, block, routing).nodes
         fed = told(facts, block, routing)
         router = block.mixing.router.experts
         logits = logits_of(op, facts, routing, dtype, router)

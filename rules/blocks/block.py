@@ -11,6 +11,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts
 from rewriter.graph.declines import WHOLE_BLOCK, reason_of
 from rewriter.graph.walk import GaveUp, producers, readers, walk
+from rewriter.operators.form import is_experts
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, NotApplicable
@@ -54,6 +55,12 @@ class Block:
     def x(self) -> ir.Value:
         """The tokens."""
         return self.experts[0].gate.x
+
+    @property
+    def beside(self) -> tuple[ir.Value, ...]:
+        """What the block reads that is neither tokens nor router: what it adds, what it multiplies with."""
+        times = self.mixing.times
+        return self.starts if times is None else (*self.starts, times)
 
     @property
     def activation(self) -> Activated:
@@ -265,6 +272,8 @@ def _of_terms(facts: Facts, out: ir.Value, mixed: Mixed, others: Sequence[Term |
     if unknown:
         expert, first = min(unknown, key=lambda pair: pair[0])
         reason, culprit = why_unknown(facts, first.value, first.node)
+        if is_experts(culprit):  # a gate of what is fused already
+            raise NotApplicable
         raise Declined(f"expert {expert}: {reason}", culprit, remedy=reason_of(reason).remedy)
     for expert, term in terms:
         assert term.output is not None
@@ -323,7 +332,8 @@ def _decline_unknown(facts: Facts, out: ir.Value, mixed: Mixed) -> None:
         producer = start.value.producer()
         if producer is None:
             continue
-        if any(_is_sum(facts, value) for value in producer.inputs):
+        before = [value for value in producer.inputs if value is not None and _is_sum(facts, value)]
+        if any((held := _content(facts, value)) is not None and not _is_term(value, held) for value in before):
             raise NotApplicable
         if reason := facts.why_not(start.value):
             raise Declined(reason, producer, remedy=reason.remedy)

@@ -14,6 +14,8 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
 from rewriter.facts.integers import static
+from rewriter.facts.shapes import shape_of
+from rewriter.facts.size import ONE
 from rewriter.graph.attributes import integer_attribute, text_attribute
 from rewriter.rules.blocks.axes import Content, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Features, Output, Router, Slot, Tokens
@@ -73,7 +75,7 @@ def weigh(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir
         return Located(masked_unknown(b.content, node), b.axes)
     if not isinstance(b.content, Share | Mixing):
         return None
-    rows = a or token_rows(facts, value)
+    rows = a or token_rows(facts, value) or token_rows(facts, node.outputs[0])
     axes = b.axes if rows is None else unify(rows.axes, b.axes)
     if rows is not None and (axes is None or a is None) and any(only(dim, "group") for dim in b.axes):
         a, axes = None, (*b.axes[:1], *rows.axes[1:])  # rows of something else than that expert's
@@ -176,6 +178,19 @@ def scale_sum(first: Located, number: float, node: ir.Node) -> Mixed | None:
         return None
     factor = number if node.op_type == "Mul" else 1 / number
     return Mixed(dataclasses.replace(held.mixing, scale=held.mixing.scale * factor, value=None), (held,))
+
+
+@of_any.at("Mul")
+def scale_tokens(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir.Node) -> Located | None:
+    """Returns some of the experts, summed, times one number of each token, as a router of groups weighs its experts."""
+    held, dims = b.content, shape_of(facts, value)
+    if not isinstance(held, Mixed) or held.complete or held.begun or held.mixing.times is not None or not dims:
+        return None
+    own = ((ONE,) * (b.rank - len(dims)) + dims)[:-1]
+    fits = all(size in (ONE, total(dim)) for size, dim in zip(own, b.axes, strict=False))
+    if len(dims) > b.rank or dims[-1] != ONE or not fits or not only(b.axes[-1], "feature"):
+        return None
+    return Located(Mixed(dataclasses.replace(held.mixing, times=value), (held,)), b.axes)
 
 
 @of_any.at("Add")

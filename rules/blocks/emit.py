@@ -153,9 +153,10 @@ def weights_of(op: Any, facts: Facts, value: ir.Value, dtype: ir.DataType, exper
 
 
 def flat(op: Any, facts: Facts, value: ir.Value, width: int) -> ir.Value:
-    """Returns [.., width] as [T, width]."""
+    """Returns [.., width] as [T, width]; where that is 1, also [..]."""
     dims = shape_of(facts, value)
-    return value if dims is not None and len(dims) == 2 else _reshaped(op, value, (-1, width))
+    rows = dims is not None and len(dims) == 2 and (width > 1 or dims[1] == Size(1))
+    return value if rows else _reshaped(op, value, (-1, width))
 
 
 def placed(op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Value], node: ir.Node) -> ir.Value:
@@ -196,6 +197,7 @@ def placed(op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Va
     if behind:
         shape = [*(shape or [*(0 for _ in lead), hidden]), *(1 for _ in behind)]
     out = _reshaped(op, out, shape) if shape else out
+    out = out if block.mixing.times is None else op.Mul(out, block.mixing.times)
     for start in block.starts:
         out = op.Add(start, out)
     return out
@@ -246,7 +248,7 @@ def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
     scores = block.mixing.router.scores
     positive = {routing.weights, routing.given} | ({scores.logits} if scores.function == "positive" else set())
     fed = {}
-    for value in dict.fromkeys((block.x, *routing.read, *block.starts)):
+    for value in dict.fromkeys((block.x, *routing.read, *block.beside)):
         dims = shape_of(facts, value)
         if dims is None or (value.is_graph_input() and value.dtype is None):
             continue
@@ -256,6 +258,7 @@ def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
             continue
         width = router.k if value is routing.given else router.experts
         width = block.experts[0].gate.weight.sizes[1] if value in (block.x, *block.starts) else width
+        width = 1 if value is block.mixing.times else width
         sizes = (*dims[:-1], Size(width))
         fed[value] = Fed(
             value.dtype or dtype,

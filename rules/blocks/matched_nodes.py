@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from rewriter.facts import Facts
 from rewriter.facts.size import Integers
 from rewriter.graph.declines import NOT_AN_OUTPUT, ONE_READER, stays_float
 from rewriter.graph.walk import producers, walk
+from rewriter.operators.form import is_experts
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Located, Uniform
 from rewriter.rules.blocks.block import Block
@@ -22,9 +26,22 @@ Tried = tuple[ir.Node, ir.Node | None]
 """A node, and the reader that went before it was tried."""
 
 
-def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
-    """Returns the nodes of a block, the last first; declines where anything else reads what is inside."""
-    stops = {block.x, *routing.read, *block.starts}
+@dataclass(frozen=True)
+class Covered:
+    """The nodes of a block.
+
+    Attributes:
+        nodes: between its output and what it reads, the last first.
+        going: those that a rewrite takes away, and those by which they take parts of constants.
+    """
+
+    nodes: list[ir.Node]
+    going: tuple[ir.Node, ...]
+
+
+def covered(facts: Facts, block: Block, routing: Routing) -> Covered:
+    """Returns the nodes of a block; declines where anything else reads what is inside."""
+    stops = {block.x, *routing.read, *block.beside}
     reached, static = _reached(facts, block.out, stops)
     going = reached
     unit = block.mixing.stage == "unit"
@@ -47,8 +64,7 @@ def covered(facts: Facts, block: Block, routing: Routing) -> list[ir.Node]:
                         use.node,
                         remedy=ONE_READER,
                     )
-    _require_weights_go(facts, {*nodes, *static})
-    return list(reached)
+    return Covered(list(reached), (*nodes, *static))
 
 
 def _reached(facts: Facts, out: ir.Value, stops: set[ir.Value]) -> tuple[dict[ir.Node, None], dict[ir.Node, None]]:
@@ -105,19 +121,37 @@ def _is_cheap(facts: Facts, value: ir.Value) -> bool:
     return facts.get(value, Integers) is not None or facts.get(value, View) is not None
 
 
-def _require_weights_go(facts: Facts, inside: set[ir.Node]) -> None:
-    """Declines where a float weight would stay in the model beside the fused one."""
-    read: dict[ir.Value | None, ir.Node] = {}
-    for node in inside:
-        for value in node.inputs:
-            read.setdefault(value, node)
-    for value, node in read.items():
+def require_weights_go(
+    facts: Facts, going: Iterable[ir.Node], kept: Sequence[View], alike: Callable[[ir.Node], Sequence[ir.Node]]
+) -> None:
+    """Declines where a float weight would stay in the model beside the fused one.
+
+    Args:
+        facts: what is known.
+        going: the nodes that a rewrite takes away.
+        kept: what the operator reads, and may share with another.
+        alike: what a rewrite of the block that a node is of takes away, where its experts are these, as those of layers
+            that share them are; else nothing.
+    """
+    inside = set(going)
+
+    def read(nodes: Iterable[ir.Node]) -> list[ir.Value]:
+        return [value for node in nodes for value in node.inputs if value is not None]
+
+    def others(value: ir.Value) -> Iterable[ir.Value]:
         view = facts.get(value, View)
-        if value is None or view is None or view.rank < 2 or not view.dtype.is_floating_point():
-            continue
+        if view is None or view.rank < 2 or not view.dtype.is_floating_point():
+            return
         if value.is_graph_output():
-            reason = f"the weight '{value.name}' is a graph output and would stay in the model"
-            raise Declined(reason, node, remedy=NOT_AN_OUTPUT)
+            raise stays_float(value, f"the weight '{value.name}'")
         for use in value.uses():
-            if use.node not in inside:
+            if use.node in inside or (view in kept and is_experts(use.node)):
+                continue
+            more = alike(use.node)
+            if use.node not in more:
                 raise stays_float(use.node, f"the weight '{value.name}'")
+            inside.update(more)
+            yield from read(more)
+
+    for _ in walk(read(going), others, limit=None):
+        pass

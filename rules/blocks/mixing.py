@@ -53,6 +53,7 @@ class Mixing(Content):
         fault: why they are not the router's weights as an operator has them; empty where they are. Not compared.
         value: [.., k] the weights, where one value holds all of them. Not compared.
         before: whether the tokens are multiplied with them, and not what the experts return.
+        times: [.., 1] what each expert's share of the sum is multiplied with besides, or None.
     """
 
     router: Router
@@ -68,6 +69,7 @@ class Mixing(Content):
     fault: str = dataclasses.field(default="", compare=False)
     value: ir.Value | None = dataclasses.field(default=None, compare=False)
     before: bool = False
+    times: ir.Value | None = None
 
     @property
     def positive(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -37,12 +39,12 @@ def block(text, experts=3, columns=0, inputs="", **numbers):
     return model
 
 
-def exact(model):
+def exact(model, blocks=1, **given):
     """Fuses, and holds the result against what was there; returns it."""
     result = fuse(model)
-    assert result.report.applied == {FUSE: 1}, result.report.declined
+    assert result.report.applied == {FUSE: blocks}, result.report.declined
     rng = np.random.default_rng(1)
-    feeds = {"x": rng.standard_normal((40, H)).astype(np.float32), "ids": rng.integers(0, 6, 40)}
+    feeds = {"x": rng.standard_normal((40, H)).astype(np.float32), "ids": rng.integers(0, 6, 40)} | given
     feeds = {i.name: feeds[i.name] for i in model.graph.input}
     before, after = (OrtRuntime().run(m, feeds)["y"] for m in (model, result.model))
     assert relative(before, after) < 1e-5
@@ -222,6 +224,56 @@ def test_a_chosen_expert_counts_once_where_nothing_weighs_it():
     declines(chosen(ONE.replace("Relu", "Gelu")), "MoE has no activation")
 
 
+def test_a_table_chooses_for_tokens_of_several_rows():
+    """A hash layer as torch.onnx exports it: ids [B, S], GatherND, and no dimension for the one slot."""
+    text = "i1 = Unsqueeze(ids, last) i = GatherND(table, i1) f = Reshape(x, rows3) " + "".join(
+        expert(e).replace("(x,", "(f,")
+        + f"m{e} = Equal(i, n{e}) z{e} = Unsqueeze(m{e}, last) c{e} = Cast<to=1>(z{e}) t{e} = Mul(o{e}, c{e}) "
+        for e in range(3)
+    )
+    text += "s = Add(t0, t1) y3 = Add(s, t2) y = Reshape(y3, rows)"
+    model = block(text, inputs=", int64[5, 8] ids", table=[0, 1, 2, 2, 1, 0], last=[-1], rows3=[5, 8, H])
+    feeds = {"ids": np.arange(40).reshape(5, 8) % 6}
+    model = exact(model, **feeds)
+    assert operators(model)["MoE"] == 1
+
+
+GROUPS = "g = MatMul(x, gate) gp = Softmax<axis=-1>(g) " + "".join(
+    f"l{a}_ = MatMul(x, r{a}) v{a}, i{a} = TopK<axis=-1>(l{a}_, l1) w{a} = Softmax<axis=-1>(v{a}) "
+    f"s{a} = Gather<axis=-1>(gp, l{a}) "
+    for a in range(2)
+)
+
+
+def grouped(text, **numbers):
+    rng = np.random.default_rng(3)
+    held = {"gate": (H, 2), "r0": (H, 2), "r1": (H, 2)}
+    held = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in held.items()}
+    return block(text, experts=4, **held, **numbers)
+
+
+def of_groups(other=""):
+    """Two routers under one of groups, whose weight multiplies every expert; ``other``: the second expert's."""
+    text, total = GROUPS, ""
+    for e in range(4):
+        a, own = divmod(e, 2)
+        by = other if e == 1 and other else f"s{a}"
+        text += expert(e) + f"m{e} = Equal(i{a}, n{own}) c{e} = Cast<to=1>(m{e}) p{e} = Mul(c{e}, w{a}) "
+        text += f"q{e} = ReduceSum(p{e}, last) t{e} = Mul(o{e}, q{e}) b{e} = Mul(t{e}, {by}) "
+        text += f"{'y' if e == 3 else f'y{e}'} = Add({total}, b{e}) " if total else ""
+        total = f"y{e}" if total else f"b{e}"
+    return grouped(text, last=[-1])
+
+
+def test_experts_in_two_levels_are_an_operator_for_each_group():
+    assert operators(exact(of_groups(), blocks=2))["MoE"] == 2  # and the outer router has no experts left
+
+
+def test_one_expert_of_a_group_under_another_weight_declines():
+    report = fuse(of_groups(other="s1")).report
+    assert report.applied == {FUSE: 1} and "expert 0 of 2 is missing" in [why for _, why in report.declined]
+
+
 def test_experts_of_different_widths_are_filled_up():
     """Rows of zeros where others are wider; not where that would more than double the weights."""
     text = TOPK.format(k="l2") + "".join(expert(e) + weighed(e, f"o{e}") for e in range(3))
@@ -237,6 +289,38 @@ def test_experts_of_different_widths_are_filled_up():
     (moe,) = (node for node in model.graph.node if node.op_type == "MoE")
     assert {i.name: list(i.dims) for i in model.graph.initializer}[moe.input[2]] == [3, 6, H]
     declines(of_widths(2, 2, 64), "gate of expert 2 is [64, 8], of others [2, 8]")
+
+
+def of_layers(second="012", activation="Relu"):
+    """Two layers that share their experts, each with a router of its own; ``second``: what the second one sums."""
+    text, x = "", "x"
+    for layer, experts in enumerate(("012", second)):
+        own, total = "", ""
+        for e in experts:
+            own += expert(e).replace("(x,", f"({x},") + weighed(e, f"o{e}")
+            own += f"s{e} = Add({total}, t{e}) " if total else ""
+            total = f"s{e}" if total else f"t{e}"
+        own = TOPK.format(k="l2").replace("(x, r)", f"({x}, r)") + own.replace("Relu", activation if layer else "Relu")
+        names = [word for word in own.split() if own.count(f" {word} =") or own.startswith(f"{word} =")]
+        for name in sorted({*names, "v", total}, key=len, reverse=True):
+            own = re.sub(rf"\b{name}\b", f"{name}_{layer}", own)
+        text += own + (f"{x}_ = Add({x}, {total}_{layer}) " if not layer else f"y = Add({x}, {total}_{layer}) ")
+        x = f"{x}_"
+    return block(text, last=[-1])
+
+
+def test_layers_that_share_their_experts_share_them_fused():
+    model = exact(of_layers(), blocks=2)
+    first, second = (node for node in model.graph.node if node.op_type == "MoE")
+    assert list(first.input[2:]) == list(second.input[2:])
+    assert sum(len(i.dims) == 3 for i in model.graph.initializer) == 2
+
+
+@pytest.mark.parametrize("how", [{"second": "01"}, {"activation": "Tanh"}])
+def test_experts_that_something_else_reads_stay_unless_that_is_the_same_block(how):
+    result = fuse(of_layers(**how))
+    assert not result.report.applied
+    assert any("would stay in the model: MatMul also reads it" in why for _, why in result.report.declined)
 
 
 SOFT = """
