@@ -17,10 +17,11 @@ from rewriter.facts.integers import static
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import integer_attribute, text_attribute
 from rewriter.rule import Declined
-from rewriter.rules.blocks.axes import Atom, Dim, Located, Uniform, only, total
+from rewriter.rules.blocks.axes import Atom, Content, Dim, Located, Uniform, only, total
 from rewriter.rules.blocks.contents import Router
+from rewriter.rules.blocks.laws import of_two
 from rewriter.rules.blocks.mixing import Chosen
-from rewriter.rules.blocks.rows import Count, Counts, Hot, Sorted, of_expert
+from rewriter.rules.blocks.rows import Count, Counts, End, Hot, Sorted, of_expert
 from rewriter.tensors import View
 
 counts = Family("counts")
@@ -118,6 +119,42 @@ def split_rows(facts: Facts, node: ir.Node, data: ir.Value, lengths: ir.Value) -
         out: Located(of_expert(located.content, expert), (group_of(router, expert), *located.axes[1:]))
         for expert, out in enumerate(node.outputs)
     }
+
+
+@of_two.at("Add")
+def next_end(a: Located, b: Located, node: ir.Node) -> End | None:
+    """Returns where the rows of an expert end: where those of the one before do, and as many farther."""
+    before, count = a.content, b.content
+    if not isinstance(count, Count) or not isinstance(before, End | Count) or before.router != count.router:
+        return None
+    first = isinstance(before, End) or before.expert == 0  # the first ones end where they are as many
+    return End(count.router, count.expert) if first and before.expert == count.expert - 1 else None
+
+
+@counts.at("Slice")
+def rows_between(
+    facts: Facts, node: ir.Node, data: ir.Value, start: ir.Value, end: ir.Value, *others: ir.Value | None
+) -> Located | None:
+    """Sorted rows from where those of one expert end to where those of the next do."""
+    located, first, last = facts.get(data, Located), facts.get(start, Located), facts.get(end, Located)
+    if located is None or last is None or not located.rank or static(facts, node, 3, default=[0]) != [0]:
+        return None
+    until, atom = _end_of(last.content), only(located.axes[0], "row")
+    if until is None or atom is None or atom.index != id(until.router.node):
+        return None
+    before, begin = None if first is None else _end_of(first.content), static(facts, node, 1)
+    one_by_one = static(facts, node, 4, default=[1]) == [1]
+    if not one_by_one or (before != End(until.router, until.expert - 1) if until.expert else begin != [0]):
+        raise Declined(f"the rows of expert {until.expert} do not begin where those of the one before end", node)
+    content = of_expert(located.content, until.expert)
+    return Located(content, (group_of(until.router, until.expert), *located.axes[1:]))
+
+
+def _end_of(held: Content) -> End | None:
+    """Where rows end: those of the first expert where they are as many."""
+    if isinstance(held, Count) and held.expert == 0:
+        return End(held.router, 0)
+    return held if isinstance(held, End) else None
 
 
 def group_of(router: Router, expert: int) -> Dim:

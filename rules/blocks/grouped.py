@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
 from rewriter.facts.integers import integers_of
+from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import cast_type, float_attribute, integer_attribute, text_attribute
 from rewriter.rule import Declined
@@ -219,6 +220,24 @@ def write_back(facts: Facts, node: ir.Node, data: ir.Value, order: ir.Value, num
     if total(seed.axes[0]) != total(held.pairs):
         return None
     return Located(Inverse(held.router, held.pairs), (held.pairs,))
+
+
+@rows.at("ScatterND", "ScatterElements")
+def in_their_places(facts: Facts, node: ir.Node, data: ir.Value, order: ir.Value, rows: ir.Value) -> Located | None:
+    """Rows written where they come from, each pair once: whatever was there before."""
+    seed, index, found = (shape_of(facts, data), *(facts.get(v, Located) for v in (order, rows)))
+    if index is None or found is None or not isinstance(index.content, Order) or not index.rank or not found.rank:
+        return None
+    written, wide = text_attribute(node, "reduction", "none") == "none", [total(dim) for dim in index.axes[1:]]
+    if node.op_type == "ScatterND":
+        each = index.rank == 2 and not index.axes[1]
+    else:
+        each = not integer_attribute(node, "axis", 0) and wide == [total(dim) for dim in found.axes[1:]]
+        each = each and all(atom.kind == "repeat" for dim in index.axes[1:] for atom in dim)
+    if not written or not each or found.axes[0] != index.axes[0] or isinstance(found.content, Arange):
+        return None
+    back = Located(found.content, (index.content.pairs, *found.axes[1:]))
+    return back if seed == back.dims else None
 
 
 @rows.at("Concat")

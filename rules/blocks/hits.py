@@ -24,6 +24,7 @@ from rewriter.rules.blocks.contents import Router
 from rewriter.rules.blocks.laws import of_number, of_two
 from rewriter.rules.blocks.mixing import Mask, Mixing, Share
 from rewriter.rules.blocks.movement import token_rows
+from rewriter.rules.blocks.rows import Order, RowToken
 from rewriter.tensors import View
 
 hits = Family("hits")
@@ -113,7 +114,7 @@ def _rows(located: Located) -> tuple[Hits, Atom] | None:
     """
     held = located.content
     atoms = [atom for dim in located.axes for atom in dim if atom.kind != "repeat"]
-    wide = [i for i, atom in enumerate(atoms) if atom.kind == "slot"]
+    wide = [i for i, atom in enumerate(atoms) if atom.kind in ("slot", "row")]
     tokens = [atom.index for atom in atoms if atom.kind == "token"]
     if len(tokens) + len(wide) != len(atoms) or tokens != sorted(tokens):
         return None
@@ -237,7 +238,9 @@ def gather(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value) -> Loca
         return None
     content: Content | None = rows.content
     if isinstance(content, Mixing):
-        content = _share_at(content, held, any(atom.kind == "slot" for dim in dims for atom in dim))
+        content = _share_at(content, held, any(atom.kind in ("slot", "row") for dim in dims for atom in dim))
+    elif isinstance(content, Order | RowToken) and isinstance(held, Hit):
+        content = _pair_at(content, held)
     return None if content is None else Located(content, (*rows.axes[:at], *where, *rows.axes[at + len(dims) :]))
 
 
@@ -248,6 +251,13 @@ def _share_at(mixing: Mixing, held: Hits | Hit, slotted: bool) -> Share | None:
     if mixing.slot is not None and held.slots != {mixing.slot}:
         return None
     return Share(dataclasses.replace(mixing, slot=None), held.expert, held.slots)
+
+
+def _pair_at(of: Order | RowToken, held: Hit) -> Hit | None:
+    """The pair, or the token, that each hit among sorted rows is of."""
+    if isinstance(of, RowToken):
+        return dataclasses.replace(held, along=of.tokens) if of.exact else None
+    return dataclasses.replace(held, along=of.pairs)
 
 
 def coordinates(facts: Facts, node: ir.Node, index: ir.Value) -> tuple[tuple[Dim, ...], Hits | Hit, Axes] | None:

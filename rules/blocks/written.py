@@ -190,7 +190,7 @@ def _apart(start: Located | None, rows: _Rows) -> bool:
     """Whether the rows of one expert are written where no other's are, as each token has one expert there."""
     if start is None or not isinstance(start.content, Mixed) or start.content.begun or rows.at.router.made:
         return False
-    return rows.at.router.k == 1 or any(atom.kind == "slot" for dim in rows.axes for atom in dim)
+    return rows.at.router.k == 1 or any(atom.kind in ("slot", "row") for dim in rows.axes for atom in dim)
 
 
 def _is_number(start: Located | None) -> bool:
@@ -206,7 +206,7 @@ def _filled(start: Located | None, output: Output, rows: _Rows, node: ir.Node) -
         raise Declined(f"the rows of expert {at.expert} are put where those of all experts are", node)
     if not isinstance(held, Uniform | Filled):
         return None
-    slots = [atom for dim in rows.axes for atom in dim if atom.kind == "slot"]
+    slots = [atom for dim in rows.axes for atom in dim if atom.kind in ("slot", "row")]
     if len(slots) != 1 and len(at.slots) != 1:
         raise Declined(f"the rows of expert {at.expert} replace those of others: a token has several experts", node)
     if isinstance(held, Uniform):
