@@ -143,7 +143,7 @@ class FuseExperts(AtOperator):
             self._require_quantizable(block, form, weights, own.nodes)
         return block, form, routing, weights, own
 
-    def _alike(self, block: Block, form: ExpertForm, reader: ir.Node) -> frozenset[ir.Node]:
+    def _alike(self, block: Block, form: ExpertForm, reader: ir.Node) -> Sequence[ir.Node]:
         """The nodes that go with the block that a node is of, where it becomes the same operator on these experts."""
         with contextlib.suppress(Declined):
             for value in walk(reader.outputs, lambda at: [out for n in readers(at) for out in n.outputs]):
@@ -158,8 +158,8 @@ class FuseExperts(AtOperator):
                     if not same:
                         break
                     _, own, _, _, there = self._planned(other, end)
-                    return there.going if own == form else frozenset()
-        return frozenset()
+                    return there.going if own == form else ()
+        return ()
 
     def _form(self, block: Block, routing: Routing, dtype: ir.DataType, node: ir.Node) -> tuple[ExpertForm, Routing]:
         form = form_of(block, routing)
