@@ -24,6 +24,7 @@ from rewriter.cli.check import check
 from rewriter.cli.compare import compare
 from rewriter.cli.explain import explain
 from rewriter.cli.inspect import inspect
+from rewriter.cli.postponed import postpone
 from rewriter.cli.rules import rules
 from rewriter.errors import ParityError, RewriterError, RewriterWarning, nearest, one_line
 from rewriter.process import TerminatedError, clean_endings, open_streams
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     debug = bool(os.environ.get(_DEBUG))
+    postpone()
     open_streams()
     try:
         with clean_endings(), contextlib.nullcontext() if debug else _without_warnings():

@@ -36,6 +36,21 @@ def test_the_default_rule_set_is_that_of_the_api():
     assert options.DEFAULT_RULES == api.DEFAULT_RULES
 
 
+def test_what_dimensions_are_computed_with_is_loaded_when_they_are(tmp_path):
+    code = f"""if True:
+        import sys
+        from rewriter.cli import main
+        assert main(["apply", {str(GRANITE)!r}, "-o", {str(tmp_path / "out")!r}, "--no-check"]) == 0
+        assert "sympy.core" not in sys.modules
+        import onnx_ir as ir
+        assert str(ir.SymbolicDim("a") * 2 + 1) == "2*a + 1"
+        from sympy import Symbol
+        from sympy.core.symbol import Symbol as same
+        assert Symbol is same and sys.modules["sympy"].__version__
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_help_and_completion_load_nothing_heavy():
     heavy = "{'numpy', 'onnx', 'onnx_ir', 'onnxscript', 'onnxruntime', 'numba', 'pydantic'}"
     code = f"import sys; from rewriter.cli import main; main(['--help']); sys.exit(str({heavy} & sys.modules.keys()))"
