@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from support import parse
 
-from rewriter.errors import RuleError
-from rewriter.facts import Facts, Family, agreed
+from rewriter.errors import RewriterWarning, RuleError
+from rewriter.facts import Facts, Family, agreed, outside
 from rewriter.rule import Declined
 
 
@@ -138,3 +139,14 @@ def test_two_recognisers_that_state_different_things_of_a_value_are_at_odds():
 def test_one_may_go_before_the_other():
     with agreed():
         assert two_opinions(overrides=True) == {"y": ("second",)}
+
+
+@pytest.mark.parametrize("text", ["import no_such_module", "raise SystemExit(1)"])
+def test_recognisers_that_cannot_be_imported_are_left_out_with_a_warning(tmp_path, monkeypatch, text):
+    (tmp_path / "broken_recognisers.py").write_text(text)
+    (tmp_path / "good_recognisers.py").write_text("")
+    entries = [SimpleNamespace(value=name) for name in ("broken_recognisers", "good_recognisers")]
+    monkeypatch.setattr(outside, "metadata", SimpleNamespace(entry_points=lambda *, group: entries))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(RewriterWarning, match="recognisers of 'broken_recognisers' are left out: it cannot be imported"):
+        assert outside.load_recognisers.__wrapped__() == ("good_recognisers",)

@@ -65,6 +65,7 @@ def rules(
 
 def _list(known: dict[str, RuleInfo], sets: dict[str, RuleSetInfo]) -> None:
     from rewriter.cli.console import Sheet, console, show
+    from rewriter.facts.outside import load_recognisers
 
     rows = Sheet("Rules", "|rule", "what it does", "options")
     for info in known.values():
@@ -73,6 +74,8 @@ def _list(known: dict[str, RuleInfo], sets: dict[str, RuleSetInfo]) -> None:
     for entry in sets.values():
         named.add(entry.name, entry.description)
     show(console(), rows, named)
+    if outside := load_recognisers():
+        console().print(f"Recognisers of other packages: {', '.join(outside)}")
     console().print("rewriter rules NAME shows one in full", style="dim")
 
 

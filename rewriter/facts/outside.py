@@ -10,15 +10,23 @@ import importlib
 import warnings
 from importlib import metadata
 
+from rewriter.errors import RewriterWarning
+
 GROUP = "rewriter.recognisers"
 
 
 @functools.cache
-def load_recognisers() -> None:
-    """Imports every module that an installed package names; once. One that does not import is a warning."""
+def load_recognisers() -> tuple[str, ...]:
+    """Imports every module that an installed package names, once, and returns their names.
+
+    One that does not import is a warning.
+    """
+    found = []
     for name in sorted({entry.value for entry in metadata.entry_points(group=GROUP)}):
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever another package raises is not the fault of who runs
-            reason = f"{type(error).__name__}: {error}"
-            warnings.warn(f"the recognisers of '{name}' are left out, it cannot be imported: {reason}", stacklevel=2)
+            found.append(name)
+        except (Exception, SystemExit) as error:  # whatever another package raises is not the fault of who runs
+            reason = f"it cannot be imported: {type(error).__name__}: {error}; mend or uninstall it"
+            warnings.warn(f"the recognisers of '{name}' are left out: {reason}", RewriterWarning, stacklevel=2)
+    return tuple(found)

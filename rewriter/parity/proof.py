@@ -13,6 +13,8 @@ import onnx_ir as ir
 from rewriter.engine.context import ModelRun
 from rewriter.engine.proposal import Rewrite
 from rewriter.errors import ProofError, RuntimeEndedError, TargetError, UnprovedError
+from rewriter.facts import Facts
+from rewriter.parity.claims import require_positive
 from rewriter.parity.difference import Difference, differences, relative
 from rewriter.parity.edges import Variation, variations
 from rewriter.parity.float32 import HALVES, widened
@@ -42,6 +44,7 @@ class Sides:
         before: the matched nodes.
         after: what takes their place.
         size: bytes of the larger side's weights in float32.
+        facts: of the model.
     """
 
     rewrite: Rewrite
@@ -49,6 +52,7 @@ class Sides:
     before: Subgraph
     after: Subgraph
     size: int
+    facts: Facts
 
     @classmethod
     def of(cls, rewrite: Rewrite, run: ModelRun) -> Sides:
@@ -61,7 +65,7 @@ class Sides:
         kept = {node for node in rewrite.matched if rewrite.outputs.keys().isdisjoint(node.outputs)}
         inside = {*rewrite.nodes, *related, *kept}
         after = Subgraph(names, list(rewrite.outputs.values()), inside, run.facts, imports, rewrite.outputs)
-        return cls(rewrite, names, before, after, float_bytes((before, after), rewrite.jobs))
+        return cls(rewrite, names, before, after, float_bytes((before, after), rewrite.jobs), run.facts)
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
@@ -180,6 +184,8 @@ def prove(
         for difference in verdict.found:
             if not difference.holds:
                 raise ProofError(rewrite.rule, rewrite.where, f"{difference} ({judge.name})")
+    if several:
+        require_positive(rewrite, (*sides.before.fed, *sides.after.fed), judge, sides.facts, seed)
     reasons = [_smoked(sides, runtime, verdicts[0].feeds, because)] if judge.name == "reference" and because else []
     rounded = next((v.rounded for v in verdicts if v.rounded is not None), None)
     if rounded is not None:

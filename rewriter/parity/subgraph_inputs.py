@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,9 +112,14 @@ class _Alike(dict[str, int]):
         return super().setdefault(name, self._size)
 
 
+def drawn_size(shape: Sequence[tuple[int, tuple[str, ...]]], sizes: dict[str, int]) -> Shape:
+    """Returns the shape with a size for each unknown; those that have none yet are added to ``sizes``."""
+    return tuple(factor * math.prod(_size(name, sizes) for name in names) for factor, names in shape)
+
+
 def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator, how: Variation) -> npt.NDArray[Any]:
     """Draws what the rule says of a value."""
-    shape = tuple(factor * math.prod(_size(name, sizes) for name in names) for factor, names in fed.shape)
+    shape = drawn_size(fed.shape, sizes)
     if fed.total:
         return np.full(shape, sum(_size(name, sizes) for name in fed.total) + fed.plus, fed.dtype.numpy())
     if fed.below:
