@@ -22,8 +22,8 @@ from rewriter.parity.subgraph import Subgraph
 from rewriter.parity.subgraph_inputs import Feeds, drawn_size
 from rewriter.rule import Declined, Fed
 
-_FREE = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "FusedMatMul", "MatMulNBits", "QMoE", "MoE"})
-"""Operators whose outputs may be any numbers: what reads them is run on any."""
+_FREE = frozenset({"MatMul", "Gemm", "Einsum", "Conv"})
+"""Operators whose outputs may be any numbers, as may those of the runtime's own: what reads them is run on any."""
 
 _SPREAD = 4
 """Standard deviation of the numbers: softmax, sigmoid and softplus are both near their ends and between them."""
@@ -89,7 +89,7 @@ def _makers(value: ir.Value) -> set[ir.Node]:
 
     def before(node: ir.Node) -> list[ir.Node]:
         made = (given.producer() for given in node.inputs if given is not None)
-        return [node for node in made if node is not None and node.op_type not in _FREE]
+        return [node for node in made if node is not None and not node.domain and node.op_type not in _FREE]
 
     last = value.producer()
     return set() if last is None else set(walk([last], before, limit=_NODES))
