@@ -17,6 +17,7 @@ from rewriter.facts.integers import static
 from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import ONE
 from rewriter.graph.attributes import integer_attribute, text_attribute
+from rewriter.graph.walk import readers
 from rewriter.rules.blocks.axes import Content, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Features, Output, Router, Slot, Tokens
 from rewriter.rules.blocks.laws import of_any, of_number, of_two
@@ -39,6 +40,7 @@ from rewriter.rules.blocks.mixing import (
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import last_axis
 from rewriter.rules.blocks.routing_weights import faulty, summed_weights
+from rewriter.tensors import View
 
 combines = Family("combines")
 
@@ -72,15 +74,30 @@ def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
 def weigh(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir.Node) -> Located | None:
     """Returns anything times a mask, a share or weights."""
     if isinstance(b.content, Mask) and a is None:
-        return Located(masked_unknown(b.content, node), b.axes)
+        return _admitted(facts, value, b, node) or Located(masked_unknown(b.content, node), b.axes)
     if not isinstance(b.content, Share | Mixing):
         return None
     rows = a or token_rows(facts, value) or token_rows(facts, node.outputs[0])
     axes = b.axes if rows is None else unify(rows.axes, b.axes)
+    if axes is None and isinstance(b.content, Mixing) and b.content.router.k == 1 and only(b.axes[-1], "slot"):
+        own = Located(dataclasses.replace(b.content, slot=0), put(b.axes, b.rank - 1, ()))
+        return weigh(facts, value, a, own, node)
     if rows is not None and (axes is None or a is None) and any(only(dim, "group") for dim in b.axes):
         a, axes = None, (*b.axes[:1], *rows.axes[1:])  # rows of something else than that expert's
     mixed = None if axes is None else weighted(value, a, b, node)
     return None if mixed is None or axes is None else Located(mixed, axes)
+
+
+def _admitted(facts: Facts, value: ir.Value, mask: Located, node: ir.Node) -> Located | None:
+    """Returns tokens that are nothing where they did not choose an expert, on their way to its weights."""
+    rows, held = token_rows(facts, value), mask.content
+    if rows is None or not isinstance(held, Mask) or held.expert is None or not mask.rank or mask.axes[-1]:
+        return None
+    to_weights = all(
+        facts.get(v, View) for n in readers(node.outputs[0]) for v in n.inputs if v and v not in node.outputs
+    )
+    fits = total(rows.axes[-1]) != ONE and unify(rows.axes, mask.axes) == rows.axes
+    return Located(Admitted(value, held), rows.axes) if fits and to_weights else None
 
 
 def masked_unknown(mask: Mask, node: ir.Node) -> Share:
@@ -99,6 +116,11 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
     weight = share.content
     if held is not None and known is None:
         return None
+    if known is not None and isinstance(known.gate.share, Mask):
+        found = _of_admitted(known.gate.share, weight, node)
+        if found is None or found.slots is None:
+            return None
+        return Mixed(found.mixing, (Term(found.expert, found.slots, known.plain(), value, node),))
     if isinstance(weight, Share) and weight.slots is not None:
         if weight.expert is not None:
             own = known if known is None or known.by == "one" else None
@@ -125,6 +147,15 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
     return None
 
 
+def _of_admitted(mask: Mask, weight: Content, node: ir.Node) -> Share | None:
+    """Returns the share of an expert that read nothing where it was not chosen: then it returned nothing either."""
+    share = masked(weight, mask, node) if isinstance(weight, Mixing) else weight
+    if not isinstance(share, Share) or (share.mixing.router, share.expert) != (mask.router, mask.expert):
+        return None
+    seen = frozenset(range(mask.router.k) if mask.slot is None else {mask.slot})
+    return share if share.slots is not None and share.slots <= seen else None
+
+
 @of_two.at("Mul")
 def mask_weighted(a: Located, b: Located, node: ir.Node) -> Mixed | None:
     """Returns an expert's output times a slot's weight, where the slot holds that expert."""
@@ -138,20 +169,27 @@ def mask_weighted(a: Located, b: Located, node: ir.Node) -> Mixed | None:
 @of_two.at("Mul")
 def count(a: Located, b: Located, node: ir.Node) -> Mixed | None:
     """Returns an expert's output where it is the one that was chosen: with a weight of one."""
-    held, mask = a.content, b.content
-    if not isinstance(held, Output) or not isinstance(mask, Mask) or mask.expert is None or held.by != "one":
+    held, value = a.content, next((v for v in node.inputs if v is not None), None)
+    if not isinstance(held, Output) or held.gate.share is not None or held.by != "one" or value is None:
         return None
-    router, value = mask.router, next((v for v in node.inputs if v is not None), None)
-    if mask.slot is None or router.k != 1 or value is None:
+    return _once(held, b.content, value, node)
+
+
+def _once(held: Output, mask: Content | None, value: ir.Value, node: ir.Node) -> Mixed | None:
+    """The output of the one expert of each token, where a mask holds."""
+    if not isinstance(mask, Mask) or mask.expert is None or mask.slot is None or mask.router.k != 1:
         return None
+    router = mask.router
     unit = Mixing(router, router.scores, router.scores.logits, "unit", value=router.indices)
     return Mixed(unit, (Term(mask.expert, frozenset({mask.slot}), held, value, node),))
 
 
 @of_two.at("Mul")
 def admit(a: Located, b: Located, node: ir.Node) -> Admitted | None:
-    """Returns tokens times the weights of every expert."""
+    """Returns tokens times the weights of every expert, or the mask of one."""
     held, share = a.content, b.content
+    if isinstance(held, Tokens) and isinstance(share, Mask) and share.expert is not None and not b.axes[-1]:
+        return Admitted(held.x, share)
     if not isinstance(held, Tokens) or not isinstance(share, Share) or share.expert is not None or not share.complete:
         return None
     return Admitted(held.x, dataclasses.replace(share, mixing=dataclasses.replace(share.mixing, before=True)))
@@ -160,7 +198,7 @@ def admit(a: Located, b: Located, node: ir.Node) -> Admitted | None:
 @of_two.at("Add")
 def add_sums(first: Located, second: Located, node: ir.Node) -> Content | None:
     """Returns the sum of two sums of experts, or of two shares of one expert."""
-    a, b = first.content, second.content
+    a, b = _alone(first.content, node), _alone(second.content, node)
     if isinstance(a, Mixed) and isinstance(b, Mixed):
         return Mixed(a.mixing if a.mixing.fault else b.mixing, (a, b)) if a.mixing == b.mixing else None
     if not isinstance(a, Share) or not isinstance(b, Share) or (a.mixing, a.expert) != (b.mixing, b.expert):
@@ -168,6 +206,13 @@ def add_sums(first: Located, second: Located, node: ir.Node) -> Content | None:
     if a.slots is None or b.slots is None or a.slots & b.slots:
         return None
     return dataclasses.replace(a if a.mixing.fault else b, slots=a.slots | b.slots)
+
+
+def _alone(held: Content, node: ir.Node) -> Content:
+    """The output of an expert that read nothing where it was not chosen as what it adds to a sum."""
+    value = node.outputs[0]
+    mask = held.gate.share if isinstance(held, Output) and held.by == "one" else None
+    return held if not isinstance(held, Output) or mask is None else _once(held.plain(), mask, value, node) or held
 
 
 @of_number.at("Mul", "Div")

@@ -7,6 +7,7 @@ Source: torch.bmm(weights, outputs) and torch.einsum("te,teh->th", ..) behind to
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import onnx_ir as ir
 
@@ -15,6 +16,7 @@ from rewriter.graph.attributes import text_attribute
 from rewriter.rules.blocks.axes import Axes, Dim, Located, only, unify
 from rewriter.rules.blocks.combines import masked, weighted
 from rewriter.rules.blocks.contents import Output
+from rewriter.rules.blocks.linears import contract, weight_of
 from rewriter.rules.blocks.mixing import Complete, Mask, Mixing, Share, Weighted
 
 contractions = Family("contractions")
@@ -46,6 +48,26 @@ def einsum(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | N
         if pair is not None and len(letters) == 2:
             axes = _contracted(*pair, letters[0], letters[1], result)
             return None if axes is None else _complete(y, *pair, node.outputs[0], axes)
+    return None
+
+
+@contractions.at("Einsum")
+def einsum_of_three(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value, c: ir.Value) -> Located | None:
+    """Activated features, the weights of down, and shares: an expert's output, and what it is summed with, in one."""
+    operands, _, result = text_attribute(node, "equation", "").replace(" ", "").partition("->")
+    terms = operands.split(",")
+    if len(terms) != 3:
+        return None
+    for order in itertools.permutations(zip((a, b, c), terms, strict=True)):
+        (x, own), (w, weights), (mixing, shares) = order
+        data, weight, share = facts.get(x, Located), weight_of(facts, w, weights), facts.get(mixing, Located)
+        if data is None or weight is None or share is None or not isinstance(share.content, Share | Mixing):
+            continue
+        left = "".join(letter for letter in dict.fromkeys(own + weights) if letter in result + shares)
+        output = contract(data, weight, [own, weights], left, (node, x))
+        axes = None if output is None else _contracted(share, output, shares, left, result)
+        if output is not None and axes is not None and isinstance(output.content, Output):
+            return _complete(node.outputs[0], share, output, node.outputs[0], axes)
     return None
 
 

@@ -17,7 +17,7 @@ from rewriter.operators.form import is_experts
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.axes import Located
 from rewriter.rules.blocks.block import completes, end_of_sum, on_hits, router_of, why_not_whole
-from rewriter.rules.blocks.contents import Output
+from rewriter.rules.blocks.contents import Features, Output
 from rewriter.rules.blocks.mixing import Chosen
 from rewriter.rules.blocks.unknown import named, why_unknown
 from rewriter.tensors import View
@@ -182,7 +182,7 @@ def _is_first_choice(run: Run, node: ir.Node) -> bool:
 
 
 def _meets_expert(run: Run, node: ir.Node) -> bool:
-    """Whether ``node`` has the output of experts on its other side, or an expert's last linear, or its bias."""
+    """Whether ``node`` has what experts make on its other side, or an expert's last linear, or its bias."""
     if any(_is_output(run.facts, value) for value in node.inputs):
         return True
     last = {p for v in node.inputs if v is not None and (p := v.producer()) is not None}
@@ -203,7 +203,8 @@ def _is_choice(facts: Facts, node: ir.Node) -> bool:
 
 def _is_output(facts: Facts, value: ir.Value | None) -> bool:
     located = facts.get(value, Located)
-    return located is not None and isinstance(located.content, Output)
+    held = None if located is None else located.content
+    return isinstance(held, Output) or (isinstance(held, Features) and held.factors[0].linear.by != "one")
 
 
 def _is_known(facts: Facts, value: ir.Value) -> bool:

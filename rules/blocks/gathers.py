@@ -13,6 +13,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Family
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import integer_attribute
+from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Located, only, put, total, unify
 from rewriter.rules.blocks.contents import Output, Slot
 from rewriter.rules.blocks.mixing import Chosen, Stack
@@ -55,6 +56,15 @@ def gather_outputs(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value)
     axes = unify(put(outputs.axes, axis, ()), chosen.axes)
     slots = only(chosen.axes[axis], "slot") is not None and choice.slot is None
     return Located(held.of(choice.router), axes) if axes is not None and slots else None
+
+
+@gathers.at("Mod")
+def same_choice(facts: Facts, node: ir.Node, chosen: ir.Value, number: ir.Value) -> Located | None:
+    """``chosen % E``, which take_along_dim writes against negative indices: there are none."""
+    located, most = facts.get(chosen, Located), number_of(facts, number)
+    if located is None or most is None or not isinstance(located.content, Chosen):
+        return None
+    return located if most >= located.content.router.experts else None
 
 
 def taken(facts: Facts, data: ir.Value, index: Located | None, axis: int) -> Located | None:

@@ -25,7 +25,7 @@ from rewriter.rules.blocks.biases import with_bias
 from rewriter.rules.blocks.classify import classify
 from rewriter.rules.blocks.combines import summed, weighted
 from rewriter.rules.blocks.contents import By, Dense, Factor, Features, Linear, Output, Packed, Tokens, Weight
-from rewriter.rules.blocks.mixing import Admitted, Carried, Stack
+from rewriter.rules.blocks.mixing import Admitted, Carried, Mask, Stack
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.tensors import View
 
@@ -41,7 +41,8 @@ def apply(held: Content | None, weight: Weight, by: By, node: ir.Node, read: ir.
     if isinstance(held, Tokens):
         return Features((Factor(Linear(held.x, weight, None, by)),))
     if isinstance(held, Admitted):
-        return Features((Factor(Linear(held.x, weight, None, by, held.share)),)) if by == "all" else None
+        own = "one" if isinstance(held.share, Mask) else "all"
+        return Features((Factor(Linear(held.x, weight, None, by, held.share)),)) if by == own else None
     if isinstance(held, Carried):
         output = apply(held.features, weight, by, node, read)
         return None if output is None else weighted(node.outputs[0], Located(output, ()), held.share, node)
@@ -55,7 +56,7 @@ def apply(held: Content | None, weight: Weight, by: By, node: ir.Node, read: ir.
     return Output(activation, gate, up, weight, inner=read)
 
 
-def _operand(facts: Facts, value: ir.Value, k: int | None = None) -> Located | None:
+def operand(facts: Facts, value: ir.Value, k: int | None = None) -> Located | None:
     """``value`` as what a weight can be applied to: what it is known to be, or tokens in their own right."""
     located = facts.get(value, Located)
     if (
@@ -87,7 +88,7 @@ def _tokens_behind(facts: Facts, data: Located, read: ir.Value) -> Located:
     return dataclasses.replace(data, content=rows.content)
 
 
-def _float_weight(facts: Facts, value: ir.Value | None) -> View | None:
+def _floatweight_of(facts: Facts, value: ir.Value | None) -> View | None:
     view = facts.get(value, View)
     return view if view is not None and view.rank >= 2 and view.dtype.is_floating_point() else None
 
@@ -95,12 +96,12 @@ def _float_weight(facts: Facts, value: ir.Value | None) -> View | None:
 @linears.at("MatMul")
 def matmul(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
     """``MatMul(x, w)``; the weight may be constant, or gathered by a router's choice and on either side."""
-    view = _float_weight(facts, b)
+    view = _floatweight_of(facts, b)
     if view is not None:
         return _times_constant(facts, a, view, node)
     left, right = facts.get(a, Located), facts.get(b, Located)
     if right is not None and isinstance(right.content, Stack):
-        data = _operand(facts, a)
+        data = operand(facts, a)
         return None if data is None else _times_chosen(_tokens_behind(facts, data, a), right, node, a)
     if left is None or right is None or not isinstance(left.content, Stack):
         return None
@@ -116,7 +117,7 @@ def _flip(located: Located) -> Located:
 
 def _times_constant(facts: Facts, x: ir.Value, view: View, node: ir.Node) -> Located | None:
     k, n = view.shape[-2:]
-    data = _operand(facts, x, k)
+    data = operand(facts, x, k)
     if data is None or not data.rank or _feature_size(data, -1) != k:
         return None
     if all(d == 1 for d in view.shape[:-2]):
@@ -159,7 +160,7 @@ def _feature_size(data: Located, position: int) -> int | None:
 @linears.at("Gemm")
 def gemm(facts: Facts, node: ir.Node, x: ir.Value, w: ir.Value, *others: ir.Value | None) -> Located | None:
     """``Gemm(x, w[, c])`` with no factors and no transposition of x."""
-    view = _float_weight(facts, w)
+    view = _floatweight_of(facts, w)
     if view is None or view.rank != 2 or integer_attribute(node, "transA", 0):
         return None
     c = node.inputs[2] if len(node.inputs) > 2 else None
@@ -197,7 +198,7 @@ def matmul_nbits(facts: Facts, node: ir.Node, x: ir.Value, *others: ir.Value | N
         bits,
         block,
     )
-    data = _operand(facts, x, k)
+    data = operand(facts, x, k)
     if data is None or not data.rank or _feature_size(data, -1) != k:
         return None
     held = apply(data.content, weight, "one", node, x)
@@ -220,22 +221,22 @@ def einsum(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | N
     if len(terms) != 2 or not result or "." in equation:
         return None
     for x, w, letters in ((a, b, terms), (b, a, terms[::-1])):
-        weight = _weight(facts, w, letters[1])
+        weight = weight_of(facts, w, letters[1])
         if weight is None:
             continue
-        data = _operand(facts, x)
+        data = operand(facts, x)
         if data is not None and weight[2] != "one":
             data = _tokens_behind(facts, data, x)
-        return None if data is None else _contract(data, weight, letters, result, (node, x))
+        return None if data is None else contract(data, weight, letters, result, (node, x))
     return None
 
 
-def _weight(facts: Facts, value: ir.Value, letters: str) -> tuple[Axes, View, By] | None:
+def weight_of(facts: Facts, value: ir.Value, letters: str) -> tuple[Axes, View, By] | None:
     """The weight with its axes: [E, ..] constant or gathered, or of one expert."""
     located = facts.get(value, Located)
     if located is not None and isinstance(located.content, Stack):
         return located.axes, located.content.view, located.content.by
-    view = _float_weight(facts, value)
+    view = _floatweight_of(facts, value)
     if view is None or view.rank not in (2, 3) or len(letters) != view.rank:
         return None
     axes = tuple((Atom("weight", Size(d), i),) for i, d in enumerate(view.shape))
@@ -244,7 +245,7 @@ def _weight(facts: Facts, value: ir.Value, letters: str) -> tuple[Axes, View, By
     return ((Atom("expert", Size(view.shape[0])),), *axes[1:]), view, "all"
 
 
-def _contract(
+def contract(
     data: Located, weight: tuple[Axes, View, By], letters: list[str], result: str, at: tuple[ir.Node, ir.Value]
 ) -> Located | None:
     axes, view, by = weight
@@ -255,7 +256,7 @@ def _contract(
     free = [letter for letter in w if letter not in x and only(w[letter], "weight")]
     over = [letter for letter in contracted if only(w[letter], "expert")]
     if len(contracted) == 2 and len(over) == 1:
-        each = _contract(data, weight, letters, over[0] + result, at)
+        each = contract(data, weight, letters, over[0] + result, at)
         return None if each is None else summed(each, 0, at[0], keep=False)
     if len(contracted) != 1 or len(free) != 1 or set(result) != (set(x) | set(w)) - set(contracted):
         return None

@@ -164,15 +164,15 @@ class Share(Content):
 
 @dataclass(frozen=True)
 class Admitted(Content):
-    """Tokens times the weight of each expert: nothing where it was not chosen.
+    """Tokens times the weight of each expert, or the mask of one: nothing where it was not chosen.
 
     Attributes:
         x: [.., H] the tokens.
-        share: the weights.
+        share: the weights, or the mask.
     """
 
     x: ir.Value
-    share: Share
+    share: Share | Mask
 
 
 @dataclass(frozen=True)

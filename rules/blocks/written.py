@@ -18,10 +18,11 @@ from rewriter.graph.declines import WHOLE_BLOCK, reason_of
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Axes, Content, Located, Uniform, total, unify
 from rewriter.rules.blocks.combines import started
-from rewriter.rules.blocks.contents import Output, Router, Slot
+from rewriter.rules.blocks.contents import Output, Router, Slot, Tokens
 from rewriter.rules.blocks.hits import Hit, Hits, coordinates
 from rewriter.rules.blocks.joined import joined
 from rewriter.rules.blocks.mixing import Mixed, Start
+from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.uniform import seeded
 from rewriter.rules.blocks.unknown import why_unknown
 
@@ -129,7 +130,7 @@ def _written_back(facts: Facts, node: ir.Node, seed: ir.Value, rows: _Rows) -> L
     start, held = facts.get(seed, Located), rows.content
     added = text_attribute(node, "reduction", "none") == "add"
     if isinstance(held, Output):
-        return None if added and not _is_number(start) else _filled(start, held, rows, node)
+        return None if added and not _is_number(start) else _filled(start or token_rows(facts, seed), held, rows, node)
     if not isinstance(held, Mixed):
         return None
     again = _added_to(facts, seed, start, held, rows.at, node)
@@ -204,12 +205,12 @@ def _filled(start: Located | None, output: Output, rows: _Rows, node: ir.Node) -
     at, held = rows.at, start.content
     if isinstance(held, Output):
         raise Declined(f"the rows of expert {at.expert} are put where those of all experts are", node)
-    if not isinstance(held, Uniform | Filled):
+    if not isinstance(held, Uniform | Tokens | Filled):
         return None
     slots = [atom for dim in rows.axes for atom in dim if atom.kind in ("slot", "row")]
     if len(slots) != 1 and len(at.slots) != 1:
         raise Declined(f"the rows of expert {at.expert} replace those of others: a token has several experts", node)
-    if isinstance(held, Uniform):
+    if not isinstance(held, Filled):  # all of it is written over
         if unify(start.axes, rows.axes) != rows.axes:
             return None
         filled = Filled(at.router, at.expert, output, None, 1)

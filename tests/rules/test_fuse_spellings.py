@@ -1,0 +1,147 @@
+"""fuse-experts on spellings that people write by hand: the same block in other words, and words that are no block."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_fuse_experts import fuse
+from test_fuse_others import INTER, TOPK, H, block, declines, exact, expert, operators, weighed
+
+ROUTED = TOPK.format(k="l2")
+TERMS = "".join(expert(e) for e in range(3))
+SUM = "s = Add(t0, t1) y = Add(s, t2) "
+DENSE = "zs = Shape(l) z = ConstantOfShape(zs) p = ScatterElements<axis=-1>(z, i, w) "
+STACK = "x3 = Unsqueeze(x, l0) h = MatMul(x3, u) a = Relu(h) "
+
+
+COLUMNS = "".join(f"g{e} = Gather<axis=1>(p, l{e}) t{e} = Mul(o{e}, g{e}) " for e in range(3))
+HOT = ROUTED + "hot = OneHot<axis=-1>(i, n3, bits) hf = Cast<to=1>(hot) {} " + TERMS + COLUMNS + SUM
+
+SPELLINGS = {
+    "one-hot by einsum": HOT.format('p = Einsum<equation="tke,tk->te">(hf, w)'),
+    "one-hot by matmul": HOT.format("w1 = Unsqueeze(w, l1) p1 = MatMul(w1, hf) p = Squeeze(p1, l1)"),
+    "weight before down": ROUTED
+    + DENSE
+    + STACK
+    + "pt = Transpose<perm=[1, 0]>(p) pc = Unsqueeze(pt, last) aw = Mul(a, pc) o = MatMul(aw, d) "
+    + "y = ReduceSum<keepdims=0>(o, l0)",
+    "first slots of a larger TopK": "l = MatMul(x, r) v3, i3 = TopK<axis=-1>(l, l3) v = Slice(v3, l0, l2, l1) "
+    + "i = Slice(i3, l0, l2, l1) w = Softmax<axis=-1>(v) "
+    + TERMS
+    + "".join(weighed(e, f"o{e}") for e in range(3))
+    + SUM,
+    "einsum of three": ROUTED + DENSE + STACK + 'y = Einsum<equation="eti,eih,te->th">(a, d, p)',
+    "einsum of three, the chosen": ROUTED
+    + 'wu = Gather(u, i) wd = Gather(d, i) h = Einsum<equation="th,tkhi->tki">(x, wu) a = Relu(h) '
+    + 'y = Einsum<equation="tk,tkih,tki->th">(w, wd, a)',
+    "take_along_dim": ROUTED
+    + TERMS
+    + "".join(f"z{e} = Unsqueeze(o{e}, l1) " for e in range(3))
+    + "z = Concat<axis=1>(z0, z1, z2) i1 = Unsqueeze(i, last) xs = Shape(x) hs = Slice(xs, l1, l2) is = Shape(i) "
+    + "to = Concat<axis=0>(is, hs) ie = Expand(i1, to) im = Mod(ie, n3) g = GatherElements<axis=1>(z, im) "
+    + "w1 = Unsqueeze(w, last) m = Mul(g, w1) y = ReduceSum<keepdims=0>(m, l1)",
+    "masked input": ROUTED
+    + "".join(
+        f"b{e} = Equal(i, n{e}) k{e} = Cast<to=1>(b{e}) any{e} = ReduceMax<keepdims=1>(k{e}, last) "
+        f"x{e} = Mul(x, any{e}) " + expert(e).replace("(x,", f"(x{e},") + weighed(e, f"o{e}")
+        for e in range(3)
+    )
+    + SUM,
+}
+
+
+def spelled(text):
+    return block(text, last=[-1], bits=np.array([0, 1]), n2s=np.array([1, 0]))
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_the_same_in_other_words(name):
+    assert operators(exact(spelled(SPELLINGS[name])))["MoE"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("one-hot by einsum", "tke,tk->te", "tke,tj->te"),
+        ("one-hot by matmul", "bits", "n2s"),
+        ("weight before down", "Mul(a, pc)", "Add(a, pc)"),
+        ("first slots of a larger TopK", "Slice(v3, l0, l2, l1)", "Slice(v3, l1, l3, l1)"),
+        ("einsum of three", "eti,eih,te->th", "eti,eih,tj->th"),
+        ("einsum of three, the chosen", "tk,tkih,tki->th", "tj,tkih,tki->th"),
+        ("take_along_dim", "Mod(ie, n3)", "Mod(ie, n2)"),
+        ("masked input", "MatMul(x1, u1)", "MatMul(x2, u1)"),
+        ("masked input", "ReduceMax<keepdims=1>(k0, last)", "ReduceMin<keepdims=1>(k0, last)"),
+    ],
+)
+def test_other_words_that_mean_something_else(name, old, new):
+    assert old in SPELLINGS[name]
+    report = fuse(spelled(SPELLINGS[name].replace(old, new))).report
+    assert not report.applied and report.declined
+
+
+FILLED = "l = MatMul(x, r) p = Softmax<axis=-1>(l) i = ArgMax<axis=-1, keepdims=0>(p) v = ReduceMax(p, last) "
+
+
+def filled(experts=(0, 1, 2), seed="x", bias=""):
+    """Switch: each token's one expert put where the token was."""
+    text, total = FILLED, seed
+    for e in experts:
+        text += f"q{e} = Equal(i, n{e}) nz{e} = NonZero(q{e}) r{e} = Transpose(nz{e}) g{e} = GatherND(x, r{e}) "
+        text += f"h{e} = MatMul(g{e}, u{e}) a{e} = Relu(h{e}) o{e} = MatMul(a{e}, d{e}) "
+        text += f"f{e} = ScatterND({total}, r{e}, o{e}) "
+        total = f"f{e}"
+    return block(text + f"y = Mul({total}, v)", last=[-1])
+
+
+def test_outputs_put_over_the_tokens():
+    exact(filled())
+
+
+def test_outputs_put_over_the_tokens_but_of_one_expert_decline():
+    declines(filled(experts=(0, 2)), "")  # who chose the other keeps what was there
+
+
+ALONE = FILLED.replace("keepdims=0>(p)", "keepdims=1>(p)") + "".join(
+    f"m{e} = Equal(i, n{e}) c{e} = Cast<to=1>(m{e}) x{e} = Mul(x, c{e}) h{e} = MatMul(x{e}, u{e}) a{e} = Relu(h{e}) "
+    f"t{e} = MatMul(a{e}, d{e}) "
+    for e in range(3)
+)
+
+
+def test_experts_of_nothing_return_nothing():
+    """``sum(expert(x * mask))``, a token having one expert."""
+    exact(block(ALONE + "s = Add(t0, t1) s2 = Add(s, t2) y = Mul(s2, v)", last=[-1]))
+    biased = ALONE.replace("a1 = Relu(h1)", "hb = Add(h1, ub) a1 = Relu(hb)")
+    report = fuse(block(biased + "s = Add(t0, t1) s2 = Add(s, t2) y = Mul(s2, v)", last=[-1], ub=BIAS)).report
+    assert not report.applied and report.declined
+
+
+BIAS = np.ones(INTER, np.float32)
+
+
+def test_an_expert_that_is_stored_twice():
+    """Exporters fold a weight once for each slot's sum."""
+    text = ROUTED
+    for j in range(2):
+        text += f"w{j} = Gather<axis=1>(w, l{j}) i{j} = Gather<axis=1>(i, l{j}) "
+        for e in range(3):
+            up = "other" if (e, j) == (0, 1) else f"u{e}"
+            text += f"h{e}{j} = MatMul(x, {up}) a{e}{j} = Relu(h{e}{j}) o{e}{j} = MatMul(a{e}{j}, d{e}) "
+            text += f"m{e}{j} = Equal(i{j}, n{e}) c{e}{j} = Cast<to=1>(m{e}{j}) p{e}{j} = Mul(c{e}{j}, w{j}) "
+            text += f"t{e}{j} = Mul(o{e}{j}, p{e}{j}) "
+    terms = [f"t{e}{j}" for j in range(2) for e in range(3)]
+    total = terms[0]
+    for n, term in enumerate(terms[1:]):
+        text += f"{'y' if n == 4 else f's{n}'} = Add({total}, {term}) "
+        total = f"s{n}"
+    weight = np.random.default_rng(5).standard_normal((H, INTER)).astype(np.float32)
+    exact(block(text, u0=weight, other=weight.copy()))
+    declines(block(text, u0=weight, other=weight + 1), "expert 0 is another one in another slot")
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_router_of_rows_of_tokens(rank):
+    """Scores [B, S, E], chosen and summed in three dimensions, and put back into two."""
+    text = (ROUTED + TERMS + "".join(weighed(e, f"o{e}") for e in range(3))).replace("(x,", "(x3,") + "s = Add(t0, t1) "
+    text = "x3 = Reshape(x, three) " + text + "y3 = Add(s, t2) y = Reshape(y3, rows)"
+    exact(block(text, last=[-1], three=[5, -1, H] if rank == 3 else [-1, H]))
