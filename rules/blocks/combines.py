@@ -93,11 +93,9 @@ def _admitted(facts: Facts, value: ir.Value, mask: Located, node: ir.Node) -> Lo
     rows, held = token_rows(facts, value), mask.content
     if rows is None or not isinstance(held, Mask) or held.expert is None or not mask.rank or mask.axes[-1]:
         return None
-    to_weights = all(
-        facts.get(v, View) for n in readers(node.outputs[0]) for v in n.inputs if v and v not in node.outputs
-    )
+    beside = [v for n in readers(node.outputs[0]) for v in n.inputs if v is not None and v not in node.outputs]
     fits = total(rows.axes[-1]) != ONE and unify(rows.axes, mask.axes) == rows.axes
-    return Located(Admitted(value, held), rows.axes) if fits and to_weights else None
+    return Located(Admitted(value, held), rows.axes) if fits and all(facts.get(v, View) for v in beside) else None
 
 
 def masked_unknown(mask: Mask, node: ir.Node) -> Share:
