@@ -2,7 +2,9 @@
 
 Each trial overwrites a model of several data files in a folder that holds other things. It loses nothing where the
 folder afterwards holds the other things as they were, and under the model's name the old model, the new one, or, after
-a kill, none while the next run puts the new one in place. The input must be what it was. Each run is the command line
+a kill, none while the next run puts the new one in place. The input must be what it was. A run that is killed as it
+writes a new model is then gone on with by ``--resume``: the same bytes, and no weight quantized twice but those that
+were in flight; these runs are killed at a random moment while they write. Each run is the command line
 in a process of its own, forked from this one, so that no time goes into imports. It is no part of the tests, which kill
 a run at each of its steps instead.
 """
@@ -25,8 +27,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rewriter import cli, io
 from rewriter.graph.contents import stored_tensors
+from rewriter.io.replacing import JOURNAL
+from rewriter.quantize.job import QuantizationJob
+from rewriter.quantize.types import QuantizedWeight
 
+RESUMED = ("-r", "k-quant", "--parity", "none", "--no-check", "-q", "--max-shard-size", "2MB", "--resume")
 OPTIONS = ("-r", "rtn", "--parity", "none", "--no-check", "-q", "--max-shard-size", "100kB", "--overwrite")
+
+WEIGHTS = 40
+"""Of the model of which runs are gone on with."""
 
 
 def main() -> int:
@@ -36,6 +45,7 @@ def main() -> int:
     parser.add_argument("--terms", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--full", type=int, default=20)
+    parser.add_argument("--resumes", type=int, default=30)
     given = parser.parse_args()
     generator = random.Random(0)
     with tempfile.TemporaryDirectory() as directory:
@@ -50,7 +60,12 @@ def main() -> int:
             trials.pair(generator.uniform(0, trials.seconds))
         for _ in range(given.full):
             trials.full(generator.randrange(trials.largest))
-        print(f"{given.kills} kills, {given.terms} SIGTERM and SIGHUP, {given.pairs} pairs, {given.full} without room:")
+        resumes = Resumes(Path(directory) / "resumes")
+        for _ in range(given.resumes):
+            trials.seen[resumes.killed(generator.uniform(0, WEIGHTS))] += 1
+        print(f"{given.kills} kills, {given.terms} SIGTERM and SIGHUP, {given.pairs} pairs, {given.full} without room,")
+        print(f"{given.resumes} resumed; of {WEIGHTS} weights were noted {sorted(resumes.noted)},")
+        print(f"and quantized twice {sorted(resumes.twice)}:")
         for what, count in sorted(trials.seen.items()):
             print(f"{count:4}  {what}")
         return int(any("LOST" in what for what in trials.seen))
@@ -59,7 +74,9 @@ def main() -> int:
 class Run:
     """The command ``rewriter apply`` in a process of its own."""
 
-    def __init__(self, model: Path, out: Path, *options: str, largest_file: int | None = None) -> None:
+    def __init__(
+        self, model: Path, out: Path, *options: str, largest_file: int | None = None, counted: Path | None = None
+    ) -> None:
         reads, writes = os.pipe()
         self.pid = os.fork()
         if not self.pid:
@@ -68,17 +85,79 @@ class Run:
                 os.dup2(writes, 2)
                 if largest_file is not None:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+                if counted is not None:
+                    count_weights(counted)
                 code = cli.main(["apply", str(model), "-o", str(out), *options])
             finally:
                 os._exit(code)
         os.close(writes)
         self._said = reads
 
+    def is_alive(self) -> bool:
+        """Whether it runs, or was not waited for."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
     def wait(self) -> tuple[int, str]:
         """Returns the exit code and what was said on stderr."""
         with os.fdopen(self._said, encoding="utf-8") as stream:
             said = stream.read()
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), said
+
+
+def count_weights(file: Path) -> None:
+    """Notes each weight that this process begins to quantize by a byte in a file."""
+    right = QuantizationJob.quantize
+
+    def counting(job: QuantizationJob) -> QuantizedWeight:
+        with file.open("ab", buffering=0) as stream:
+            stream.write(b".")
+        return right(job)
+
+    QuantizationJob.quantize = counting
+
+
+def begun(file: Path) -> int:
+    """Returns how many weights are noted in a file."""
+    return file.stat().st_size if file.exists() else 0
+
+
+class Resumes:
+    """A model of which a run writes a new one, and what became of those that were killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = folder / "in" / "model.onnx"
+        self.model.parent.mkdir(parents=True)
+        write_model(self.model, 0, width=1024, count=WEIGHTS)
+        self.noted: list[int] = []
+        self.twice: list[int] = []
+        assert Run(self.model, folder / "whole", *RESUMED).wait() == (0, "")
+        self.whole = read(folder / "whole")
+
+    def killed(self, weights: float) -> str:
+        """Kills a run after so many weights, about, and goes on with it; says what became of it."""
+        place = self.folder / "place"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        run = Run(self.model, place / "out", *RESUMED, counted=place / "first")
+        while begun(place / "first") < weights // 1 and run.is_alive():
+            time.sleep(0.0005)
+        time.sleep(weights % 1 * 0.05)
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        left = next((path for path in place.iterdir() if path.name.startswith(".")), None)
+        journal = b"" if left is None or not (left / JOURNAL).exists() else (left / JOURNAL).read_bytes()
+        noted = max(0, journal.count(b"\n") - 1)
+        code, said = Run(self.model, place / "out", *RESUMED, counted=place / "second").wait()
+        made = [begun(place / name) for name in ("first", "second")]
+        if (place / "out").exists() and not made[1]:
+            return "SIGKILL, then --resume: the run had ended"
+        right = code == 0 and read(place / "out") == self.whole and made[1] == WEIGHTS - noted
+        if not right:
+            return f"SIGKILL, then --resume: LOST ({code}, {said}, {made}, {noted})"
+        self.noted.append(noted)
+        self.twice.append(sum(made) - WEIGHTS)
+        return "SIGKILL, then --resume: the same bytes, nothing that was noted was quantized again"
 
 
 class Trials:
@@ -167,20 +246,20 @@ def read(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def write_model(path: Path, seed: int) -> None:
-    """Writes a chain of 12 linears, 256 kB each."""
+def write_model(path: Path, seed: int, width: int = 256, count: int = 12) -> None:
+    """Writes a chain of linears, each ``width`` square."""
     draw = np.random.default_rng(seed)
-    weights = [draw.standard_normal((256, 256)).astype(np.float32) for _ in range(12)]
+    weights = [draw.standard_normal((width, width)).astype(np.float32) for _ in range(count)]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", [f"v{i}", f"w{i}"], [f"v{i + 1}"], f"m{i}") for i in range(12)],
+        [helper.make_node("MatMul", [f"v{i}", f"w{i}"], [f"v{i + 1}"], f"m{i}") for i in range(count)],
         "g",
-        [helper.make_tensor_value_info("v0", TensorProto.FLOAT, ["n", 256])],
-        [helper.make_tensor_value_info("v12", TensorProto.FLOAT, ["n", 256])],
+        [helper.make_tensor_value_info("v0", TensorProto.FLOAT, ["n", width])],
+        [helper.make_tensor_value_info(f"v{count}", TensorProto.FLOAT, ["n", width])],
         [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)],
     )
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
     path.write_bytes(model.SerializeToString())
-    assert len(list(stored_tensors(io.load(path)))) == 12
+    assert len(list(stored_tensors(io.load(path)))) == count
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from rewriter.errors import RuleSetError, UsageError
 from rewriter.graph.contents import Slot, all_nodes, subgraphs
 from rewriter.inspection.left import left_in_float
 from rewriter.inspection.weights import bytes_by_family, sizes
+from rewriter.io.identity import looked_whole, of_inputs, of_rules
 from rewriter.io.validate import validate
 from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
@@ -67,6 +68,7 @@ class Result(Generic[M]):
     _inspect: Callable[[Sequence[Slot], ir.Model], None]
     _original: io.Model
     _again: Callable[[], Result[M]]
+    _identity: Mapping[str, str] | None
     _saved: Path | None = None
     _parity: ModelParity | None = None
 
@@ -88,6 +90,7 @@ class Result(Generic[M]):
         except OffGridError:
             again = self._again()
             self.ir_model, self._report, self._inspect = again.ir_model, again._report, again._inspect
+            self._identity = again._identity
             return write()
 
     @property
@@ -115,6 +118,7 @@ class Result(Generic[M]):
         path: str | os.PathLike[str] | io.Place,
         *,
         overwrite: bool = False,
+        resume: bool = False,
         memory: int | None = None,
         max_shard_size: int | None = None,
         data_name: str | None = None,
@@ -127,6 +131,8 @@ class Result(Generic[M]):
         Args:
             path: the directory; or ``directory/name.onnx``, to name the file; or the place, looked at before.
             overwrite: replace files of the same names in the directory; no other file there is touched.
+            resume: go on where a run into the directory ended that was killed, if model and options are the same, and
+                leave what was written where this one is interrupted. The model must have been given as a path.
             memory: bytes of weights in flight.
             max_shard_size: bytes after which a new data file is begun.
             data_name: of the data file, as ``model.onnx_data``; by default ``<name>.data``.
@@ -136,17 +142,23 @@ class Result(Generic[M]):
             The ``.onnx`` file.
 
         Raises:
-            UsageError: the directory exists, or cannot be written.
+            UsageError: the directory exists, or cannot be written; or the killed run was of another model, rule set,
+                option or version, which it names.
             QuantizationError: a weight is not finite; nothing is left behind.
             ParityError: what was written is not what was computed; nothing is left behind.
         """
-        place = path if isinstance(path, io.Place) else io.Place.of(path, overwrite=overwrite)
+        place = path if isinstance(path, io.Place) else io.Place.of(path, overwrite=overwrite, resume=resume)
         source = io.source_path(self.ir_model)
-        self._saved = self._written(
-            lambda: io.save(
+        name = place.name or (source.name if source is not None else None)
+
+        def write() -> Path:
+            if self._identity is not None and looked_whole(place.leftover(name or "")) > looked_whole(self._identity):
+                raise OffGridError("the killed run found a weight off the grid on which its sample lay")
+            return io.save(
                 self.ir_model,
                 place,
-                name=place.name or (source.name if source is not None else None),
+                name=name,
+                identity=self._identity,
                 memory=memory,
                 max_shard_size=max_shard_size,
                 data_name=data_name,
@@ -154,7 +166,8 @@ class Result(Generic[M]):
                 copy_others_from=source if self._from_folder else None,
                 inspect=self._inspect,
             )
-        )
+
+        self._saved = self._written(write)
         return self._saved
 
     def check(self, feeds: Feeds | None = None, *, runtime: Runtime | None = None) -> ModelParity:
@@ -256,6 +269,8 @@ def apply(
     @without_cycle_collection()
     def attempt(*, looks_whole: bool) -> Result[Any]:
         ours = io.own_copy(model)
+        source = io.source_path(ours) if quantizer is None and isinstance(model, str | os.PathLike) else None
+        inputs = None if source is None else of_inputs(source, imatrix, seen_inputs.manifest if seen_inputs else None)
         seen = _names(ours)
         plan = rule_set.plan.named(seen)
         run = ModelRun(
@@ -270,7 +285,7 @@ def apply(
             looks_whole=looks_whole,
         )
         engine = Engine(run, prover or LocalProver(rule_set.parity), progress, watch, strict=strict)
-        return _rewritten(model, rule_set, run, engine, plan, seen, given, lambda: attempt(looks_whole=True))
+        return _rewritten(model, rule_set, run, engine, plan, seen, given, inputs, lambda: attempt(looks_whole=True))
 
     try:
         return attempt(looks_whole=False)
@@ -286,6 +301,7 @@ def _rewritten(
     plan: QuantizationPlan,
     seen: Sequence[tuple[str, str]],
     given: tuple[str, ...],
+    inputs: Mapping[str, str] | None,
     again: Callable[[], Result[Any]],
 ) -> Result[Any]:
     ours = run.model
@@ -331,7 +347,8 @@ def _rewritten(
 
     # What was made ready for rules, as functions that were inlined, stays only where one fired.
     written = ours if outcome.applications else io.as_model(model)
-    return Result(written, rule_set, report, inspect, model, again)
+    identity = None if inputs is None else {**inputs, **of_rules(made, whole=run.looks_whole)}
+    return Result(written, rule_set, report, inspect, model, again, identity)
 
 
 def _default(present: RuleSet) -> RuleSet:

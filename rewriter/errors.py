@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,6 +29,11 @@ class RewriterError(Exception):
 
 class RewriterWarning(UserWarning):
     """What a user should know of and no run fails for: leftovers that were removed, a package that was skipped."""
+
+
+def warn(message: str) -> None:
+    """Warns of what a user should know."""
+    warnings.warn(message, RewriterWarning, stacklevel=3)
 
 
 class UsageError(RewriterError):

@@ -257,6 +257,11 @@ class Calibration:
         return read_choice(self.folder, choice.id, choice.k)
 
     @property
+    def manifest(self) -> Path:
+        """The file that says what the others hold."""
+        return self.folder / MANIFEST
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Names of the files beside the manifest."""
         tables = (f"{name}.npy" for name in self._frequencies.values())

@@ -28,6 +28,13 @@ def apply(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files of the same names in an existing output; others stay.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where a run into the output ended that was killed, and keep what is written where this one is.",
+        ),
+    ] = False,
     report: Annotated[Path | None, given("FILE.json", "Write everything that was done; - prints it.")] = None,
     html: Annotated[Path | None, given("FILE.html", "Write the same as a page for people, in one file.")] = None,
     require: Annotated[
@@ -145,7 +152,7 @@ def apply(
     from rewriter.cli import against, report_files, tables
     from rewriter.cli.budget import fitted
     from rewriter.cli.console import byte_bar, console, labelled, print_json, shout, show, working
-    from rewriter.errors import UsageError
+    from rewriter.errors import UsageError, warn
     from rewriter.explanation.coverage import unread_experts
     from rewriter.io import Place
     from rewriter.parity.runtime import missing
@@ -156,7 +163,7 @@ def apply(
     _require_directory(out)
     if provider is not None:
         missing(provider)  # a name that there is none of is said before anything is done
-    place = Place.of(out, overwrite=overwrite, keep=[model])
+    place = Place.of(out, overwrite=overwrite, keep=[model], resume=resume)
     if report is not None and report_files.is_stdout(report):
         report, as_json = None, True
     if html is not None and html.suffix not in report_files.PAGES:
@@ -167,6 +174,8 @@ def apply(
         if file is not None:
             report_files.refuse(file, place.directory)
     if size is not None or bits is not None or write_plan is not None:
+        if place.leftovers:
+            warn("what --size and --bits choose is worked out anew; --write-plan keeps it as a rule set")
         rule_set = fitted(
             model,
             rules,

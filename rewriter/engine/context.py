@@ -17,12 +17,12 @@ from rewriter.facts.constants import constants
 from rewriter.graph.contents import all_nodes, subgraphs
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.born import Look
-from rewriter.quantize.error import relative_output_rms, relative_rms
 from rewriter.quantize.formats import FORMATS
 from rewriter.quantize.importance import Importance
 from rewriter.quantize.job import QuantizationJob
+from rewriter.quantize.measured import Measured
 from rewriter.quantize.plan import AccuracyLevel, LineUse, Picking, QuantizationPlan
-from rewriter.quantize.types import Calibration, QuantizedWeight, Quantizer, WeightContext
+from rewriter.quantize.types import Calibration, Quantizer, WeightContext
 from rewriter.report import Weight
 from rewriter.roles import Role, find_roles
 from rewriter.rule import Declined, Run
@@ -202,9 +202,5 @@ class ModelRun(Run):
         """Returns what is known of a weight since it was computed, None where it was not."""
         return self._weights.get(job.key)
 
-    def _written(self, job: QuantizationJob, quantized: QuantizedWeight, nbytes: int) -> None:
-        weight = job.weight.numpy()
-        error = relative_rms(weight, quantized)
-        seen = job.context.activations
-        output = None if seen is None else relative_output_rms(weight, quantized, seen())
-        self._weights[job.key] = weight_record(job, nbytes, error, quantized.algorithm, output)
+    def _written(self, job: QuantizationJob, measured: Measured) -> None:
+        self._weights[job.key] = weight_record(job, measured)

@@ -9,23 +9,14 @@ import onnx_ir as ir
 from rewriter.graph.contents import stored_tensors
 from rewriter.quantize import ALGORITHMS, lossless
 from rewriter.quantize.job import PartTensor, QuantizationJob
+from rewriter.quantize.measured import Measured
 from rewriter.quantize.plan import CUSTOM
 from rewriter.report import KEPT, Weight
 
 
-def weight_record(
-    job: QuantizationJob, nbytes: int, error: float, instead: str = "", output: float | None = None
-) -> Weight:
-    """Returns what a report says of one weight.
-
-    Args:
-        job: the weight and how it is quantized.
-        nbytes: of its codes, scales and zero points.
-        error: its relative RMS error; NaN where it has not been quantized yet.
-        instead: the algorithm that quantized it, where that is not the planned one.
-        output: the relative RMS error of its output; None where nothing is known of its inputs.
-    """
-    context = job.context
+def weight_record(job: QuantizationJob, measured: Measured) -> Weight:
+    """Returns what a report says of one weight, by what became of it."""
+    context, instead = job.context, measured.algorithm
     spec = context.spec
     planned = spec.algorithm if job.quantizer is ALGORITHMS.get(spec.algorithm) else CUSTOM
     return Weight(
@@ -48,9 +39,9 @@ def weight_record(
         form=spec.form,
         because=context.because,
         bytes_before=job.weight.nbytes,
-        bytes_after=nbytes,
-        relative_rms=error,
-        output_rms=output,
+        bytes_after=measured.nbytes,
+        relative_rms=measured.relative_rms,
+        output_rms=measured.output_rms,
         grid=KEPT if planned == lossless.NAME else context.off_grid,
     )
 
@@ -66,5 +57,5 @@ def planned(model: ir.Model) -> dict[tuple[object, ...], Weight]:
         jobs = tensor.jobs if tensor.stacked else tensor.jobs[:1]  # others are equal to the first
         for job in jobs:
             sizes[job.key] = sizes.get(job.key, 0) + tensor.nbytes // len(jobs)
-            found[job.key] = weight_record(job, sizes[job.key], math.nan)
+            found[job.key] = weight_record(job, Measured(sizes[job.key], math.nan))
     return found

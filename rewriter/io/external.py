@@ -75,6 +75,11 @@ def require_unchanged(model: ir.Model) -> None:
         file.require_unchanged()
 
 
+def files_read(model: ir.Model) -> list[Path]:
+    """Returns the data files of the model that was read."""
+    return [file.path for file in model.meta.get(_READ, ())]
+
+
 def _open(label: str, location: str, base_dir: Path) -> tuple[MappedFile, int]:
     """Checks one data file; returns it with its size in bytes."""
     path = base_dir / location

@@ -7,12 +7,12 @@ import errno
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from rewriter.errors import RewriterWarning, UsageError
-from rewriter.io.replacing import PARTIAL, READY, finish
+from rewriter.errors import UsageError, warn
+from rewriter.io.journal import identity_of
+from rewriter.io.replacing import JOURNAL, PARTIAL, READY, finish
 from rewriter.text import nbytes
 
 try:
@@ -28,8 +28,13 @@ class HeldError(Exception):
     """Another run holds the lock."""
 
 
-def staging(directory: Path, name: str) -> tuple[Path, int]:
+def staging(directory: Path, name: str, leftover: Path | None = None) -> tuple[Path, int]:
     """Makes and locks a hidden folder ``.<name>.partial-<pid>`` in a directory.
+
+    Args:
+        directory: where the output goes, or will lie.
+        name: of the output.
+        leftover: the folder of a killed run, which becomes this one's.
 
     Returns:
         The folder and what :func:`unlock` takes.
@@ -37,7 +42,13 @@ def staging(directory: Path, name: str) -> tuple[Path, int]:
     for attempt in range(1000):
         folder = directory / f".{name}.{PARTIAL}-{os.getpid()}{f'-{attempt}' if attempt else ''}"
         try:
-            folder.mkdir()
+            if leftover is None:
+                folder.mkdir()
+            elif folder != leftover:
+                if folder.exists():
+                    continue
+                leftover.rename(folder)
+                leftover = folder
             lock = _lock(folder)
         except (FileExistsError, HeldError):
             continue
@@ -63,18 +74,25 @@ def alone(directory: Path) -> Iterator[None]:
         unlock(lock)
 
 
-def settle(directory: Path, name: str | None) -> None:
+def settle(directory: Path, name: str | None, *, resume: bool = False) -> tuple[Path, ...]:
     """Clears a place of what killed runs left there: a replacement that was complete is finished, the rest removed.
 
     Args:
         directory: where a model is to be written; it need not be there.
         name: the model's file name; None for every model in the directory.
+        resume: whether folders with a journal stay.
+
+    Returns:
+        The folders that stay, the one with the newest journal first.
 
     Raises:
         UsageError: a run writes there now, or a replacement can no longer be finished.
     """
+    kept: list[Path] = []
     if fcntl is None:
-        return
+        if resume:
+            raise UsageError("a killed run cannot be told from one that goes on here, so none is resumed; begin anew")
+        return ()
     for folder in [*_left(directory.parent, directory.name), *_left(directory, name)]:
         try:
             lock = _lock(folder)
@@ -84,9 +102,13 @@ def settle(directory: Path, name: str | None) -> None:
                 f"another run (process {pid}) is writing '{directory}' now; wait for it, or choose another place"
             ) from None
         try:
-            _clear(folder, directory)
+            if resume and identity_of(folder):
+                kept.append(folder)
+            else:
+                _clear(folder, directory)
         finally:
             unlock(lock)
+    return tuple(sorted(kept, key=lambda folder: -(folder / JOURNAL).stat().st_mtime_ns))
 
 
 def _clear(folder: Path, directory: Path) -> None:
@@ -95,23 +117,30 @@ def _clear(folder: Path, directory: Path) -> None:
     if f".{READY}-" in folder.name:
         with alone(directory):
             model = finish(folder, directory)
-        _warn(f"finished what a killed run had ready: '{model}' is the new model")
+        warn(f"finished what a killed run had ready: '{model}' is the new model")
         return
-    size = sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
+    size = taken(folder)
+    hint = "; --resume, in Python resume=True, would have gone on with it" if identity_of(folder) else ""
     shutil.rmtree(folder, ignore_errors=True)
-    _warn(f"removed what a killed run left: '{folder}' ({nbytes(size)})")
+    warn(f"removed what a killed run left: '{folder}' ({nbytes(size)}){hint}")
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, RewriterWarning, stacklevel=2)
+def taken(folder: Path) -> int:
+    """Returns the bytes that the files of a folder take: data files have their full size before they are filled."""
+    found = (file.lstat() for file in folder.rglob("*") if not file.is_dir())
+    return sum(min(file.st_size, getattr(file, "st_blocks", file.st_size) * 512) for file in found)
+
+
+def is_of(folder: Path, name: str | None) -> bool:
+    """Whether a folder is named as those of runs that write ``name``, or anything."""
+    wanted = ".+" if name is None else re.escape(name)
+    return re.fullmatch(rf"\.{wanted}\.({PARTIAL}|{READY})-\d+(-\d+)?", folder.name) is not None
 
 
 def _left(directory: Path, name: str | None) -> list[Path]:
     """The folders of runs, killed or not, that write ``name`` into a directory."""
-    wanted = ".+" if name is None else re.escape(name)
-    hidden = re.compile(rf"\.{wanted}\.({PARTIAL}|{READY})-\d+(-\d+)?")
     try:
-        return sorted(path for path in directory.iterdir() if hidden.fullmatch(path.name) and path.is_dir())
+        return sorted(path for path in directory.iterdir() if is_of(path, name) and path.is_dir())
     except OSError:  # not there, or not to be read: nothing that could be cleared
         return []
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
-from rewriter.errors import ModelError, RewriterWarning
+from rewriter.errors import ModelError, warn
 from rewriter.io.reading import is_whole
 
 
@@ -36,10 +35,10 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
         raise ModelError("training information is not supported; export the model for inference")
     if proto.graph.quantization_annotation:
         text = "the model's quantization annotations are left out: they name values that a rewrite may replace"
-        warnings.warn(text, RewriterWarning, stacklevel=2)
+        warn(text)
     if any(node.device_configurations for node in proto.graph.node):
         text = "nodes are placed on devices (device_configurations): one that replaces others is placed on none"
-        warnings.warn(text, RewriterWarning, stacklevel=2)
+        warn(text)
     # What onnx-ir logs about an invalid model, validate() says in one line.
     log = logging.getLogger("onnx_ir.serde")
     quiet = log.disabled

@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from rewriter.errors import UsageError
+from rewriter.errors import RewriterError, UsageError, warn
+from rewriter.io.journal import identity_of
 from rewriter.io.leftovers import alone, staging, unlock
 from rewriter.io.place import Place, is_refusal, refused
-from rewriter.io.replacing import replace, sync
+from rewriter.io.replacing import JOURNAL, replace, sync
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
@@ -25,7 +26,8 @@ def complete_directory(place: Place, name: str, remove: Callable[[], Iterable[st
     """Gives a folder to fill; when the block ends well, its files are in their place, and else nothing is changed.
 
     A directory that is not there yet appears by one rename. In one that is, each file is put in place of that of its
-    name, the model last; nothing else there is touched. The folder is hidden, and locked while it is filled.
+    name, the model last; nothing else there is touched. The folder is hidden, and locked while it is filled. Where the
+    place is one to be resumed it is that of a killed run, if there is one, and stays where the run is interrupted.
 
     Args:
         place: where the files will appear.
@@ -36,16 +38,17 @@ def complete_directory(place: Place, name: str, remove: Callable[[], Iterable[st
         UsageError: it cannot be written, or what lies there is not what lay there when it was first looked at.
     """
     target = place.directory
-    above = target.parent if place.before is None else target
+    above, label = place.hidden(name)
     made = [path for path in (above, *above.parents) if not path.exists()]
     staged: Path | None = None
     try:
         above.mkdir(parents=True, exist_ok=True)
-        staged, lock = staging(above, target.name if place.before is None else name)
+        staged, lock = staging(above, label, place.leftover(name))
         STAGED.add(staged)
         try:
             yield staged
             if place.before is None:
+                (staged / JOURNAL).unlink(missing_ok=True)
                 _appear(staged, target)
             else:
                 with alone(target):
@@ -54,7 +57,9 @@ def complete_directory(place: Place, name: str, remove: Callable[[], Iterable[st
             unlock(lock)
             STAGED.discard(staged)
     except BaseException as error:
-        if staged is not None:
+        if staged is not None and place.resume and not isinstance(error, RewriterError) and identity_of(staged):
+            warn(f"what is written is kept in '{staged}'; --resume, in Python resume=True, goes on with it")
+        elif staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
         for directory in made:
             with contextlib.suppress(OSError):

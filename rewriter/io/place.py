@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rewriter.errors import UsageError
-from rewriter.io.leftovers import settle
+from rewriter.io.leftovers import is_of, settle
 from rewriter.io.replacing import Identity, listing
 from rewriter.text import nbytes
 
@@ -44,23 +44,33 @@ class Place:
         directory: the same, absolute and with its links resolved.
         name: the model's file name; None for that of the source.
         before: what lay there; None where there was no such directory.
+        resume: whether a run that was killed is gone on with, and what this one writes is kept where it is interrupted.
+        leftovers: the folders that killed runs left there, with their journals; none unless ``resume``.
     """
 
     given: Path
     directory: Path
     name: str | None
     before: Mapping[str, Identity] | None
+    resume: bool = False
+    leftovers: tuple[Path, ...] = ()
 
     @classmethod
     def of(
-        cls, path: str | os.PathLike[str], *, overwrite: bool = False, keep: Iterable[str | os.PathLike[str]] = ()
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        keep: Iterable[str | os.PathLike[str]] = (),
+        resume: bool = False,
     ) -> Place:
-        """Looks at a place; what killed runs left there is finished or removed.
+        """Looks at a place; what killed runs left there is finished, kept to be gone on with, or removed.
 
         Args:
             path: the directory, or ``directory/name.onnx``.
             overwrite: whether files of the same names there may be replaced.
             keep: the inputs, which must not lie there.
+            resume: whether a run that was killed is gone on with.
 
         Raises:
             UsageError: it is a file, holds an input, or something that may not be overwritten, or cannot be written.
@@ -74,9 +84,22 @@ class Place:
             directory = Path(os.path.realpath(folder))
             found = cls(folder, directory, name, None)
             found.require_without(keep)
-            return replace(found, before=_looked_at(directory, name, overwrite))
+            leftovers = settle(directory, name, resume=resume)
+            return replace(found, before=_looked_at(directory, overwrite), resume=resume, leftovers=leftovers)
         except OSError as error:
             raise refused(given, error) from error
+
+    def hidden(self, name: str) -> tuple[Path, str]:
+        """Returns where the folder lies that a run fills, and what its name is made of; ``name`` is the model's."""
+        if self.before is None:
+            return self.directory.parent, self.directory.name
+        return self.directory, name
+
+    def leftover(self, name: str) -> Path | None:
+        """Returns the folder that a killed run left that wrote the model ``name`` here; None where there is none."""
+        above, label = self.hidden(name)
+        ours = (path for path in self.leftovers if path.parent == above and is_of(path, label))
+        return next((path for path in ours if path.is_dir()), None)
 
     def require_without(self, inputs: Iterable[str | os.PathLike[str]]) -> None:
         """Refuses a directory that holds an input.
@@ -125,8 +148,7 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _REFUSED
 
 
-def _looked_at(directory: Path, name: str | None, overwrite: bool) -> dict[str, Identity] | None:
-    settle(directory, name)
+def _looked_at(directory: Path, overwrite: bool) -> dict[str, Identity] | None:
     there = _existing(directory)
     if not there.is_dir():
         if there == directory:

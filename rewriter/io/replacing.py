@@ -22,6 +22,9 @@ PARTIAL = "partial"
 READY = "ready"
 """Between the name of a model and the process that wrote it: complete, and on its way to its place."""
 
+JOURNAL = ".journal"
+"""In a folder that is not complete: what of it is written. It is no part of what is put in place."""
+
 Identity = tuple[int, int, int]
 """What tells a file from another of its name: inode, bytes, and when it was changed, in nanoseconds."""
 
@@ -82,7 +85,7 @@ def replace(staged: Path, directory: Path, model: str, before: Mapping[str, Iden
     Raises:
         UsageError: what is to be replaced is not what lay there; the directory is as it was.
     """
-    names = [path.name for path in staged.iterdir()]
+    names = [path.name for path in staged.iterdir() if path.name != JOURNAL]
     gone = [name for name in remove if name not in names]
     plan = _Plan(model, {name: before.get(name) for name in names}, {name: before.get(name) for name in gone})
     own = staged / _OWN
@@ -92,6 +95,7 @@ def replace(staged: Path, directory: Path, model: str, before: Mapping[str, Iden
     for path in (*staged.iterdir(), own / _PLAN, own, staged):
         sync(path)
     _check(staged, directory, plan)
+    (staged / JOURNAL).unlink(missing_ok=True)
     ready = staged.with_name(staged.name.replace(f".{PARTIAL}-", f".{READY}-"))
     staged.rename(ready)
     try:

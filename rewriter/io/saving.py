@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -14,15 +14,21 @@ import onnx_ir as ir
 from rewriter.errors import ModelError, UsageError
 from rewriter.graph.contents import Slot, stored_tensors, swapped, total_bytes
 from rewriter.io.beside import data_of, others_of
-from rewriter.io.external import require_unchanged
+from rewriter.io.external import files_read, require_unchanged
+from rewriter.io.identity import code, files
+from rewriter.io.journal import require_same
+from rewriter.io.leftovers import taken
 from rewriter.io.loading import source_path
+from rewriter.io.making import made
 from rewriter.io.output import complete_directory
 from rewriter.io.place import Place
-from rewriter.io.streaming import Meter, Progress, in_memory, largest_file, on_disk
+from rewriter.io.streaming import Meter, Progress, in_memory
 from rewriter.io.verify import verify
+from rewriter.io.writes import Plan, plan
 from rewriter.memory import available
 from rewriter.process import processors
 from rewriter.tensors import ViewTensor
+from rewriter.text import nbytes
 
 SINGLE_FILE_BYTES = 256 << 20
 """A model whose tensors take no more is one ``.onnx`` file: far below protobuf's 2 GB, and small beside any budget."""
@@ -45,6 +51,8 @@ def save(
     *,
     name: str | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    identity: Mapping[str, str] | None = None,
     memory: int | None = None,
     max_workers: int | None = None,
     max_shard_size: int | None = None,
@@ -65,6 +73,10 @@ def save(
         name: file name of the model; by default the place's, or ``model.onnx``.
         overwrite: replace files of the same names, and the data files that only the replaced model names, once the new
             output is complete; nothing else in the directory is touched.
+        resume: go on where a run that was killed ended, if it was of the same ``identity``: what it wrote into data
+            files is read and held to its digests, and not computed again. An interrupted run leaves what it wrote.
+        identity: what decides the bytes of the weights, beside the input's data files, in words; None where nobody can
+            say, as for a model in memory: such a run cannot be resumed.
         memory: bytes of computed tensors in flight at once; one larger tensor is let through alone.
         max_workers: threads that compute and write; all processors by default.
         max_shard_size: bytes of each data file; one file by default.
@@ -80,7 +92,8 @@ def save(
         Path of the written ``.onnx`` file.
 
     Raises:
-        UsageError: the output exists, holds the input, or cannot be written.
+        UsageError: the output exists, holds the input, or cannot be written; or the run that was killed was of another
+            identity.
         ModelError: the model is too large for the ``.onnx`` format, or its data changed while they were read.
         ParityError: what was written is not what was computed.
     """
@@ -89,7 +102,7 @@ def save(
     for value, what in ((workers, "max_workers"), (budget, "memory"), (max_shard_size, "max_shard_size")):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UsageError(f"{what} must be a positive integer, not {value!r}")
-    place = directory if isinstance(directory, Place) else Place.of(directory, overwrite=overwrite)
+    place = directory if isinstance(directory, Place) else Place.of(directory, overwrite=overwrite, resume=resume)
     name = name or place.name or "model.onnx"
     if Path(name).name != name or name in ("", ".", ".."):
         raise UsageError(f"the model's file name '{name}' must be a plain name, as model.onnx")
@@ -100,24 +113,25 @@ def save(
     single = total <= SINGLE_FILE_BYTES and max_shard_size is None and data_name is None
     slots = list(stored_tensors(model))
     streamed = [] if single else [slot for slot in slots if _is_streamed(slot)]
+    planned = plan(streamed, functools.partial(_data_file, name, data_name), max_shard_size)
     require_unchanged(model)
     place.require_without(_inputs(model))
-    place.require_room(total, largest_file(streamed, max_shard_size))
+    known = _identity(model, planned, identity, resumed=place.resume) if planned.writes or place.resume else None
+    leftover = place.leftover(name)
+    if leftover is not None and known is not None:
+        require_same(leftover, known)
+    place.require_room(total - (0 if leftover is None else taken(leftover)), max(planned.sizes.values(), default=0))
     with complete_directory(place, name, lambda: data_of(place.directory, name)) as partial, swapped() as swap:
         apart = {id(slot) for slot in streamed}
         meter = Meter(total, progress)
         digests: dict[int, bytes] = {}
-        for slot, tensor in on_disk(
-            streamed,
-            partial,
-            functools.partial(_data_file, name, data_name),
-            meter=meter,
-            memory=_kept_to(budget),
-            workers=workers,
-            max_shard_size=max_shard_size,
-            digests=digests,
-        ):
-            swap(slot, tensor)
+        planned.make_room(partial)
+        for write, outcome in made(planned.writes, partial, known, workers=workers, memory=_kept_to(budget)):
+            digests |= {id(tensor): digest for tensor, digest in zip(write.tensors, outcome.digests, strict=False)}
+            meter.add(write.nbytes)
+        stored = planned.stored(partial)
+        for slot in streamed:
+            swap(slot, stored[id(slot.tensor)])
         for slot, tensor in in_memory([slot for slot in slots if id(slot) not in apart], meter, workers, digests):
             swap(slot, tensor)
         _write(model, partial / name)
@@ -128,6 +142,21 @@ def save(
         for other in others:
             shutil.copyfile(other, partial / other.name)
     return place.given / name
+
+
+def _identity(
+    model: ir.Model, planned: Plan, identity: Mapping[str, str] | None, *, resumed: bool
+) -> Mapping[str, str] | None:
+    """What the run is of; None where nobody can say."""
+    if identity is None:
+        if resumed:
+            raise UsageError(
+                "only a model that is given as a path, without a quantizer of one's own, can be told from another, so"
+                " that its run can be resumed; leave out resume"
+            )
+        return None
+    data = f"{len(planned.sizes)} data files of {nbytes(sum(planned.sizes.values()))} ({planned.digest()[:12]})"
+    return {**identity, "version": code(), "model data": files(files_read(model)), "plan of the output": data}
 
 
 def _data_file(name: str, data_name: str | None, index: int, count: int) -> str:

@@ -10,25 +10,25 @@ import onnx_ir as ir
 
 from rewriter.errors import ParityError
 from rewriter.graph.contents import Slot, all_nodes, stored_tensors
-from rewriter.quantize.job import PartTensor
 from rewriter.tensors import drop_pages
 from rewriter.tensors.digest import digest_of, digest_of_range
 
 Digests = Mapping[int, bytes]
-"""id of a tensor -> digest of its bytes, taken as they were written."""
+"""id of a computed tensor -> digest of its bytes, by its job, or taken as they were written."""
 
 
 def verify(model: ir.Model, given: Sequence[Slot], file: Path, streamed: Digests, workers: int) -> ir.Model:
     """Reads a written model back; returns it.
 
     Its nodes must be those of the model, and read the same names; each tensor's bytes must have the digest that the
-    job which quantized it computed, or that was taken while they were written, or that its source has now.
+    job which quantized it computed, or that was taken while they were written, now or by a run that was killed, or that
+    its source has now.
 
     Args:
         model: what was written.
         given: its tensors, before any was computed or written.
         file: the written ``.onnx`` file.
-        streamed: digests of what was computed and comes from no job.
+        streamed: digests of what was computed.
         workers: threads.
 
     Raises:
@@ -58,8 +58,6 @@ def verify(model: ir.Model, given: Sequence[Slot], file: Path, streamed: Digests
 
 def digest_expected(tensor: ir.TensorProtocol, streamed: Digests) -> bytes:
     """Returns the digest that a tensor's bytes should have."""
-    if isinstance(tensor, PartTensor) and tensor.is_digested:
-        return tensor.digest()
     if id(tensor) in streamed:
         return streamed[id(tensor)]
     digest = digest_stored(tensor)

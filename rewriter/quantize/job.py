@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.errors import OverflowingError, QuantizationError, RewriterError
+from rewriter.quantize.measured import Measured, measure
 from rewriter.quantize.types import QuantizedShape, QuantizedWeight, Quantizer, WeightContext, WeightSpec, check_promise
 from rewriter.tensors import View, drop_pages
 from rewriter.tensors.digest import digest_of
@@ -66,14 +67,15 @@ class QuantizationJob:
         weight: [N, K] view of the float weight.
         context: what the quantizer is told; holds bits, block size and symmetry.
         quantizer: computes the codes.
-        written: called with the job, its quantized form and the bytes of its layout each time these are computed.
+        written: told what became of the weight each time that it is computed, or found written by an earlier run.
     """
 
     weight: View
     context: WeightContext
     quantizer: Quantizer
-    written: Callable[[QuantizationJob, QuantizedWeight, int], None] = field(repr=False)
+    written: Callable[[QuantizationJob, Measured], None] = field(repr=False)
     _kept: list[QuantizedWeight | None] = field(default_factory=list, init=False, repr=False)
+    _measured: list[Measured] = field(default_factory=list, init=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,6 +96,16 @@ class QuantizationJob:
     def key(self) -> tuple[object, ...]:
         """Equal for jobs that give the same codes, so that a weight read twice at one spec is stored once."""
         return (self.weight, self.context.spec, self.context.scale_dtype, self.quantizer)
+
+    @property
+    def measured(self) -> Measured | None:
+        """What became of the weight when it was last computed; None where it never was."""
+        return self._measured[0] if self._measured else None
+
+    def tell(self, measured: Measured) -> None:
+        """Keeps what became of the weight, and passes it on."""
+        self._measured[:] = [measured]
+        self.written(self, measured)
 
     def quantize(self) -> QuantizedWeight:
         """Reads and quantizes the weight.
@@ -299,6 +311,7 @@ def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:
     if not same or (back.zero_points is None) != (quantized.zero_points is None):
         raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {stored.name} do not read back")
     if not job._kept:
-        job.written(job, quantized, sum(a.nbytes for a in arrays))
+        nbytes = sum(a.nbytes for a in arrays)
+        job.tell(measure(job.weight.numpy(), quantized, nbytes, job.context.activations))
     drop_pages(job.weight)
     return arrays

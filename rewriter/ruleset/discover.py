@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar, TypeVar
 
-from rewriter.errors import RewriterWarning, RuleSetError
+from rewriter.errors import RuleSetError, warn
 from rewriter.text import names
 
 GROUP = "rewriter.rules"
@@ -122,7 +121,7 @@ def reason(error: BaseException) -> str:
 
 def skip(what: str, why: str) -> None:
     """Warns of something of an installed package that is left out."""
-    warnings.warn(f"{what} is skipped: {why}", RewriterWarning, stacklevel=2)
+    warn(f"{what} is skipped: {why}")
 
 
 def _packages() -> Iterator[tuple[str, list[str]]]:

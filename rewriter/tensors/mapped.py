@@ -20,7 +20,7 @@ class MappedFile:
     """One data file, mapped when the first tensor in it is read; it must stay as it was when this was made."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._before = _state(path.stat())
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
@@ -28,7 +28,7 @@ class MappedFile:
     def map(self) -> mmap.mmap:
         with self._lock:
             if self._map is None:
-                with self._path.open("rb") as file:
+                with self.path.open("rb") as file:
                     if _state(os.fstat(file.fileno())) != self._before:
                         raise self._changed()
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -45,7 +45,7 @@ class MappedFile:
             ModelError: names it.
         """
         try:
-            after = _state(self._path.stat())
+            after = _state(self.path.stat())
         except OSError:
             after = None
         if after != self._before:
@@ -53,7 +53,7 @@ class MappedFile:
 
     def _changed(self) -> ModelError:
         return ModelError(
-            f"the data file '{self._path}' was changed while it was read; run again when nothing writes it"
+            f"the data file '{self.path}' was changed while it was read; run again when nothing writes it"
         )
 
 

@@ -245,6 +245,36 @@ def test_what_a_killed_run_left_is_named(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["linear.onnx", "out"]
 
 
+def test_what_a_killed_run_left_is_gone_on_with(run, tmp_path, monkeypatch):
+    given = ("apply", GRANITE, "-o", "out", "-r", "rtn", "-q", "--no-check", "--max-shard-size", "1MB", "--resume")
+    with monkeypatch.context() as patched:
+        patched.setattr("rewriter.io.saving.verify", interrupted)
+        code, _, err = run(*given)
+    assert code == 130 and "--resume, in Python resume=True, goes on with it" in err
+    code, _, err = run(*given, "--set", "quantization.default.bits=8")
+    assert code == 2 and "left by a run with another rule set" in err and err.count("\n") == 1
+    code, _, err = run(*given)
+    assert code == 0 and err.startswith("warning: went on where a killed run ended: ") and err.count("\n") == 1
+    code, _, err = run(*given[:3], "whole", *given[4:])
+    assert (code, err) == (0, "") and tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_what_a_size_chose_is_worked_out_anew_and_said_so(run, monkeypatch):
+    monkeypatch.setattr("rewriter.cli.budget.fitted", lambda model, rules, rule_set, *_, **__: rule_set)
+    given = ("apply", linear(), "-o", "out", "-q", "--no-check", "--max-shard-size", "1MB", "--resume", "--bits", "5")
+    with monkeypatch.context() as patched:
+        patched.setattr("rewriter.io.saving.verify", interrupted)
+        code, _, err = run(*given)
+        assert code == 130, err
+    code, _, err = run(*given)
+    assert code == 0 and err.startswith("warning: what --size and --bits choose is worked out anew; --write-plan")
+    assert "went on where a killed run ended: 1 of 1 weights" in err
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_model_goes_into_a_folder_of_other_things(run, tmp_path):
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)

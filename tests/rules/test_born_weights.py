@@ -15,7 +15,7 @@ from moe_models import attributes_of, moe_model, nodes_of, rewrite, rule_set
 import rewriter
 from rewriter import html
 from rewriter.cli import main
-from rewriter.errors import QuantizationError
+from rewriter.errors import QuantizationError, RewriterWarning
 from rewriter.io import save
 from rewriter.quantize import born as born_weights
 from rewriter.quantize import lossless
@@ -113,6 +113,30 @@ def test_a_model_in_memory_is_looked_at_again_too():
     model = rewrite(nudged(), "moe-int4", CPU, overrides=UNPROVED).model
     (node,) = nodes_of(model, "QMoE")
     assert "quant_type" not in attributes_of(node)
+
+
+def test_a_run_that_looked_again_and_was_interrupted_is_gone_on_with(tmp_path):
+    onnx.save(nudged(), tmp_path / "model.onnx")
+    options = {"max_shard_size": 1 << 20, "resume": True}
+
+    def result():
+        return rewriter.apply(tmp_path / "model.onnx", target=CPU, overrides=UNPROVED)
+
+    first = result()
+    sampled = first.ir_model
+
+    def interrupt(*_):
+        if first.ir_model is not sampled:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), pytest.warns(RewriterWarning, match="is kept"):
+        first.save(tmp_path / "out", progress=interrupt, **options)
+    again = result()
+    with pytest.warns(RewriterWarning, match="went on where"):
+        again.save(tmp_path / "out", **options)
+    result().save(tmp_path / "whole", max_shard_size=1 << 20)
+    files = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("out", "whole")]
+    assert files[0] == files[1] and OFF in str(again.report.on_grids)
 
 
 def test_who_saves_it_another_way_is_told_where_and_what_to_do(tmp_path):

@@ -45,7 +45,7 @@ def stack() -> ir.Model:
 MODELS = {"experts": (experts, "moe-int4"), "linears": (linears, "rtn"), "stack": (stack, ["einsum-to-matmul"])}
 """Name -> what makes a model, and the rule set that it is rewritten by."""
 
-_FIRST_LIKE = "next(o for o in external[::-1] if (o.dtype, o.shape) == (e.dtype, e.shape))"
+_FIRST_LIKE = "next(r for w in self.writes[::-1] for r in w.ranges if r.length == e.length)"
 _FIRST_SLOT_LIKE = (
     "next(o for o in absent[::-1] if (o.tensor.dtype, o.tensor.shape) == (e.tensor.dtype, e.tensor.shape))"
 )
@@ -84,9 +84,9 @@ def _wrong(
 ENGINE = (
     _wrong(
         "equal-sized tensors crossed in the data file",
-        "rewriter/io/streaming.py",
-        "for tensor, stored in zip(shard, external, strict=True)",
-        f"for tensor, stored in zip(shard, [{_FIRST_LIKE} for e in external], strict=True)",
+        "rewriter/io/writes.py",
+        "for tensor, place in zip(write.tensors, write.ranges, strict=True)\n        }",
+        f"for tensor, place in zip(write.tensors, [{_FIRST_LIKE} for e in write.ranges], strict=True)\n        }}",
         "linears",
         True,
         "does not hold what was computed for it",
@@ -304,8 +304,8 @@ ENGINE = (
     _wrong(
         "the report told of another weight",
         "rewriter/quantize/job.py",
-        "    job.written(job, quantized, sum(a.nbytes for a in arrays))",
-        "    job.written(job, QuantizedWeight(**{**vars(quantized), 'scales': quantized.scales * 2}), 0)",
+        "job.tell(measure(job.weight.numpy(), quantized, nbytes, job.context.activations))",
+        "job.tell(Measured(nbytes, 0.5))",
         "experts",
         True,
         "as it was written, and of",
@@ -313,8 +313,8 @@ ENGINE = (
     _wrong(
         "the report told of none",
         "rewriter/quantize/job.py",
-        "    job.written(job, quantized, sum(a.nbytes for a in arrays))",
-        "    job.written",
+        "job.tell(measure(job.weight.numpy(), quantized, nbytes, job.context.activations))",
+        "job._measured[:] = [measure(job.weight.numpy(), quantized, nbytes, None)]",
         "experts",
         True,
         "was written and never quantized",
@@ -349,8 +349,8 @@ ENGINE = (
     _wrong(
         "tensors written under one name",
         "rewriter/io/saving.py",
-        "            swap(slot, tensor)\n        for slot, tensor in in_memory",
-        "            swap(slots[0], tensor)\n        for slot, tensor in in_memory",
+        "swap(slot, stored[id(slot.tensor)])",
+        "swap(slots[0], stored[id(slot.tensor)])",
         "experts",
         True,
         "does not hold what was computed",
