@@ -29,11 +29,12 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
 
 
 def nbytes(count: float) -> str:
-    """Returns a size as people say it: 812.9 kB, 13.2 GB."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    exponent = min(int(math.log10(count) / 3), 4)
-    return f"{count / 1000**exponent:.1f} {('kB', 'MB', 'GB', 'TB')[exponent - 1]}"
+    """Returns a size as people say it, in three significant figures: 813 kB, 13.2 GB, 8.24 MB."""
+    unit = 0
+    while count >= 999.5 and unit < 4:
+        count, unit = count / 1000, unit + 1
+    digits = 0 if not unit or count >= 99.95 else 1 if count >= 9.995 else 2
+    return f"{count:.{digits}f} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"
 
 
 def figure(value: float | None, form: str = ".3g") -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rewriter
-from rewriter.budget import sensitivity
+from rewriter.budget import kept, sensitivity
 from rewriter.budget.forms import Budget, Form, Group, worth_taking
+from rewriter.budget.goal import MARGIN, Goal
 from rewriter.budget.measured import measure
 from rewriter.budget.plan import chosen, fit
 from rewriter.budget.samples import group_jobs, mean_errors, quantized_jobs
+from rewriter.calibration import Calibration
 from rewriter.calibration.capture import calibrate
 from rewriter.cli import main
 from rewriter.errors import UsageError
@@ -63,6 +67,23 @@ def test_no_other_choice_that_fits_has_less_error(drawn, spare):
     assert choice.nbytes <= total
 
 
+@given(st.lists(FORMS, min_size=1, max_size=4), st.integers(0, 400))
+def test_no_other_choice_that_loses_as_little_takes_fewer_bytes(drawn, error):
+    groups = [Group(f"role{i}", 0, worth_taking(form(*f) for f in forms)) for i, forms in enumerate(drawn)]
+    budget = Budget(tuple(groups), 1000, 7)
+    sizes = [
+        7 + sum(f.nbytes for f in forms)
+        for forms in itertools.product(*(group.forms for group in groups))
+        if sum(f.error for f in forms) <= error
+    ]
+    if sizes:
+        choice = budget.reach(error)
+        assert (choice.nbytes, choice.error <= error) == (min(sizes), True)
+    else:
+        with pytest.raises(UsageError, match="are expected to lose"):
+            budget.reach(error)
+
+
 def test_a_large_step_is_taken_before_small_ones_fill_the_room():
     lump = Group("expert*", 0, (form(100, 9.0), form(200, 1.0)))
     small = Group("lm_head", None, (form(10, 1.0), form(12, 0.5), form(20, 0.4)))
@@ -90,7 +111,7 @@ def test_more_bytes_never_make_more_error_and_none_is_overspent(budget):
 def test_the_file_is_no_larger_than_asked(budget, share, tmp_path):
     start = budget.smallest
     total = int(start + share * (budget.choose(10**9).nbytes - start))
-    _, choice = fit(MODEL, load("moe-int4"), budget, total)
+    _, choice = fit(MODEL, load("moe-int4"), budget, Goal(total))
     result = rewriter.apply(MODEL, chosen(load("moe-int4"), choice))
     saved = result.save(tmp_path / "o")
     size = sum(file.stat().st_size for file in saved.parent.iterdir())
@@ -104,7 +125,11 @@ def test_the_plan_that_is_written_gives_the_same_model(tmp_path, capsys):
     command = ["apply", str(MODEL), "--no-check", "--parity", "none"]
     assert main([*command, "-o", str(tmp_path / "a"), "--bits", "5", "--write-plan", str(plan)]) == 0
     said = capsys.readouterr().out
-    assert "Budget" in said and "one bit more" in said and "one bit less" in said
+    assert "Budget  at most 5 bits a weight; the forms chosen take" in said
+    table = said.partition("Other sizes")[2].partition("moe-int4 on")[0]
+    errors = [float(found) for found in re.findall(r"[kM]B +\d\.\d\d +(\d+\.\d\d)", table)]
+    assert errors == sorted(errors, reverse=True) and len(errors) > 4
+    assert re.search(r" 1\.00 +chosen", table)
     assert main([*command, "-o", str(tmp_path / "b"), "-r", str(plan)]) == 0
     for file in (tmp_path / "a").iterdir():
         one, other = (_without_origin(folder / file.name) for folder in (tmp_path / "a", tmp_path / "b"))
@@ -126,10 +151,61 @@ def calibration(tmp_path_factory):
     return calibrate(MODEL, tmp_path_factory.mktemp("budget") / "c", tokens=tokens)
 
 
-def test_a_calibration_decides_by_output_errors(budget, calibration):
-    with_it = measure(MODEL, load("gptq-mixed"), calibration=calibration)
-    assert (with_it.tokens, budget.tokens) == (64, 0)
-    errors = [sum(g.forms[0].error for g in found.groups if g.role == "expert*") for found in (with_it, budget)]
+@pytest.fixture(scope="module")
+def measured(calibration):
+    return measure(MODEL, load("gptq-mixed"), calibration=calibration)
+
+
+def test_experts_may_have_one_scale_for_a_whole_row_and_other_weights_not(budget):
+    for group in budget.groups:
+        whole = [form for form in group.forms if form.spec.block_size == 0]
+        assert bool(whole) == (group.role == "expert*"), group.role
+
+
+def test_what_was_measured_is_kept_for_the_next_size(measured, calibration, monkeypatch, tmp_path):
+    seen = shutil.copytree(calibration.folder, tmp_path / "c")
+    (file,) = seen.glob("budget-*.json")
+    with monkeypatch.context() as patched:
+        patched.setattr("rewriter.budget.measured.mean_errors", None)  # nothing is measured again
+        assert measure(MODEL, load("gptq-mixed"), calibration=str(seen)) == measured
+    opened = Calibration.open(seen)
+    assert kept.place(MODEL, load("gptq-mixed"), opened, {}) == file
+    assert kept.place(MODEL, load("gptq-mixed"), opened, {"target": "cuda:sm80"}) != file
+    assert kept.place(MODEL, load("gptq-int4"), opened, {}) != file
+    assert kept.place(MODEL, load("gptq-mixed"), opened, {"imatrix": "x.npz"}) is None
+    other = shutil.copy(MODEL.with_name("llama_tied_dense_f32.onnx"), tmp_path / "m.onnx")
+    assert kept.place(other, load("gptq-mixed"), opened, {}) != file
+    file.write_text("{")
+    assert kept.read(file) is None
+    calibrate(MODEL, seen, tokens=np.ones((1, 4), int), overwrite=True)
+    assert not list(seen.glob("budget-*.json"))
+
+
+def test_a_size_that_no_form_reaches_is_refused_before_anything_is_measured(calibration, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("rewriter.budget.measured.mean_errors", None)
+    command = ["apply", str(MODEL), "-o", str(tmp_path / "o"), "--calibration", str(calibration.folder)]
+    assert main([*command, "--size", "2kB"]) == 2
+    assert "a budget of 2,000 bytes is too small" in capsys.readouterr().err
+
+
+def test_a_divergence_is_reached_in_few_bytes(measured, calibration, tmp_path, capsys):
+    command = ["apply", str(MODEL), "-r", "gptq-mixed", "--no-check", "--parity", "none", "--json"]
+    command += ["--calibration", str(calibration.folder), "-o", str(tmp_path / "o")]
+    sizes = []
+    for kl in (0.02, 0.005):
+        assert main([*command, "--max-kl", str(kl), "--overwrite"]) == 0
+        sized = json.loads(capsys.readouterr().out)["sized"]
+        (chosen,) = (size for size in sized["sizes"] if size["chosen"])
+        assert chosen["error"] <= MARGIN * kl < 2 * chosen["error"]
+        assert sized["asked"] == f"a KL of at most {kl:g} (aimed at {MARGIN * kl:.3g})"
+        assert sized["tokens"] == 64
+        sizes.append(chosen["nbytes"])
+    assert sizes == sorted(sizes)
+
+
+def test_a_calibration_decides_by_output_errors(budget, measured):
+    assert (measured.tokens, budget.tokens) == (64, 0)
+    errors = [sum(g.forms[0].error for g in found.groups if g.role == "expert*") for found in (measured, budget)]
     assert errors[0] != errors[1]
 
 
@@ -191,8 +267,10 @@ def test_fewer_bits_than_there_are_is_one_line_with_what_can_be_had(tmp_path, ca
     ("more", "message"),
     [
         (["--size", "1000"], "too small"),
-        (["--size", "1MB", "--bits", "4"], "give one of --size and --bits"),
-        (["--write-plan", "x.yaml"], "give one of --size and --bits"),
+        (["--size", "8.2"], "'8.2' is 8.2 bytes; did you mean 8.2MB?"),
+        (["--size", "1MB", "--bits", "4"], "give one of --size, --bits and --max-kl"),
+        (["--write-plan", "x.yaml"], "give one of --size, --bits and --max-kl"),
+        (["--max-kl", "0.1"], "--max-kl takes a calibration on tokens"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(more, message, tmp_path, capsys):

@@ -165,7 +165,7 @@ def test_a_notebooks_style_of_tables_does_not_reach_ours():
 
 def test_every_figure_is_there():
     text = Strict(page(full())).text
-    for words in ("6.4x smaller", "8.2 kB → 1.3 kB", "1e-07 of 1e-05 allowed", "8 experts", "at fault: name", "8.00%",
+    for words in ("6.4x smaller", "8.19 kB → 1.28 kB", "1e-07 of 1e-05 allowed", "8 experts", "at fault: name", "8.00%",
                   "20.0", "To change it: name", "90.0%", "0.990000", "64 \u00d7 32", "name: name"):  # fmt: skip
         assert words in text, words
 

@@ -18,6 +18,12 @@ from rewriter.quantize.types import WeightSpec
 UNITS = 1 << 15
 """Parts of the bytes over the smallest forms that are told apart; a form takes as many as it touches."""
 
+FINE = 10_000
+"""Parts of a size below which fewer bytes are not looked for."""
+
+BESIDE = (0.8, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25)
+"""Sizes that are told beside a chosen one, as shares of it."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -89,11 +95,7 @@ class Budget:
         Raises:
             UsageError: the smallest forms take more.
         """
-        if self.smallest > nbytes:
-            least, most = (f"{size:,} ({self.bits_of(size):.2f} bits)" for size in (self.smallest, self.largest))
-            raise UsageError(
-                f"a budget of {nbytes:,} bytes is too small: the smallest forms take {least}, the largest {most}"
-            )
+        self.require(nbytes)
         spare = min(nbytes, self.largest) - self.smallest
         unit = max(1, -(-spare // UNITS))
         room = spare // unit
@@ -115,6 +117,46 @@ class Budget:
         forms = {group: forms[group] for group in self.groups}
         used = self.rest + sum(form.nbytes for form in forms.values())
         return Choice(forms, used, sum(form.error for form in forms.values()))
+
+    def require(self, nbytes: int) -> None:
+        """Raises UsageError where the smallest forms take more than ``nbytes``."""
+        if self.smallest > nbytes:
+            least, most = (f"{size:,} ({self.bits_of(size):.2f} bits)" for size in (self.smallest, self.largest))
+            raise UsageError(
+                f"a budget of {nbytes:,} bytes is too small: the smallest forms take {least}, the largest {most}"
+            )
+
+    def reach(self, error: float) -> Choice:
+        """Returns the forms of fewest bytes that are expected to lose at most ``error``.
+
+        Raises:
+            UsageError: the largest forms lose more.
+        """
+        enough = self.choose(self.largest)
+        if enough.error > error:
+            raise UsageError(
+                f"the largest forms, {self.largest:,} bytes, are expected to lose {enough.error:.2g}, more than"
+                f" {error:.2g}; ask for less, or leave more weights in float (quantization.exclude)"
+            )
+        low, high = self.smallest, enough.nbytes
+        while high - low > high // FINE:  # the fewer the bytes, the more is lost
+            middle = (low + high) // 2
+            choice = self.choose(middle)
+            if choice.error > error:
+                low = middle + 1
+            else:
+                enough, high = choice, min(middle, choice.nbytes)
+        return enough
+
+    def beside(self, nbytes: int) -> tuple[Choice, ...]:
+        """Returns what about as many bytes would give, the fewest first."""
+        found: dict[int, Choice] = {}
+        for share in BESIDE:
+            total = int(nbytes * share)
+            if self.smallest <= total:
+                choice = self.choose(total)
+                found.setdefault(choice.nbytes, choice)
+        return tuple(found[size] for size in sorted(found))
 
     @property
     def smallest(self) -> int:

@@ -9,11 +9,13 @@ import yaml
 
 from rewriter import api
 from rewriter.budget.forms import Budget, Choice
+from rewriter.budget.goal import Goal
 from rewriter.budget.samples import group_jobs, model_bytes, quantized_jobs
 from rewriter.errors import UsageError
 from rewriter.io import Model
 from rewriter.quantize.plan import Override, Selector
 from rewriter.quantize.types import WeightSpec
+from rewriter.report.sized import Sized, SizeGiven
 from rewriter.ruleset import RuleSet
 
 _CHOSEN = ("bits", "block_size", "symmetric")
@@ -32,24 +34,24 @@ def chosen(rule_set: RuleSet, choice: Choice) -> RuleSet:
     return dataclasses.replace(rule_set, plan=plan)
 
 
-def fit(model: Model, rule_set: RuleSet, budget: Budget, nbytes: int, **options: Any) -> tuple[Budget, Choice]:
+def fit(model: Model, rule_set: RuleSet, budget: Budget, goal: Goal, **options: Any) -> tuple[Budget, Choice]:
     """Chooses forms that the rules and the target take: one that they decline is not chosen again.
 
     Args:
         model: as ``apply`` takes it.
         rule_set: what was measured.
         budget: what was measured of it.
-        nbytes: of the whole model.
+        goal: what is asked for.
         options: of ``apply``: calibration, imatrix, target.
 
     Returns:
         The budget, less the forms that are not taken, and what was chosen.
 
     Raises:
-        UsageError: the smallest forms take more.
+        UsageError: no forms are small, or good, enough.
     """
     while True:
-        choice = budget.choose(nbytes)
+        choice, total = goal.choose(budget), goal.total(budget)
         result = api.apply(model, chosen(rule_set, choice), prover=lambda *_: None, **options)
         found = group_jobs(quantized_jobs(result))
         groups = []
@@ -61,10 +63,21 @@ def fit(model: Model, rule_set: RuleSet, budget: Budget, nbytes: int, **options:
                 raise UsageError(f"no form of {group.role} that was measured is one that the target takes")
             groups.append(dataclasses.replace(group, forms=forms))
         size = model_bytes(result.ir_model)
-        if tuple(groups) == budget.groups and size <= nbytes:
+        if tuple(groups) == budget.groups and (total is None or size <= total):
             return budget, dataclasses.replace(choice, nbytes=size)
         missing = max(size - choice.nbytes, 0) if tuple(groups) == budget.groups else 0
         budget = dataclasses.replace(budget, groups=tuple(groups), rest=budget.rest + missing)
+
+
+def explained(budget: Budget, choice: Choice, goal: Goal) -> Sized:
+    """Returns why these forms: what was asked for, and what other sizes would give."""
+    whole = 1.0 if budget.tokens else choice.error or 1.0
+    taken = {other.nbytes: other for other in budget.beside(choice.nbytes) if other.forms != choice.forms}
+    found = [
+        SizeGiven(other.nbytes, budget.bits_of(other.nbytes), other.error / whole, chosen=other is choice)
+        for other in sorted([choice, *taken.values()], key=lambda other: other.nbytes)
+    ]
+    return Sized(str(goal), budget.tokens, tuple(found))
 
 
 def plan_text(rule_set: RuleSet, choice: Choice, base: str) -> str:

@@ -8,7 +8,7 @@ sensitivity: errors times sensitivities are then expected divergences, which add
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -37,7 +37,12 @@ def known(role: str) -> float:
 
 
 def measured(
-    model: io.Model, rule_set: RuleSet, roles: Iterable[str], calibration: Calibration | None, **options: Any
+    model: io.Model,
+    rule_set: RuleSet,
+    roles: Iterable[str],
+    calibration: Calibration | None,
+    tell: Callable[[str], None] = lambda stage: None,
+    **options: Any,
 ) -> tuple[Mapping[str, float], int]:
     """Measures the sensitivity of each role.
 
@@ -46,6 +51,7 @@ def measured(
         rule_set: says what may be quantized; whatever its target, the model is run by the runtime that is installed.
         roles: globs on roles, each of which is looked at.
         calibration: has a few of the tokens.
+        tell: told what is done.
         options: of ``apply``: imatrix.
 
     Returns:
@@ -56,10 +62,12 @@ def measured(
     source = io.held(model)
     if tokens is None or logits_of(read(source)) is None:
         return {}, 0
-    found = {}
+    found: dict[str, float] = {}
+    wanted = list(dict.fromkeys(roles))
     with tempfile.TemporaryDirectory() as folder:
         baseline = Baseline(source, tokens, Path(folder))
-        for role in dict.fromkeys(roles):
+        for index, role in enumerate(wanted, 1):
+            tell(f"measuring sensitivities, {role} ({index} of {len(wanted)})")
             plan = QuantizationPlan(PROBE, include=(Selector(role=(role,)),), exclude=rule_set.plan.exclude)
             probe = replace(rule_set, plan=plan, rounded_activations=False)
             known_to = {**options, "target": "auto", "calibration": calibration}

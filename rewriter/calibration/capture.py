@@ -16,7 +16,7 @@ from rewriter import io
 from rewriter.calibration.experts import outputs
 from rewriter.calibration.forms import prepare
 from rewriter.calibration.recording import Recorder
-from rewriter.calibration.store import MANIFEST, SAMPLE, Calibration
+from rewriter.calibration.store import KEPT, MANIFEST, SAMPLE, Calibration
 from rewriter.errors import UsageError
 from rewriter.io.output import complete_directory
 from rewriter.parity.model_inputs import token_input
@@ -88,7 +88,7 @@ def calibrate(
 def _stale(folder: Path) -> Iterable[str]:
     """Names of the files of a calibration that is there."""
     try:
-        return Calibration.open(folder).files
+        return (*Calibration.open(folder).files, *(file.name for file in folder.glob(KEPT)))
     except UsageError:  # there is none, or none that can be told from other files
         return ()
 

@@ -21,6 +21,9 @@ from rewriter.tensors import View
 
 MANIFEST = "calibration.json"
 SAMPLE = "sample.npy"
+KEPT = "budget-*.json"
+"""What a budget measured by this calibration; gone with it."""
+
 VERSION = 1
 
 Float32 = npt.NDArray[np.float32]
@@ -264,8 +267,13 @@ class Calibration:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files beside the manifest."""
+        return (*self._sizes(), *self.summaries)
+
+    @property
+    def summaries(self) -> tuple[str, ...]:
+        """Names of those files that tell one calibration from another, without the rows."""
         tables = (f"{name}.npy" for name in self._frequencies.values())
-        return (*self._sizes(), CALIBRATED, *tables, *([SAMPLE] if self._sampled else []))
+        return (CALIBRATED, *tables, *([SAMPLE] if self._sampled else []))
 
     def _sizes(self) -> dict[str, int]:
         wanted = {f"{entry.id}.f16": entry.rows * entry.features * 2 for entry in self._rows.values()}

@@ -16,6 +16,7 @@ from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Rules, Set
 if TYPE_CHECKING:
     from rewriter.api import Result
     from rewriter.report import Report
+    from rewriter.report.sized import Sized
     from rewriter.ruleset import RuleSet
 
 
@@ -88,6 +89,12 @@ def apply(
             parser=options.size,
         ),
     ] = None,
+    max_kl: Annotated[
+        float | None,
+        given(
+            "X", "The same for the fewest bytes whose expected KL divergence is at most X; takes --calibration.", min=0
+        ),
+    ] = None,
     bits: Annotated[
         float | None,
         given(
@@ -98,7 +105,7 @@ def apply(
     ] = None,
     write_plan: Annotated[
         Path | None,
-        given("FILE.yaml", "Write what --size or --bits chose as a rule set, which gives the same model again."),
+        given("FILE.yaml", "Write what was chosen so as a rule set, which gives the same model again."),
     ] = None,
     memory: Annotated[
         int | None,
@@ -138,7 +145,7 @@ def apply(
     [bold]rewriter apply model.onnx -o out -r gptq-int4 --calibration calibration[/bold]
         rounding that knows what each weight saw
     [bold]rewriter apply model.onnx -o out -r gptq-mixed --calibration calibration --size 13GB[/bold]
-        forms chosen by output error for a size
+        forms chosen by output error for a size; --max-kl 0.03 chooses the size too
     [bold]rewriter apply model.onnx -o out -r mine.yaml --require unstack --parity all[/bold]
         a rule set of your own, every rewrite proved by running it
     """
@@ -149,6 +156,7 @@ def apply(
     from rich.text import Text
 
     from rewriter import api
+    from rewriter.budget.goal import Goal
     from rewriter.cli import against, report_files, tables
     from rewriter.cli.budget import fitted
     from rewriter.cli.console import byte_bar, console, labelled, print_json, shout, show, working
@@ -173,22 +181,14 @@ def apply(
     for file in (report, html):
         if file is not None:
             report_files.refuse(file, place.directory)
-    if size is not None or bits is not None or write_plan is not None:
-        if place.leftovers:
-            warn("what --size and --bits choose is worked out anew; --write-plan keeps it as a rule set")
-        rule_set = fitted(
-            model,
-            rules,
-            rule_set,
-            size,
-            bits,
-            write_plan,
-            quiet,
-            target=target,
-            imatrix=imatrix,
-            calibration=calibration,
-        )
     silent = quiet or as_json
+    why: Sized | None = None
+    goal = Goal(size, bits, max_kl)
+    if goal != Goal() or write_plan is not None:
+        if place.leftovers and calibration is None:
+            warn("what --size and --bits choose is worked out anew; --write-plan keeps it as a rule set")
+        inputs: dict[str, Any] = {"target": target, "imatrix": imatrix, "calibration": calibration}
+        rule_set, why = fitted(model, rules, rule_set, goal, write_plan, quiet=silent, **inputs)
     with working(f"reading {model}", quiet=silent) as tell:
         result: Result[Any] = api.apply(
             model,
@@ -205,7 +205,7 @@ def apply(
         found = against.compare(result, check, provider)
     done = result.report
     origin = dataclasses.replace(done.provenance, command=shlex.join(["rewriter", *sys.argv[1:]]))
-    done = dataclasses.replace(done, parity=found, provenance=origin)
+    done = dataclasses.replace(done, parity=found, provenance=origin, sized=why)
 
     screen = console(quiet=silent)
     more = "; --report FILE.json lists all" if report is None else f"; see {report}"

@@ -12,16 +12,21 @@ import typer
 if TYPE_CHECKING:
     from rewriter.ruleset import RuleSet
 
+_FEWEST = 1000
+"""Bytes below which nobody means bytes."""
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 def size(text: str) -> int:
     """Reads a number of bytes: ``512MiB``, ``2GB``, ``1.5g``, ``1048576``."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
-    count = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    count = float(found[1]) * _UNITS[found[2] or ""] if found else 0
     if count < 1:
         raise typer.BadParameter(f"'{text}' is not a size, as 512MiB, 2GB or 1048576")
-    return count
+    if count < _FEWEST:
+        raise typer.BadParameter(f"'{text}' is {count:g} bytes; did you mean {count:g}MB?")
+    return int(count)
 
 
 def complete_rule_sets(incomplete: str) -> list[str]:

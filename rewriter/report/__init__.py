@@ -26,6 +26,7 @@ from rewriter.report.records import (
     Weight,
 )
 from rewriter.report.refusals import Refusal, refusals
+from rewriter.report.sized import Sized, SizeGiven
 from rewriter.report.used import PlanLine, UsedPhase, UsedRule, UsedRuleSet
 from rewriter.text import shrink
 
@@ -48,6 +49,8 @@ __all__ = [
     "Report",
     "RoleSummary",
     "Size",
+    "SizeGiven",
+    "Sized",
     "UsedPhase",
     "UsedRule",
     "UsedRuleSet",
@@ -81,6 +84,7 @@ class Report:
         sizes: bytes by family of roles, the largest first; they add up to ``bytes_before`` and ``bytes_after``.
         provenance: versions, date and command of the run, and what had been done to the model before.
         misfits: nodes of the rewritten model that the target refuses, or computes wrongly.
+        sized: what a budget was asked for and chose; None where there was none.
         already_quantized: operator -> nodes of the given model that hold quantized weights and were left as they are.
     """
 
@@ -100,6 +104,7 @@ class Report:
     sizes: tuple[Size, ...] = ()
     misfits: tuple[Misfit, ...] = ()
     already_quantized: Mapping[str, int] = field(default_factory=dict)
+    sized: Sized | None = None
     provenance: Provenance = field(default_factory=Provenance)
 
     def __repr__(self) -> str:

@@ -102,7 +102,7 @@ def test_long_tables_are_cut(capsys):
 def test_no_number_is_cut_on_a_narrow_terminal(run, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", width)
     out = run("apply", GRANITE, "-o", "out")[1]
-    for role, after in (("embedding", "20.5 kB"), ("shared_expert.gate_up", "10.2 kB"), ("attention.o", "5.1 kB")):
+    for role, after in (("embedding", "20.5 kB"), ("shared_expert.gate_up", "10.2 kB"), ("attention.o", "5.12 kB")):
         assert re.search(rf"^{role} .* {after} .*\d\.\d\d% *$", out, re.MULTILINE), out
     assert re.search(r"Against the original[\s\S]* 50.0%", out)
 
@@ -125,10 +125,12 @@ def test_sizes_are_read(text, count):
 
 
 def test_sizes_are_written():
-    assert [nbytes(n) for n in (0, 999, 1000, 51_000_000_000, 2e12)] == ["0 B", "999 B", "1.0 kB", "51.0 GB", "2.0 TB"]
+    sizes = (0, 999, 1000, 9_994, 9_996, 99_960, 999_400, 999_600, 51_000_000_000, 2e12)
+    shown = ["0 B", "999 B", "1.00 kB", "9.99 kB", "10.0 kB", "100 kB", "999 kB", "1.00 MB", "51.0 GB", "2.00 TB"]
+    assert [nbytes(size) for size in sizes] == shown
     assert shrink(51_000_000_000, 13_000_000_000) == "51.0 GB -> 13.0 GB (3.9x smaller)"
     assert shrink(10, 10) == "10 B -> 10 B"
-    assert shrink(666_944, 666_940) == "666.9 kB -> 666.9 kB"
+    assert shrink(666_944, 666_940) == "667 kB -> 667 kB"
     assert shrink(10, 20) == "10 B -> 20 B (2.0x larger)"
 
 

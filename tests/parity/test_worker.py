@@ -193,7 +193,7 @@ def test_an_original_that_crashes_the_runtime_is_left_out_loudly(crashing):
 
 def test_a_declared_size_that_is_not_drawn_is_said_before_it_is():
     (decline,) = rewriter.apply(relu("10000000, 128"), [Double()]).report.declines
-    assert decline.failed and "declared as [10000000, 128]: 5.1 GB are not drawn" in decline.reason
+    assert decline.failed and "declared as [10000000, 128]: 5.12 GB are not drawn" in decline.reason
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_a_model_without_end_is_written_and_not_compared(saved, capsys):
 def test_a_model_of_a_size_that_is_not_drawn_is_written_and_not_compared(saved, capsys):
     file = saved(relu("10000000, 128"))
     assert applied(file) == 0
-    assert "5.1 GB are not drawn at random" in " ".join(capsys.readouterr().out.split())
+    assert "5.12 GB are not drawn at random" in " ".join(capsys.readouterr().out.split())
 
 
 def test_check_has_a_time_limit(saved, capsys):
