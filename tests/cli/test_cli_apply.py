@@ -260,7 +260,7 @@ def test_what_a_killed_run_left_is_gone_on_with(run, tmp_path, monkeypatch):
 
 
 def test_what_a_size_chose_is_worked_out_anew_and_said_so(run, monkeypatch):
-    monkeypatch.setattr("rewriter.cli.budget.fitted", lambda model, rules, rule_set, *_, **__: rule_set)
+    monkeypatch.setattr("rewriter.cli.budget.fitted", lambda model, rules, rule_set, *_, **__: (rule_set, None))
     given = ("apply", linear(), "-o", "out", "-q", "--no-check", "--max-shard-size", "1MB", "--resume", "--bits", "5")
     with monkeypatch.context() as patched:
         patched.setattr("rewriter.io.saving.verify", interrupted)
