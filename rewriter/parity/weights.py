@@ -14,6 +14,7 @@ from rewriter.errors import OverflowingError
 from rewriter.operators.form import form_of, is_experts, operator_of
 from rewriter.operators.moe import MOE
 from rewriter.quantize.job import QuantizationJob
+from rewriter.quantize.rows import shared_out
 from rewriter.quantize.stack import StackTensor
 from rewriter.quantize.types import QuantizedWeight
 from rewriter.rule import Declined
@@ -123,6 +124,7 @@ def dequantized(
     """
     result: dict[ir.Value, Array] = {}
     memory: dict[ir.Value, Array] = {}
+    windows: list[Array] = []
     run = [job for job in jobs if experts is None or (job.context.expert or 0) in experts]
     held = [(job, *_holder(before, job)) for job in run]
     weights: dict[ir.Value, set[View]] = {}
@@ -136,7 +138,13 @@ def dequantized(
             dtype = ir.DataType.FLOAT if widened else job.weight.dtype
             memory[value] = _buffer(view, dtype, whole=sum(own.size for own in weights[value]) == view.size)
             result[value] = _window(memory[value], view, first)
-        _dequantize(_quantized(job), _window(memory[value], job.weight, first))
+        windows.append(_window(memory[value], job.weight, first))
+
+    def fill(index: int) -> None:
+        _dequantize(_quantized(run[index]), windows[index])
+
+    for _ in shared_out(fill, range(len(run))):
+        pass
     return result
 
 

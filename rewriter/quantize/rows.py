@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -40,7 +41,7 @@ def over_rows(weight: FloatArray, task: Callable[[int, Floats], Result], rows: i
     Args:
         weight: [N, K] in any float dtype and any strides; only read.
         task: is given the index of the chunk's first row and the chunk, [rows, K] float32, C-contiguous and
-            read-only. It should release the GIL, and must not call ``over_rows`` itself.
+            read-only. It should release the GIL.
         rows: rows of a chunk; by default as many as hold ``CHUNK`` weights.
 
     Returns:
@@ -52,18 +53,20 @@ def over_rows(weight: FloatArray, task: Callable[[int, Floats], Result], rows: i
     def run(first: int) -> Result:
         return task(first, _read(weight[first : first + step]))
 
-    starts = range(0, n, step)
-    if len(starts) <= 1:
-        return [run(first) for first in starts]
-    return list(_pool().map(run, starts))
+    return list(_each(run, range(0, n, step)))
 
 
 def shared_out(task: Callable[[int], Result], items: Sequence[int]) -> Iterator[Result]:
     """Yields ``task(item)`` for each item in order; as many are computed at a time as there are cores."""
     at_a_time = processors()
     for first in range(0, len(items), at_a_time):
-        some = items[first : first + at_a_time]
-        yield from _pool().map(task, some) if len(some) > 1 else map(task, some)
+        yield from _each(task, items[first : first + at_a_time])
+
+
+def _each(task: Callable[[int], Result], items: Sequence[int]) -> Iterator[Result]:
+    """Runs a task for each item on all cores; within such a task on the core that it has, or all might wait for one."""
+    alone = len(items) <= 1 or getattr(_THREAD, "is_ours", False)
+    return map(task, items) if alone else _pool().map(task, items)
 
 
 def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> QuantizedWeight:
@@ -158,7 +161,13 @@ def _read(rows: FloatArray) -> Floats:
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     # One pool for the process: weights that are quantized at the same time share the cores.
-    return ThreadPoolExecutor(processors(), thread_name_prefix="quantize")
+    def begin() -> None:
+        _THREAD.is_ours = True
+
+    return ThreadPoolExecutor(processors(), thread_name_prefix="quantize", initializer=begin)
+
+
+_THREAD = threading.local()
 
 
 if hasattr(os, "register_at_fork"):

@@ -18,6 +18,7 @@ from rewriter.quantize.job import (
     named_parts,
     packed_arrays,
 )
+from rewriter.quantize.rows import shared_out
 from rewriter.quantize.types import QuantizedWeight
 from rewriter.tensors.digest import Digest
 
@@ -64,7 +65,7 @@ class _Stack:
         self._kept: dict[int, npt.NDArray[np.generic]] = {}
 
     def evaluate(self, sink: Sink | None) -> None:
-        """Computes every expert in turn; its codes go to ``sink``."""
+        """Computes all experts, as many at a time as there are cores; their codes go to ``sink`` in turn."""
         with self._lock:
             self._evaluate(sink)
 
@@ -86,8 +87,7 @@ class _Stack:
     def _evaluate(self, sink: Sink | None) -> None:
         kept: dict[int, npt.NDArray[np.generic]] = {}
         self._digests = []
-        for expert in range(self._experts):
-            arrays = self.compute(expert)
+        for expert, arrays in enumerate(shared_out(self.compute, range(self._experts))):
             self._digests = self._digests or [Digest() for _ in arrays]
             for digest, part in zip(self._digests, arrays, strict=True):
                 digest.add(part)

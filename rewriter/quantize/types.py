@@ -171,13 +171,15 @@ def dequantize(
         block: input features per scale.
     """
     floats = codes.astype(np.float32)
-    for number in range(scales.shape[-1]):
-        part = floats[..., number * block : (number + 1) * block]
-        if zero_points is None:
-            part -= np.float32(1 << (bits - 1))
-        else:
-            part -= zero_points[..., number, None].astype(np.float32)
-        part *= scales[..., number, None].astype(np.float32)
+    *outer, k = floats.shape
+    whole = k // block
+    parts = [(slice(whole), floats[..., : whole * block].reshape(*outer, whole, block))]
+    if k % block:
+        parts.append((slice(whole, None), floats[..., None, whole * block :]))
+    for own, part in parts:
+        middle = None if zero_points is None else zero_points[..., own, None].astype(np.float32)
+        np.subtract(part, np.float32(1 << (bits - 1)) if middle is None else middle, out=part)
+        np.multiply(part, scales[..., own, None].astype(np.float32), out=part)
     return floats
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
+import threading
 
+import numpy as np
 import pytest
 
 import rewriter
 from rewriter.quantize import ALGORITHMS
+from rewriter.quantize.rows import CHUNK, over_rows, shared_out
 
 MODEL = "tests/models/mobius/qwen3_moe_dense_experts_f32.onnx"
 """Two layers of four experts; gate, up and down of each are weights of their own."""
@@ -71,3 +74,18 @@ def test_a_proof_quantizes_each_weight_once():
         report.applied["moe-to-qmoe"] == 2 and sum(key[1].startswith("expert") for key in asked) == 16
     )  # of both layers
     assert set(asked.values()) == {1}
+
+
+def test_a_weight_quantized_by_one_of_several_threads_waits_for_none_of_them():
+    """As where the experts of a stack are computed at once, each large enough to be shared out itself."""
+    weight = np.ones((8, CHUNK), np.float32)
+    found = []
+
+    def work():
+        rows = shared_out(lambda number: number + sum(over_rows(weight, lambda first, _: first)), range(64))
+        found.extend(rows)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert found == [28 + number for number in range(64)]

@@ -340,8 +340,8 @@ ENGINE = (
     _wrong(
         "one expert twice",
         "rewriter/quantize/stack.py",
-        "        for expert in range(self._experts):",
-        "        for expert in [0, *range(self._experts - 1)]:",
+        "shared_out(self.compute, range(self._experts))",
+        "shared_out(self.compute, [0, *range(self._experts - 1)])",
         "experts",
         True,
         "differs by",

@@ -119,7 +119,7 @@ FORMATS = (
         TO_QMOE,
         "3 bits: zero point of 4 bits",
         TYPES,
-        [("part -= np.float32(1 << (bits - 1))", "part -= np.float32(8)")],
+        [("np.float32(1 << (bits - 1)) if", "np.float32(8) if")],
         moes(**halves),
         three,
     ),
