@@ -150,3 +150,18 @@ def test_recognisers_that_cannot_be_imported_are_left_out_with_a_warning(tmp_pat
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(RewriterWarning, match="recognisers of 'broken_recognisers' are left out: it cannot be imported"):
         assert outside.load_recognisers.__wrapped__() == ("good_recognisers",)
+
+
+def test_a_function_that_no_node_could_be_given_to_is_refused():
+    family = Family("letters")
+    with pytest.raises(TypeError, match="half names 1 inputs after facts and node, and Div has 2"):
+
+        @family.at("Div")
+        def half(facts, node, x):
+            return Seen(names(x))
+
+    with pytest.raises(TypeError, match="both names 2 inputs after facts and node, and Relu has at most 1"):
+
+        @family.at("Relu")
+        def both(facts, node, x, y):
+            return Seen(names(x, y))

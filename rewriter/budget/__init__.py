@@ -1,1 +1,1 @@
-"""A budget in place of a plan."""
+"""Chooses bits and block sizes for each weight, so that the model fits a number of bytes."""

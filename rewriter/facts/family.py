@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import onnx
 import onnx_ir as ir
 
 Stated = object | Mapping[ir.Value, object] | None
@@ -85,15 +86,31 @@ class Family:
             domain: theirs.
             overrides: whether what the function states goes before another fact of that kind that an earlier recogniser
                 has stated of the value. Where none does, two that do not agree are a fault, which tests raise.
+
+        Raises:
+            TypeError: the function names another number of inputs than any node of the operator has.
         """
 
         def register(function: _F) -> _F:
             least, most = _arity(function)
             for op_type in op_types:
+                _require_inputs(function, op_type, domain, least, most)
                 self._transfers.append(Transfer(self.name, domain, op_type, function, least, most, overrides))
             return function
 
         return register
+
+
+def _require_inputs(function: Callable[..., Any], op_type: str, domain: str, least: int, most: int | None) -> None:
+    """Refuses a function that no node of the operator can be given to: it would silently never be asked."""
+    if domain or not onnx.defs.has(op_type):
+        return
+    schema = onnx.defs.get_schema(op_type)
+    if least > schema.max_input or (most is not None and most < schema.min_input):
+        takes = str(schema.min_input) if schema.min_input == schema.max_input else f"at least {schema.min_input}"
+        takes = takes if least <= schema.max_input else f"at most {schema.max_input}"
+        given = least if least == most else f"{least} to {most}" if most is not None else f"{least} or more"
+        raise TypeError(f"{function.__name__} names {given} inputs after facts and node, and {op_type} has {takes}")
 
 
 def _arity(function: Callable[..., Any]) -> tuple[int, int | None]:

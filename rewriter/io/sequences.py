@@ -1,4 +1,4 @@
-"""Values that are sequences or optionals, which no tensor's type may be noted for."""
+"""Finds values that are sequences or optionals: they must not be given a tensor's type."""
 
 from __future__ import annotations
 

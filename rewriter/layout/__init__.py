@@ -1,4 +1,4 @@
-"""The old place of stored layouts, for rule packages, whose functions stand here anew; it goes with the next release.
+"""Deprecated: functions of stored layouts under their old names, for rule packages; removed in the next release.
 
 Layouts are objects now: ``rewriter.operators.matmul_nbits.RAW.of(shape)`` and the like.
 """

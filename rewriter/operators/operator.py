@@ -1,4 +1,4 @@
-"""What is known of one contrib operator, whatever a rule, proof or target wants of it."""
+"""One contrib operator: its slots, attributes, kernels by version, stored layouts and reference definition."""
 
 from __future__ import annotations
 

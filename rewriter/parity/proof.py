@@ -1,4 +1,4 @@
-"""One proof, in four steps: who may judge, both sides run, their outputs compared, what halves round excused."""
+"""One proof, in four steps: choose a runtime that may judge, run both sides, compare, allow for float16 rounding."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@
 
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime
 from rewriter.testing.check import check_model, check_rule, describe
+from rewriter.testing.draw.graph import Scope
 from rewriter.testing.near_misses import near_misses
 from rewriter.testing.package import package_tests
 from rewriter.testing.strategies import (
@@ -22,6 +23,7 @@ from rewriter.testing.strategies import (
 __all__ = [
     "OrtRuntime",
     "ReferenceRuntime",
+    "Scope",
     "any_models",
     "attention_projections",
     "check_model",

@@ -124,14 +124,23 @@ def inverse(facts: Facts, node: ir.Node, x: ir.Value, divisor: ir.Value | None =
     """``1 / (1 + exp(-x))`` is a sigmoid, as exporters write it that know only arithmetic."""
     if divisor is not None and number_of(facts, x) != 1:
         return None
+    return _after(facts, divisor or x, _inverse)
 
-    def sigmoid(features: Features) -> Features | None:
-        factor, *others = features.factors
-        if others or factor.steps[-3:] != (("scale", -1.0), ("exp",), ("add", 1.0)):
-            return None
-        return Features((Factor(factor.linear, (*factor.steps[:-3], ("sigmoid",))),))
 
-    return _after(facts, divisor or x, sigmoid)
+@of_two.at("Div")
+def over_inverse(a: Located, b: Located, node: ir.Node) -> Features | None:
+    """``x / (1 + exp(-x))`` is x times a sigmoid."""
+    below = as_features(b.content)
+    inverse = None if below is None else _inverse(below)
+    return None if inverse is None else product(a.content, inverse)
+
+
+def _inverse(features: Features) -> Features | None:
+    """Returns one over features that are the inverse of a sigmoid."""
+    factor, *others = features.factors
+    if others or factor.steps[-3:] != (("scale", -1.0), ("exp",), ("add", 1.0)):
+        return None
+    return Features((Factor(factor.linear, (*factor.steps[:-3], ("sigmoid",))),))
 
 
 @activations.at("Neg")

@@ -1,4 +1,4 @@
-"""What the rules that fuse a block share: the operator's inputs and output, where the block had its own."""
+"""What the rules that fuse a block share: the operator's inputs, and its output in the shape that the block had."""
 
 from __future__ import annotations
 

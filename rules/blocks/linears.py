@@ -1,7 +1,7 @@
 """Linears: tokens, or activated features, times a constant weight: one expert's, all experts', or the chosen one's.
 
-Facts stated: ``Located`` with content ``Features`` (of tokens) or ``Output`` (of activated features). Columns of a
-linear are a linear with rows of the weight, so no fact speaks of columns.
+Facts stated: ``Located`` with content ``Features`` (of tokens) or ``Output`` (of activated features). A slice of
+the output features is stated as a linear with those rows of the weight.
 Source: MatMul, Gemm, Einsum and com.microsoft::MatMulNBits, with biases as their own input or as an Add.
 """
 

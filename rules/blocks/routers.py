@@ -29,9 +29,10 @@ from rewriter.rules.blocks.uniform import uniform_of
 routers = Family("routers")
 
 _ROUNDING = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_UNNAMED = ("Tanh", "Log", "Abs", "Elu", "Relu", "Softsign", "HardSigmoid", "Erf", "Mish", "Gelu")
+_UNNAMED = ("Tanh", "Log", "Abs", "Elu", "Relu", "Softsign", "HardSigmoid", "Erf", "Mish", "Gelu", "Softplus", "Exp")
+"""Operators that begin a chain of functions which a reason names."""
 _PASSING = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Cast", "Identity")
-"""Operators that a name of a function passes through, or grows at; where there is none, they begin none."""
+"""Operators that go on with such a chain; they begin none."""
 _NAMED = 100
 """Characters of a chain of functions that a reason names."""
 

@@ -1,4 +1,4 @@
-"""Rows of one expert, written back to where they come from: added to the others', or put where nothing was.
+"""Rows of one expert, written back to where they come from: by a scatter that adds, or by one over zeros.
 
 Facts stated: ``Located`` with content ``Mixed``, on tokens again; or ``Filled``, and the ``Output`` of the chosen
 experts once the rows of all are there. A token is among the hits of one expert once, as the experts that a router chose

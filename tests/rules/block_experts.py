@@ -106,6 +106,8 @@ class Experts(Part):
             return str(g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up))
         if kind.startswith("written-out"):
             below = g.op("Add", g.op("Exp", g.op("Neg", gate)), g.number(1.0))
+            if kind == "written-out-quotient":
+                return str(g.op("Mul", up, g.op("Div", gate, below)))
             one = kind != "written-out-reciprocal"
             sigmoid = g.op("Div", g.number(1.0), below) if one else g.op("Reciprocal", below)
             return str(g.op("Mul", up, g.op("Mul", gate, sigmoid)))

@@ -33,6 +33,7 @@ ACTIVATIONS = (
     "plain",
     "written-out",
     "written-out-reciprocal",
+    "written-out-quotient",
 )
 ON_CUDA = {"geglu": "geglu", "geglu-up-first": "geglu", "geglu-tanh": "geglu", "squared": "relu2", "pow": "relu2"}
 """Activations that only CUDA's operator has, and what it calls them."""

@@ -156,3 +156,18 @@ def test_help_shows_what_an_argument_may_hold(strategy):
     assert "draw:" not in text
     assert not re.search(r"of ``[A-Z_]+``", text)
     assert "where" in text and "'main', 'if', 'loop'" in text
+
+
+def sparsest(scope, logits, k):
+    values, chosen = scope.ops("TopK", scope.op("Softsign", logits), scope.ints(k), count=2, axis=-1)
+    return scope.op("Abs", values), chosen
+
+
+def test_a_router_of_ones_own_is_drawn_with_everything_else():
+    model = drawn(moe_models(routers=[sparsest], dtypes=["float16"]), lambda model: histogram(model)["Softsign"] == 2)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+def test_only_a_router_is_written_by_a_function():
+    with pytest.raises(InvalidArgument, match="unknown name"):
+        moe_models(combines=[sparsest])

@@ -1,4 +1,4 @@
-"""Facts of constants: their numbers, shapes and element types, and which of them are one."""
+"""Changes of constants: of their numbers, shapes and element types, and of which share a tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts of nodes: what an attribute says, which input is which, and which operator it is."""
+"""Changes of nodes: of an attribute, of which input is which, and of the operator."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,9 @@ from rewriter.testing.draw.combines import Choice, combine
 from rewriter.testing.draw.graph import FLOAT_TYPES, Scope
 from rewriter.testing.draw.packed import Packing, multiply
 from rewriter.testing.draw.spellings import Spelling, Stack, select, turn
+
+Router = Callable[[Scope, str, int], tuple[str, str]]
+"""Writes how k experts are chosen by float32 logits [T, E]; returns their weights and ids, both [T, k]."""
 
 ROUTERS = ("softmax-topk", "topk-softmax", "sigmoid", "normalised", "sigmoid-normalised", "log-softmax", "hidden")
 
@@ -26,7 +30,7 @@ class Block:
         hidden: H.
         intermediate: I.
         dtype: of activations and weights.
-        router: one of ``ROUTERS``.
+        router: one of ``ROUTERS``, or a function that writes one.
         packed: whether gate and up are one stack [E, H, 2I].
         transposed: whether matrices are stored [N, K].
         gemm: whether experts multiply with Gemm.
@@ -41,7 +45,7 @@ class Block:
     hidden: int
     intermediate: int
     dtype: str
-    router: str
+    router: str | Router
     packed: bool
     transposed: bool = False
     gemm: bool = False
@@ -71,6 +75,15 @@ def _route(scope: Scope, x: str, block: Block, prefix: str) -> tuple[str, str]:
     logits = scope.op("MatMul", x, router)
     if block.dtype != "float32":
         logits = scope.op("Cast", logits, to=TensorProto.FLOAT)
+    values, chosen = _choose(scope, logits, block)
+    if block.dtype != "float32":
+        values = scope.op("Cast", values, to=FLOAT_TYPES[block.dtype])
+    return values, chosen
+
+
+def _choose(scope: Scope, logits: str, block: Block) -> tuple[str, str]:
+    if not isinstance(block.router, str):
+        return block.router(scope, logits, block.top_k)
     if block.router in ("softmax-topk", "normalised", "hidden"):
         logits = scope.op("Softmax", logits, axis=-1)
     elif block.router.startswith("sigmoid"):
@@ -84,8 +97,6 @@ def _route(scope: Scope, x: str, block: Block, prefix: str) -> tuple[str, str]:
         values = scope.op("Exp", values)
     elif block.router.endswith("normalised"):
         values = scope.op("Div", values, scope.op("ReduceSum", values, scope.ints(-1), keepdims=1))
-    if block.dtype != "float32":
-        values = scope.op("Cast", values, to=FLOAT_TYPES[block.dtype])
     return values, chosen
 
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import onnx_ir as ir
 from hypothesis.errors import InvalidArgument
@@ -20,12 +20,16 @@ Choice = str | int
 
 _MAY_BE_EMPTY = "obstacles"
 
+_MAY_BE_WRITTEN = "routers"
+"""Where an author's own function may be given in the place of a name."""
+
 
 def checked(**choices: Collection[Choice]) -> Callable[[Models[P]], Models[P]]:
     """Returns a decorator that holds the arguments of a strategy to what they may be.
 
     A ``max_..`` is a positive integer. Each of ``choices`` is a collection of those names or numbers, and reaches the
     strategy in their order, so that examples shrink the same whatever order was given; only ``obstacles`` may be empty.
+    ``routers`` may hold functions too, which come after the names.
     The docstring then shows them, and not what Hypothesis gives.
 
     Args:
@@ -64,17 +68,18 @@ def _shown(text: str, choices: Mapping[str, Collection[Choice]]) -> str:
     return text
 
 
-def _known(what: str, given: object, known: Collection[Choice]) -> tuple[Choice, ...]:
+def _known(what: str, given: object, known: Collection[Choice]) -> tuple[Choice | Callable[..., Any], ...]:
     kind = "names" if all(isinstance(choice, str) for choice in known) else "numbers"
     named = isinstance(given, Collection) and not isinstance(given, str | bytes)
     if not isinstance(given, Collection) or not named or not (given or what == _MAY_BE_EMPTY):
         raise InvalidArgument(f"{what} must be a collection of {kind}, not {given!r}")
-    for choice in given:
+    own = [choice for choice in given if callable(choice)] if what == _MAY_BE_WRITTEN else []
+    for choice in (choice for choice in given if choice not in own):
         if choice not in known and kind == "names":
             raise InvalidArgument(f"unknown name '{choice}' in {what}{nearest(str(choice), [str(k) for k in known])}")
         if choice not in known:
             raise InvalidArgument(f"unknown number {choice!r} in {what} (it may hold {', '.join(map(str, known))})")
-    return tuple(choice for choice in known if choice in given)
+    return (*(choice for choice in known if choice in given), *own)
 
 
 def _require_positive(name: str, number: object) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from rewriter.testing.draw.blocks import ROUTERS, Block, write_block
+from rewriter.testing.draw.blocks import ROUTERS, Block, Router, write_block
 from rewriter.testing.draw.checked import checked
 from rewriter.testing.draw.combines import COMBINES, LOOPS, MISTAKES
 from rewriter.testing.draw.graph import DTYPES, OPERANDS, Scope, floats
@@ -32,7 +32,7 @@ def moe_models(
     dtypes: Sequence[str] = DTYPES,
     placements: Sequence[str] = PLACEMENTS,
     selections: Sequence[str] = SELECTIONS,
-    routers: Sequence[str] = ROUTERS,
+    routers: Sequence[str | Router] = ROUTERS,
     combines: Sequence[str] = COMBINES,
     obstacles: Sequence[str] = (),
     typed: bool | None = None,
@@ -47,7 +47,8 @@ def moe_models(
         dtypes: element types, of ``DTYPES``.
         placements: where the layers stand, of ``PLACEMENTS``.
         selections: how a matrix is taken from its stack, of ``SELECTIONS``.
-        routers: how experts are chosen, of ``ROUTERS``.
+        routers: how experts are chosen, of ``ROUTERS``; or a function that writes it: it gets a ``Scope``, the name of
+            the float32 logits [T, E] and k, and returns the names of the weights and of the ids, both [T, k].
         combines: how the chosen are put together, of ``COMBINES``; loops are drawn from opset 18 on.
         obstacles: what makes a block another one, of ``MISTAKES``; each model has at most one.
         typed: whether values carry types and shapes; None draws that too.
@@ -83,7 +84,7 @@ def quantized_experts(
     max_layers: int = 2,
     dtypes: Sequence[str] = DTYPES,
     placements: Sequence[str] = PLACEMENTS,
-    routers: Sequence[str] = ROUTERS,
+    routers: Sequence[str | Router] = ROUTERS,
     bits: Sequence[int] = BITS,
     block_sizes: Sequence[int] = BLOCK_SIZES,
     typed: bool | None = None,
@@ -97,7 +98,8 @@ def quantized_experts(
         max_layers: largest number of layers, one after the other.
         dtypes: element types of activations and scales, of ``DTYPES``.
         placements: where the layers stand, of ``PLACEMENTS``.
-        routers: how experts are chosen, of ``ROUTERS``.
+        routers: how experts are chosen, of ``ROUTERS``; or a function that writes it: it gets a ``Scope``, the name of
+            the float32 logits [T, E] and k, and returns the names of the weights and of the ids, both [T, k].
         bits: widths of a code, of ``BITS``.
         block_sizes: input features per scale, of ``BLOCK_SIZES``.
         typed: whether values carry types and shapes; None draws that too.

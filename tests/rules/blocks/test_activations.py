@@ -47,6 +47,7 @@ def test_one_function(body, expected):
         "s = Sigmoid (h) y = Mul (s, h)",
         "y = com.microsoft.QuickGelu <alpha = 1.0> (h)",
         "n = Neg (h) e = Exp (n) s = Add (e, c1) q = Div (c1, s) y = Mul (q, h)",
+        "n = Neg (h) e = Exp (n) s = Add (e, c1) y = Div (h, s)",
     ],
 )
 def test_silu_is_the_linear_times_its_sigmoid(body):
