@@ -18,6 +18,9 @@ except ImportError:  # no such limits on Windows
 
 _PROCESS = Path("/proc/self")
 _GROUPS = Path("/sys/fs/cgroup")
+_LEAST_ADDRESSES = 1 << 30
+"""Bytes of addresses that compiling and threads take beside the libraries: with 700 MB some runs ended in aborts."""
+
 _NO_LIMIT = 1 << 60
 """cgroup v1 says that there is no limit by a number about as large as this."""
 
@@ -38,6 +41,21 @@ def ran_out(error: BaseException | None) -> bool:
     if no_thread or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return ran_out(error.__cause__)
+
+
+def require_addresses() -> None:
+    """Raises MemoryError where ``ulimit -v`` leaves too little to compile kernels and to start threads.
+
+    LLVM ends the process where it gets no memory, and Python waits forever for a thread that cannot be started.
+    """
+    if has_few_addresses():
+        raise MemoryError
+
+
+def has_few_addresses() -> bool:
+    """Whether ``ulimit -v`` leaves too little to compile kernels and to start threads; whatever fails then may be it."""
+    left = _within_limits()
+    return left is not None and left < _LEAST_ADDRESSES
 
 
 def remedy() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from rewriter import memory
 from rewriter.io import saving
 
 GIB = 1 << 30
+SMALL = Path(__file__).parent / "models" / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
 
 
 @pytest.fixture
@@ -84,6 +86,27 @@ def test_what_is_asked_for_is_kept_to_what_there_is(monkeypatch, left, used):
     assert saving._kept_to(900) == used
 
 
+def run_with(most: str, model: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Applies the default rules where ``ulimit -v`` holds the process to what it takes now and ``most`` more."""
+    code = (
+        "import resource, sys; import rewriter.cli; from rewriter import memory;"
+        f" most = memory._fields(memory._PROCESS / 'status')['VmSize'] + {most};"
+        " resource.setrlimit(resource.RLIMIT_AS, (most, most));"
+        f" sys.exit(rewriter.cli.main(['apply', {str(model)!r}, '-o', {str(out)!r}]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize("most", ["(200 << 20)", "(400 << 20)", "(700 << 20)", "(900 << 20)"])
+def test_too_few_addresses_to_compile_kernels_are_one_line_with_what_helps(tmp_path, most):
+    done = run_with(most, SMALL, tmp_path / "out", NUMBA_CACHE_DIR=str(tmp_path / "kernels"))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: out of memory; ulimit -v holds this process") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_too_little_for_the_model_is_one_line_with_what_helps(tmp_path):
     weight = numpy_helper.from_array(np.ones((4096, 16384), np.float32), "w")
@@ -91,13 +114,7 @@ def test_too_little_for_the_model_is_one_line_with_what_helps(tmp_path):
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.data")
-    code = (
-        "import resource, sys; import rewriter.api, rewriter.cli; from rewriter import memory;"
-        " most = memory._fields(memory._PROCESS / 'status')['VmSize'] + (200 << 20);"
-        " resource.setrlimit(resource.RLIMIT_AS, (most, most));"
-        f" sys.exit(rewriter.cli.main(['apply', {str(tmp_path / 'model.onnx')!r}, '-o', {str(tmp_path / 'out')!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_with("(1 << 30) + (64 << 20)", tmp_path / "model.onnx", tmp_path / "out")
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: out of memory; ulimit -v holds this process") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

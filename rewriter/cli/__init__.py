@@ -172,6 +172,8 @@ def _failed(error: BaseException) -> int:
         case OSError(errno=errno.ENOSPC):
             _say("no space left on the device; free some space or choose another place")
             _silence()
+        case _ if memory.has_few_addresses():  # a library that cannot be mapped says that it is not there
+            _say(f"out of memory; {memory.remedy()}")
         case _:
             _say(f"internal: {type(error).__name__}: {error} ({_DEBUG}=1 shows the traceback; please report it)")
     return BAD

@@ -16,6 +16,7 @@ from rewriter.io.external import keep_external_data, map_external_data
 from rewriter.io.messages import from_proto, list_no_initializers, name_standard_domain
 from rewriter.io.reading import model_file, read_proto
 from rewriter.io.validate import validate
+from rewriter.memory import require_addresses
 
 _SOURCE = "rewriter.source"
 
@@ -31,7 +32,9 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     Raises:
         ModelError: no such file, not ONNX, an invalid graph, or external data that is missing, truncated or outside
             the model's directory.
+        MemoryError: ``ulimit -v`` leaves too little for what would be done with it.
     """
+    require_addresses()
     file = model_file(Path(path))
     proto = read_proto(file)
     with _located(file):
