@@ -53,7 +53,7 @@ def require_addresses() -> None:
 
 
 def has_few_addresses() -> bool:
-    """Whether ``ulimit -v`` leaves too little to compile kernels and to start threads; whatever fails then may be it."""
+    """Whether ``ulimit -v`` leaves too little to compile kernels and to start threads: what fails then may be it."""
     left = _within_limits()
     return left is not None and left < _LEAST_ADDRESSES
 
