@@ -11,7 +11,7 @@ from rewriter.engine.interface import contradicts
 from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_of_order
 from rewriter.errors import RuleError
 from rewriter.graph._onnxscript import MatchFailureError
-from rewriter.graph.contents import nodes_of
+from rewriter.graph.contents import nodes_of, subgraphs
 from rewriter.graph.walk import walk
 from rewriter.quantize.job import PartTensor
 from rewriter.tensors import View, ViewTensor, constant
@@ -203,15 +203,24 @@ class Committer:
         def remove(tried: _Tried) -> list[_Tried]:
             """Removes a node that nothing reads; what it read is tried once more for it."""
             node, _ = tried
-            if node.graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
+            if node.graph is None:
                 return []
+            for out in node.outputs:
+                if out.uses() or out.is_graph_output():
+                    return []
             sources = [value for value in node.inputs if value is not None]
-            for attribute in node.attributes.values():
-                sources += _empty(attribute)
+            for graph in subgraphs(node):
+                sources += _empty(graph)
             node.graph.remove(node, safe=True)
             removed.append(node)
-            self._released.update(dict.fromkeys(value for value in sources if value.is_initializer()))
-            return [(producer, node) for value in sources if (producer := value.producer()) is not None]
+            before: list[_Tried] = []
+            for value in sources:
+                producer = value.producer()
+                if producer is not None:
+                    before.append((producer, node))
+                elif value.is_initializer():
+                    self._released[value] = None
+            return before
 
         start: list[_Tried] = [(node, None) for node in matched]
         for _ in walk(start, remove, limit=None):
@@ -283,17 +292,13 @@ def _hold_the_same(one: ir.TensorProtocol | None, other: ir.TensorProtocol | Non
     return one.index == other.index and weights[0] == weights[1]
 
 
-def _empty(attribute: ir.Attr) -> list[ir.Value]:
-    """Unhooks the nodes of a dead node's subgraphs from the values they read, and returns those."""
-    if attribute.is_ref() or attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-        return []
+def _empty(graph: ir.Graph) -> list[ir.Value]:
+    """Unhooks the nodes of a dead node's subgraph from the values they read, and returns those."""
     read: list[ir.Value] = []
-    graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
-    for graph in graphs:
-        for node in graph.all_nodes():
-            read += [value for value in node.inputs if value is not None]
-            for index in range(len(node.inputs)):
-                node.replace_input_with(index, None)
+    for node in nodes_of(graph):
+        read += [value for value in node.inputs if value is not None]
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
     return read
 
 

@@ -22,6 +22,7 @@ from rewriter.tensors import View, constant
 F = TypeVar("F")
 
 _NONE = Reason("")
+_NOTHING: dict[type, Any] = {}
 _OVERRIDABLE = Reason("a caller may override it: it is among the graph's inputs too", NOT_AN_INPUT)
 _AGREED: ContextVar[bool] = ContextVar("recognisers must agree", default=False)
 
@@ -73,20 +74,20 @@ class Facts:
         """Returns what is known of ``value`` as a ``kind``, or None."""
         if value is None:
             return None
-        known = self._facts.get(value)
-        if known is None or kind not in known:
-            if self._under is not None:
-                return self._under.get(value, kind)
-            if kind is not View:
-                return None
-            producer = value.producer()
-            if producer is not None and producer.op_type != "Constant":
-                return None
-            view = constant(value)
-            known = self._facts.setdefault(value, {})
-            known[View] = view
-        fact = known[kind]
-        return fact if isinstance(fact, kind) else None
+        known: dict[type, Any] = self._facts.get(value, _NOTHING)
+        if kind in known:
+            found: F | None = known[kind]
+            return found
+        if self._under is not None:
+            return self._under.get(value, kind)
+        if kind is not View:
+            return None
+        producer = value.producer()
+        if producer is not None and producer.op_type != "Constant":
+            return None
+        known = self._facts.setdefault(value, {})
+        known[View] = view = constant(value)
+        return view  # type: ignore[return-value]  # which the kind asked for is
 
     def of(self, value: ir.Value) -> Iterator[object]:
         """Yields every fact that has been stated about ``value``."""

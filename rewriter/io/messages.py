@@ -113,9 +113,12 @@ def _check_function(function: onnx.FunctionProto) -> None:
 
 def _require_text(what: str, *names: object) -> None:
     """Refuses names that are not UTF-8, which protobuf gives as bytes."""
-    for name in names:
-        if not isinstance(name, str):
-            raise ModelError(f"{what} has a name that is not text ({name!r}); download or export the model again")
+    try:
+        "".join(names)  # type: ignore[arg-type]
+    except TypeError:
+        wrong = next(name for name in names if not isinstance(name, str))
+        message = f"{what} has a name that is not text ({wrong!r}); download or export the model again"
+        raise ModelError(message) from None
 
 
 def _check_value(value: onnx.ValueInfoProto) -> None:

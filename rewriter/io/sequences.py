@@ -23,14 +23,21 @@ _PASS_ON = frozenset({"Identity", "If", "Loop", "Scan"})
 def untyped_sequences(model: ir.Model) -> list[ir.Value]:
     """Returns the values without a type that are no tensors, or may be none, as far as the operators tell."""
     found: dict[ir.Value, None] = {}
+
+    def is_one(value: ir.Value) -> bool:
+        return value in found or _is_sequence(value)
+
     for node in all_nodes(model):
-        if node.domain:
-            continue
-        near = [value for value in node.inputs if value is not None]
-        near += [value for graph in subgraphs(node) for value in graph.outputs]
-        if node.op_type in _MAKE or (node.op_type in _PASS_ON and any(v in found or _is_sequence(v) for v in near)):
+        op_type = node.op_type
+        if not node.domain and (op_type in _MAKE or (op_type in _PASS_ON and any(map(is_one, _near(node))))):
             found.update(dict.fromkeys(value for value in node.outputs if value.type is None))
     return list(found)
+
+
+def _near(node: ir.Node) -> list[ir.Value]:
+    """What a node reads, and what its bodies give."""
+    inner = [value for graph in subgraphs(node) for value in graph.outputs]
+    return [*(value for value in node.inputs if value is not None), *inner]
 
 
 def _is_sequence(value: ir.Value) -> bool:

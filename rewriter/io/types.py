@@ -60,15 +60,20 @@ def infer_types(model: ir.Model) -> None:
                     value.shape = value.shape or ir.serde.deserialize_type_proto_for_shape(types[value.name])
 
 
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+"""Types of which no value is a shape or an axis."""
+
+
 def _is_asked_about(node: ir.Node) -> bool:
     """Whether ONNX can say more of a node's outputs than is declared, or go by what they hold: a shape, an axis."""
-    return any(
-        value.dtype is None
-        or value.shape is None
-        or value.dtype.is_integer()
-        or any(isinstance(dim, ir.SymbolicDim) and dim.value is None for dim in value.shape.dims)
-        for value in node.outputs
-    )
+    for value in node.outputs:
+        dtype, shape = value.dtype, value.shape
+        if dtype not in _FLOATS or shape is None:
+            return True
+        for dim in shape.dims:
+            if isinstance(dim, ir.SymbolicDim) and dim.value is None:
+                return True
+    return False
 
 
 def _without_weights(model: ir.Model, nodes: Sequence[ir.Node]) -> onnx.ModelProto:

@@ -50,6 +50,8 @@ def covered(facts: Facts, block: Block, routing: Routing) -> Covered:
     ):  # then the choice stays, and what it was made by
         router = block.mixing.router
         going, _ = _reached(facts, block.out, {*stops, router.indices, *router.node.outputs})
+    if not any(_is_read_outside(node, going, block.out) for node in going):
+        return Covered(list(reached), (*going, *static))
     nodes = _without_shared_shapes(facts, going, block.out)
     for node in nodes:
         for value in node.outputs:
@@ -65,6 +67,13 @@ def covered(facts: Facts, block: Block, routing: Routing) -> Covered:
                         remedy=ONE_READER,
                     )
     return Covered(list(reached), (*nodes, *static))
+
+
+def _is_read_outside(node: ir.Node, inside: dict[ir.Node, None], out: ir.Value) -> bool:
+    for value in node.outputs:
+        if value is not out and (value.is_graph_output() or any(use.node not in inside for use in value.uses())):
+            return True
+    return False
 
 
 def _reached(facts: Facts, out: ir.Value, stops: set[ir.Value]) -> tuple[dict[ir.Node, None], dict[ir.Node, None]]:
@@ -101,7 +110,7 @@ def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.V
         node, _ = tried
         if node not in nodes or out in node.outputs or not all(_is_cheap(facts, value) for value in node.outputs):
             return []
-        if not any(v.is_graph_output() or any(use.node not in nodes for use in v.uses()) for v in node.outputs):
+        if not _is_read_outside(node, nodes, out):
             return []
         del nodes[node]
         return [(producer, node) for v in node.inputs if v is not None and (producer := v.producer()) is not None]
