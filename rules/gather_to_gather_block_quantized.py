@@ -27,11 +27,11 @@ from rewriter.graph.declines import INFER_SHAPES, MIN_BYTES, ONE_FLOAT_TYPE, ONE
 from rewriter.operators.gather_block_quantized import TABLE
 from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.quantize.job import QuantizationJob
-from rewriter.quantize.types import WeightSpec
+from rewriter.quantize.types import QuantizedShape
 from rewriter.rule import Declined, NotApplicable, Rule, Run
 from rewriter.rules.blocks.gather_block_quantized import gather, quantized_rows
 from rewriter.rules.blocks.guards import FLOATS, require_constant
-from rewriter.rules.blocks.matmul_nbits import on_their_grid
+from rewriter.rules.blocks.matmul_nbits import in_blocks, on_their_grid
 from rewriter.rules.blocks.readers import contracted_axis, readers, reads_rows
 from rewriter.tensors import View
 
@@ -110,21 +110,24 @@ def read(run: Run, w: ir.Value, ids: ir.Value, node: ir.Node, min_bytes: int) ->
         raise Declined(
             "the plan gives the experts of one stack different specs; one operator holds one", node, remedy=ONE_SPEC
         )
+    jobs = in_blocks(jobs, lambda shape: _refusal(run, jobs[0], shape))
     turned = view if perm is None else view.transpose((0, 2, 1))
-    kept = on_their_grid(run, [turned], [jobs], lambda spec: None if _refusal(run, jobs[0], spec) else spec, w)
+    kept = on_their_grid(
+        run, [turned], [jobs], lambda spec: None if _refusal(run, jobs[0], jobs[0].shape_in(spec)) else spec, w
+    )
     (jobs,) = kept.jobs
-    if reason := _refusal(run, jobs[0], jobs[0].context.spec):
+    if reason := _refusal(run, jobs[0], jobs[0].stored_shape):
         raise Declined(reason, w, remedy=reason_of(reason).remedy)
     return Rows(view, jobs, TABLE.require(jobs[0].stored_shape), perm)
 
 
-def _refusal(run: Run, job: QuantizationJob, spec: WeightSpec) -> str | None:
+def _refusal(run: Run, job: QuantizationJob, shape: QuantizedShape) -> str | None:
     """Returns why the operator cannot hold a weight so, or the target cannot look it up, or None."""
-    stored = TABLE.of(job.shape_in(spec))
+    stored = TABLE.of(shape)
     if isinstance(stored, Refusal):
         return stored.reason
     reason = run.target.lookup.refusal(
-        job.weight.dtype.name, job.shape[1], spec.bits, spec.block_size, symmetric=spec.symmetric
+        job.weight.dtype.name, shape.k, shape.bits, shape.block, symmetric=shape.symmetric
     )
     return Reason(f"GatherBlockQuantized on {run.target}: {reason}", reason_of(reason).remedy) if reason else None
 

@@ -34,10 +34,10 @@ from rewriter.operators.layout.stored import Refusal, Stored
 from rewriter.quantize import lossless
 from rewriter.quantize.job import PartTensor, QuantizationJob, packed_parts
 from rewriter.quantize.plan import AccuracyLevel
-from rewriter.quantize.types import WeightSpec
+from rewriter.quantize.types import QuantizedShape, WeightSpec
 from rewriter.rule import Declined, Replacement, Rule, Run
 from rewriter.rules.blocks.gather_block_quantized import gather
-from rewriter.rules.blocks.matmul_nbits import addend, on_their_grid, read_weight, takes_bias
+from rewriter.rules.blocks.matmul_nbits import addend, in_blocks, on_their_grid, read_weight, takes_bias
 from rewriter.rules.blocks.tied import Table, inputs_of, read_table
 
 Form = Literal["blocks", "flat"]
@@ -125,10 +125,16 @@ def read(run: Run, node: ir.Node, min_bytes: int) -> Tied:
     if any(job.context.spec != spec for job in jobs):
         raise Declined("the plan gives the linears that read the table different specs", node, remedy=ONE_SPEC)
     _, weight = inputs_of(table.heads[0][0])
+    dtype = jobs[0].weight.dtype
+
+    def refuse(shape: QuantizedShape) -> str | None:
+        rows = TIED.of(shape)
+        return matmul_nbits_refusal(run, shape, dtype) or (rows.reason if isinstance(rows, Refusal) else None)
+
+    jobs = list(in_blocks(jobs, refuse))
 
     def hold(spec: WeightSpec) -> Tied | None:
-        own = jobs[0].shape_in(spec)
-        if matmul_nbits_refusal(run, own, jobs[0].weight.dtype) or isinstance(TIED.of(own), Refusal):
+        if refuse(jobs[0].shape_in(spec)):
             return None
         tied = _tied(run, table, lookups[0], lossless.on_grid(jobs[0], spec), addends, weight)
         return tied if any(tied.refusal(run, form) is None for form in get_args(Form)) else None
@@ -149,7 +155,10 @@ def _tied(
     rows = TIED.of(job.stored_shape)
     if isinstance(rows, Refusal):
         raise Declined(rows.reason, weight)
-    own = replace(lookup.context, spec=job.context.spec, planned=job.context.planned, off_grid=job.context.off_grid)
+    given = job.context
+    own = replace(
+        lookup.context, spec=given.spec, planned=given.planned, because=given.because, off_grid=given.off_grid
+    )
     equals = () if table.shared else (replace(job, weight=table.view, context=own),)
     return Tied(table, job, linear, rows, equals, tuple(addends))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import onnx_ir as ir
@@ -26,7 +26,7 @@ from rewriter.operators.layout.stored import Stored
 from rewriter.quantize import born, lossless
 from rewriter.quantize.born import Kept
 from rewriter.quantize.job import QuantizationJob
-from rewriter.quantize.types import WeightSpec
+from rewriter.quantize.types import QuantizedShape, WeightSpec
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
 from rewriter.rules.blocks.readers import Use, is_whole, origin, readers, require_one_reader
@@ -50,7 +50,10 @@ def read_linear(run: Run, x: ir.Value, w: ir.Value, reader: ir.Node, *, transpos
     """
     matrix = read_weight(run, x, w)
     _require_float_copy_disappears(run, w, reader)
-    job = run.quantize(matrix if transposed else matrix.T, reader)
+    (job,) = in_blocks(
+        [run.quantize(matrix if transposed else matrix.T, reader)],
+        lambda shape: matmul_nbits_refusal(run, shape, matrix.dtype),
+    )
     ((job,),) = on_their_grid(
         run,
         [job.weight],
@@ -60,6 +63,30 @@ def read_linear(run: Run, x: ir.Value, w: ir.Value, reader: ir.Node, *, transpos
     ).jobs
     _require_smaller(job, require_matmul_nbits(run, job, w), w)
     return job
+
+
+def in_blocks(
+    jobs: Sequence[QuantizationJob], refuse: Callable[[QuantizedShape], str | None]
+) -> tuple[QuantizationJob, ...]:
+    """Gives weights [N, K] that are to have one scale a row, which their operator has not, the longest blocks it takes.
+
+    Args:
+        jobs: of one spec and shape.
+        refuse: why the operator or the target cannot hold a weight so, or None.
+
+    Returns:
+        The jobs; as they were where the plan asks for blocks, or no blocks help.
+    """
+    spec, k = jobs[0].context.spec, jobs[0].shape[1]
+    because = None if spec.block_size else refuse(jobs[0].stored_shape)
+    if because is None:
+        return tuple(jobs)
+    for block in born.BLOCKS[1:]:
+        own = replace(spec, block_size=block)
+        if block < 2 * k and refuse(jobs[0].shape_in(own)) is None:
+            contexts = (replace(job.context, spec=own, planned=spec, because=because) for job in jobs)
+            return tuple(replace(job, context=context) for job, context in zip(jobs, contexts, strict=True))
+    return tuple(jobs)
 
 
 def _require_smaller(job: QuantizationJob, stored: Stored, culprit: ir.Value) -> None:

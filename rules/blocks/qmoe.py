@@ -26,6 +26,8 @@ from rewriter.rules.blocks.matmul_nbits import on_their_grid
 from rewriter.rules.blocks.moe import Experts, Projection, flat_router
 from rewriter.target import Kernel, Target
 
+ONE_BLOCK_SIZE = "QMoE has one block size for all projections"
+
 Jobs = tuple[QuantizationJob, ...]
 
 
@@ -125,10 +127,13 @@ def plan_experts(
             for layout in map(layout_named, way.kernel.layouts):
                 refused = refusal(way.kernel, shapes, layout)
                 if refused is None:
-                    because = "QMoE has one block size for all projections"
+                    because = [ONE_BLOCK_SIZE] * len(asked)
                     if (block, symmetric) != wanted[0]:
-                        because = reasons[len(fitting[0].kernel.layouts) - 1]
-                    held = tuple(tuple(_as_held(job, block, symmetric, because) for job in jobs) for jobs in asked)
+                        because = _because(asked, planned, reasons[len(fitting[0].kernel.layouts) - 1])
+                    held = tuple(
+                        tuple(_as_held(job, block, symmetric, why) for job in jobs)
+                        for jobs, why in zip(asked, because, strict=True)
+                    )
                     return Held(held, block, layout, way)
                 reasons.append(refused)
     others = ", ".join(map(str, sizes[1:])) if smaller_blocks else ""
@@ -324,6 +329,15 @@ def refusal(kernel: Kernel, projections: Sequence[QuantizedShape], layout: Layou
 def _shape(job: QuantizationJob, block: int, *, symmetric: bool) -> QuantizedShape:
     shape = job.stored_shape
     return dataclasses.replace(shape, block=block, symmetric=shape.symmetric or symmetric)
+
+
+def _because(asked: Sequence[Jobs], block: int, reason: str) -> list[str]:
+    """Says of each projection why it has not the planned form, which may be for another's sake."""
+    own = [layout_named("raw").of(_shape(jobs[0], block, symmetric=False)) for jobs in asked]
+    refused = [found.reason if isinstance(found, Refusal) else "" for found in own]
+    at = refused.index(reason) if reason in refused else None
+    others = "" if at is None else f"{ONE_BLOCK_SIZE}, and of {asked[at][0].context.role} {reason}"
+    return [why or others or reason for why in refused]
 
 
 def _as_held(job: QuantizationJob, block: int, symmetric: bool, because: str) -> QuantizationJob:

@@ -162,7 +162,6 @@ def _bfloat16(model):
          {"exclude": [{"role": "embedding"}]}),
         ("different specs", "(int64[t] i) => (float[t, 32, 64] y) { y = Gather(w, i) }", normal(3, 32, 64),
          {"overrides": [{"weights": "w__slice_1", "bits": 8}]}),
-        ("power of two", "(int64[t] i) => (float[t, 64] y) { y = Gather(w, i) }", normal(40, 64), {"block_size": 0}),
         ("does not end on a byte", "(int64[t] i) => (float[t, 63] y) { y = Gather(w, i) }", normal(40, 63), {}),
     ],
 )  # fmt: skip

@@ -102,9 +102,19 @@ def test_declines_what_the_plan_leaves_out():
 
 
 def test_declines_what_the_operator_has_no_form_for():
-    result = quantized(one(), RULE, quantization__default={"block_size": 0})
-    (decline,) = result.report.declines
-    assert decline.reason.startswith("block size 0 is not a power of two")
+    result = quantized(one(), RULE, quantization__default={"bits": 3})
+    assert [d.reason for d in result.report.declines] == ["bits is 3; MatMulNBits takes 2, 4 or 8"]
+
+
+@pytest.mark.parametrize(("k", "block"), [(20, 32), (64, 64), (200, 256), (640, 256)])
+def test_one_scale_a_row_becomes_the_longest_blocks_and_is_said(k, block, tmp_path):
+    result = quantized(one(k), RULE, quantization__default={"block_size": 0})
+    result.save(tmp_path / "o")
+    (weight,) = result.report.weights
+    assert (weight.block_size, result.report.applied) == (block, {RULE[0]: 1})
+    (change,) = result.report.changes
+    assert "one block a row" in change.planned and f"blocks of {block}" in change.written
+    assert change.because.startswith("MatMulNBits has no scale for a whole row")
 
 
 def test_declines_what_the_target_has_no_kernel_for():

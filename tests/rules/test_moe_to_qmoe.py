@@ -184,6 +184,16 @@ def test_a_smaller_legal_block_is_taken_and_reported(tmp_path):
     assert_declines(model, rules, "K = 48 is not divisible by the block size 128")
 
 
+def test_a_projection_that_has_smaller_blocks_for_the_other_says_which(tmp_path):
+    result = rewrite(moe_model(INTERLEAVED, hidden=64, inter=32), rule_set(["moe-to-qmoe"], bits=4, block_size=64))
+    result.save(tmp_path / "o")
+    own = "K = 32 is not divisible by the block size 64, as QMoE needs"
+    assert {change.role: change.because for change in result.report.changes} == {
+        "expert.down": own,
+        "expert.gate_up": f"QMoE has one block size for all projections, and of expert.down {own}",
+    }
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_experts_are_streamed_one_at_a_time(bits, monkeypatch):
     model = ir.from_proto(moe_model(INTERLEAVED))

@@ -38,6 +38,10 @@ def _refuse(shape: QuantizedShape) -> str | None:
         return f"codes are {shape.format}; GatherBlockQuantized takes integers"
     if bits not in (2, 4, 8):
         return f"bits is {bits}; GatherBlockQuantized takes 2, 4 or 8"
+    if not block:
+        return Reason(
+            "GatherBlockQuantized has no scale for a whole row, but for blocks of 16, 32, 64, ...", OTHER_BLOCK_SIZE
+        )
     if block < 16 or block & (block - 1):
         return Reason(
             f"block size {block} is not a power of two of at least 16, as GatherBlockQuantized needs", OTHER_BLOCK_SIZE

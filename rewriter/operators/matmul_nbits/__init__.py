@@ -38,6 +38,8 @@ def _refuse(shape: QuantizedShape) -> str | None:
         return f"codes are {shape.format}; MatMulNBits takes integers"
     if shape.bits not in (2, 4, 8):
         return f"bits is {shape.bits}; MatMulNBits takes 2, 4 or 8"
+    if not shape.block:
+        return Reason("MatMulNBits has no scale for a whole row, but for blocks of 16, 32, 64, ...", OTHER_BLOCK_SIZE)
     if shape.block < 16 or shape.block & (shape.block - 1):
         return Reason(
             f"block size {shape.block} is not a power of two of at least 16, as MatMulNBits needs", OTHER_BLOCK_SIZE
