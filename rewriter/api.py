@@ -71,6 +71,7 @@ class Result(Generic[M]):
     _identity: Mapping[str, str] | None
     _saved: Path | None = None
     _parity: ModelParity | None = None
+    _files: int = 0
 
     @property
     def model(self) -> M:
@@ -100,7 +101,7 @@ class Result(Generic[M]):
     @property
     def report(self) -> Report:
         """What was done; complete, with an error for every weight, once the model is saved."""
-        found = self._report()
+        found = replace(self._report(), files_after=self._files)
         return found if self._parity is None else replace(found, parity=self._parity.comparison)
 
     def __repr__(self) -> str:
@@ -150,6 +151,11 @@ class Result(Generic[M]):
         place = path if isinstance(path, io.Place) else io.Place.of(path, overwrite=overwrite, resume=resume)
         source = io.source_path(self.ir_model)
         name = place.name or (source.name if source is not None else None)
+        names: set[str] = set()
+
+        def look(given: Sequence[Slot], written: ir.Model) -> None:
+            names.update(io.data_names(written))
+            self._inspect(given, written)
 
         def write() -> Path:
             if self._identity is not None and looked_whole(place.leftover(name or "")) > looked_whole(self._identity):
@@ -164,10 +170,11 @@ class Result(Generic[M]):
                 data_name=data_name,
                 progress=progress,
                 copy_others_from=source if self._from_folder else None,
-                inspect=self._inspect,
+                inspect=look,
             )
 
         self._saved = self._written(write)
+        self._files = io.bytes_on_disk(self._saved, names)
         return self._saved
 
     def check(self, feeds: Feeds | None = None, *, runtime: Runtime | None = None) -> ModelParity:
@@ -306,6 +313,7 @@ def _rewritten(
 ) -> Result[Any]:
     ours = run.model
     name = ours.graph.name or ""
+    files = io.bytes_on_disk(io.source_path(ours), io.data_names(ours))
     quantized = [node for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS]
     before = bytes_by_family(ours, run.role)
     outcome = engine.apply(rule_set)
@@ -332,6 +340,7 @@ def _rewritten(
             weights=run.weights,
             left=left_in_float(ours, outcome.declines, run.role, rule_set, _default(rule_set)),
             sweeps=outcome.sweeps,
+            files_before=files,
             bytes_before=sum(before.values()),
             bytes_after=sum(after.values()),
             model=os.fspath(model) if isinstance(model, str | os.PathLike) else name,

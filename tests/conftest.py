@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rewriter.cli import console
 from rewriter.engine import purity
 
 pytest_plugins = ["rewriter.testing.plugin"]
@@ -39,6 +40,14 @@ def pytest_collection_modifyitems(items):
 
 def _in(item, folders):
     return any(item.path.is_relative_to(HERE / name) for name in folders)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_lines_of_progress():
+    """A busy machine is no reason for another output."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(console, "SECONDS", 1e6)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -116,6 +116,7 @@ def test_the_file_is_no_larger_than_asked(budget, share, tmp_path):
     saved = result.save(tmp_path / "o")
     size = sum(file.stat().st_size for file in saved.parent.iterdir())
     assert size <= total
+    assert (result.report.files_before, result.report.files_after) == (MODEL.stat().st_size, size)
     assert abs(size - choice.nbytes) < 0.1 * size
     assert len(result.report.weights) == sum(group.count for group in budget.groups)
 
@@ -190,11 +191,19 @@ def test_a_size_that_no_form_reaches_is_refused_before_anything_is_measured(cali
 
 def test_a_divergence_is_reached_in_few_bytes(measured, calibration, tmp_path, capsys):
     command = ["apply", str(MODEL), "-r", "gptq-mixed", "--no-check", "--parity", "none", "--json"]
-    command += ["--calibration", str(calibration.folder), "-o", str(tmp_path / "o")]
+    command += ["--calibration", str(calibration.folder), "-o", str(tmp_path / "o"), "--html", str(tmp_path / "p.html")]
+    command += ["--tokens", str(calibration.folder / "sample.npy")]
     sizes = []
     for kl in (0.02, 0.005):
-        assert main([*command, "--max-kl", str(kl), "--overwrite"]) == 0
-        sized = json.loads(capsys.readouterr().out)["sized"]
+        code = main([*command, "--max-kl", str(kl), "--overwrite"])
+        said = capsys.readouterr()
+        report = json.loads(said.out)
+        sized, measured_kl = report["sized"], report["quality"]["kl"]["value"]
+        assert code == (measured_kl > kl)
+        assert f"KL divergence {measured_kl:.4g} is above {kl:g}; the output is kept" in said.err or not code
+        page = " ".join((tmp_path / "p.html").read_text().split())
+        assert f"Asked for: {sized['asked']}." in page and f"Measured: KL {measured_kl:.4f} (" in page
+        assert page.count("<td>chosen</td>") == 1 and "KL, 99th percentile" in page
         (chosen,) = (size for size in sized["sizes"] if size["chosen"])
         assert chosen["error"] <= MARGIN * kl < 2 * chosen["error"]
         assert sized["asked"] == f"a KL of at most {kl:g} (aimed at {MARGIN * kl:.3g})"

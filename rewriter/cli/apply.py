@@ -12,6 +12,7 @@ import typer
 
 from rewriter.cli import options
 from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Rules, Settings, TargetName, given
+from rewriter.cli.token_options import Sequences, Tokens, given_tokens
 
 if TYPE_CHECKING:
     from rewriter.api import Result
@@ -81,6 +82,8 @@ def apply(
         Path | None,
         given("FOLDER", "What the weights saw on real tokens, as rewriter calibrate wrote it; gptq quantizes by it."),
     ] = None,
+    tokens: Tokens = None,
+    sequences: Sequences = None,
     size: Annotated[
         int | None,
         given(
@@ -92,7 +95,10 @@ def apply(
     max_kl: Annotated[
         float | None,
         given(
-            "X", "The same for the fewest bytes whose expected KL divergence is at most X; takes --calibration.", min=0
+            "X",
+            "The same for the fewest bytes with an expected KL divergence below X; takes --calibration."
+            " With --tokens, fail where it is larger.",
+            min=0,
         ),
     ] = None,
     bits: Annotated[
@@ -159,13 +165,15 @@ def apply(
     from rewriter.budget.goal import Goal
     from rewriter.cli import against, report_files, tables
     from rewriter.cli.budget import fitted
-    from rewriter.cli.console import byte_bar, console, labelled, print_json, shout, show, working
+    from rewriter.cli.console import byte_bar, console, count_bar, labelled, print_json, shout, show, working
     from rewriter.errors import UsageError, warn
     from rewriter.explanation.coverage import unread_experts
     from rewriter.io import Place
+    from rewriter.parity.limits import too_far
+    from rewriter.parity.quality import compare_quality
     from rewriter.parity.runtime import missing
-    from rewriter.text import shrink
 
+    ids = given_tokens(tokens, None, None, 0, sequences)
     rule_set = options.rule_set(rules, settings, parity)
     _require_known(require, rule_set)
     _require_directory(out)
@@ -188,7 +196,7 @@ def apply(
         if place.leftovers and calibration is None:
             warn("what --size and --bits choose is worked out anew; --write-plan keeps it as a rule set")
         inputs: dict[str, Any] = {"target": target, "imatrix": imatrix, "calibration": calibration}
-        rule_set, why = fitted(model, rules, rule_set, goal, write_plan, quiet=silent, **inputs)
+        rule_set, why = fitted(model, rules, rule_set, goal, write_plan, tokens, quiet=silent, **inputs)
     with working(f"reading {model}", quiet=silent) as tell:
         result: Result[Any] = api.apply(
             model,
@@ -203,9 +211,14 @@ def apply(
         saved = result.save(place, memory=memory, max_shard_size=max_shard_size, data_name=data_name, progress=told)
     with working("comparing with the original", quiet=silent):
         found = against.compare(result, check, provider)
+    quality = None
+    if ids is not None:
+        with count_bar("running both models", "sequences", quiet=silent) as told:
+            quality = compare_quality(model, saved, ids, provider=provider or "cpu", progress=told)
+        quality = dataclasses.replace(quality, failures=too_far(quality, max_kl))
     done = result.report
     origin = dataclasses.replace(done.provenance, command=shlex.join(["rewriter", *sys.argv[1:]]))
-    done = dataclasses.replace(done, parity=found, provenance=origin, sized=why)
+    done = dataclasses.replace(done, parity=found, provenance=origin, sized=why, quality=quality)
 
     screen = console(quiet=silent)
     more = "; --report FILE.json lists all" if report is None else f"; see {report}"
@@ -233,10 +246,12 @@ def apply(
         show(screen, tables.metrics(title, found.outputs))
     elif found.skipped:
         screen.print(f"Not compared with the original: {found.skipped}.\n")
+    if quality is not None:
+        show(screen, tables.quality(quality))
     if done.already_quantized:
         kept = ", ".join(f"{count:,} {operator}" for operator, count in done.already_quantized.items())
         screen.print(f"Quantized already, left as they were: {kept}\n")
-    screen.print(labelled("Size", shrink(done.bytes_before, done.bytes_after)))
+    screen.print(labelled("Size", f"{done.shrunk} on disk"))
     screen.print(labelled("Output", saved), soft_wrap=True)
     if report is not None:
         report_files.write(report, done)
@@ -248,7 +263,7 @@ def apply(
         print_json(done.to_json())
 
     wrong = [f"rule {r.rule} at node {r.declines[0].node}: {r.reason}" for r in done.refusals if r.failed]
-    failures = [*wrong, *found.failures, *_never_fired(require, done)]
+    failures = [*wrong, *found.failures, *(quality.failures if quality else ()), *_never_fired(require, done)]
     for failure in failures:
         shout(f"{failure}; the output is kept")
     if failures:

@@ -15,7 +15,15 @@ from rewriter.text import nbytes
 
 
 def fitted(
-    model: Path, base: str, rule_set: RuleSet, goal: Goal, write_plan: Path | None, *, quiet: bool, **options: Any
+    model: Path,
+    base: str,
+    rule_set: RuleSet,
+    goal: Goal,
+    write_plan: Path | None,
+    tokens: Path | None,
+    *,
+    quiet: bool,
+    **options: Any,
 ) -> tuple[RuleSet, Sized]:
     """Returns the rule set with the forms that reach a goal, and why these; prints it with what other sizes would give.
 
@@ -25,6 +33,7 @@ def fitted(
         rule_set: the same, with what the command line changes in it.
         goal: what is asked for.
         write_plan: file for the rule set that was found.
+        tokens: what the result will be measured on, or None.
         quiet: print nothing.
         options: of ``apply``.
 
@@ -46,7 +55,7 @@ def fitted(
     why = explained(budget, choice, goal)
     expected = f", expected KL {choice.error:.4f}" if budget.tokens else ""
     screen.print(labelled("Budget", f"{why.asked}; the forms chosen take {nbytes(choice.nbytes)}{expected}"))
-    if goal.kl is not None:
+    if goal.kl is not None and tokens is None:
         screen.print(labelled("", f"measure it: rewriter check {model} OUTPUT --tokens FILE.npy --max-kl {goal.kl:g}"))
     if write_plan is not None:
         own = str(Path(base).resolve()) if Path(base).is_file() else base

@@ -136,6 +136,7 @@ def _check_quality(
     from rewriter.cli import tables
     from rewriter.cli.console import console, count_bar, print_json, shout, show
     from rewriter.errors import ParityError, UsageError
+    from rewriter.parity.limits import too_far
     from rewriter.parity.quality import compare_quality
     from rewriter.report import document
 
@@ -148,13 +149,9 @@ def _check_quality(
             )
         except ParityError as error:  # no figure of a comparison, but two models that have none
             raise UsageError(str(error)) from error
-    failures = []
-    if max_kl is not None and not found.kl.value <= max_kl:
-        failures.append(f"KL divergence {found.kl.value:.4g} is above {max_kl:g}")
-    if min_top1 is not None and not found.top1.value >= min_top1:
-        failures.append(f"top-1 agreement {found.top1.value:.2%} is below {min_top1:.2%}")
+    failures = too_far(found, max_kl, min_top1)
     if as_json:
-        print_json(document(replace(found, failures=tuple(failures))), quiet=quiet)
+        print_json(document(replace(found, failures=failures)), quiet=quiet)
     else:
         screen = console(quiet=quiet)
         names = ((f"{after}", "bold"), " against ", (f"{before}", "bold"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 from rich import box
@@ -17,6 +18,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -25,12 +27,15 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from rewriter.text import printable, shortened
+from rewriter.text import nbytes, printable, shortened
 
 T = TypeVar("T")
 
 TOP = 10
 """Rows of a table that may be long."""
+
+SECONDS = 10.0
+"""Between two lines that say what is being done, where there is no terminal."""
 
 _PIPED_WIDTH = 160
 
@@ -185,35 +190,70 @@ def print_json(document: object, *, quiet: bool = False) -> None:
     console(quiet=quiet).out(json.dumps(document, indent=2, allow_nan=False))
 
 
+class _Lines:
+    """Says now and then what is being done, where stderr is a file or a pipe: silence looks like a hang."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+
+    def __enter__(self) -> _Lines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _tell(self) -> None:
+        while not self._ended.wait(SECONDS):
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                sys.stderr.write(f"... {printable(self.text)}\n")
+                sys.stderr.flush()
+
+
 @contextmanager
 def working(text: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Shows a spinner on a terminal; gives a function that changes its text."""
-    if quiet or not sys.stderr.isatty():
+    """Shows a spinner on a terminal, elsewhere a line now and then; gives a function that changes its text."""
+    if quiet:
         yield lambda changed: None
-        return
-    with Console(stderr=True, highlight=False, markup=False).status(text) as status:
-        yield status.update
+    elif not sys.stderr.isatty():
+        with _Lines(text) as lines:
+            yield lambda changed: setattr(lines, "text", changed)
+    else:
+        with Console(stderr=True, highlight=False, markup=False).status(text) as status:
+            yield status.update
 
 
 @contextmanager
 def count_bar(text: str, unit: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Shows a bar of things done with the time left on a terminal; gives what tells it how many, and of how many."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    """Shows how many things are done, with the time left; gives what tells it how many, and of how many."""
+    columns = (MofNCompleteColumn(), TextColumn(unit))
+    with _bar(text, columns, lambda done, total: f"{done:,} of {total:,} {unit}", quiet=quiet) as told:
+        yield told
 
 
 @contextmanager
 def byte_bar(text: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Shows a bar of bytes with the time left on a terminal; gives what tells it bytes done and bytes in all."""
-    if quiet or not sys.stderr.isatty():
+    """Shows how many bytes are done, with the time left; gives what tells it bytes done and bytes in all."""
+    columns = (DownloadColumn(), TransferSpeedColumn())
+    with _bar(text, columns, lambda done, total: f"{nbytes(done)} of {nbytes(total)}", quiet=quiet) as told:
+        yield told
+
+
+@contextmanager
+def _bar(
+    text: str, columns: Sequence[ProgressColumn], said: Callable[[int, int], str], *, quiet: bool
+) -> Iterator[Callable[[int, int], None] | None]:
+    """Shows a bar on a terminal, elsewhere a line now and then."""
+    if quiet:
         yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    elif not sys.stderr.isatty():
+        with _Lines(text) as lines:
+            yield lambda done, total: setattr(lines, "text", f"{text}, {said(done, total)}")
+    else:
+        shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+        with Progress(*shown, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(text, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)

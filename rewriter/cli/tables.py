@@ -247,16 +247,7 @@ def coverage(blocks: Sequence[BlockCoverage]) -> Sheet | None:
 def quality(found: Quality) -> Sheet:
     """Perplexity, KL divergence and top-1 agreement, with their intervals."""
     made = Sheet("Quality", "|measure", ">value", ">95% interval")
-    ppl = ".4f"
-    rows = (
-        ("perplexity before", found.perplexity_before, ppl),
-        ("perplexity after", found.perplexity_after, ppl),
-        ("perplexity increase", found.perplexity_increase, "+.2%"),
-        ("KL, mean", found.kl, ".4f"),
-        ("KL, 99th percentile", found.kl_p99, ".4f"),
-        ("same most likely token", found.top1, ".2%"),
-    )
-    for name, estimate, form in rows:
+    for name, estimate, form in found.rows:
         low, high = figure(estimate.low, form), figure(estimate.high, form)
         made.add(name, figure(estimate.value, form), "-" if estimate.low is None else f"{low} to {high}")
     return made

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from rewriter.html.heat import Grid, HeatMap, grid, heat_maps
 from rewriter.report import Left, Metrics, Proof, Refusal, Report, Size, Weight
-from rewriter.text import names, shrink
+from rewriter.text import names
 
 EXAMPLES = 5
 """Places that are named where a rule declined."""
@@ -88,11 +88,6 @@ class Figures:
 
     def __init__(self, report: Report) -> None:
         self.report = report
-
-    @property
-    def headline(self) -> str:
-        """Size before and after, and how many times smaller."""
-        return shrink(self.report.bytes_before, self.report.bytes_after)
 
     @cached_property
     def fired(self) -> tuple[Fired, ...]:

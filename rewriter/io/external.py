@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -78,6 +79,17 @@ def require_unchanged(model: ir.Model) -> None:
 def files_read(model: ir.Model) -> list[Path]:
     """Returns the data files of the model that was read."""
     return [file.path for file in model.meta.get(_READ, ())]
+
+
+def data_names(model: ir.Model) -> set[str]:
+    """Returns the names of the data files of a model, from its directory on."""
+    tensors = (slot.tensor for slot in stored_tensors(model))
+    return {os.fspath(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+
+
+def bytes_on_disk(file: Path | None, names: Iterable[str]) -> int:
+    """Returns the bytes of a model file and its data files; 0 where there is none."""
+    return 0 if file is None else sum((file.parent / name).stat().st_size for name in (file.name, *names))
 
 
 def _open(label: str, location: str, base_dir: Path) -> tuple[MappedFile, int]:

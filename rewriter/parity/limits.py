@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from rewriter.parity.model import ModelParity
+from rewriter.report.quality import Quality
 from rewriter.ruleset import ParitySettings
 
 
@@ -43,3 +44,13 @@ def exceeded(parity: ModelParity, limits: ParitySettings, expected: float = math
 def limited(limits: ParitySettings) -> bool:
     """Says whether any limit is set."""
     return any(limit is not None for limit in (limits.max_relative_l2, limits.min_snr_db, limits.min_top1))
+
+
+def too_far(found: Quality, max_kl: float | None, min_top1: float | None = None) -> tuple[str, ...]:
+    """Returns one line for each limit that the predictions of a rewritten model exceed."""
+    lines = []
+    if max_kl is not None and not found.kl.value <= max_kl:
+        lines.append(f"KL divergence {found.kl.value:.4g} is above {max_kl:g}")
+    if min_top1 is not None and not found.top1.value >= min_top1:
+        lines.append(f"top-1 agreement {found.top1.value:.2%} is below {min_top1:.2%}")
+    return tuple(lines)

@@ -13,6 +13,7 @@ from rewriter.report.changes import Change, changes
 from rewriter.report.grids import KEPT, on_grids
 from rewriter.report.layers import LayerError, by_layer
 from rewriter.report.provenance import Made, Provenance
+from rewriter.report.quality import Estimate, Quality
 from rewriter.report.records import (
     Application,
     Comparison,
@@ -37,6 +38,7 @@ __all__ = [
     "Change",
     "Comparison",
     "Decline",
+    "Estimate",
     "LayerError",
     "Left",
     "Made",
@@ -45,6 +47,7 @@ __all__ = [
     "PlanLine",
     "Proof",
     "Provenance",
+    "Quality",
     "Refusal",
     "Report",
     "RoleSummary",
@@ -76,6 +79,8 @@ class Report:
         weights: every quantized weight that has been written, the largest error first.
         left: the weights that stay float, the largest first, with what declined there.
         sweeps: phase -> sweeps until nothing fired.
+        files_before: bytes of the files of the model that was given; 0 where it was given in memory.
+        files_after: bytes of the files that were written; 0 where none were.
         bytes_before: of all tensors of the model that was given.
         bytes_after: of all tensors of the rewritten model.
         parity: how its outputs compare with the original's, or why they were not compared; None where nobody asked.
@@ -85,6 +90,7 @@ class Report:
         provenance: versions, date and command of the run, and what had been done to the model before.
         misfits: nodes of the rewritten model that the target refuses, or computes wrongly.
         sized: what a budget was asked for and chose; None where there was none.
+        quality: how well the rewritten model predicts tokens, beside the original; None where that was not measured.
         already_quantized: operator -> nodes of the given model that hold quantized weights and were left as they are.
     """
 
@@ -96,6 +102,8 @@ class Report:
     weights: tuple[Weight, ...] = ()
     left: tuple[Left, ...] = ()
     sweeps: Mapping[str, int] = field(default_factory=dict)
+    files_before: int = 0
+    files_after: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
     parity: Comparison | None = None
@@ -105,13 +113,20 @@ class Report:
     misfits: tuple[Misfit, ...] = ()
     already_quantized: Mapping[str, int] = field(default_factory=dict)
     sized: Sized | None = None
+    quality: Quality | None = None
     provenance: Provenance = field(default_factory=Provenance)
 
     def __repr__(self) -> str:
         """Sums it up: whole, it may have a line for each of ten thousand nodes."""
         counts = f"{len(self.applications):,} applications, {len(self.declines):,} declines"
-        size = shrink(self.bytes_before, self.bytes_after)
-        return f"<Report of {self.rule_set} for {self.target}: {counts}, {size}>"
+        return f"<Report of {self.rule_set} for {self.target}: {counts}, {self.shrunk}>"
+
+    @property
+    def shrunk(self) -> str:
+        """Size before and after, in words: of the files where both are known, else of all tensors."""
+        if self.files_before and self.files_after:
+            return shrink(self.files_before, self.files_after)
+        return shrink(self.bytes_before, self.bytes_after)
 
     @property
     def applied(self) -> dict[str, int]:

@@ -50,3 +50,15 @@ class Quality:
     kl_p99: Estimate
     top1: Estimate
     failures: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> tuple[tuple[str, Estimate, str], ...]:
+        """What people read: name, figure, and how it is formatted."""
+        return (
+            ("perplexity before", self.perplexity_before, ".4f"),
+            ("perplexity after", self.perplexity_after, ".4f"),
+            ("perplexity increase", self.perplexity_increase, "+.2%"),
+            ("KL, mean", self.kl, ".4f"),
+            ("KL, 99th percentile", self.kl_p99, ".4f"),
+            ("same most likely token", self.top1, ".2%"),
+        )

@@ -54,7 +54,7 @@ class SpecDocument(_Strict):
     bits: Annotated[plan.Bits, exact(plan.Bits)] = WeightSpec.bits  # type: ignore[assignment]  # held by exact()
     """Bits per weight."""
     block_size: Annotated[plan.BlockSize, exact(plan.BlockSize)] = WeightSpec.block_size  # type: ignore[assignment]  # likewise
-    """Input features that share a scale; 0 is one for a whole row, which only QMoE has: others get their longest blocks."""
+    """Input features that share a scale; 0 is a whole row, which only QMoE has: others take their longest blocks."""
     symmetric: bool = WeightSpec.symmetric
     """True for no zero points."""
     format: FormatName = WeightSpec.format

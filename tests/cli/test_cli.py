@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -15,7 +16,7 @@ from cli_models import GRANITE, linear
 
 from rewriter import api
 from rewriter.cli import options, tables
-from rewriter.cli.console import console, show
+from rewriter.cli.console import byte_bar, console, show, working
 from rewriter.report import Decline, Report
 from rewriter.text import nbytes, shrink
 
@@ -141,3 +142,24 @@ def test_targets_and_names_are_completed():
     assert "lm_head.weight_t" in options.complete_names(context, "lm_")
     assert "expert.down" in options.complete_names(context, "expert.")
     assert options.complete_names(types.SimpleNamespace(params={}), "x") == []
+
+
+def test_where_there_is_no_terminal_a_line_now_and_then_says_what_is_being_done(monkeypatch, capsys):
+    monkeypatch.setattr("rewriter.cli.console.SECONDS", 0.001)
+
+    def said(line):
+        found = ""
+        while line not in found:  # no end where it never comes
+            found += capsys.readouterr().err
+        assert set(found.splitlines()) <= {"... reading", "... matching", "... writing o", line}
+
+    with working("reading", quiet=False) as tell:
+        said("... reading")
+        tell("matching")
+        said("... matching")
+    with byte_bar("writing o", quiet=False) as told:
+        told(2_000_000, 8_000_000)
+        said("... writing o, 2.00 MB of 8.00 MB")
+    with working("reading", quiet=True):
+        time.sleep(0.01)
+    assert capsys.readouterr().err.strip() in ("", "... writing o, 2.00 MB of 8.00 MB")

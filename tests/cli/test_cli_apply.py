@@ -37,7 +37,7 @@ def test_apply_writes_a_model_and_says_what_it_did(run, tmp_path):
         r"expert.gate_up +8 +4 +5.000 +131 kB +20.5 kB +\d\.\d\d% +\d\.\d\d%",
         r"Against the original \((cpu|reference), random inputs, seed 0\)",
         r"logits +0?\.\d+",
-        r"Size +667 kB -> \d{3} kB \(\d\.\dx smaller\)",
+        r"Size +813 kB -> \d{3} kB \(\d\.\dx smaller\) on disk",
         r"Output +out/granitemoehybrid_static_unroll_f32.onnx",
         r"Report +out/report.json",
     ):
