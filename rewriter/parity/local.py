@@ -20,7 +20,7 @@ from rewriter.ruleset import ParitySettings
 _MEMBERS = 4
 """Members of a class that are run, where they are small: the first, the last, and others by lot."""
 
-_SMALL = 1 << 16
+_SMALL = 1 << 20
 """Bytes of a member's float weights, and"""
 
 _FEW = 64
