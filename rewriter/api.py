@@ -60,6 +60,7 @@ class Result(Generic[M]):
     Attributes:
         ir_model: the rewritten model; its new weights are computed when they are read or written.
         rule_set: what was run.
+        nodes_before: how many nodes the given model has.
     """
 
     ir_model: ir.Model
@@ -72,6 +73,7 @@ class Result(Generic[M]):
     _saved: Path | None = None
     _parity: ModelParity | None = None
     _files: int = 0
+    nodes_before: int = 0
 
     @property
     def model(self) -> M:
@@ -314,7 +316,8 @@ def _rewritten(
     ours = run.model
     name = ours.graph.name or ""
     files = io.bytes_on_disk(io.source_path(ours), io.data_names(ours))
-    quantized = [node for node in all_nodes(ours) if node.op_type in QUANTIZED_OPERATORS]
+    nodes = list(all_nodes(ours))
+    quantized = [node for node in nodes if node.op_type in QUANTIZED_OPERATORS]
     before = bytes_by_family(ours, run.role)
     outcome = engine.apply(rule_set)
     _require_names(plan, [*seen, *run.readers], {*ROLES, *run.roles})
@@ -357,7 +360,7 @@ def _rewritten(
     # What was made ready for rules, as functions that were inlined, stays only where one fired.
     written = ours if outcome.applications else io.as_model(model)
     identity = None if inputs is None else {**inputs, **of_rules(made, whole=run.looks_whole)}
-    return Result(written, rule_set, report, inspect, model, again, identity)
+    return Result(written, rule_set, report, inspect, model, again, identity, nodes_before=len(nodes))
 
 
 def _default(present: RuleSet) -> RuleSet:

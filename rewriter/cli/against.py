@@ -35,7 +35,7 @@ def compare(result: Result[Any], asked: bool | None, provider: str | None = None
     wanted = asked or (asked is None and (limited(limits) or provider is not None))
     if asked is False:
         return Comparison(skipped="--no-check")
-    size, nodes = result.report.bytes_before, sum(len(graph) for graph in result.ir_model.graphs())
+    size, nodes = result.report.bytes_before, max(result.nodes_before, sum(1 for _ in all_nodes(result.ir_model)))
     if not wanted and (size > LARGEST or nodes > MOST_NODES):
         large = f"{nbytes(size)} of weights" if size > LARGEST else f"{nodes:,} nodes"
         return Comparison(skipped=f"the model has {large} (--check compares all the same)")

@@ -178,6 +178,10 @@ def test_whole_models_are_compared_where_that_is_cheap_and_possible(run, monkeyp
     monkeypatch.setattr(against, "LARGEST", 1 << 30)
     monkeypatch.setattr(against, "MOST_NODES", 0)
     assert "the model has 1 nodes (--check" in run("apply", model, "-o", "6")[1]
+    nodes = len(onnx.load(GRANITE).graph.node)
+    monkeypatch.setattr(against, "MOST_NODES", nodes - 10)
+    assert "nodes (--check" in run("apply", GRANITE, "-o", "7", "-r", "fuse-experts")[1]
+    assert len(onnx.load("7/" + GRANITE.name).graph.node) < nodes - 20, "it is the given model that is large"
     assert "Against the original" in run("apply", model, "-o", "5", "--set", "parity.min_snr_db=1")[1]
 
 
