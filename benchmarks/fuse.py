@@ -3,7 +3,8 @@
     python benchmarks/fuse.py [--layers 4] [--experts 64] [--hidden 512] [--intermediate 256]
 
 First table: session load, decode (1 token) and 32-token latency of each form under ONNX Runtime's CPU provider, and
-file size. Second table: what fusing takes at 30 layers, by number of experts: it is linear.
+file size. Second table: what fusing takes at 30 layers, by number of experts: it is linear. Third: what it takes where
+the same experts are in a loop over the rows that chose them (``--only loop`` prints that alone).
 """
 
 from __future__ import annotations
@@ -106,6 +107,22 @@ def rewriting(options: argparse.Namespace) -> None:
         print(f"| {options.deep} x {experts} | {model.graph.num_nodes()} | {cells} |", flush=True)
 
 
+def looping(options: argparse.Namespace) -> None:
+    print("\nCPU seconds of fuse-experts with its proofs, unrolled and as a loop: the least of three turns\n")
+    print("| layers x experts | nodes | nodes of the loop | unrolled | loop | ratio | ratio of nodes |")
+    print("|---|---|---|---|---|---|---|")
+    for experts in (1, options.most // 4, options.most // 2, options.most):  # the first one starts the worker
+        both = [
+            models.unrolled_model(options.deep, experts, top_k=min(2, experts), loop=loop) for loop in (False, True)
+        ]
+        turns = [[cpu(rewriter.apply, model, "fuse-experts") for model in both] for _ in range(3)]
+        unrolled, loop = (min(times) for times in zip(*turns, strict=True))
+        nodes = [model.graph.num_nodes() for model in both]
+        cells = f"{nodes[0]} | {nodes[1]} | {unrolled:.2f} | {loop:.2f} | {loop / unrolled:.2f}"
+        if experts > 1:
+            print(f"| {options.deep} x {experts} | {cells} | {nodes[1] / nodes[0]:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4)
@@ -119,9 +136,12 @@ def main() -> None:
     parser.add_argument("--directory", help="where models are written and removed")
     parser.add_argument("--only", default="", metavar="TEXT", help="forms whose name has it, and no second table")
     options = parser.parse_args()
-    forms(options)
+    if options.only != "loop":
+        forms(options)
     if not options.only:
         rewriting(options)
+    if options.only in ("", "loop"):
+        looping(options)
 
 
 if __name__ == "__main__":

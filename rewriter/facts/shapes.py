@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from rewriter.facts.facts import Facts
 from rewriter.facts.family import Family
-from rewriter.facts.integers import integers_of, shaped
+from rewriter.facts.integers import Shaped, integers_of, shaped, static
 from rewriter.facts.moves import OPERATORS, Parts, moved, positions, read, slice_bounds
-from rewriter.facts.size import Dims, Integers, Size, reshaped, total_of
+from rewriter.facts.size import ONE, Dims, Integers, Size, reshaped, total_of
 from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.declines import Declined
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
@@ -195,3 +195,38 @@ def concatenated(facts: Facts, node: ir.Node, *vectors: ir.Value | None) -> Inte
         return None
     parts = [part.sizes for value in vectors if (part := integers_of(facts, value)) is not None]
     return Integers(tuple(size for part in parts for size in part)) if len(parts) == len(vectors) else None
+
+
+@dataclass(frozen=True)
+class Row(Shaped):
+    """Sizes in a matrix of one row.
+
+    Attributes:
+        sizes: one for each column.
+    """
+
+    sizes: Dims
+
+    @property
+    def dims(self) -> Dims:
+        """[1, columns]."""
+        return ONE, Size(len(self.sizes))
+
+
+@sizes.at("OneHot")
+def one_hot(facts: Facts, node: ir.Node, index: ir.Value, depth: ir.Value, values: ir.Value) -> Row | None:
+    """One size in the place of one index, and another elsewhere: what TorchScript repeats a dimension by."""
+    at, count, pair = static(facts, node, 0), static(facts, node, 1), integers_of(facts, values)
+    if at is None or count is None or pair is None or (len(at), len(count), len(pair.sizes)) != (1, 1, 2):
+        return None
+    known = integers_of(facts, index)
+    if known is None or known.scalar or integer_attribute(node, "axis", -1) not in (-1, 1):
+        return None
+    return Row(tuple(pair.sizes[int(column == at[0] % count[0])] for column in range(count[0])))
+
+
+@sizes.at("Reshape")
+def flat(facts: Facts, node: ir.Node, row: ir.Value, shape: ir.Value) -> Integers | None:
+    """A row as a vector."""
+    held, target = facts.get(row, Row), static(facts, node, 1)
+    return Integers(held.sizes) if held is not None and target in ([-1], [len(held.sizes)]) else None

@@ -111,8 +111,10 @@ def tokens(sizes: Iterable[Size]) -> Axes:
     return tuple(dims)
 
 
-def total(dim: Iterable[Atom]) -> Size:
+def total(dim: Sequence[Atom]) -> Size:
     """Returns the extent of a dimension."""
+    if len(dim) == 1:
+        return dim[0].size
     size = ONE
     for atom in dim:
         size *= atom.size

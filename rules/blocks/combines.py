@@ -85,7 +85,10 @@ def weigh(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir
     if rows is not None and (axes is None or a is None) and any(only(dim, "group") for dim in b.axes):
         a, axes = None, (*b.axes[:1], *rows.axes[1:])  # rows of something else than that expert's
     mixed = None if axes is None else weighted(value, a, b, node)
-    return None if mixed is None or axes is None else Located(mixed, axes)
+    if mixed is None or axes is None:
+        return None
+    alone = isinstance(mixed, Mixed) and mixed.mixing.router.k == 1  # then the slot is no index
+    return Located(mixed, tuple(() if alone and only(dim, "slot") else dim for dim in axes))
 
 
 def _admitted(facts: Facts, value: ir.Value, mask: Located, node: ir.Node) -> Located | None:
@@ -125,6 +128,8 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
             return Mixed(weight.mixing, (Term(weight.expert, weight.slots, own, value, node),))
         own = known if known is None or known.by == "all" else None
         return Weighted(weight.mixing, own, value, "expert", node) if weight.complete else None
+    if isinstance(weight, Mixing) and weight.router.k == 1 and known is not None and known.by == Slot(weight.router, 0):
+        weight = dataclasses.replace(weight, slot=0)
     if isinstance(weight, Mixing) and weight.slot is not None and known is not None:
         if known.by == "one":
             return Unmasked(weight, known, value, node)
@@ -309,7 +314,7 @@ def summed(located: Located, axis: int, node: ir.Node, *, keep: bool) -> Located
         return Located(Complete(Weighted(held.gate.share.mixing, plain, value, "expert", node)), left)
     if isinstance(held, Mixed) and only(located.axes[axis], "slot"):  # each pair of token and slot has one expert
         return Located(held, left)
-    if isinstance(held, Complete) and not located.axes[axis]:
+    if isinstance(held, Mixed | Complete) and not located.axes[axis]:
         return Located(held, left)
     if isinstance(held, Weighted) and only(located.axes[axis], held.over):
         return Located(Complete(held), left)

@@ -163,13 +163,15 @@ class Outline(Content):
 def first_row(facts: Facts, node: ir.Node, data: ir.Value, *others: ir.Value | None) -> Located | None:
     """The first position along dimensions whose extent nobody knows, all of the others: asked for its shape alone."""
     located = facts.get(data, Located)
-    starts, ends = static(facts, node, 1, "starts"), static(facts, node, 2, "ends")
-    cut = static(facts, node, 3, "axes", range(len(starts or ())))
-    if located is None or starts is None or ends is None or cut is None or others[3:]:
+    starts = None if located is None or others[3:] else static(facts, node, 1, "starts")
+    if located is None or starts is None or any(starts):
+        return None
+    ends, cut = static(facts, node, 2, "ends"), static(facts, node, 3, "axes", range(len(starts)))
+    if ends is None or cut is None:
         return None
     axes = list(located.axes)
-    for axis, start, end in zip(cut, starts, ends, strict=True):
-        if start or end not in (1, *_FAR) or (end == 1 and total(axes[axis]).constant is not None):
+    for axis, end in zip(cut, ends, strict=True):
+        if end not in (1, *_FAR) or (end == 1 and total(axes[axis]).constant is not None):
             return None
         axes[axis] = () if end == 1 else axes[axis]
     return Located(Outline(), tuple(axes))

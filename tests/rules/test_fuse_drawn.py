@@ -45,7 +45,7 @@ def test_every_router_that_is_drawn_is_known(router):
     assert_fused(layer("loop-in-place", router))
 
 
-@pytest.mark.parametrize("combine", [combine for combine in LOOPS if combine != "loop-filled"])
+@pytest.mark.parametrize("combine", LOOPS)
 def test_one_expert_for_each_token(combine):
     assert_fused(layer(combine, k=1, opset=18))
 

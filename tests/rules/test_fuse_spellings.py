@@ -40,6 +40,13 @@ SPELLINGS = {
     + "z = Concat<axis=1>(z0, z1, z2) i1 = Unsqueeze(i, last) xs = Shape(x) hs = Slice(xs, l1, l2) is = Shape(i) "
     + "to = Concat<axis=0>(is, hs) ie = Expand(i1, to) im = Mod(ie, n3) g = GatherElements<axis=1>(z, im) "
     + "w1 = Unsqueeze(w, last) m = Mul(g, w1) y = ReduceSum<keepdims=0>(m, l1)",
+    "repeat_interleave by TorchScript": ROUTED
+    + "is = Shape(i) k = Slice(is, last, far, l0) c = Concat<axis=0>(l1, k) hot = OneHot(l1, n3, c) hs = Shape(hot) "
+    + "none = Slice(hs, l0, l0, l0) to = Concat<axis=0>(none, last) times = Reshape(hot, to) x1 = Unsqueeze(x, l1) "
+    + "xt = Tile(x1, times) xf = Flatten<axis=2>(xt) f = Reshape(i, last) wu = Gather(u, f) wd = Gather(d, f) "
+    + "x3 = Unsqueeze(xf, l1) h = MatMul(x3, wu) a = Relu(h) o = MatMul(a, wd) os = Squeeze(o, l1) "
+    + "wf = Reshape(w, last) wc = Unsqueeze(wf, last) m = Mul(os, wc) m3 = Reshape(m, pairs) "
+    + "y = ReduceSum<keepdims=0>(m3, l1)",
     "masked input": ROUTED
     + "".join(
         f"b{e} = Equal(i, n{e}) k{e} = Cast<to=1>(b{e}) any{e} = ReduceMax<keepdims=1>(k{e}, last) "
@@ -51,7 +58,8 @@ SPELLINGS = {
 
 
 def spelled(text):
-    return block(text, last=[-1], bits=np.array([0, 1]), n2s=np.array([1, 0]))
+    held = {"last": [-1], "far": [2**63 - 1], "pairs": [-1, 2, H]}
+    return block(text, bits=np.array([0, 1]), n2s=np.array([1, 0]), **held)
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -69,6 +77,7 @@ def test_the_same_in_other_words(name):
         ("einsum of three", "eti,eih,te->th", "eti,eih,tj->th"),
         ("einsum of three, the chosen", "tk,tkih,tki->th", "tj,tkih,tki->th"),
         ("take_along_dim", "Mod(ie, n3)", "Mod(ie, n2)"),
+        ("repeat_interleave by TorchScript", "hot = OneHot(l1, n3, c)", "hot = OneHot(l0, n3, c)"),
         ("masked input", "MatMul(x1, u1)", "MatMul(x2, u1)"),
         ("masked input", "ReduceMax<keepdims=1>(k0, last)", "ReduceMin<keepdims=1>(k0, last)"),
     ],
@@ -77,6 +86,29 @@ def test_other_words_that_mean_something_else(name, old, new):
     assert old in SPELLINGS[name]
     report = fuse(spelled(SPELLINGS[name].replace(old, new))).report
     assert not report.applied and report.declined
+
+
+HIDDEN = "g = MatMul(x, ub) gr = Tanh(g) l = MatMul(gr, ur) v, i = TopK<axis=-1>(l, l2) w = Softmax<axis=-1>(v) "
+
+
+def test_a_router_whose_hidden_layer_is_read_elsewhere():
+    """The router stays as it is: only what is behind its logits goes."""
+    rng = np.random.default_rng(7)
+    held = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in {"ub": (H, H), "ur": (H, 3)}.items()}
+    terms = TERMS + "".join(weighed(e, f"o{e}") for e in range(3)) + "s = Add(t0, t1) s2 = Add(s, t2) "
+    found = operators(exact(block(HIDDEN + terms + "y = Add(s2, gr)", last=[-1], **held)))
+    assert (found["MoE"], found["MatMul"], found["Tanh"]) == (1, 2, 1)
+    inside = block(HIDDEN + terms + "y = Add(s2, o1)", last=[-1], **held)
+    declines(inside, "'o1' inside of the block is also read by Add")
+
+
+def test_a_sum_that_starts_from_another_value():
+    """A residual is added behind; what is no larger than a row is no start, and says so."""
+    terms = ROUTED + TERMS + "".join(weighed(e, f"o{e}") for e in range(3))
+    started = operators(exact(block(terms + "s = Add(x, t0) s1 = Add(s, t1) y = Add(s1, t2)", last=[-1])))
+    assert (started["MoE"], started["Add"]) == (1, 1)
+    row = "q = ReduceSum(x, last) s = Add(q, t0) s1 = Add(s, t1) y = Add(s1, t2)"
+    declines(block(terms + row, last=[-1]), "what a sum of experts is added to is not as large as it")
 
 
 FILLED = "l = MatMul(x, r) p = Softmax<axis=-1>(l) i = ArgMax<axis=-1, keepdims=0>(p) v = ReduceMax(p, last) "
