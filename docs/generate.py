@@ -21,6 +21,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "attributes": targets.attributes,
     "blocks": blocks.fused,
     "facts": harness.facts,
+    "experts-on-cpu": targets.experts_on_cpu,
     "faults": targets.faults,
     "forms": forms.forms,
     "kernels": targets.kernels,

@@ -84,7 +84,9 @@ def _set(name: str, path: Path, rule_set: RuleSet) -> str:
     )
     spec = rule_set.plan.default
     zero = "symmetric" if spec.symmetric else "with zero points"
-    facts = [f"Runs {phases}."]
+    base = written(name).get("extends")
+    same = isinstance(base, str) and own_sets()[base].phases == rule_set.phases
+    facts = [f"Runs what [{base}](#{base}) runs." if same else f"Runs {phases}."]
     if "quantization" in _effective(name):
         facts.append(f"Weights: {spec.bits} bits, blocks of {spec.block_size}, {zero}, `{spec.algorithm}`.")
     facts += [f"Only {selector}." for selector in rule_set.plan.include]

@@ -13,7 +13,10 @@ from probe.sweep import forms
 from generator.markdown import code, table
 from generator.measured import ROUNDS, RUNS, measured, target_of, told
 from generator.verdicts import Verdicts
-from rewriter.target import ADDED, KERNELS, LINEARS, LOOKUPS, PROVIDERS, Kernel, LinearKernel, LookupKernel
+from rewriter.operators.form import ExpertForm
+from rewriter.quantize.formats import INT
+from rewriter.quantize.types import QuantizedShape
+from rewriter.target import ADDED, KERNELS, LINEARS, LOOKUPS, PROVIDERS, Kernel, LinearKernel, LookupKernel, Target
 
 
 def kernels() -> str:
@@ -39,6 +42,38 @@ def kernels() -> str:
     if shown - {"since"} != _SHOWN:
         raise SystemExit(f"Kernel has other fields than this page shows: {sorted(shown ^ _SHOWN)}")
     return "\n".join(parts)
+
+
+def experts_on_cpu() -> str:
+    """Returns in which widths and blocks each version runs gated experts as one QMoE on the CPU, exactly."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for minor in range(23, 33):
+        types: dict[tuple[str, ...], list[str]] = {}
+        for dtype in ("FLOAT", "FLOAT16"):
+            cells = tuple(_blocks_of(f"cpu@1.{minor}", dtype, bits) for bits in INT.widths)
+            types.setdefault(cells, []).append(dtype.lower())
+        for cells, own in types.items():
+            rows.setdefault((", ".join(own), *cells), []).append(f"1.{minor}")
+    body = [[", ".join(versions), *cells] for cells, versions in rows.items()]
+    return table(("ONNX Runtime", "x", *(f"{bits} bits" for bits in INT.widths)), body)
+
+
+def _blocks_of(target: str, dtype: str, bits: int) -> str:
+    kernels = Target.parse(target).runs("QMoE", ExpertForm(k=2, activation="swiglu", fusion=1, normalize=True), dtype)
+    found: dict[str, list[int]] = {}
+    for block in (0, 16, 32, 64, 128, 256):
+        for symmetric in (True, False):
+            shapes = [QuantizedShape(512, 512, bits, block, symmetric)] * 2
+            taken = [] if isinstance(kernels, str) else [k for k in kernels if k.cannot_hold(shapes, "raw") is None]
+            if taken:
+                exact = any(not kernel.rounds_activations(bits, block) for kernel in taken)
+                ends = "" if symmetric else " with zero points"
+                found.setdefault(("" if exact else "rounds: ") + ends, []).append(block)
+    plain, zero = found.get("", []), found.get(" with zero points", [])
+    parts = [_blocks(plain) + (", zero points too" if plain == zero else "")] if plain else []
+    parts += [f"with zero points {_blocks(zero)}"] if zero and zero != plain else []
+    parts += [f"rounds activations: {_blocks(found['rounds: '])}"] if "rounds: " in found else []
+    return "; ".join(parts) or "-"
 
 
 def _known(provider: str, since: tuple[int, int]) -> str:

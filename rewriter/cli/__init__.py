@@ -34,16 +34,16 @@ _DEBUG = "REWRITER_DEBUG"
 _COMPLETING = "_REWRITER_COMPLETE"
 
 _INSTEAD = {
-    "--block-size": "--set quantization.default.block_size=128",
-    "--symmetric": "--set quantization.default.symmetric=true",
-    "--asymmetric": "--set quantization.default.symmetric=false",
-    "--algorithm": "--set quantization.default.algorithm=k-quant",
-    "--bits": "--set quantization.default.bits=8",
-    "--exclude": "--set 'quantization.exclude=[{role: lm_head}]'",
-    "--device": "--target cuda",
-    "--output": "--out",
+    "--block-size": ("--set quantization.default.block_size=", "128"),
+    "--symmetric": ("--set quantization.default.symmetric=true", ""),
+    "--asymmetric": ("--set quantization.default.symmetric=false", ""),
+    "--algorithm": ("--set quantization.default.algorithm=", "k-quant"),
+    "--bits": ("--set quantization.default.bits=", "8"),
+    "--exclude": ("--set 'quantization.exclude=[{role: lm_head}]'", ""),
+    "--device": ("--target ", "cuda"),
+    "--output": ("--out ", "FOLDER"),
 }
-"""What to write for options that people try: a rule set holds them."""
+"""What to write for options that people try, as a rule set holds them; and a value, where they give none."""
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if debug and not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
-        code = _failed(error)
+        code = _failed(error, list(sys.argv[1:] if arguments is None else arguments))
     if code == INTERRUPTED:
         _say("interrupted")  # said here, since a command that is aborted returns the code
     return code if isinstance(code, int) else DONE
@@ -148,8 +148,8 @@ def _without_warnings() -> Iterator[None]:
         logging.getLogger().removeHandler(handler)
 
 
-def _failed(error: BaseException) -> int:
-    """Says what went wrong in one line; returns the exit code."""
+def _failed(error: BaseException, given: Sequence[str]) -> int:
+    """Says what went wrong with what was given in one line; returns the exit code."""
     match error:
         case KeyboardInterrupt() | typer.Abort():
             return INTERRUPTED
@@ -167,7 +167,7 @@ def _failed(error: BaseException) -> int:
         case RewriterError():
             _say(str(error))
         case typer.TyperException():
-            if message := _usage(error):
+            if message := _usage(error, given):
                 _say(message)
         case OSError(errno=errno.ENOSPC):
             _say("no space left on the device; free some space or choose another place")
@@ -190,7 +190,7 @@ def _say(message: str, kind: Literal["error", "warning"] = "error") -> None:
         typer.echo(f"{typer.style(f'{kind}:', fg=color, bold=True)} {one_line(message)}", err=True)
 
 
-def _usage(error: Any) -> str:
+def _usage(error: Any, given: Sequence[str]) -> str:
     """Returns typer's complaint in this project's words: the thing, the nearest valid name, where to read on."""
     message = error.format_message().strip().rstrip(".").replace("Value error, ", "")
     context = getattr(error, "ctx", None)
@@ -200,12 +200,20 @@ def _usage(error: Any) -> str:
         message = message.partition("(")[0].strip()
         if message.startswith("No such option"):
             known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
-            instead = f" (write {_INSTEAD[option]})" if option in _INSTEAD else _near(option, known)
+            instead = f" (write {_instead(option, given)})" if option in _INSTEAD else _near(option, known)
             message = f"no such option '{option}'{instead}"
     elif message.startswith("No such command"):
         name = context.args[0] if context.args else message.split("'")[1]
         message = f"no such command '{name}'{nearest(name, context.command.list_commands(context))}"
     return f"{message[0].lower()}{message[1:]}; see {context.command_path} --help"
+
+
+def _instead(option: str, given: Sequence[str]) -> str:
+    """Returns what to write for an option, with the value that was given to it."""
+    write, value = _INSTEAD[option]
+    after = (*given[given.index(option) + 1 :], "") if option in given else ("",)
+    joined = next((word.partition("=")[2] for word in given if word.startswith(f"{option}=")), "")
+    return write + ((joined or (after[0] if not after[0].startswith("-") else "") or value) if value else "")
 
 
 def _near(name: str, known: Iterable[str]) -> str:

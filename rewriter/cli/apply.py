@@ -48,6 +48,7 @@ def apply(
     parity: Annotated[
         Level | None,
         typer.Option(
+            metavar="LEVEL",
             help="Which rewrites are proved by running them: one to four of each structural class, all, or none;"
             " by default as the rule set says (class). Of more than 256 MiB only some experts are run, or none:"
             " --set parity.max_bytes.",
@@ -55,19 +56,20 @@ def apply(
         ),
     ] = None,
     check: Annotated[
-        bool | None,
+        bool,
         typer.Option(
-            "--check/--no-check",
-            show_default=False,
+            "--check",
             help="Compare the outputs of the rewritten model with the original's; by default where the model"
             " is small (1 GiB, 20,000 nodes) and the runtime runs it.",
         ),
-    ] = None,
+    ] = False,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not compare them.")] = False,
     provider: Annotated[
         str | None,
         given(
-            "cpu|cuda|reference",
-            "What runs both models to compare them, which asks for it; by default the target's provider.",
+            "PROVIDER",
+            "What runs both models to compare them (cpu, cuda or reference), which asks for it; by default the"
+            " target's provider.",
         ),
     ] = None,
     imatrix: Annotated[
@@ -174,6 +176,9 @@ def apply(
     from rewriter.parity.runtime import missing
 
     ids = given_tokens(tokens, None, None, 0, sequences)
+    if check and no_check:
+        raise UsageError("give one of --check and --no-check")
+    asked = True if check else False if no_check else None
     rule_set = options.rule_set(rules, settings, parity)
     _require_known(require, rule_set)
     _require_directory(out)
@@ -189,6 +194,13 @@ def apply(
     for file in (report, html):
         if file is not None:
             report_files.refuse(file, place.directory)
+    plan = rule_set.plan
+    algorithms = {plan.default.algorithm, *(override.changes.get("algorithm") for override in plan.overrides)}
+    if calibration is None and "gptq" in algorithms:
+        warn(
+            f"rule set '{rule_set.name}' rounds by what weights saw (gptq), and no --calibration is given: mse-search"
+            " takes its place; rewriter calibrate makes one"
+        )
     silent = quiet or as_json
     why: Sized | None = None
     goal = Goal(size, bits, max_kl)
@@ -210,7 +222,7 @@ def apply(
     with byte_bar(f"writing {out}", quiet=silent) as told:
         saved = result.save(place, memory=memory, max_shard_size=max_shard_size, data_name=data_name, progress=told)
     with working("comparing with the original", quiet=silent):
-        found = against.compare(result, check, provider)
+        found = against.compare(result, asked, provider)
     quality = None
     if ids is not None:
         with count_bar("running both models", "sequences", quiet=silent) as told:

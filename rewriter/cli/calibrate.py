@@ -35,13 +35,13 @@ def calibrate(
     html: Annotated[Path | None, given("FILE.html", "Write a page that shows what each expert saw.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
-    """Run a float model on real tokens and keep what each of its weights saw, each expert its own.
+    r"""Run a float model on real tokens and keep what each of its weights saw, each expert its own.
 
     Some ten thousand tokens of the kind that the model will meet are enough for most experts. The folder takes two
     bytes for each number that a weight saw.
 
     [bold]rewriter calibrate model.onnx --tokens tokens.npy -o calibration[/bold]
-        token ids [sequences, length]
+        token ids \[sequences, length]
     [bold]rewriter calibrate model.onnx --text book.txt --tokenizer tokenizer.json -o calibration[/bold]
         text, cut into sequences of 512 tokens
     [bold]rewriter calibrate model.onnx --feeds inputs -o calibration[/bold]
@@ -72,7 +72,7 @@ def calibrate(
         )
     screen = console(quiet=quiet)
     seen = found.coverage(str(model))
-    told_of = f" on {seen.tokens:,} tokens: {seen.weights:,} weights saw something\n"
+    told_of = f" on {seen.tokens:,} tokens: {seen.weights:,} stored weights (a stack of experts is one) saw something\n"
     screen.print(Line.assemble((seen.model, "bold"), told_of))
     show(screen, tables.coverage(seen.blocks))
     screen.print(labelled("Size", nbytes(sum((out / file).stat().st_size for file in found.files))))

@@ -52,7 +52,8 @@ def declined(refusals: Sequence[Refusal], where: str) -> Sheet | None:
         return None
     made = Sheet("What declined", ">count", "rule, reason, and first node")
     for refusal in refusals[:TOP]:
-        stays = f"; {nbytes(refusal.nbytes)} stay float" if refusal.nbytes else ""
+        together = " together" if len(refusal.declines) > 1 else ""
+        stays = f"; {nbytes(refusal.nbytes)} stay float{together}" if refusal.nbytes else ""
         head = Text(f"{refusal.rule}: {refusal.reason}", style="dim" if refusal.expected else "")
         made.add(f"{len(refusal.declines):,}", head.append(f"\n{refusal.declines[0].node}{stays}", style="dim"))
     made.rest(len(refusals) - TOP, where)
@@ -117,13 +118,13 @@ def weights(summaries: Sequence[RoleSummary], *, measured: bool) -> Sheet | None
 
 
 def plan(rules: UsedRuleSet | None) -> Sheet | None:
-    """What each line of the plan came to, those that decide nothing first where there are many; None of a bare plan."""
+    """What each line of the plan came to, those that decide nothing last and in part; None of a bare plan."""
     lines = () if rules is None else rules.plan
     if len(lines) < 2:
         return None
     made = Sheet("Plan", ">weights", "line")
-    shown = lines if len(lines) <= TOP else sorted(lines, key=lambda line: not line.idle)
-    for line in shown[:TOP]:
+    shown = max(TOP, sum(not line.dead for line in lines))
+    for line in sorted(lines, key=lambda line: line.dead)[:shown]:
         values = ", ".join(f"{name} {value}" for name, value in line.values.items() if value != "int")
         text = Text(": ".join(filter(None, (f"{line.kind} {line.selects}".strip(), values))))
         if line.kind == "exclude":
@@ -131,7 +132,7 @@ def plan(rules: UsedRuleSet | None) -> Sheet | None:
         if line.idle:
             text.append(f"\n{line.idle}", style="yellow")
         made.add("-" if line.weights is None else f"{line.weights:,}", text)
-    made.rest(len(lines) - TOP)
+    made.rest(len(lines) - shown, " that decide nothing")
     return made
 
 
@@ -235,7 +236,11 @@ def coverage(blocks: Sequence[BlockCoverage]) -> Sheet | None:
     made = Sheet(
         "Tokens that experts saw", "|layer", ">experts", ">fewest", ">median", ">most", ">none", ">few", "seen least"
     )
-    made.caption = "few: fewer tokens than an expert has input features"
+    made.caption = "few: fewer tokens than an expert has input features, which tell little"
+    if any(block.none for block in blocks):
+        made.caption += "\nnone: no token came by; such experts are rounded by their weights alone"
+    if any(block.few for block in blocks):
+        made.caption += "\nmore tokens of another kind help; more of the same do not"
     for block in blocks[:_LAYERS]:
         shown = ", ".join(f"{expert} ({block.counts[expert]:,})" for expert in block.least[:4])
         numbers = (len(block.counts), min(block.counts), block.median, max(block.counts), block.none, block.few)

@@ -12,7 +12,7 @@ from rewriter.cli.options import given
 if TYPE_CHECKING:
     from rewriter.parity.runtime import Array
 
-Tokens = Annotated[Path | None, given("FILE.npy", "Token ids [sequences, length], each run from its beginning.")]
+Tokens = Annotated[Path | None, given("FILE.npy", "Token ids \\[sequences, length], each run from its beginning.")]
 Text = Annotated[Path | None, given("FILE", "Text in UTF-8, in place of tokens; needs --tokenizer.")]
 Tokenizer = Annotated[Path | None, given("FILE.json", "The model's tokenizer.json, which reads the text.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens of each sequence that the text is cut into.")]

@@ -53,6 +53,11 @@ class PlanLine:
     overruled: int | None = None
 
     @property
+    def dead(self) -> bool:
+        """Whether it decides nothing at all."""
+        return self.weights == 0 or bool(self.weights and self.overruled == self.weights)
+
+    @property
     def idle(self) -> str:
         """Says that it picks nothing, or decides nothing of what it picks; empty where it is of use."""
         if self.weights == 0:

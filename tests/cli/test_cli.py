@@ -17,7 +17,7 @@ from cli_models import GRANITE, linear
 from rewriter import api
 from rewriter.cli import options, tables
 from rewriter.cli.console import byte_bar, console, show, working
-from rewriter.report import Decline, Report
+from rewriter.report import Decline, Left, PlanLine, Report, UsedRuleSet
 from rewriter.text import nbytes, shrink
 
 
@@ -31,6 +31,16 @@ def test_version_and_help(run):
     code, out, err = run()
     assert (code, err) == (2, "")
     assert "Usage" in out
+
+
+def test_help_has_room_for_its_texts_and_keeps_their_brackets(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = run("apply", "--help")[1]
+    assert "quantization.default.bits=8." in out and "…" not in out
+    options = [line for line in out.splitlines() if re.match(r"│ .  --\w", line)]
+    assert len(options) > 20 and all(line.index(re.split(r" {2,}", line.rstrip(" │"))[-1]) < 45 for line in options)
+    for command in ("apply", "calibrate", "check", "compare"):
+        assert "ids [sequences, length]" in " ".join(re.sub("[│]", " ", run(command, "--help")[1]).split()), command
 
 
 def test_the_default_rule_set_is_that_of_the_api():
@@ -163,3 +173,23 @@ def test_where_there_is_no_terminal_a_line_now_and_then_says_what_is_being_done(
     with working("reading", quiet=True):
         time.sleep(0.01)
     assert capsys.readouterr().err.strip() in ("", "... writing o, 2.00 MB of 8.00 MB")
+
+
+def test_lines_of_a_plan_that_decide_nothing_come_last_and_no_other_is_hidden():
+    lines = [PlanLine("override", f"dead {i}", {"bits": 8}, 2, 2) for i in range(3)]
+    lines += [PlanLine("override", f"live {i}", {"bits": 4}, 2, i % 2) for i in range(12)]
+    shown = tables.plan(UsedRuleSet("x", plan=tuple(lines)))
+    cells = [str(cell).split(":")[0] for cell in shown.table(100)[0].columns[1].cells]
+    assert cells == [*(f"override live {i}" for i in range(12)), "and 3 more that decide nothing"]
+    few = tables.plan(UsedRuleSet("x", plan=tuple(lines[:4])))
+    cells = [str(cell).split(":")[0] for cell in few.table(100)[0].columns[1].cells]
+    assert cells == ["override live 0", *(f"override dead {i}" for i in range(3))]
+
+
+def test_several_declines_say_that_their_bytes_are_of_all_together():
+    weight = Left("w", "", 4096, (), rule="r", reason="why")
+    declines = [Decline("r", "p", f"n{i}", "why", "c") for i in range(2)]
+    for some, words in ((declines, "; 4.10 kB stay float together"), (declines[:1], "; 4.10 kB stay float")):
+        (refusal,) = Report("s", "cpu", declines=tuple(some), left=(weight,)).refusals
+        sheet = tables.declined([refusal], "")
+        assert str(sheet.table(100)[0].columns[1]._cells[0]).endswith(words)

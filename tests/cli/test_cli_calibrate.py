@@ -130,3 +130,12 @@ def test_what_check_cannot_do_with_tokens_is_one_line(run, tokens, arguments, me
     code, out, err = run("check", GRANITE, GRANITE, *arguments)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_gptq_without_a_calibration_is_said_first(run):
+    code, _, err = run("apply", QWEN, "-o", "o", "-r", "gptq-int4", "-q", "--no-check", "--parity", "none")
+    assert code == 0
+    assert err.startswith(
+        "warning: rule set 'gptq-int4' rounds by what weights saw (gptq), and no --calibration is given"
+    )
+    assert run("apply", QWEN, "-o", "p", "-r", "rtn", "-q", "--no-check", "--parity", "none") == (0, "", "")

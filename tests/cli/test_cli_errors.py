@@ -220,7 +220,10 @@ def test_too_little_memory_is_one_line_with_what_helps(run, monkeypatch, error):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("--block-size", "64"), "write --set quantization.default.block_size=128"),
+        (("--block-size", "64"), "write --set quantization.default.block_size=64"),
+        (("--block-size=256",), "write --set quantization.default.block_size=256"),
+        (("--block-size",), "write --set quantization.default.block_size=128"),
+        (("--device", "webgpu"), "write --target webgpu"),
         (("--symmetric",), "write --set quantization.default.symmetric=true"),
         (("--bits", "8"), "write --set quantization.default.bits=8"),
         (("--target", "gpu"), "did you mean 'cuda'"),
