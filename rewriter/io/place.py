@@ -101,17 +101,24 @@ class Place:
         ours = (path for path in self.leftovers if path.parent == above and is_of(path, label))
         return next((path for path in ours if path.is_dir()), None)
 
-    def require_without(self, inputs: Iterable[str | os.PathLike[str]]) -> None:
-        """Refuses a directory that holds an input.
+    def require_without(self, inputs: Iterable[str | os.PathLike[str]], written: Iterable[str] = ()) -> None:
+        """Refuses a directory that holds an input, but where the output has a file name of its own beside it.
+
+        Args:
+            inputs: files that are read, or directories.
+            written: names of the files of the output, as far as they are known; the model's own is.
 
         Raises:
             UsageError: names the input.
         """
+        names = {name.casefold() for name in (*written, self.name) if name}
         for path in inputs:
-            if Path(os.path.realpath(path)).is_relative_to(self.directory):
+            real = Path(os.path.realpath(path))
+            beside = self.name is not None and not real.is_dir() and real.name.casefold() not in names
+            if real.is_relative_to(self.directory) and not beside:
                 raise UsageError(
                     f"the output '{self.directory}' holds the input '{os.fspath(path)}', which is never written;"
-                    " choose another"
+                    " choose another, or a file name of its own (-o DIRECTORY/NAME.onnx, and --data-name)"
                 )
 
     def require_room(self, needed: int, largest: int) -> None:

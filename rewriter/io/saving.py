@@ -115,7 +115,7 @@ def save(
     streamed = [] if single else [slot for slot in slots if _is_streamed(slot)]
     planned = plan(streamed, functools.partial(_data_file, name, data_name), max_shard_size)
     require_unchanged(model)
-    place.require_without(_inputs(model))
+    place.require_without(_inputs(model), (name, *planned.sizes, *(other.name for other in others)))
     known = _identity(model, planned, identity, resumed=place.resume) if planned.writes or place.resume else None
     leftover = place.leftover(name)
     if leftover is not None and known is not None:

@@ -47,6 +47,26 @@ def test_the_input_is_never_written(tmp_path: Path) -> None:
     assert files(path.parent) == before
 
 
+def test_an_output_of_its_own_name_lies_beside_its_input(tmp_path: Path) -> None:
+    path = external(tmp_path / "onnx")
+    before = files(path.parent)
+    out = path.with_name("model_q4.onnx")
+    result = rewriter.apply(path, "unstack")
+    result.save(out, overwrite=True, data_name="model_q4.onnx_data")
+    after = files(path.parent)
+    assert {name: after[name] for name in before} == before
+    assert sorted(after.keys() - before.keys()) == ["model_q4.onnx", "model_q4.onnx_data"]
+    (data,) = before.keys() - {path.name}
+    for place, names in ((path, {}), (path.with_stem(path.stem.upper()), {}), (out, {"data_name": data})):
+        with pytest.raises(UsageError, match="holds the input"):
+            result.save(place, overwrite=True, **names)
+    with pytest.raises(UsageError, match="holds the input"):  # its other files would be copied over themselves
+        rewriter.apply(path.parent, "unstack").save(
+            io.Place.of(path.with_name("x.onnx"), overwrite=True, keep=[path.parent])
+        )
+    assert files(path.parent) == after
+
+
 def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ir.from_proto(linear())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
