@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 import onnx
 import onnx_ir as ir
@@ -42,6 +42,9 @@ from rewriter.report.provenance import made_by, note, provenance
 from rewriter.roles import ROLES
 from rewriter.ruleset import RuleSet, RuleSetLike, load, used
 from rewriter.target import Target
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 DEFAULT_RULES = "moe-int4"
 
@@ -122,6 +125,7 @@ class Result(Generic[M]):
         *,
         overwrite: bool = False,
         resume: bool = False,
+        cluster: Client | None = None,
         memory: int | None = None,
         max_shard_size: int | None = None,
         data_name: str | None = None,
@@ -136,6 +140,8 @@ class Result(Generic[M]):
             overwrite: replace files of the same names in the directory; no other file there is touched.
             resume: go on where a run into the directory ended that was killed, if model and options are the same, and
                 leave what was written where this one is interrupted. The model must have been given as a path.
+            cluster: a ``dask.distributed.Client``: its workers quantize the weights that lie in data files. They must
+                see input and output under the same paths, and run the same version.
             memory: bytes of weights in flight.
             max_shard_size: bytes after which a new data file is begun.
             data_name: of the data file, as ``model.onnx_data``; by default ``<name>.data``.
@@ -167,6 +173,7 @@ class Result(Generic[M]):
                 place,
                 name=name,
                 identity=self._identity,
+                cluster=cluster,
                 memory=memory,
                 max_shard_size=max_shard_size,
                 data_name=data_name,

@@ -20,9 +20,19 @@ from typing import NoReturn
 BAD = 2
 
 
+_most: int | None = None
+
+
 def processors() -> int:
     """Returns how many processors this process may use, of those that the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return found if _most is None else min(found, _most)
+
+
+def limit_processors(count: int) -> None:
+    """Leaves the other processors of the machine to other processes, as workers that were started side by side."""
+    global _most  # noqa: PLW0603 -- the process has these processors, whoever asks
+    _most = count
 
 
 class TerminatedError(BaseException):

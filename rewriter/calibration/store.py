@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -159,6 +160,10 @@ class Calibration:
         sampled = document.get("sampled", False)  # a folder of an earlier release has no sample
         return cls(folder, document["tokens"], rows, choices, weights, document["frequencies"], sampled=sampled)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the folder, once."""
+        return _opened, (self.folder.absolute(), self.manifest.stat().st_mtime_ns)
+
     def document(self) -> dict[str, Any]:
         """Returns what the manifest holds."""
         return {
@@ -287,3 +292,8 @@ class Calibration:
             file = self.folder / name
             if not file.is_file() or file.stat().st_size != sizes.get(name, file.stat().st_size):
                 raise UsageError(f"'{file}' is missing or cut; calibrate again")
+
+
+@functools.lru_cache(8)
+def _opened(folder: Path, _: int) -> Calibration:
+    return Calibration.open(folder)

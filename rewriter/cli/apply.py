@@ -37,6 +37,14 @@ def apply(
             help="Go on where a run into the output ended that was killed, and keep what is written where this one is.",
         ),
     ] = False,
+    cluster: Annotated[
+        str | None,
+        given(
+            "ADDRESS",
+            "Let the workers of a dask cluster quantize: its scheduler's address, as tcp://host:8786, or its scheduler"
+            " file. They must see model and output under the same paths.",
+        ),
+    ] = None,
     report: Annotated[Path | None, given("FILE.json", "Write everything that was done; - prints it.")] = None,
     html: Annotated[Path | None, given("FILE.html", "Write the same as a page for people, in one file.")] = None,
     require: Annotated[
@@ -171,6 +179,7 @@ def apply(
     from rewriter.errors import UsageError, warn
     from rewriter.explanation.coverage import unread_experts
     from rewriter.io import Place
+    from rewriter.io.cluster import connected
     from rewriter.parity.limits import too_far
     from rewriter.parity.quality import compare_quality
     from rewriter.parity.runtime import missing
@@ -209,18 +218,26 @@ def apply(
             warn("what --size and --bits choose is worked out anew; --write-plan keeps it as a rule set")
         inputs: dict[str, Any] = {"target": target, "imatrix": imatrix, "calibration": calibration}
         rule_set, why = fitted(model, rules, rule_set, goal, write_plan, tokens, quiet=silent, **inputs)
-    with working(f"reading {model}", quiet=silent) as tell:
-        result: Result[Any] = api.apply(
-            model,
-            rule_set,
-            target=target,
-            imatrix=imatrix,
-            calibration=calibration,
-            progress=lambda phase, count: tell(options.progress(phase, count)),
-            strict=strict,
-        )
-    with byte_bar(f"writing {out}", quiet=silent) as told:
-        saved = result.save(place, memory=memory, max_shard_size=max_shard_size, data_name=data_name, progress=told)
+    with connected(cluster) as client:
+        with working(f"reading {model}", quiet=silent) as tell:
+            result: Result[Any] = api.apply(
+                model,
+                rule_set,
+                target=target,
+                imatrix=imatrix,
+                calibration=calibration,
+                progress=lambda phase, count: tell(options.progress(phase, count)),
+                strict=strict,
+            )
+        with byte_bar(f"writing {out}", quiet=silent) as told:
+            saved = result.save(
+                place,
+                cluster=client,
+                memory=memory,
+                max_shard_size=max_shard_size,
+                data_name=data_name,
+                progress=told,
+            )
     with working("comparing with the original", quiet=silent):
         found = against.compare(result, asked, provider)
     quality = None

@@ -84,8 +84,8 @@ def noted(folder: Path, writes: Sequence[Write]) -> dict[Write, Outcome]:
 
 
 def _key(write: Write) -> list[Any]:
-    places = zip(write.tensors, write.ranges, strict=True)
-    return [[tensor.name, place.file, place.offset, place.length] for tensor, place in places]
+    places = zip(write.pieces, write.ranges, strict=True)
+    return [[piece.tensor.name, place.file, place.offset, place.length] for piece, place in places]
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from rewriter.errors import warn
 from rewriter.io.journal import Identity, Journal, noted
-from rewriter.io.writes import Outcome, Write, carry_out
+from rewriter.io.writes import Outcome, Write
+
+
+class Threads:
+    """Makes writes by threads of this process."""
+
+    def __init__(self, count: int) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=count)
+        self._own = 2 * count
+
+    def submit(self, write: Write, folder: Path) -> Future[Outcome]:
+        """Begins a write."""
+        return self._executor.submit(write.task, folder)
+
+    def held(self, write: Write) -> int:
+        """Returns the bytes that a write computes in this process."""
+        return write.nbytes if write.is_computed else 0
+
+    @property
+    def at_once(self) -> int:
+        """How many writes keep it busy now."""
+        return self._own
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits for what was begun, and begins nothing more."""
+        self._executor.shutdown(cancel_futures=True)
 
 
 def made(
-    writes: Sequence[Write], folder: Path, identity: Identity | None, *, workers: int, memory: int
+    writes: Sequence[Write], folder: Path, identity: Identity | None, pool: Threads, *, memory: int
 ) -> Iterator[tuple[Write, Outcome]]:
     """Makes writes into data files that are there in their full size; yields each with its outcome.
 
@@ -20,37 +52,62 @@ def made(
         writes: all of them.
         folder: holds the data files, and the journal of a killed run of the same identity, if there was one.
         identity: what the run is of; without it no journal is kept.
-        workers: threads.
-        memory: bytes of computed tensors in flight.
+        pool: what makes them.
+        memory: bytes of computed tensors in flight in this process; one larger write is let through alone.
     """
-    pool = ThreadPoolExecutor(max_workers=workers)
-    journal = None
+    found = {} if identity is None else _found(writes, folder)
+    journal = None if identity is None else Journal(folder, identity)
     try:
-        found: dict[Write, Outcome] = {}
-        if identity is not None:
-            found = _found(writes, folder, pool)
-            journal = Journal(folder, identity)
-        yield from found.items()
+        for write, outcome in found.items():
+            _tell(write, outcome)
+            yield write, outcome
         left = [write for write in writes if write not in found]
-        for write, outcome in carry_out(left, folder, pool, at_once=2 * workers, memory=memory):
+        for write, outcome in _carried_out(left, folder, pool, memory):
+            _tell(write, outcome)
             if journal is not None and write.is_computed:
                 journal.add(write, outcome)
             yield write, outcome
     finally:
-        pool.shutdown(cancel_futures=True)
         if journal is not None:
             journal.close()
 
 
-def _found(writes: Sequence[Write], folder: Path, pool: ThreadPoolExecutor) -> dict[Write, Outcome]:
-    """Returns the writes that a journal notes and whose bytes are there, and tells their weights of it."""
-    known = noted(folder, writes)
-    there = pool.map(lambda pair: pair[0].lies_in(folder, pair[1]), known.items())
-    found = dict(pair for pair, lies in zip(known.items(), there, strict=True) if lies)
-    for write, outcome in found.items():
-        for job, measured in zip(write.jobs, outcome.measured, strict=True):
+def _tell(write: Write, outcome: Outcome) -> None:
+    """Tells weights that were quantized elsewhere, or earlier, what became of them."""
+    for job, measured in zip(write.jobs, outcome.measured, strict=True):
+        if job.measured != measured:
             job.tell(measured)
-    computed = sum(write.is_computed for write in writes)
+
+
+def _found(writes: Sequence[Write], folder: Path) -> dict[Write, Outcome]:
+    """Returns the writes that a journal notes and whose bytes are there."""
+    known = noted(folder, writes)
+    with ThreadPoolExecutor() as pool:
+        lying = pool.map(lambda pair: pair[0].lies_in(folder, pair[1]), known.items())
+        found = dict(pair for pair, lies in zip(known.items(), lying, strict=True) if lies)
     if known:
-        warn(f"went on where a killed run ended: {len(found):,} of {computed:,} weights were written")
+        there, asked = (sum(len(write.jobs) for write in some) for some in (found, writes))
+        warn(f"went on where a killed run ended: {there:,} of {asked:,} weights were written")
     return found
+
+
+def _carried_out(writes: Sequence[Write], folder: Path, pool: Threads, memory: int) -> Iterator[tuple[Write, Outcome]]:
+    """Begins writes in their order; yields each as soon as it is made."""
+    running: dict[Future[Outcome], tuple[Write, int]] = {}
+
+    def done() -> Iterator[tuple[Write, Outcome]]:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            write, _ = running.pop(future)
+            yield write, future.result()
+
+    try:
+        for write in writes:
+            size = min(pool.held(write), memory)
+            while running and (len(running) >= pool.at_once or size + sum(h for _, h in running.values()) > memory):
+                yield from done()
+            running[pool.submit(write, folder)] = write, size
+        while running:
+            yield from done()
+    finally:
+        for future in running:
+            future.cancel()

@@ -9,13 +9,16 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from rewriter.errors import RewriterError, UsageError, warn
+from rewriter.errors import ModelError, QuantizationError, UsageError, warn
 from rewriter.io.journal import identity_of
 from rewriter.io.leftovers import alone, staging, unlock
 from rewriter.io.place import Place, is_refusal, refused
 from rewriter.io.replacing import JOURNAL, replace, sync
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+
+_ABOUT_THE_MODEL = (ModelError, QuantizationError)
+"""What ends every run of the same kind: there is nothing to go on with."""
 
 STAGED: set[Path] = set()
 """The folders that this process fills now: what is to be removed where it ends without unwinding."""
@@ -57,7 +60,7 @@ def complete_directory(place: Place, name: str, remove: Callable[[], Iterable[st
             unlock(lock)
             STAGED.discard(staged)
     except BaseException as error:
-        if staged is not None and place.resume and not isinstance(error, RewriterError) and identity_of(staged):
+        if staged is not None and place.resume and not isinstance(error, _ABOUT_THE_MODEL) and identity_of(staged):
             warn(f"what is written is kept in '{staged}'; --resume, in Python resume=True, goes on with it")
         elif staged is not None:
             shutil.rmtree(staged, ignore_errors=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
@@ -19,16 +20,19 @@ from rewriter.io.identity import code, files
 from rewriter.io.journal import require_same
 from rewriter.io.leftovers import taken
 from rewriter.io.loading import source_path
-from rewriter.io.making import made
+from rewriter.io.making import Threads, made
 from rewriter.io.output import complete_directory
 from rewriter.io.place import Place
 from rewriter.io.streaming import Meter, Progress, in_memory
-from rewriter.io.verify import verify
+from rewriter.io.verify import Digests, verify
 from rewriter.io.writes import Plan, plan
 from rewriter.memory import available
 from rewriter.process import processors
 from rewriter.tensors import ViewTensor
 from rewriter.text import nbytes
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 SINGLE_FILE_BYTES = 256 << 20
 """A model whose tensors take no more is one ``.onnx`` file: far below protobuf's 2 GB, and small beside any budget."""
@@ -53,6 +57,7 @@ def save(
     overwrite: bool = False,
     resume: bool = False,
     identity: Mapping[str, str] | None = None,
+    cluster: Client | None = None,
     memory: int | None = None,
     max_workers: int | None = None,
     max_shard_size: int | None = None,
@@ -77,6 +82,7 @@ def save(
             files is read and held to its digests, and not computed again. An interrupted run leaves what it wrote.
         identity: what decides the bytes of the weights, beside the input's data files, in words; None where nobody can
             say, as for a model in memory: such a run cannot be resumed.
+        cluster: of dask; its workers quantize the weights that lie in data files, if they see input and output.
         memory: bytes of computed tensors in flight at once; one larger tensor is let through alone.
         max_workers: threads that compute and write; all processors by default.
         max_shard_size: bytes of each data file; one file by default.
@@ -121,13 +127,18 @@ def save(
     if leftover is not None and known is not None:
         require_same(leftover, known)
     place.require_room(total - (0 if leftover is None else taken(leftover)), max(planned.sizes.values(), default=0))
-    with complete_directory(place, name, lambda: data_of(place.directory, name)) as partial, swapped() as swap:
+    with (
+        complete_directory(place, name, lambda: data_of(place.directory, name)) as partial,
+        swapped() as swap,
+        _pool(cluster, workers) as pool,
+    ):
         apart = {id(slot) for slot in streamed}
         meter = Meter(total, progress)
-        digests: dict[int, bytes] = {}
+        digests = Digests()
         planned.make_room(partial)
-        for write, outcome in made(planned.writes, partial, known, workers=workers, memory=_kept_to(budget)):
-            digests |= {id(tensor): digest for tensor, digest in zip(write.tensors, outcome.digests, strict=False)}
+        for write, outcome in made(planned.writes, partial, known, pool, memory=_kept_to(budget)):
+            for piece, digest in zip(write.pieces, outcome.digests, strict=False):  # none of what is copied
+                digests.add(piece.tensor, piece.start, piece.length, digest)
             meter.add(write.nbytes)
         stored = planned.stored(partial)
         for slot in streamed:
@@ -165,6 +176,14 @@ def _data_file(name: str, data_name: str | None, index: int, count: int) -> str:
     return f"{name}.data" if count == 1 else f"{name}-{index + 1:05d}-of-{count:05d}.data"
 
 
+def _pool(cluster: Client | None, workers: int) -> Threads:
+    if cluster is None:
+        return Threads(workers)
+    from rewriter.io.cluster import Cluster  # noqa: PLC0415 -- for whoever has one
+
+    return Cluster(cluster, workers)
+
+
 def _kept_to(asked: int) -> int:
     """The bytes of computed tensors that may be in flight: as many as asked for, if the machine has them."""
     left = available()
@@ -181,7 +200,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     slots = list(stored_tensors(model))
     _check_limit(total_bytes(model))
     with swapped() as swap:
-        for slot, tensor in in_memory(slots, Meter(0, None), processors(), {}):
+        for slot, tensor in in_memory(slots, Meter(0, None), processors(), Digests()):
             swap(slot, tensor)
         proto: onnx.ModelProto = ir.to_proto(model)
     require_unchanged(model)

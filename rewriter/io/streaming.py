@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.graph.contents import Slot
-from rewriter.io.writes import digest_computed
+from rewriter.io.verify import Digests
+from rewriter.quantize.job import PartTensor
 from rewriter.tensors import drop_pages
 from rewriter.tensors.digest import digest_of
 
@@ -35,18 +36,18 @@ class Meter:
 
 
 def in_memory(
-    slots: Sequence[Slot], meter: Meter, workers: int, digests: dict[int, bytes]
+    slots: Sequence[Slot], meter: Meter, workers: int, digests: Digests
 ) -> Iterator[tuple[Slot, ir.TensorProtocol]]:
     """Yields the slots whose tensor is lazy or on disk, with the tensor read or computed; others stay as they are.
 
-    ``digests`` takes, by the id of each lazy tensor, the digest of what was computed.
+    ``digests`` takes that of each lazy tensor.
     """
     absent = [slot for slot in slots if isinstance(slot.tensor, ir.LazyTensor | ir.ExternalTensor)]
 
     def read(slot: Slot) -> ir.TensorProtocol:
         tensor = ir.Tensor(np.array(slot.tensor.numpy()), dtype=slot.tensor.dtype, name=slot.tensor.name)
         if isinstance(slot.tensor, ir.LazyTensor):
-            digests[id(slot.tensor)] = digest_computed(slot.tensor, lambda: digest_of(tensor.tobytes()))
+            digests.add(slot.tensor, 0, tensor.nbytes, _digest(slot.tensor, tensor))
         drop_pages(slot.tensor)
         meter.add(tensor.nbytes)
         return tensor
@@ -57,3 +58,10 @@ def in_memory(
         yield from zip(absent, pool.map(read, absent), strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _digest(tensor: ir.LazyTensor, computed: ir.TensorProtocol) -> bytes:
+    """The digest of a computed tensor: its job's own where there is one, taken before anything else was done."""
+    if isinstance(tensor, PartTensor) and tensor.is_digested:
+        return tensor.digest()
+    return digest_of(computed.tobytes())

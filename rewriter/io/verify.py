@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +13,27 @@ from rewriter.graph.contents import Slot, all_nodes, stored_tensors
 from rewriter.tensors import drop_pages
 from rewriter.tensors.digest import digest_of, digest_of_range
 
-Digests = Mapping[int, bytes]
-"""id of a computed tensor -> digest of its bytes, by its job, or taken as they were written."""
+
+class Digests:
+    """The digests of computed tensors: by their jobs, or taken as they were written; some in several pieces."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, list[tuple[int, int, bytes]]] = {}
+
+    def add(self, tensor: ir.TensorProtocol, start: int, length: int, digest: bytes) -> None:
+        """Takes the digest of so many bytes of a tensor."""
+        self._pieces.setdefault(id(tensor), []).append((start, length, digest))
+
+    def of(self, tensor: ir.TensorProtocol) -> list[tuple[int, int, bytes]]:
+        """Returns start, bytes and digest of pieces that are all of a tensor; of a stored one, read now."""
+        found = self._pieces.get(id(tensor))
+        if found is None:
+            digest = digest_stored(tensor, 0, tensor.nbytes)
+            drop_pages(tensor)
+            return [(0, tensor.nbytes, digest)]
+        if sum(length for _, length, _ in found) != tensor.nbytes:
+            raise AssertionError(f"not all of {tensor.name} was written")
+        return found
 
 
 def verify(model: ir.Model, given: Sequence[Slot], file: Path, streamed: Digests, workers: int) -> ir.Model:
@@ -44,9 +63,11 @@ def verify(model: ir.Model, given: Sequence[Slot], file: Path, streamed: Digests
     def check(pair: tuple[Slot, Slot]) -> str:
         expected, actual = pair
         same_form = _form(expected.tensor) == _form(actual.tensor)
-        if not same_form or digest_expected(expected.tensor, streamed) != digest_stored(actual.tensor):
+        if not same_form:
             return expected.label
-        return ""
+        pieces = streamed.of(expected.tensor)
+        right = all(digest_stored(actual.tensor, start, length) == digest for start, length, digest in pieces)
+        return "" if right else expected.label
 
     pairs = [pair for pair in zip(given, held, strict=True) if pair[0].tensor.dtype != ir.DataType.STRING]
     with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -56,20 +77,11 @@ def verify(model: ir.Model, given: Sequence[Slot], file: Path, streamed: Digests
     return written
 
 
-def digest_expected(tensor: ir.TensorProtocol, streamed: Digests) -> bytes:
-    """Returns the digest that a tensor's bytes should have."""
-    if id(tensor) in streamed:
-        return streamed[id(tensor)]
-    digest = digest_stored(tensor)
-    drop_pages(tensor)
-    return digest
-
-
-def digest_stored(tensor: ir.TensorProtocol) -> bytes:
-    """Returns the digest of a tensor in a file or in memory."""
+def digest_stored(tensor: ir.TensorProtocol, start: int, length: int) -> bytes:
+    """Returns the digest of a part of a tensor in a file or in memory."""
     if isinstance(tensor, ir.ExternalTensor):
-        return digest_of_range(Path(tensor.path), tensor.offset or 0, tensor.nbytes)
-    return digest_of(tensor.tobytes())
+        return digest_of_range(Path(tensor.path), (tensor.offset or 0) + start, length)
+    return digest_of(tensor.tobytes()[start : start + length])
 
 
 def _form(tensor: ir.TensorProtocol) -> tuple[object, ...]:

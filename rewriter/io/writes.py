@@ -1,26 +1,28 @@
 """Planned writes: where every tensor will lie is known before any weight is read.
 
-A write is all tensors that come from one evaluation, as the codes and scales of a weight do, and the range of a data
-file for each. It needs nothing of any other write, and made twice it leaves the same bytes.
+A write is all that comes from one evaluation, as the codes and scales of a weight, or of some experts of a stack, and
+the range of a data file for each. It needs nothing of any other write, and made twice it leaves the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO
 
+import numpy as np
 import onnx_ir as ir
 
 from rewriter.graph.contents import Slot
-from rewriter.quantize.job import PartTensor, QuantizationJob
+from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, StoredWeight, packed_arrays
 from rewriter.quantize.measured import Measured
+from rewriter.quantize.rows import shared_out
 from rewriter.tensors import drop_pages
-from rewriter.tensors.digest import DigestingFile, digest_of_range
+from rewriter.tensors.digest import Digest, DigestingFile, digest_of_range
+
+STEP = 1 << 26
+"""Weights that are quantized in one write, about a second's work of a core: a stack of more is written in several."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,20 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A part of a tensor, by bytes."""
+
+    tensor: ir.TensorProtocol
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What is known of a write that was made.
 
     Attributes:
-        digests: of the bytes of each tensor; empty where nothing was computed.
+        digests: of the bytes of each piece; empty where nothing was computed.
         measured: what became of each weight.
     """
 
@@ -45,52 +56,35 @@ class Outcome:
     measured: tuple[Measured, ...] = ()
 
 
+Task = Callable[[Path], Outcome]
+"""Makes a write into a folder whose data files are there in their full size."""
+
+
 @dataclass(frozen=True, eq=False)
 class Write:
     """A planned write.
 
     Attributes:
-        tensors: what comes from one evaluation, in its order.
-        ranges: where each of them will lie.
+        pieces: what is written.
+        ranges: where each piece will lie.
+        task: makes it; that of weights may be sent to another process, or machine.
+        jobs: the weights that are quantized for it.
     """
 
-    tensors: tuple[ir.TensorProtocol, ...]
+    pieces: tuple[Piece, ...]
     ranges: tuple[Range, ...]
-
-    @property
-    def name(self) -> str:
-        """Name of the first tensor."""
-        return self.tensors[0].name or ""
-
-    @property
-    def jobs(self) -> tuple[QuantizationJob, ...]:
-        """The weights that are quantized for it."""
-        first = self.tensors[0]
-        if not isinstance(first, PartTensor):
-            return ()
-        return first.jobs if first.stacked else first.jobs[:1]  # others are equal to the first
+    task: Task
+    jobs: tuple[QuantizationJob, ...] = ()
 
     @property
     def is_computed(self) -> bool:
         """Whether anything is computed for it; else it is a copy of stored bytes."""
-        return isinstance(self.tensors[0], ir.LazyTensor)
+        return isinstance(self.pieces[0].tensor, ir.LazyTensor)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    def perform(self, folder: Path) -> Outcome:
-        """Computes the tensors and writes them into files that are there, in their full size."""
-        digests = []
-        for tensor, place in zip(self.tensors, self.ranges, strict=True):
-            with (folder / place.file).open("r+b") as file:
-                file.seek(place.offset)
-                digests.append(_written(tensor, file))
-            drop_pages(tensor)
-        if not self.is_computed:
-            return Outcome()
-        return Outcome(tuple(digests), tuple(job.measured for job in self.jobs if job.measured is not None))
+        """Bytes of all its pieces."""
+        return sum(place.length for place in self.ranges)
 
     def lies_in(self, folder: Path, outcome: Outcome) -> bool:
         """Whether a folder holds the bytes that an earlier run noted."""
@@ -101,19 +95,54 @@ class Write:
         return found == list(outcome.digests) and len(outcome.measured) == len(self.jobs)
 
 
-def digest_computed(tensor: ir.TensorProtocol, seen: Callable[[], bytes]) -> bytes:
-    """Returns the digest of a computed tensor: its job's own, taken before anything was written, or what was seen."""
-    return tensor.digest() if isinstance(tensor, PartTensor) and tensor.is_digested else seen()
+@dataclass(frozen=True)
+class QuantizeTask:
+    """Quantizes weights, some at a time, and writes what they become.
+
+    Attributes:
+        jobs: the weights.
+        stored: how each is stored.
+        parts: which of its arrays are written, and where those of all the weights will lie.
+    """
+
+    jobs: tuple[QuantizationJob, ...]
+    stored: StoredWeight
+    parts: tuple[tuple[int, Range], ...]
+
+    def __call__(self, folder: Path) -> Outcome:
+        digests = [Digest() for _ in self.parts]
+        for position, arrays in enumerate(shared_out(self._packed, range(len(self.jobs)))):
+            for digest, (index, place) in zip(digests, self.parts, strict=True):
+                data = np.ascontiguousarray(arrays[index]).reshape(-1).view(np.uint8).data
+                digest.add(data)
+                with (folder / place.file).open("r+b") as file:
+                    file.seek(place.offset + position * len(data))
+                    file.write(data)
+        measured = (job.measured for job in self.jobs)
+        return Outcome(tuple(d.value() for d in digests), tuple(found for found in measured if found is not None))
+
+    def _packed(self, position: int) -> Arrays:
+        return packed_arrays(self.jobs[position], self.stored)
 
 
-def _written(tensor: ir.TensorProtocol, file: IO[bytes]) -> bytes:
-    seen = DigestingFile(file)
-    is_seen = isinstance(tensor, ir.LazyTensor) and not (isinstance(tensor, PartTensor) and tensor.is_digested)
-    if hasattr(tensor, "tofile"):  # which onnx-ir does not ask of every tensor
-        tensor.tofile(seen if is_seen else file)  # to a file itself, stored bytes are copied by the system
-    else:
-        file.write(tensor.tobytes())
-    return digest_computed(tensor, seen.value)
+@dataclass(frozen=True)
+class TensorTask:
+    """Writes a tensor: a copy of stored bytes, or what is put together from them."""
+
+    tensor: ir.TensorProtocol
+    place: Range
+
+    def __call__(self, folder: Path) -> Outcome:
+        with (folder / self.place.file).open("r+b") as file:
+            file.seek(self.place.offset)
+            seen = DigestingFile(file)
+            is_lazy = isinstance(self.tensor, ir.LazyTensor)
+            if hasattr(self.tensor, "tofile"):  # which onnx-ir does not ask of every tensor
+                self.tensor.tofile(seen if is_lazy else file)  # to a file itself, stored bytes are copied by the system
+            else:
+                file.write(self.tensor.tobytes())
+        drop_pages(self.tensor)
+        return Outcome((seen.value(),) if is_lazy else ())
 
 
 @dataclass(frozen=True)
@@ -136,25 +165,29 @@ class Plan:
 
     def stored(self, folder: Path) -> dict[int, ir.ExternalTensor]:
         """Returns id of each tensor -> the same tensor as the files hold it."""
+        first = {id(piece.tensor): (piece.tensor, place) for piece, place in self._placed() if not piece.start}
         return {
-            id(tensor): ir.ExternalTensor(
-                *(place.file, place.offset, place.length, tensor.dtype),
+            key: ir.ExternalTensor(
+                *(place.file, place.offset, tensor.nbytes, tensor.dtype),
                 shape=ir.Shape(tensor.shape.numpy()),
                 name=tensor.name or "",
                 base_dir=folder,
             )
-            for write in self.writes
-            for tensor, place in zip(write.tensors, write.ranges, strict=True)
+            for key, (tensor, place) in first.items()
         }
 
     def digest(self) -> str:
         """Returns what equal plans have in common: what is written where, and how each weight is quantized."""
         digest = hashlib.blake2b(digest_size=16)
-        for write in self.writes:
-            forms = [(tensor.name, tensor.dtype.name, tuple(tensor.shape.numpy())) for tensor in write.tensors]
-            jobs = [(job.context.weight, job.context.spec, str(job.context.scale_dtype)) for job in write.jobs]
-            digest.update(repr((forms, write.ranges, jobs)).encode())
+        for piece, place in self._placed():
+            tensor = piece.tensor
+            digest.update(repr((tensor.name, tensor.dtype.name, tuple(tensor.shape.numpy()), place)).encode())
+        for job in (job for write in self.writes for job in write.jobs):
+            digest.update(repr((job.context.weight, job.context.spec, str(job.context.scale_dtype))).encode())
         return digest.hexdigest()
+
+    def _placed(self) -> Iterator[tuple[Piece, Range]]:
+        return (pair for write in self.writes for pair in zip(write.pieces, write.ranges, strict=True))
 
 
 def plan(slots: Sequence[Slot], name: Callable[[int, int], str], max_shard_size: int | None) -> Plan:
@@ -171,43 +204,31 @@ def plan(slots: Sequence[Slot], name: Callable[[int, int], str], max_shard_size:
     for index, shard in enumerate(shards):
         file, offset = name(index, len(shards)), 0
         for tensor in shard:
-            evaluation = tensor.parts if isinstance(tensor, PartTensor) else tensor
+            evaluation = tensor.parts if isinstance(tensor, PartTensor) and tensor.is_digested else tensor
             found.setdefault(id(evaluation), []).append((tensor, Range(file, offset, tensor.nbytes)))
             offset += tensor.nbytes
         sizes[file] = offset
-    return Plan(sizes, tuple(Write(*zip(*pairs, strict=True)) for pairs in found.values()))
+    return Plan(sizes, tuple(write for pairs in found.values() for write in _writes(pairs)))
 
 
-def carry_out(
-    writes: Sequence[Write], folder: Path, pool: Executor, *, at_once: int, memory: int
-) -> Iterator[tuple[Write, Outcome]]:
-    """Makes writes, and yields each with its outcome as soon as it is made.
-
-    Args:
-        writes: begun in this order.
-        folder: holds the data files.
-        pool: what runs them.
-        at_once: how many it is given at a time.
-        memory: bytes of computed tensors in flight at once; one larger write is let through alone.
-    """
-    running: dict[Future[Outcome], tuple[Write, int]] = {}
-
-    def done() -> Iterator[tuple[Write, Outcome]]:
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            write, _ = running.pop(future)
-            yield write, future.result()
-
-    try:
-        for write in writes:
-            size = min(write.nbytes, memory) if write.is_computed else 0
-            while running and (len(running) >= at_once or sum(held for _, held in running.values()) + size > memory):
-                yield from done()
-            running[pool.submit(partial(write.perform, folder))] = write, size
-        while running:
-            yield from done()
-    finally:
-        for future in running:
-            future.cancel()
+def _writes(pairs: Sequence[tuple[ir.TensorProtocol, Range]]) -> Iterator[Write]:
+    """Yields the writes of tensors that come from one evaluation: of a stack, one for so many of its weights."""
+    tensor, place = pairs[0]
+    if not (isinstance(tensor, PartTensor) and tensor.is_digested):
+        yield Write((Piece(tensor, 0, tensor.nbytes),), (place,), TensorTask(tensor, place))
+        return
+    jobs = tensor.jobs if tensor.stacked else tensor.jobs[:1]  # others are equal to the first
+    some = max(1, STEP // jobs[0].weight.size)
+    for first in range(0, len(jobs), some):
+        own = jobs[first : first + some]
+        pieces, ranges = [], []
+        for part, whole in pairs:
+            one = whole.length // len(jobs)
+            pieces.append(Piece(part, first * one, len(own) * one))
+            ranges.append(Range(whole.file, whole.offset + first * one, len(own) * one))
+        indices = [part.index for part, _ in pairs if isinstance(part, PartTensor)]
+        task = QuantizeTask(own, tensor.parts.stored, tuple(zip(indices, ranges, strict=True)))
+        yield Write(tuple(pieces), tuple(ranges), task, own)
 
 
 def _shards(tensors: Sequence[ir.TensorProtocol], most: int | None) -> list[list[ir.TensorProtocol]]:

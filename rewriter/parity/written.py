@@ -55,10 +55,9 @@ def require_sources(
         if isinstance(slot.tensor, ir.LazyTensor) and not isinstance(slot.tensor, PartTensor):
             _require_copied(slot.tensor, held[slot.label], slot.label)
     for one in _sample(given):
-        job, unpack = one.job, one.tensors[0].parts.unpack
+        job, unpack = one.job, one.tensors[0].parts.stored.unpack
         arrays = [_part(held[names[id(tensor)]], one.position) for tensor in one.tensors]
         record = recorded(job)
-        assert unpack is not None
         if record is None:
             raise ParityError(f"weight '{job.context.weight}' was written and never quantized; nothing was written")
         error = relative_rms(job.weight.numpy(), unpack(arrays))
@@ -114,7 +113,7 @@ class _Written:
 def _sample(given: Sequence[Slot]) -> list[_Written]:
     groups: dict[Parts, dict[int, PartTensor]] = {}
     for slot in given:
-        if isinstance(slot.tensor, PartTensor) and slot.tensor.parts.unpack is not None:
+        if isinstance(slot.tensor, PartTensor):
             groups.setdefault(slot.tensor.parts, {})[slot.tensor.index] = slot.tensor
     found: list[_Written] = []
     for group in groups.values():

@@ -107,6 +107,10 @@ class QuantizationJob:
         self._measured[:] = [measured]
         self.written(self, measured)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to quantize the weight: all but who is told of it here."""
+        return {**vars(self), "written": _to_nobody, "_kept": [], "_measured": []}
+
     def quantize(self) -> QuantizedWeight:
         """Reads and quantizes the weight.
 
@@ -117,8 +121,9 @@ class QuantizationJob:
         if self._kept and self._kept[0] is not None:
             return self._kept[0]
         name = getattr(self.quantizer, "__name__", type(self.quantizer).__name__)
+        weight = self.weight.numpy()
         try:
-            result = self.quantizer(self.weight.numpy(), self.context)
+            result = self.quantizer(weight, self.context)
         except RewriterError:
             raise
         except Exception as error:
@@ -142,6 +147,10 @@ class QuantizationJob:
             raise OverflowingError(
                 f"weight '{name}' holds the largest numbers of float16; quantized, they are infinite"
             )
+
+
+def _to_nobody(*_: object) -> None:
+    pass
 
 
 def _chunks(matrix: npt.NDArray[np.generic]) -> Iterator[slice]:
@@ -209,8 +218,8 @@ class Parts(Protocol):
     key: tuple[object, ...]
 
     @property
-    def unpack(self) -> Callable[[Arrays], QuantizedWeight] | None:
-        """Reads a weight back from its parts; None where nobody said how."""
+    def stored(self) -> StoredWeight:
+        """How one weight is stored in them."""
 
     def take(self, index: int) -> npt.NDArray[np.generic]:
         """Returns one of them."""
@@ -222,15 +231,10 @@ class Parts(Protocol):
 class _Parts:
     """Evaluates once, hands each part out, and lets go when all have been taken."""
 
-    def __init__(
-        self,
-        key: tuple[object, ...],
-        evaluate: Callable[[], Arrays],
-        unpack: Callable[[Arrays], QuantizedWeight] | None,
-    ) -> None:
-        self.key = key
-        self.unpack = unpack
-        self._evaluate = evaluate
+    def __init__(self, job: QuantizationJob, stored: StoredWeight) -> None:
+        self.key: tuple[object, ...] = (stored.name, *job.key)
+        self.stored = stored
+        self._job = job
         self._digests: list[bytes] = []
         self._lock = threading.Lock()
         self._kept: dict[int, npt.NDArray[np.generic]] = {}
@@ -238,33 +242,13 @@ class _Parts:
     def take(self, index: int) -> npt.NDArray[np.generic]:
         with self._lock:
             if index not in self._kept:
-                arrays = self._evaluate()
+                arrays = packed_arrays(self._job, self.stored)
                 self._digests = [digest_of(array) for array in arrays]
                 self._kept = dict(enumerate(arrays))
             return self._kept.pop(index)
 
     def digest(self, index: int) -> bytes:
         return self._digests[index]
-
-
-def lazy_parts(
-    key: tuple[object, ...],
-    evaluate: Callable[[], Arrays],
-    parts: Sequence[Part],
-    jobs: tuple[QuantizationJob, ...] = (),
-    unpack: Callable[[Arrays], QuantizedWeight] | None = None,
-) -> tuple[PartTensor, ...]:
-    """Returns one lazy tensor per part of what ``evaluate`` returns.
-
-    Args:
-        key: equal for evaluations that give the same parts.
-        evaluate: computes all parts; called once for all of them, and again only if a part is read again.
-        parts: name, element type and shape of each.
-        jobs: the weights that the parts are made of.
-        unpack: reads the weight of the first job back from the parts, so that what was written can be looked at.
-    """
-    shared = _Parts(key, evaluate, unpack)
-    return tuple(PartTensor(shared, i, *part[1:], part.name, jobs) for i, part in enumerate(parts))
 
 
 def named_parts(stored: StoredWeight, weight: str, scale_dtype: ir.DataType) -> tuple[Part, ...]:
@@ -289,7 +273,8 @@ def packed_parts(
         also: other weights that the tensors take the place of.
     """
     parts = named_parts(stored, name, scale_dtype)
-    return lazy_parts((stored.name, *job.key), lambda: packed_arrays(job, stored), parts, (job, *also), stored.unpack)
+    shared, jobs = _Parts(job, stored), (job, *also)
+    return tuple(PartTensor(shared, i, *part[1:], part.name, jobs) for i, part in enumerate(parts))
 
 
 def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:

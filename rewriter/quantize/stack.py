@@ -19,7 +19,6 @@ from rewriter.quantize.job import (
     packed_arrays,
 )
 from rewriter.quantize.rows import shared_out
-from rewriter.quantize.types import QuantizedWeight
 from rewriter.tensors.digest import Digest
 
 Sink = Callable[[int, npt.NDArray[np.generic]], None]
@@ -51,18 +50,19 @@ class _Stack:
 
     def __init__(
         self,
-        key: tuple[object, ...],
-        experts: int,
-        compute: Callable[[int], Arrays],
-        unpack: Callable[[Arrays], QuantizedWeight],
+        jobs: tuple[QuantizationJob, ...],
+        stored: StoredWeight,
     ) -> None:
-        self.key = key
-        self.unpack = unpack
+        self.key: tuple[object, ...] = (f"{stored.name}-stack", *(job.key for job in jobs))
+        self.stored = stored
+        self._jobs = jobs
         self._digests: list[Digest] = []
-        self._experts = experts
-        self.compute = compute
         self._lock = threading.Lock()
         self._kept: dict[int, npt.NDArray[np.generic]] = {}
+
+    def compute(self, expert: int) -> Arrays:
+        """Returns the arrays of one expert."""
+        return packed_arrays(self._jobs[expert], self.stored)
 
     def evaluate(self, sink: Sink | None) -> None:
         """Computes all experts, as many at a time as there are cores; their codes go to ``sink`` in turn."""
@@ -87,14 +87,14 @@ class _Stack:
     def _evaluate(self, sink: Sink | None) -> None:
         kept: dict[int, npt.NDArray[np.generic]] = {}
         self._digests = []
-        for expert, arrays in enumerate(shared_out(self.compute, range(self._experts))):
+        for expert, arrays in enumerate(shared_out(self.compute, range(len(self._jobs)))):
             self._digests = self._digests or [Digest() for _ in arrays]
             for digest, part in zip(self._digests, arrays, strict=True):
                 digest.add(part)
             if sink is not None:
                 sink(expert, arrays[0])
             for index, part in enumerate(arrays[1:], 1):
-                kept.setdefault(index, np.empty((self._experts, *part.shape), part.dtype))[expert] = part
+                kept.setdefault(index, np.empty((len(self._jobs), *part.shape), part.dtype))[expert] = part
         self._kept = kept
 
 
@@ -110,8 +110,7 @@ def packed_stack(
         scale_dtype: element type of the scales.
     """
     own = tuple(jobs)
-    key = (f"{stored.name}-stack", *(job.key for job in own))
-    stack = _Stack(key, len(own), lambda expert: packed_arrays(own[expert], stored), stored.unpack)
+    stack = _Stack(own, stored)
     parts = named_parts(stored, name, scale_dtype)
     return tuple(
         StackTensor(stack, i, part.dtype, (len(own), *part.shape), part.name, own) for i, part in enumerate(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import threading
@@ -19,17 +20,22 @@ from rewriter.tensors.view import Array, RowsTensor, View, ViewTensor
 class MappedFile:
     """One data file, mapped when the first tensor in it is read; it must stay as it was when this was made."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, known: tuple[int, ...] = ()) -> None:
+        """Keeps what the file is now, or what it was where another process opened it: bytes, and time of change."""
         self.path = path
-        self._before = _state(path.stat())
+        self._before = known or _state(path.stat())
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the file anew, if it sees the same one; each file once."""
+        return _opened, (self.path, self._before[-2:])
 
     def map(self) -> mmap.mmap:
         with self._lock:
             if self._map is None:
                 with self.path.open("rb") as file:
-                    if _state(os.fstat(file.fileno())) != self._before:
+                    if not self._is(os.fstat(file.fileno())):
                         raise self._changed()
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return self._map
@@ -45,16 +51,25 @@ class MappedFile:
             ModelError: names it.
         """
         try:
-            after = _state(self.path.stat())
+            same = self._is(self.path.stat())
         except OSError:
-            after = None
-        if after != self._before:
+            same = False
+        if not same:
             raise self._changed()
+
+    def _is(self, status: os.stat_result) -> bool:
+        return _state(status)[-len(self._before) :] == self._before
 
     def _changed(self) -> ModelError:
         return ModelError(
             f"the data file '{self.path}' was changed while it was read; run again when nothing writes it"
         )
+
+
+@functools.lru_cache(64)
+def _opened(path: Path, known: tuple[int, ...]) -> MappedFile:
+    """A file that another process has opened; numbers of devices and inodes may differ by machine."""
+    return MappedFile(path, known)
 
 
 def _state(status: os.stat_result) -> tuple[int, int, int, int]:
@@ -82,6 +97,11 @@ class MappedTensor(ir.ExternalTensor):
         )
         self._file = file
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Where the elements lie, and none of them."""
+        plain = (self.location, self.offset, self.length, self.dtype, tuple(self.shape.numpy()), self.name)
+        return _mapped, (*plain, Path(self.base_dir), self._file)
+
     def numpy(self) -> Array:
         """Returns the elements, straight from the mapped file (unpacked where they are narrower than a byte)."""
         shape = tuple(int(d) for d in self.shape.numpy())
@@ -106,6 +126,20 @@ class MappedTensor(ir.ExternalTensor):
         """Gives the pages of bytes [start, stop) back to the system; reading them again maps them again."""
         origin = self.offset or 0
         self._file.drop(origin + start, origin + stop)
+
+
+def _mapped(
+    location: str,
+    offset: int | None,
+    length: int | None,
+    dtype: ir.DataType,
+    shape: tuple[int, ...],
+    name: str,
+    base_dir: Path,
+    file: MappedFile,
+) -> MappedTensor:
+    tensor = ir.ExternalTensor(location, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=base_dir)
+    return MappedTensor(tensor, base_dir, file)
 
 
 def drop_pages(source: ir.TensorProtocol | View) -> None:

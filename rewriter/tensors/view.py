@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -245,6 +245,8 @@ class RowsTensor(ir.LazyTensor):
         sources: views with the same first axis, of what the rows are computed from.
     """
 
+    _arguments: tuple[Any, ...]
+
     def __init__(
         self,
         rows: Callable[[int, int], Array],
@@ -261,6 +263,15 @@ class RowsTensor(ir.LazyTensor):
         )
         self.rows = rows
         self.sources = tuple(sources)
+
+    def __new__(cls, *arguments: Any) -> Self:
+        """Keeps what it is made of, by which another process makes it anew."""
+        made = super().__new__(cls)
+        made._arguments = arguments
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
 
     def shown(self, first: int, count: int) -> Iterable[View]:
         """Returns what rows are computed from."""

@@ -45,7 +45,7 @@ def stack() -> ir.Model:
 MODELS = {"experts": (experts, "moe-int4"), "linears": (linears, "rtn"), "stack": (stack, ["einsum-to-matmul"])}
 """Name -> what makes a model, and the rule set that it is rewritten by."""
 
-_FIRST_LIKE = "next(r for w in self.writes[::-1] for r in w.ranges if r.length == e.length)"
+_FIRST_LIKE = "next(r for w in self.writes[::-1] for r in w.ranges if r.length == place.length)"
 _FIRST_SLOT_LIKE = (
     "next(o for o in absent[::-1] if (o.tensor.dtype, o.tensor.shape) == (e.tensor.dtype, e.tensor.shape))"
 )
@@ -85,8 +85,8 @@ ENGINE = (
     _wrong(
         "equal-sized tensors crossed in the data file",
         "rewriter/io/writes.py",
-        "for tensor, place in zip(write.tensors, write.ranges, strict=True)\n        }",
-        f"for tensor, place in zip(write.tensors, [{_FIRST_LIKE} for e in write.ranges], strict=True)\n        }}",
+        "*(place.file, place.offset,",
+        f"*(place.file, {_FIRST_LIKE}.offset,",
         "linears",
         True,
         "does not hold what was computed for it",
@@ -120,9 +120,9 @@ ENGINE = (
     ),
     _wrong(
         "the codes of a stack written in another order than they were computed",
-        "rewriter/quantize/stack.py",
-        "file.write(np.ascontiguousarray(codes).data)",
-        "file.write(np.ascontiguousarray(codes[::-1]).data)",
+        "rewriter/io/writes.py",
+        "place.offset + position * len(data)",
+        "place.offset + (len(self.jobs) - 1 - position) * len(data)",
         "experts",
         True,
         "does not hold what was computed for it",
@@ -294,8 +294,8 @@ ENGINE = (
     _wrong(
         "the rows of a weight quantized in reverse",
         "rewriter/quantize/job.py",
-        "self.quantizer(self.weight.numpy(), self.context)",
-        "self.quantizer(self.weight.numpy()[::-1], self.context)",
+        "self.quantizer(weight, self.context)",
+        "self.quantizer(weight[::-1], self.context)",
         "experts",
         True,
         "far above what was quantized explains",
@@ -325,14 +325,14 @@ ENGINE = (
         "        return self.parts.digest(self.index)",
         "        return self.parts.digest(0)",
         "experts",
-        True,
+        False,
         "does not hold what was computed for it",
     ),
     _wrong(
         "each expert in its neighbour's place",
         "rewriter/quantize/stack.py",
-        "lambda expert: packed_arrays(own[expert], stored)",
-        "lambda expert: packed_arrays(own[expert - 1], stored)",
+        "packed_arrays(self._jobs[expert], self.stored)",
+        "packed_arrays(self._jobs[expert - 1], self.stored)",
         "experts",
         True,
         "differs by",
@@ -340,8 +340,8 @@ ENGINE = (
     _wrong(
         "one expert twice",
         "rewriter/quantize/stack.py",
-        "shared_out(self.compute, range(self._experts))",
-        "shared_out(self.compute, [0, *range(self._experts - 1)])",
+        "shared_out(self.compute, range(len(self._jobs)))",
+        "shared_out(self.compute, [0, *range(len(self._jobs) - 1)])",
         "experts",
         True,
         "differs by",

@@ -209,7 +209,7 @@ OPERATORS = (
         TO_QMOE,
         "stale shared tensor",
         "rewriter/quantize/stack.py",
-        [("*(job.key for job in own))", "*(job.shape for job in own))")],
+        [("*(job.key for job in jobs))", "*(job.shape for job in jobs))")],
         moes(nodes=2),
     ),
     Mistake(

@@ -1,0 +1,202 @@
+"""Workers of a cluster quantize: no weight is sent, the same bytes come out, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from distributed import Client, LocalCluster
+from onnx import TensorProto, helper, numpy_helper
+
+import rewriter
+from rewriter import api
+from rewriter.calibration.capture import calibrate
+from rewriter.cli import main
+from rewriter.errors import RewriterWarning, UsageError
+from rewriter.graph.contents import stored_tensors
+from rewriter.io import writes
+from rewriter.io.cluster import perform
+from rewriter.io.identity import code
+
+GRANITE = Path(__file__).parents[1] / "models" / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
+RULES: dict[str, Any] = {"rules": "moe-int4", "overrides": {"parity.local": "none"}}
+SHARDS = 30_000
+WEIGHTS = 26
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Granite with its weights in a data file."""
+    path = tmp_path_factory.mktemp("in") / "model.onnx"
+    onnx.save(onnx.load(GRANITE), path, save_as_external_data=True, location="model.data", size_threshold=1024)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], Any]:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    result = rewriter.apply(model, **RULES)
+    result.save(out, max_shard_size=SHARDS)
+    return everything(out), result.report.weights
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with LocalCluster(**options) as cluster, Client(cluster) as found:
+        yield found
+
+
+def planned(result: api.Result[Any]) -> tuple[writes.Write, ...]:
+    slots = [slot for slot in stored_tensors(result.ir_model) if slot.tensor.nbytes > 1024]
+    return writes.plan(slots, lambda index, _: f"{index}.data", None).writes
+
+
+@pytest.mark.parametrize("step", [writes.STEP, 1])
+def test_what_is_sent_holds_no_weight_and_makes_the_same_write(
+    step: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writes, "STEP", step)
+    found = [write for write in planned(rewriter.apply(model, **RULES)) if write.jobs]
+    assert len(found) == (14 if step > 1 else WEIGHTS)
+    folders = [tmp_path / "here", tmp_path / "sent"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "0.data").touch()
+    for write in found:
+        weights = b"".join(job.weight.numpy().tobytes()[:64] for job in write.jobs)
+        sent = pickle.dumps(write.task)
+        assert len(sent) < 20_000 and not any(weights[i : i + 64] in sent for i in range(0, len(weights), 64))
+        assert write.task(folders[0]) == pickle.loads(sent)(folders[1])
+        assert all(write.lies_in(folder, write.task(folder)) for folder in folders)
+    assert everything(folders[0]) == everything(folders[1])
+
+
+def test_a_cluster_writes_the_same_bytes_and_reports_the_same_errors(
+    client: Client, model: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = rewriter.apply(model, **RULES)
+    monkeypatch.setattr("rewriter.quantize.job.measure", lambda *_: pytest.fail("quantized in this process"))
+    result.save(tmp_path / "out", cluster=client, max_shard_size=SHARDS)
+    assert (everything(tmp_path / "out"), result.report.weights) == whole
+
+
+def test_a_worker_that_dies_loses_nothing(client: Client, model: Path, whole: Any, tmp_path: Path) -> None:
+    pids = iter(client.run(os.getpid).values())
+
+    def kill(done: int, total: int) -> None:
+        if 3 * done > total and (pid := next(pids, None)) and total > done:
+            os.kill(pid, signal.SIGKILL)
+            next(pids, None)  # the other one lives
+
+    result = rewriter.apply(model, **RULES)
+    result.save(tmp_path / "out", cluster=client, max_shard_size=SHARDS, progress=kill)
+    assert next(pids, None) is None, "nobody was killed"
+    assert (everything(tmp_path / "out"), result.report.weights) == whole
+
+
+def test_what_a_cluster_wrote_before_an_interruption_is_not_written_again(
+    client: Client, model: Path, whole: Any, tmp_path: Path
+) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if 2 * done > total:
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"cluster": client, "resume": True, "max_shard_size": SHARDS}
+    with pytest.raises(KeyboardInterrupt), pytest.warns(RewriterWarning, match="is kept"):
+        rewriter.apply(model, **RULES).save(tmp_path / "out", progress=interrupt, **options)
+    with pytest.warns(RewriterWarning, match=rf"ended: [1-9]\d* of {WEIGHTS} weights"):
+        rewriter.apply(model, **RULES).save(tmp_path / "out", **options)
+    assert everything(tmp_path / "out") == whole[0]
+
+
+def test_weights_in_the_model_file_are_quantized_here_and_said_so(client: Client, tmp_path: Path) -> None:
+    result = rewriter.apply(GRANITE, **RULES)
+    with pytest.warns(RewriterWarning, match="lie in the model file itself, so they are quantized here"):
+        result.save(tmp_path / "out", cluster=client, max_shard_size=SHARDS)
+    result.save(tmp_path / "here", max_shard_size=SHARDS)
+    assert everything(tmp_path / "out") == everything(tmp_path / "here")
+
+
+def gptq(folder: Path) -> tuple[Path, Path]:
+    """A linear in a data file, and what it saw."""
+    draw = np.random.default_rng(0)
+    weight = numpy_helper.from_array(draw.standard_normal((64, 32)).astype(np.float32), "w")
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["t", d]) for n, d in (("x", 64), ("y", 32)))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    proto = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    onnx.save(proto, folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    feeds = [{"x": draw.standard_normal((256, 64)).astype(np.float32)}]
+    calibrate(folder / "m.onnx", folder / "calibration", feeds=feeds)
+    return folder / "m.onnx", folder / "calibration"
+
+
+def test_gptq_goes_the_same_way(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, calibration = gptq(tmp_path)
+    here, there = (rewriter.apply(path, "gptq-int4", calibration=calibration) for _ in range(2))
+    here.save(tmp_path / "here", max_shard_size=SHARDS)
+    monkeypatch.setattr("rewriter.quantize.job.measure", lambda *_: pytest.fail("quantized in this process"))
+    there.save(tmp_path / "there", max_shard_size=SHARDS, cluster=client)
+    assert everything(tmp_path / "here") == everything(tmp_path / "there")
+    assert there.report.weights == here.report.weights and here.report.weights[0].output_rms
+
+
+def test_a_worker_of_another_version_is_named(
+    client: Client, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewriter.io.cluster.code", lambda: "0.0.1")
+    with pytest.raises(UsageError, match=r"worker tcp://.* runs .*, and this process 0\.0\.1; install the same"):
+        rewriter.apply(model, **RULES).save(tmp_path / "out", cluster=client, max_shard_size=SHARDS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["output", "input"])
+def test_a_worker_that_does_not_see_the_files_is_named(
+    missing: str, client: Client, model: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(model.parent, tmp_path / "in") / "model.onnx"
+    write = next(write for write in planned(rewriter.apply(copy, **RULES)) if write.jobs)
+    if missing == "input":
+        copy.with_name("model.data").rename(tmp_path / "moved.data")
+    with pytest.raises(UsageError, match=r"worker tcp://.* cannot read the input or write the output .*No such file"):
+        client.submit(perform, write.task, tmp_path / "nowhere", code()).result()
+
+
+def test_the_command_line_goes_by_an_address(
+    client: Client,
+    model: Path,
+    whole: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("rewriter.io.cluster.TIMEOUT", 1)
+    address = client.scheduler.address
+    given = ["apply", str(model), "-o", str(tmp_path / "out"), "--parity", "none", "--no-check", "-q"]
+    given += ["--max-shard-size", str(SHARDS), "--cluster"]
+    assert main([*given, "tcp://127.0.0.1:1"]) == 2
+    said = capsys.readouterr().err
+    assert "no dask scheduler answers at 'tcp://127.0.0.1:1'" in said and said.count("\n") == 1
+    assert main([*given, address]) == 0
+    assert capsys.readouterr().err == ""
+    assert everything(tmp_path / "out") == whole[0]
+
+
+def test_a_command_line_without_dask_says_what_to_install(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+    assert main(["apply", str(model), "-o", str(tmp_path / "out"), "--cluster", "tcp://127.0.0.1:1"]) == 2
+    assert 'a cluster needs dask: pip install "onnx-moe-rewriter[cluster]"' in capsys.readouterr().err
