@@ -3,7 +3,8 @@
     python benchmarks/survey.py --match mixtral
 
 It needs torch and transformers beside this project. Each block is built from its model's own configuration, made
-tiny, with random weights; exported in a process of its own; and given to the rule sets. The table says what was fused,
+tiny, with random weights; exported in a process of its own, forked from one that has imported torch; and given to the
+rule sets. The table says what was fused,
 how far the result is from torch, and the first reason where nothing was. A spelling that a new release brings is a line
 here.
 """
@@ -11,17 +12,19 @@ here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import inspect
+import io
+import multiprocessing
 import pkgutil
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_FORK = multiprocessing.get_context("fork")
 EXPORTERS = ("dynamo", "dynamo-raw", "torchscript")
 SETS = ("fuse-experts", "moe-int4")
 _BLOCK = re.compile(r"(SparseMoeBlock|SparseMoE|MoeBlock|MoEBlock|MoE|Moe|MoEGate|SparseMLP|FeedForwardMoE)$")
@@ -107,6 +110,26 @@ def export(module: str, cls: str, exporter: str, out: Path) -> None:
         torch.onnx.export(First(), (x,), str(out), input_names=["x"], output_names=["y"], **options)
 
 
+def exported(module: str, cls: str, exporter: str, out: Path, timeout: float) -> str:
+    """Exports one block in a process of its own; returns why it did not, or nothing."""
+    receiver, sender = _FORK.Pipe(duplex=False)
+
+    def run() -> None:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                export(module, cls, exporter, out)
+            sender.send("")
+        except BaseException as error:  # whatever an exporter raises is a cell of the table
+            sender.send(f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason'])[0]}")
+
+    child = _FORK.Process(target=run)
+    child.start()
+    why = str(receiver.recv()) if receiver.poll(timeout) else f"no export in {timeout:g} s"
+    child.kill()
+    child.join()
+    return why
+
+
 def judged(path: Path, rules: str) -> str:
     """Returns a cell: how many operators, how far from torch; or why none."""
     import numpy as np
@@ -132,28 +155,20 @@ def main() -> int:
     parser.add_argument("--exporters", nargs="*", default=EXPORTERS, choices=EXPORTERS)
     parser.add_argument("--sets", nargs="*", default=SETS)
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one export")
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.one:
-        module, cls, exporter, out = asked.one
-        export(module, cls, exporter, Path(out))
-        return 0
+    importlib.import_module("torch").set_num_threads(1)
     print("| block | exporter |", " | ".join(asked.sets), "|", flush=True)
     print("|---|---|" + "---|" * len(asked.sets))
     for module, cls in blocks(asked.match):
         for exporter in asked.exporters:
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "block.onnx"
-                one = [sys.executable, __file__, "--one", module, cls, exporter, str(out)]
+                why = exported(module, cls, exporter, out, asked.timeout)
                 try:
-                    ran = subprocess.run(one, capture_output=True, text=True, timeout=asked.timeout, check=False)
-                    cells = [judged(out, rules) for rules in asked.sets] if ran.returncode == 0 else []
-                    why = (ran.stderr.strip().splitlines() or ["no reason"])[-1][:100]
-                except subprocess.TimeoutExpired:
-                    cells, why = [], f"no export in {asked.timeout:g} s"
+                    cells = [judged(out, rules) for rules in asked.sets] if not why else []
                 except Exception as error:  # one block must not end the survey
-                    cells, why = [], f"{type(error).__name__}: {str(error)[:100]}"
-            told = " | ".join(cells or [f"not exported or run: {why}"] * len(asked.sets)).replace("\n", " ")
+                    cells, why = [], f"{type(error).__name__}: {error}"
+            told = " | ".join(cells or [f"not exported or run: {why[:100]}"] * len(asked.sets)).replace("\n", " ")
             print(f"| {cls} | {exporter} | {told} |", flush=True)
     return 0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from rewriter.facts import Facts
-from rewriter.graph.declines import WHOLE_BLOCK, reason_of
+from rewriter.graph.declines import NO_LOOP, WHOLE_BLOCK, reason_of
 from rewriter.graph.walk import GaveUp, producers, readers, walk
 from rewriter.operators.form import is_experts
 from rewriter.operators.moe import MOE
@@ -18,7 +18,7 @@ from rewriter.rule import Declined, NotApplicable
 from rewriter.rules.blocks.alike import same_expert
 from rewriter.rules.blocks.axes import Axes, Content, Located
 from rewriter.rules.blocks.contents import Activated, Output, Router, Tokens
-from rewriter.rules.blocks.mixing import Complete, Mixed, Mixing, Share, Start, Term, Weighted
+from rewriter.rules.blocks.mixing import Carried, Complete, Mixed, Mixing, Share, Start, Term, Weighted
 from rewriter.rules.blocks.unknown import why_unknown
 from rewriter.tensors import View
 
@@ -287,6 +287,7 @@ def _of_terms(facts: Facts, out: ir.Value, mixed: Mixed, others: Sequence[Term |
         if expert not in found and others:
             continue
         if expert not in found:
+            _decline_conditional(mixed)
             _decline_unknown(facts, out, mixed)
             raise Declined(f"expert {expert} of {router.experts} is missing", _last(mixed).node, remedy=WHOLE_BLOCK)
         if len(slots[expert]) != router.k:
@@ -321,6 +322,18 @@ def _of_slots(mixed: Mixed) -> tuple[Output, ...]:
     return _each(first.output, router, first.node)
 
 
+def _decline_conditional(mixed: Mixed) -> None:
+    """Declines where the experts of one sum are in several graphs.
+
+    Raises:
+        Declined: they are.
+    """
+    for term in mixed.terms():
+        if term.node.graph is not mixed.mixing.router.node.graph:
+            reason = f"an If decides whether expert {term.expert} is added, which no operator asks"
+            raise Declined(reason, term.node, remedy=NO_LOOP)
+
+
 def _decline_unknown(facts: Facts, out: ir.Value, mixed: Mixed) -> None:
     """Declines for what is known of why a sum does not go on, or of what it starts from: an expert that is not known.
 
@@ -332,6 +345,10 @@ def _decline_unknown(facts: Facts, out: ir.Value, mixed: Mixed) -> None:
         producer = start.value.producer()
         if producer is None:
             continue
+        held = _content(facts, start.value)
+        if isinstance(held, Carried) and isinstance(held.share.content, Share):
+            reason, culprit = why_unknown(facts, held.features.factors[0].linear.x, start.node)
+            raise Declined(f"expert {held.share.content.expert}: {reason}", culprit, remedy=reason_of(reason).remedy)
         before = [value for value in producer.inputs if value is not None and _is_sum(facts, value)]
         if any((held := _content(facts, value)) is not None and not _is_term(value, held) for value in before):
             raise NotApplicable

@@ -118,9 +118,10 @@ def _rows(located: Located) -> tuple[Hits, Atom] | None:
     tokens = [atom.index for atom in atoms if atom.kind == "token"]
     if len(tokens) + len(wide) != len(atoms) or tokens != sorted(tokens):
         return None
+    alone = isinstance(held, Mask) and (held.whole or (held.router.k == 1 and not wide))
     if isinstance(held, Share) and held.expert is not None and held.slots is not None and not wide:
         router, slots, order, of = held.mixing.router, held.slots, -1, held.mixing
-    elif isinstance(held, Mask) and held.expert is not None and len(wide) == (held.slot is None and not held.whole):
+    elif isinstance(held, Mask) and held.expert is not None and len(wide) == (held.slot is None and not alone):
         router, of = held.router, None
         slots = frozenset(range(router.k) if held.slot is None else {held.slot})
         order = 0 if held.whole else 1 + (wide[0] if wide else len(atoms) + (held.slot or 0))
@@ -161,14 +162,16 @@ class Outline(Content):
 
 @hits.at("Slice")
 def first_row(facts: Facts, node: ir.Node, data: ir.Value, *others: ir.Value | None) -> Located | None:
-    """The first position along dimensions whose extent nobody knows, all of the others: asked for its shape alone."""
+    """All of it; or the first along dimensions whose extent nobody knows, all of the others, for its shape alone."""
     located = facts.get(data, Located)
-    starts = None if located is None or others[3:] else static(facts, node, 1, "starts")
-    if located is None or starts is None or any(starts):
+    starts = None if located is None else static(facts, node, 1, "starts")
+    if located is None or starts is None or any(starts) or set(static(facts, node, 4, default=[1]) or ()) != {1}:
         return None
     ends, cut = static(facts, node, 2, "ends"), static(facts, node, 3, "axes", range(len(starts)))
     if ends is None or cut is None:
         return None
+    if set(ends) <= set(_FAR):  # all of it
+        return located
     axes = list(located.axes)
     for axis, end in zip(cut, ends, strict=True):
         if end not in (1, *_FAR) or (end == 1 and total(axes[axis]).constant is not None):

@@ -34,7 +34,7 @@ from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import ONE, Dims, Integers, Size
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import as_features
-from rewriter.rules.blocks.axes import Atom, Axes, Content, Dim, Located, Pieces, feature, put, reshape, total
+from rewriter.rules.blocks.axes import Atom, Dim, Located, Pieces, feature, put, reshape, total
 from rewriter.rules.blocks.contents import Tokens
 from rewriter.rules.blocks.token_axes import token_axes
 from rewriter.tensors import View
@@ -134,7 +134,7 @@ def _located_moved(data: Located, move: Move) -> Located | None:
             return data
         case Regroup(sizes):
             grouped = reshape(data.axes, sizes)
-            return None if grouped is None else Located(_of_one_slot(data, grouped), grouped)
+            return None if grouped is None else replace(data, axes=grouped)
         case Repeat(counts, tiled=True):
             pairs = zip(counts, data.axes, strict=True)
             return replace(data, axes=tuple((Atom("repeat", n), *dim) if n != ONE else dim for n, dim in pairs))
@@ -164,13 +164,6 @@ def _pick(data: Located, axis: int, position: int) -> Located | None:
         return data
     fixed = data.content.fix(dim[0], position) if len(dim) == 1 else None
     return None if fixed is None else Located(fixed, put(data.axes, axis, ()))
-
-
-def _of_one_slot(data: Located, axes: Axes) -> Content:
-    """The content on other axes: that of the one slot of a choice of one, where no dimension tells of it any more."""
-    slots = [atom for dim in data.axes for atom in dim if atom.kind == "slot"]
-    lost = len(slots) == 1 and not any(atom.kind == "slot" for dim in axes for atom in dim)
-    return data.content.fix(slots[0], 0) or data.content if lost else data.content
 
 
 def _expanded(data: Located, sizes: Dims) -> Located | None:

@@ -7,6 +7,7 @@ import contextlib
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.facts.size import Integers
 from rewriter.graph.declines import Reason
 from rewriter.graph.walk import GaveUp, producers, walk
 from rewriter.rules.blocks.axes import Located
@@ -19,13 +20,17 @@ _NORMS = ("ReduceMean", "ReduceL2", "LpNormalization", "LayerNormalization", "RM
 
 
 def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.Node]:
-    """Returns why a value is not known to be an expert's output, and the operator at fault; ``node`` where none is."""
+    """Returns why a value is not known to be an expert's output, and the operator at fault; ``node`` where none is.
+
+    That is the first operator that makes something unknown of what is known; where a walk meets none, its farthest.
+    """
     unknown: ir.Node | None = None
+    first: ir.Node | None = None
 
     def before(at: ir.Value) -> list[ir.Value]:
         located = facts.get(at, Located)
         followed = located is None or _is_faulty(located)
-        return [v for v in producers(at) if facts.get(v, View) is None] if followed else []
+        return [v for v in producers(at) if not _is_number(facts, v)] if followed else []
 
     with contextlib.suppress(GaveUp):  # then the farthest that was seen
         for at in walk([value], before, limit=_FAR):
@@ -42,11 +47,25 @@ def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.N
                 if read is not None and (found := _reason_of(facts, read)):
                     return found, read
             unknown = producer if located is None else unknown
+            if first is None and located is None and all(_is_understood(facts, v) for v in producers(at)):
+                first = producer
+    unknown = first or unknown
     if unknown is None:
         return "what is mixed is not the output of an expert of that router", node
     if found := _reason_of(facts, unknown):
         return found, unknown
     return f"{unknown.op_type} does not belong to an expert as com.microsoft::MoE has it", unknown
+
+
+def _is_number(facts: Facts, value: ir.Value) -> bool:
+    """Whether a value is a constant, or sizes."""
+    return facts.get(value, View) is not None or facts.get(value, Integers) is not None
+
+
+def _is_understood(facts: Facts, value: ir.Value) -> bool:
+    located = facts.get(value, Located)
+    known = value.producer() is None or _is_number(facts, value)
+    return known or (located is not None and not _is_faulty(located))
 
 
 def _reason_of(facts: Facts, node: ir.Node) -> Reason | None:

@@ -167,6 +167,15 @@ def test_a_choice_that_skips_a_token(k):
     assert helper.get_attribute_value(scatter.attribute[-1]) == b"add"
 
 
+def test_a_choice_of_one_that_skips_a_token_and_has_no_slot():
+    """As torch.onnx flattens it: neither the choice nor its weights have a dimension for the one slot."""
+    flat_ = """
+        f = Reshape(i, last) g = Reshape(w, last) wu = Gather(u, f) wd = Gather(d, f) x1 = Unsqueeze(x, l1)
+        h = MatMul(x1, wu) a = Relu(h) o = MatMul(a, wd) os = Squeeze(o, l1) w1 = Unsqueeze(g, last) y = Mul(os, w1)
+    """
+    exact(block(SKIP.format(k="l1", last=3) + flat_, columns=4, last=[-1]))
+
+
 def test_a_choice_that_skips_near_misses():
     declines(block(SKIP.format(k="l2", last=2) + GATHERED, columns=4), "is not understood")
     other = SKIP.format(k="l2", last=3).replace("w = Where(k, zero, v)", "w = Where(k, two, v)")
