@@ -65,8 +65,9 @@ def small_config(module: Any) -> Any:
     found.sort(key=lambda c: (not hasattr(c(), "hidden_size"), "Text" not in c.__name__, len(c.__name__)))
     config = found[0]()
     for name, value in _SMALL.items():
-        if hasattr(config, name):
-            setattr(config, name, value)
+        with contextlib.suppress(Exception):  # some say each layer's own, and some check what they are given
+            known = getattr(config, name)
+            setattr(config, name, [value] * len(known) if isinstance(known, list | tuple) else value)
     if hasattr(config, "_experts_implementation"):
         config._experts_implementation = "batched_mm"
     return config
@@ -79,7 +80,9 @@ def export(module: str, cls: str, exporter: str, out: Path) -> None:
 
     torch.manual_seed(0)
     home = importlib.import_module(module)
-    block = getattr(home, cls)(small_config(home)).eval()
+    made = getattr(home, cls)
+    layer = {"layer_idx": 0} if "layer_idx" in inspect.signature(made.__init__).parameters else {}
+    block = made(small_config(home), **layer).eval()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
 
