@@ -134,7 +134,7 @@ def _located_moved(data: Located, move: Move) -> Located | None:
             return data
         case Regroup(sizes):
             grouped = reshape(data.axes, sizes)
-            return None if grouped is None else replace(data, axes=grouped)
+            return None if grouped is None else Located(data.content, grouped)
         case Repeat(counts, tiled=True):
             pairs = zip(counts, data.axes, strict=True)
             return replace(data, axes=tuple((Atom("repeat", n), *dim) if n != ONE else dim for n, dim in pairs))
