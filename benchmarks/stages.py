@@ -5,7 +5,8 @@
 Makes the model of benchmarks/streaming.py and rewrites it in a process of its own for each number of processors. The
 stages: import; load; match (facts, roles, rules, commits, validation, the report); prove, the quantizing of proofs
 included; quantize, the wall time being that during which at least one weight was in work; write, the rest of saving.
-Proofs run models in one more process, whose processor seconds are a line of their own.
+Proofs run models in one more process, whose processor seconds are a line of their own. Last, what loading the model
+by onnx-ir and writing it again takes, and the sum of all stages to that.
 """
 
 from __future__ import annotations
@@ -109,6 +110,21 @@ def child(model: Path, rules: str, processors: int) -> dict[str, Any]:
     return {**times, "process of proofs": (0.0, used - sum(processor for _, processor in times.values()))}
 
 
+COPY = """
+import sys, time, onnx_ir as ir
+start = time.process_time()
+ir.save(ir.load(sys.argv[1]), sys.argv[2] + "/model.onnx", external_data="model.onnx.data")
+print(time.process_time() - start)
+"""
+
+
+def copied(model: Path) -> float:
+    """Processor seconds that onnx-ir takes to load a model and to write it, as its users would."""
+    with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
+        command = [sys.executable, "-c", COPY, str(model), scratch]
+        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=1.5)
@@ -131,6 +147,7 @@ def main() -> None:
         most = len(os.sched_getaffinity(0))
         counts = sorted({min(2, most), most})
         found = {count: child(model, options.rules, count) for count in counts}
+        alone = copied(model)
     print("| stage |", " | ".join(f"wall s, {n} processors | processor s" for n in counts), "|")
     print("| --- " * (1 + 2 * len(counts)) + "|")
     for stage in (*STAGES, "process of proofs"):
@@ -138,6 +155,8 @@ def main() -> None:
         print(f"| {stage} |", " | ".join(cells), "|")
     sums = [[sum(times[i] for times in found[n].values()) for i in (0, 1)] for n in counts]
     print("| all |", " | ".join(f"{wall:.2f} | {processor:.2f}" for wall, processor in sums), "|")
+    ratios = ", ".join(f"{processor / alone:.2f}" for _, processor in sums)
+    print(f"\nonnx_ir.load and save of the same model: {alone:.2f} s of processor time; all to that: {ratios}")
 
 
 if __name__ == "__main__":
