@@ -31,7 +31,8 @@ from rewriter.parity.quality import compare_quality
 from rewriter.quantize.types import WeightSpec
 from rewriter.ruleset import load
 
-MODEL = Path(__file__).parent / "models" / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
+MODELS = Path(__file__).parent / "models"
+MODEL = MODELS / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
 
 
 def form(nbytes, error, bits=4):
@@ -119,6 +120,16 @@ def test_the_file_is_no_larger_than_asked(budget, share, tmp_path):
     assert (result.report.files_before, result.report.files_after) == (MODEL.stat().st_size, size)
     assert abs(size - choice.nbytes) < 0.1 * size
     assert len(result.report.weights) == sum(group.count for group in budget.groups)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss__default", "mixtral__batched_mm"])
+def test_metadata_of_graphs_and_types_of_weights_count_too(name, tmp_path):
+    model, rules = MODELS / "hf_exporter" / f"{name}.onnx", load("gptq-mixed")
+    budget = measure(model, rules)
+    total = budget.smallest + (budget.choose(10**9).nbytes - budget.smallest) // 4
+    _, choice = fit(model, rules, budget, Goal(total))
+    saved = rewriter.apply(model, chosen(rules, choice), prover=lambda *_: None).save(tmp_path / "o")
+    assert sum(file.stat().st_size for file in saved.parent.iterdir()) <= total
 
 
 def test_the_plan_that_is_written_gives_the_same_model(tmp_path, capsys):

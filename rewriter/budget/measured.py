@@ -27,6 +27,9 @@ from rewriter.ruleset import RuleSet
 
 BLOCKS = (16, 32, 64, 128, 256)
 
+_LINE = 160
+"""Bytes that the written model takes for each line of its plan, which it holds as text."""
+
 Key = tuple[str, int | None]
 Tell = Callable[[str], None]
 
@@ -84,7 +87,7 @@ def measure(
                 Form(spec, size, error) for (spec, size), error in zip(sizes[key].items(), errors[key], strict=True)
             )
             groups.append(Group(*key, worth_taking(forms), len(members)))
-        return Budget(tuple(groups), sum(job.weight.size for job in jobs), rest + others, tokens)
+        return Budget(tuple(groups), sum(job.weight.size for job in jobs), rest + others + _LINE * len(grouped), tokens)
 
     require(budget({key: [-size for size in found.values()] for key, found in sizes.items()}))
     weights, tokens = sensitivity.measured(model, rule_set, (role for role, _ in grouped), seen, tell, **options)

@@ -18,6 +18,10 @@ JOBS, ROWS, INPUTS = 4, 64, 2048
 """Weights of each role of a group, rows of each, and inputs that are looked at."""
 
 
+_LEAST = 4096
+"""Bytes of a model without a node: versions, and what made it."""
+
+
 def quantized_jobs(result: Result[Any]) -> list[QuantizationJob]:
     """Returns the weights that a rewritten model will quantize when it is saved."""
     tensors = (value.const_value for graph in result.ir_model.graphs() for value in graph.initializers.values())
@@ -41,16 +45,26 @@ def model_bytes(model: ir.Model, *, quantized: bool = True) -> int:
         model: not yet saved; no weight is computed.
         quantized: whether the weights that are quantized count.
     """
-    total = 4096
+    total = _LEAST + sum(map(_text, (model, *model.functions.values())))
     for graph in model.graphs():
+        total += _text(graph) + sum(map(_declared, (*graph.inputs, *graph.outputs)))
         for value in graph.initializers.values():
-            total += 64 + len(value.name or "")
+            total += 64 + len(value.name or "") + _declared(value)
             if value.const_value is not None and (quantized or not isinstance(value.const_value, PartTensor)):
                 total += value.const_value.nbytes
         for node in graph:
             total += len(ir.serde.serialize_node(node).SerializeToString()) + 8
-            total += sum(len(ir.serde.serialize_value(v).SerializeToString()) + 8 for v in node.outputs if v.name)
+            total += sum(map(_declared, node.outputs))
     return total
+
+
+def _declared(value: ir.Value) -> int:
+    return len(ir.serde.serialize_value(value).SerializeToString()) + 8 if value.name else 0
+
+
+def _text(of: ir.Model | ir.Graph | ir.Function) -> int:
+    """Bytes of the metadata."""
+    return sum(len(key.encode()) + len(text.encode()) + 16 for key, text in of.metadata_props.items())
 
 
 def bytes_in(job: QuantizationJob, spec: WeightSpec) -> int:
