@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,9 +45,9 @@ def model_bytes(model: ir.Model, *, quantized: bool = True) -> int:
         model: not yet saved; no weight is computed.
         quantized: whether the weights that are quantized count.
     """
-    total = _LEAST + sum(map(_text, (model, *model.functions.values())))
+    total = _LEAST + sum(_text(part.metadata_props) for part in (model, *model.functions.values()))
     for graph in model.graphs():
-        total += _text(graph) + sum(map(_declared, (*graph.inputs, *graph.outputs)))
+        total += _text(graph.metadata_props) + sum(map(_declared, (*graph.inputs, *graph.outputs)))
         for value in graph.initializers.values():
             total += 64 + len(value.name or "") + _declared(value)
             if value.const_value is not None and (quantized or not isinstance(value.const_value, PartTensor)):
@@ -62,9 +62,8 @@ def _declared(value: ir.Value) -> int:
     return len(ir.serde.serialize_value(value).SerializeToString()) + 8 if value.name else 0
 
 
-def _text(of: ir.Model | ir.Graph | ir.Function) -> int:
-    """Bytes of the metadata."""
-    return sum(len(key.encode()) + len(text.encode()) + 16 for key, text in of.metadata_props.items())
+def _text(metadata: Mapping[str, str]) -> int:
+    return sum(len(key.encode()) + len(text.encode()) + 16 for key, text in metadata.items())
 
 
 def bytes_in(job: QuantizationJob, spec: WeightSpec) -> int:
