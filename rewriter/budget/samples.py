@@ -45,7 +45,7 @@ def model_bytes(model: ir.Model, *, quantized: bool = True) -> int:
         model: not yet saved; no weight is computed.
         quantized: whether the weights that are quantized count.
     """
-    total = _LEAST + sum(_text(part.metadata_props) for part in (model, *model.functions.values()))
+    total = _LEAST + _text(model.metadata_props) + sum(_text(f.metadata_props) for f in model.functions.values())
     for graph in model.graphs():
         total += _text(graph.metadata_props) + sum(map(_declared, (*graph.inputs, *graph.outputs)))
         for value in graph.initializers.values():
