@@ -159,8 +159,9 @@ class _Chunk:
         return rest
 
     def costs(self) -> Matrix:
-        """Returns the error of each row on the inputs, [R]; without what damping added."""
-        rest = self.rest()
+        """Returns the error of each row on the inputs, [R], in a unit of the row's; without what damping added."""
+        _, exponents = np.frexp(np.abs(self._weight).max(axis=1, keepdims=True))
+        rest = np.ldexp(self.rest(), -exponents)  # squares of the least numbers would all be 0
         costs: Matrix = np.sum((rest @ self._hessian.matrix - rest * self._hessian.added) * rest, 1, dtype=np.float64)
         return costs
 

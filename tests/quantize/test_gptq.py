@@ -230,6 +230,18 @@ def test_weights_of_any_magnitude(magnitude):
     assert norms[0] <= 1.01 * norms[1]
 
 
+def test_rows_whose_squares_are_0_in_float32_are_not_made_worse():
+    weight = (weight_of(64, 18) * 3e-39).astype(np.float32)
+    inputs = inputs_of(1, 18, 4)
+    ours = quantize(weight, inputs, 3, 16, True, np.float32)
+    search = mse_search.quantize(weight, context("mse-search", 3, 16, True, np.float32))
+    errors = []
+    for quantized in (ours, search):
+        rest = (quantized.dequantize().astype(np.float64) - weight.astype(np.float64)) / np.abs(weight).max()
+        errors.append(np.square(inputs @ rest.T).sum(axis=0))
+    assert (errors[0] <= 1.01 * errors[1] + 1e-6).all()
+
+
 @pytest.mark.parametrize("inputs", [None, np.empty((0, 64), np.float32), np.zeros((9, 64), np.float32)])
 def test_without_inputs_it_is_mse_search_and_says_so(inputs):
     weight = weight_of(16, 64)
