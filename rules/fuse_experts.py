@@ -73,7 +73,7 @@ from rewriter.rules.blocks.qmoe import (
     write_qmoe,
 )
 from rewriter.rules.blocks.quantized_weights import require_kernel, stack_quantized_weights
-from rewriter.rules.blocks.routing import Routing, normalised, resolve, resolve_given
+from rewriter.rules.blocks.routing import Routing, computed_in, normalised, resolve, resolve_given
 from rewriter.target import Target
 from rewriter.tensors import View, ViewTensor
 
@@ -191,7 +191,11 @@ class FuseExperts(AtOperator):
 
     def _quantized(self, op: Any, block: Block, node: ir.Node) -> Replacement:
         facts, target = self.run.facts, self.run.target
-        routing = resolve(block.mixing, node)
+        routing, dtype = resolve(block.mixing, node), facts_dtype(block)
+        if dtype != ir.DataType.FLOAT and computed_in(routing.logits) == ir.DataType.FLOAT:
+            routing = resolve_given(facts, block, dtype) or routing
+        if routing.given is not None:
+            block = replace(block, mixing=replace(block.mixing, table=None, scale=1.0))
         fc1, fc2 = stack_quantized_weights(block, node)
         form = form_of(block, routing)
         dtype = fc1.scales.dtype
@@ -199,8 +203,11 @@ class FuseExperts(AtOperator):
         nodes = covered(facts, block, routing).nodes
         fed = told(facts, block, routing)
         router = block.mixing.router.experts
-        logits = logits_of(op, facts, routing, dtype, router)
-        mixing = None
+        total = mixing = None
+        if routing.given is None:
+            logits = logits_of(op, facts, routing, dtype, router)
+        else:
+            logits, total = logits_of_given(op, facts, routing.given, block, dtype)
         if routing.weights is not None:
             mixing = weights_of(op, facts, routing.weights, dtype, router)
         elif way.weighted:
@@ -218,7 +225,8 @@ class FuseExperts(AtOperator):
         attributes |= prepacked_attribute(target, RAW) | carried_accuracy_level(target, nodes)
 
         def qmoe(x: ir.Value) -> ir.Value:
-            return write_qmoe(op, self.run, way.kernel, inputs | {0: x}, attributes, RAW, node)
+            out = write_qmoe(op, self.run, way.kernel, inputs | {0: x}, attributes, RAW, node)
+            return out if total is None else times_total(op, facts, out, x, total, block)
 
         return Replacement({block.out: placed(op, facts, block, qmoe, node)}, nodes, fed)
 

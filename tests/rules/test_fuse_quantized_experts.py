@@ -239,3 +239,28 @@ def test_an_accuracy_level_is_carried(level):
 def test_an_accuracy_level_that_is_dropped_is_named(levels, target, why):
     with pytest.warns(rewriter.errors.RewriterWarning, match=f"without its accuracy_level: .*{why}"):
         assert level_of(fuse(levelled(*levels), target=target)) == 0
+
+
+def with_float32_routing(model):
+    """Half-precision experts whose router computes in float32, weights included."""
+    nodes = list(model.graph.node)
+    linear, divided = (next(n for n in nodes if n.op_type == op) for op in ("MatMul", "Div"))
+    (router,) = (i for i in model.graph.initializer if i.name == linear.input[1])
+    router.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(router).astype(np.float32), router.name))
+    narrow, divided.output[0] = divided.output[0], "wide"
+    nodes.insert(nodes.index(divided) + 1, onnx.helper.make_node("Cast", ["wide"], [narrow], to=10))
+    nodes.insert(nodes.index(linear), onnx.helper.make_node("Cast", [linear.input[0]], ["x_wide"], to=1))
+    linear.input[0] = "x_wide"
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_float32_routing_beside_quantized_halves_gives_its_weights(symmetric):
+    model = with_float32_routing(quantized(Spelling(dtype="float16", **BLOCK), symmetric=symmetric))
+    result = fuse(model)
+    assert result.report.applied == {FUSE: 1}, result.report.declined
+    assert operators(result.model)["QMoE"] == operators(result.model)["TopK"] == 1
+    x = {"x": np.random.default_rng(5).standard_normal((5, 32)).astype(np.float16)}
+    assert relative(OrtRuntime().run(model, x)["y"], OrtRuntime().run(result.model, x)["y"]) < 2e-3
