@@ -145,7 +145,7 @@ def sizes(why: Sized) -> Sheet | None:
         error = f"{size.error:.4f}" if why.tokens else f"{size.error:.2f}"
         made.add(nbytes(size.nbytes), f"{size.bits:.2f}", error, "chosen" if size.chosen else "")
     if why.tokens:
-        made.caption = f"KL in nats, on {why.tokens:,} tokens of the calibration; on others it is often a tenth more"
+        made.caption = f"KL in nats, on {why.tokens:,} tokens of the calibration; on others it may be a fifth more"
     return made
 
 
