@@ -9,7 +9,7 @@ from rewriter.errors import UsageError
 from rewriter.text import nbytes
 
 MARGIN = 0.8
-"""Share of a KL divergence that is aimed at: on other tokens than those of the calibration up to a fifth more was measured."""
+"""Share of a KL divergence that is aimed at: on other tokens than the calibration's up to a fifth more was measured."""
 
 
 @dataclass(frozen=True)
