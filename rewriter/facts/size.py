@@ -12,6 +12,13 @@ Symbol = str | tuple[ir.Value, int]
 """A dimension that is not known: its name in the model, or an axis of a value."""
 
 
+_LARGEST = (1 << 63) - 1
+"""Of the integers that ONNX computes with; beyond, its own wrap around."""
+
+_UNKNOWNS = 16
+"""Unknown dimensions in a product that are kept: no tensor has as many, and a product may be squared at every node."""
+
+
 @dataclass(frozen=True)
 class Size:
     """A product of an integer and of unknown dimensions."""
@@ -106,6 +113,11 @@ def arithmetic(op_type: str, a: Integers | None, b: Integers | None) -> Integers
 
 
 def _calculate(op_type: str, x: Size, y: Size) -> Size | None:
+    found = _exact(op_type, x, y)
+    return None if found is None or abs(found.factor) > _LARGEST or len(found.symbols) > _UNKNOWNS else found
+
+
+def _exact(op_type: str, x: Size, y: Size) -> Size | None:
     if op_type == "Mul":
         return x * y
     if x.constant is None or y.constant is None:

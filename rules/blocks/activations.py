@@ -26,6 +26,10 @@ from rewriter.tensors import View
 
 activations = Family("activations")
 
+_MOST = 32
+"""Functions one after the other, and factors, that are kept: no activation has as many, and a product may be squared at
+every node."""
+
 _UNARY = (
     *("Sigmoid", "Relu", "Gelu", "Tanh", "Erf", "Softplus", "HardSigmoid", "HardSwish", "Elu", "LeakyRelu", "Mish"),
     "Exp",
@@ -57,6 +61,8 @@ def then(held: Content | None, step: Step) -> Features | None:
         (_, low, high), (_, lowest, highest) = steps[-1], step
         low, high = (min(max(float(b), float(lowest)), float(highest)) for b in (low, high))
         steps, step = steps[:-1], ("clip", low, high)
+    if len(steps) == _MOST:
+        return None
     return Features((Factor(factor.linear, (*steps, step)),))
 
 
@@ -69,7 +75,7 @@ def multiply(a: Located, b: Located, node: ir.Node) -> Features | None:
 def product(a: Content, b: Content) -> Features | None:
     """Returns the product of features."""
     first, second = as_features(a), as_features(b)
-    if first is None or second is None:
+    if first is None or second is None or len(first.factors) + len(second.factors) > _MOST:
         return None
     return Features((*first.factors, *second.factors), first.scale * second.scale)
 
