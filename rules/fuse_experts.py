@@ -52,20 +52,20 @@ from rewriter.rules.blocks.decline_reasons import decline_dispatch, decline_unfu
 from rewriter.rules.blocks.emit import (
     facts_dtype,
     form_of,
+    in_the_blocks_shape,
     logits_of,
     logits_of_given,
-    placed,
+    proof_inputs,
     times_total,
-    told,
     unflattened,
     weights_of,
 )
 from rewriter.rules.blocks.float_weights import FloatWeights, stack_float_weights
-from rewriter.rules.blocks.matched_nodes import Covered, covered, require_weights_go
+from rewriter.rules.blocks.matched_nodes import Covered, matched_nodes_of, require_weights_go
 from rewriter.rules.blocks.moe import Experts, Projection
 from rewriter.rules.blocks.qmoe import (
     carried_accuracy_level,
-    exact_ways,
+    exact_kernels,
     plan_experts,
     prepacked_attribute,
     qmoe_attributes,
@@ -102,7 +102,7 @@ class FuseExperts(AtOperator):
         kept = [view for view in weights if view is not None]
         require_weights_go(facts, own.going, kept, lambda other: self._alike(block, form, other))
         nodes = own.nodes
-        fed = told(facts, block, routing)
+        fed = proof_inputs(facts, block, routing)
         total = None if routing.total is None else (routing.total, block.mixing.router.k)
         if routing.given is None:
             logits = logits_of(op, facts, routing, weights[0].dtype, block.mixing.router.experts)
@@ -118,7 +118,7 @@ class FuseExperts(AtOperator):
             out = write_operator(op, MOE, [x, logits, *values], form.attributes())
             return out if total is None else times_total(op, facts, out, x, total, block)
 
-        return Replacement({y: placed(op, facts, block, moe, node)}, nodes, fed)
+        return Replacement({y: in_the_blocks_shape(op, facts, block, moe, node)}, nodes, fed)
 
     def _planned(self, block: Block, node: ir.Node) -> tuple[Block, ExpertForm, Routing, FloatWeights, Covered]:
         """What a float block becomes, and which of its nodes go; declines where no operator computes it."""
@@ -138,7 +138,7 @@ class FuseExperts(AtOperator):
         if routing.total is not None:
             block = replace(block, mixing=replace(block.mixing, scale=1.0))
         weights, block = stack_float_weights(block, node, rounds=self._into == QMOE.name)
-        own = covered(facts, block, routing)
+        own = matched_nodes_of(facts, block, routing)
         if self._into == QMOE.name:
             self._require_quantizable(block, form, weights, own.nodes)
         return block, form, routing, weights, own
@@ -183,11 +183,11 @@ class FuseExperts(AtOperator):
             for name, weight in zip(PROJECTIONS, (weights[0], weights[2]), strict=False)
         )
         own = Experts(reader, form, block.x, block.mixing.router.scores.logits, weights[0].dtype, projections)
-        ways = exact_ways(target, form, weights[0].dtype)
-        assert not isinstance(ways, str), "the form was asked for before"
-        held = plan_experts(run, own, ways)
+        choices = exact_kernels(target, form, weights[0].dtype)
+        assert not isinstance(choices, str), "the form was asked for before"
+        held = plan_experts(run, own, choices)
         attributes = qmoe_attributes(target, form, held)
-        require_accepted_rounding(run, held.way.kernel, attributes, block.out, instead=BY_EXPERT)
+        require_accepted_rounding(run, held.choice.kernel, attributes, block.out, instead=BY_EXPERT)
 
     def _quantized(self, op: Any, block: Block, node: ir.Node) -> Replacement:
         facts, target = self.run.facts, self.run.target
@@ -199,9 +199,9 @@ class FuseExperts(AtOperator):
         fc1, fc2 = stack_quantized_weights(block, node)
         form = form_of(block, routing)
         dtype = fc1.scales.dtype
-        way = require_kernel(self.run, form, routing, dtype, (fc1, fc2), node)
-        nodes = covered(facts, block, routing).nodes
-        fed = told(facts, block, routing)
+        choice = require_kernel(self.run, form, routing, dtype, (fc1, fc2), node)
+        nodes = matched_nodes_of(facts, block, routing).nodes
+        fed = proof_inputs(facts, block, routing)
         router = block.mixing.router.experts
         total = mixing = None
         if routing.given is None:
@@ -210,7 +210,7 @@ class FuseExperts(AtOperator):
             logits, total = logits_of_given(op, facts, routing.given, block, dtype)
         if routing.weights is not None:
             mixing = weights_of(op, facts, routing.weights, dtype, router)
-        elif way.weighted:
+        elif choice.weighted:
             mixing = op.Softmax(logits, axis=-1)
 
         def tensor(view: View | None) -> ir.Value | None:
@@ -225,10 +225,10 @@ class FuseExperts(AtOperator):
         attributes |= prepacked_attribute(target, RAW) | carried_accuracy_level(target, nodes)
 
         def qmoe(x: ir.Value) -> ir.Value:
-            out = write_qmoe(op, self.run, way.kernel, inputs | {0: x}, attributes, RAW, node)
+            out = write_qmoe(op, self.run, choice.kernel, inputs | {0: x}, attributes, RAW, node)
             return out if total is None else times_total(op, facts, out, x, total, block)
 
-        return Replacement({block.out: placed(op, facts, block, qmoe, node)}, nodes, fed)
+        return Replacement({block.out: in_the_blocks_shape(op, facts, block, qmoe, node)}, nodes, fed)
 
 
 class Unfused(AtOperator):
@@ -246,7 +246,7 @@ class Unfused(AtOperator):
 
 def _refusal(target: Target, operator: ExpertsName, form: ExpertForm, dtype: ir.DataType) -> str | None:
     """Returns why the target has no exact MoE or QMoE of a form, or None."""
-    found = exact_ways(target, form, dtype) if operator == QMOE.name else target.runs(operator, form, dtype.name)
+    found = exact_kernels(target, form, dtype) if operator == QMOE.name else target.runs(operator, form, dtype.name)
     return found if isinstance(found, str) else None
 
 

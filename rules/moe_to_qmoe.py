@@ -30,7 +30,7 @@ from rewriter.quantize.plan import AccuracyLevel
 from rewriter.rule import Declined, NotApplicable, Rule
 from rewriter.rules.blocks.at_operator import AtOperator
 from rewriter.rules.blocks.moe import element_type, read_moe, require_weights_disappear
-from rewriter.rules.blocks.qmoe import Held, emit_qmoe, exact_ways, heeds_accuracy_level, plan_experts
+from rewriter.rules.blocks.qmoe import QuantizedForm, emit_qmoe, exact_kernels, plan_experts, supports_accuracy_level
 from rewriter.rules.blocks.stored_qmoe import dtype_name
 
 
@@ -43,16 +43,16 @@ class MoEToQMoE(AtOperator):
         self._smaller_blocks = smaller_blocks
 
     def replace(self, op: Any, node: ir.Node) -> Any:
-        ways = exact_ways(self.run.target, form_of(node), element_type(node))
-        if isinstance(ways, str):
-            raise no_kernel(QMOE.name, self.run.target, ways, node, instead=UNROLLED)
+        choices = exact_kernels(self.run.target, form_of(node), element_type(node))
+        if isinstance(choices, str):
+            raise no_kernel(QMOE.name, self.run.target, choices, node, instead=UNROLLED)
         experts = read_moe(self.run, node)
-        held = plan_experts(self.run, experts, ways, smaller_blocks=self._smaller_blocks, together=True)
+        held = plan_experts(self.run, experts, choices, smaller_blocks=self._smaller_blocks, together=True)
         require_weights_disappear(self.run.facts, experts)
-        return emit_qmoe(op, self.run, experts, self._levelled(held))
+        return emit_qmoe(op, self.run, experts, self._with_accuracy_level(held))
 
-    def _levelled(self, held: Held) -> Held:
-        heeded = heeds_accuracy_level(self.run.target)
+    def _with_accuracy_level(self, held: QuantizedForm) -> QuantizedForm:
+        heeded = supports_accuracy_level(self.run.target)
         return dataclasses.replace(held, accuracy_level=level_of(self.run, self._accuracy_level) if heeded else 0)
 
 

@@ -159,7 +159,9 @@ def flat(op: Any, facts: Facts, value: ir.Value, width: int) -> ir.Value:
     return value if rows else _reshaped(op, value, (-1, width))
 
 
-def placed(op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Value], node: ir.Node) -> ir.Value:
+def in_the_blocks_shape(
+    op: Any, facts: Facts, block: Block, emit: Callable[[ir.Value], ir.Value], node: ir.Node
+) -> ir.Value:
     """Returns the block's output: the operator on x, scaled, and in the shape that the block had; or declines.
 
     Args:
@@ -242,7 +244,7 @@ def facts_dtype(block: Block) -> ir.DataType:
     return weight.dtype
 
 
-def told(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
+def proof_inputs(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
     """Returns what the proof needs to know of the values that the block reads."""
     dtype = facts_dtype(block)
     scores = block.mixing.router.scores

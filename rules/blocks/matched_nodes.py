@@ -39,7 +39,7 @@ class Covered:
     going: tuple[ir.Node, ...]
 
 
-def covered(facts: Facts, block: Block, routing: Routing) -> Covered:
+def matched_nodes_of(facts: Facts, block: Block, routing: Routing) -> Covered:
     """Returns the nodes of a block; declines where anything else reads what is inside."""
     stops = {block.x, *routing.read, *block.beside}
     reached, static = _reached(facts, block.out, stops)

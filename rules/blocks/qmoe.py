@@ -32,7 +32,7 @@ Jobs = tuple[QuantizationJob, ...]
 
 
 @dataclass(frozen=True)
-class Way:
+class KernelChoice:
     """A kernel of QMoE that computes a form as it is meant.
 
     Attributes:
@@ -45,21 +45,21 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Held:
+class QuantizedForm:
     """How the weights of an MoE will be held.
 
     Attributes:
         jobs: of each projection, one for each expert.
         block: input features per scale of all projections; 0 is the whole row.
         layout: of the weights.
-        way: what runs them.
+        choice: what runs them.
         accuracy_level: the attribute; 0 leaves it out.
     """
 
     jobs: tuple[Jobs, ...]
     block: int
     layout: Layout
-    way: Way
+    choice: KernelChoice
     accuracy_level: int = 0
 
     @property
@@ -68,22 +68,22 @@ class Held:
         return tuple(jobs[0].context.spec for jobs in self.jobs)
 
 
-def exact_ways(target: Target, form: ExpertForm, dtype: ir.DataType) -> Sequence[Way] | str:
+def exact_kernels(target: Target, form: ExpertForm, dtype: ir.DataType) -> Sequence[KernelChoice] | str:
     """Returns how kernels of the target compute a QMoE of a form, the preferred first, or why none does."""
     plain = target.runs(QMOE.name, form, dtype.name)
     given = target.runs(QMOE.name, form, dtype.name, weighted=True)
     alone, with_weights = (() if isinstance(found, str) else found for found in (plain, given))
     kernels = [kernel for kernel in target.kernels(QMOE.name) if kernel in alone or kernel in with_weights]
     if kernels or not isinstance(plain, str):
-        return [Way(kernel, weighted=kernel not in alone) for kernel in kernels]
+        return [KernelChoice(kernel, weighted=kernel not in alone) for kernel in kernels]
     if given == plain:
         return plain
     return Reason(f"{plain}; router_weights would be needed, and {given}", reason_of(plain).remedy)
 
 
 def plan_experts(
-    run: Run, experts: Experts, ways: Sequence[Way], *, smaller_blocks: bool = True, together: bool = False
-) -> Held:
+    run: Run, experts: Experts, choices: Sequence[KernelChoice], *, smaller_blocks: bool = True, together: bool = False
+) -> QuantizedForm:
     """Asks the plan about every expert and settles on one form that the operator and the target have, or declines.
 
     The first is taken that a kernel runs: as planned, in smaller blocks, without zero points.
@@ -91,7 +91,7 @@ def plan_experts(
     Args:
         run: the present run.
         experts: the MoE.
-        ways: how kernels of the target compute such a node.
+        choices: how kernels of the target compute such a node.
         smaller_blocks: whether another form than the planned one may be taken.
         together: whether the experts cannot be taken apart, so that weights keep their grid only beside a kernel that
             does not round activations unasked; else the plan's next algorithm quantizes them.
@@ -100,17 +100,17 @@ def plan_experts(
     specs = [jobs[0].context.spec for jobs in asked]
     views = [projection.weight for projection in experts.projections]
 
-    def exact(spec: WeightSpec) -> Sequence[Way]:
+    def exact(spec: WeightSpec) -> Sequence[KernelChoice]:
         if run.rounded_activations or not together:
-            return ways
-        return [way for way in ways if not way.kernel.rounds_activations(spec.bits, spec.block_size)]
+            return choices
+        return [choice for choice in choices if not choice.kernel.rounds_activations(spec.bits, spec.block_size)]
 
     kept = on_their_grid(run, views, asked, lambda spec: _held_on(spec, exact(spec), asked), experts.node)
     asked = kept.jobs
     if kept.held is not None:
-        way, layout = kept.held
-        return Held(asked, asked[0][0].context.spec.block_size, layout, way)
-    fitting = _with_widths(run.target, ways, experts, specs)
+        choice, layout = kept.held
+        return QuantizedForm(asked, asked[0][0].context.spec.block_size, layout, choice)
+    fitting = _with_widths(run.target, choices, experts, specs)
     blocks = {spec.block_size for spec in specs}
     if len(blocks) > 1 and 0 in blocks:
         reason = "QMoE has one block size, and the plan asks for blocks and for whole rows"
@@ -123,9 +123,9 @@ def plan_experts(
     reasons: list[str] = []
     for block, symmetric in wanted if smaller_blocks else wanted[:1]:
         shapes = [_shape(jobs[0], block, symmetric=symmetric) for jobs in asked]
-        for way in fitting:
-            for layout in map(layout_named, way.kernel.layouts):
-                refused = refusal(way.kernel, shapes, layout)
+        for choice in fitting:
+            for layout in map(layout_named, choice.kernel.layouts):
+                refused = refusal(choice.kernel, shapes, layout)
                 if refused is None:
                     because = [ONE_BLOCK_SIZE] * len(asked)
                     if (block, symmetric) != wanted[0]:
@@ -134,7 +134,7 @@ def plan_experts(
                         tuple(_as_held(job, block, symmetric, why) for job in jobs)
                         for jobs, why in zip(asked, because, strict=True)
                     )
-                    return Held(held, block, layout, way)
+                    return QuantizedForm(held, block, layout, choice)
                 reasons.append(refused)
     others = ", ".join(map(str, sizes[1:])) if smaller_blocks else ""
     first = reason_of(reasons[len(fitting[0].kernel.layouts) - 1])  # of raw weights, where the kernel reads them
@@ -142,36 +142,40 @@ def plan_experts(
     raise Declined(f"{first}{smaller}", experts.node, remedy=first.remedy)
 
 
-def _held_on(spec: WeightSpec, ways: Sequence[Way], asked: Sequence[Jobs]) -> tuple[Way, Layout] | None:
+def _held_on(
+    spec: WeightSpec, choices: Sequence[KernelChoice], asked: Sequence[Jobs]
+) -> tuple[KernelChoice, Layout] | None:
     """Returns which kernel runs weights on a grid, and in which layout, or None."""
     shapes = [job.shape_in(spec) for job, *_ in asked]
     return next(
         (
-            (way, layout)
-            for way in ways
-            for layout in map(layout_named, way.kernel.layouts)
-            if refusal(way.kernel, shapes, layout) is None
+            (choice, layout)
+            for choice in choices
+            for layout in map(layout_named, choice.kernel.layouts)
+            if refusal(choice.kernel, shapes, layout) is None
         ),
         None,
     )
 
 
-def _with_widths(target: Target, ways: Sequence[Way], experts: Experts, specs: Sequence[WeightSpec]) -> Sequence[Way]:
-    """Returns the ways that run codes of these formats and widths of fc1, fc2 and perhaps fc3, or declines."""
+def _with_widths(
+    target: Target, choices: Sequence[KernelChoice], experts: Experts, specs: Sequence[WeightSpec]
+) -> Sequence[KernelChoice]:
+    """Returns the kernels that run codes of these formats and widths of fc1, fc2 and perhaps fc3, or declines."""
     bits, formats = [spec.bits for spec in specs], [spec.format for spec in specs]
-    if not any(way.kernel.layouts for way in ways):
+    if not any(choice.kernel.layouts for choice in choices):
         reason = f"target {target} has no QMoE unless an architecture is named (cuda:sm80, cuda:sm90)"
         raise Declined(reason, experts.node, remedy=NAME_ARCHITECTURE)
-    known = [way for way in ways if way.kernel.unknown_format(formats) is None]
+    known = [choice for choice in choices if choice.kernel.unknown_format(formats) is None]
     if not known:
-        raise no_kernel(QMOE.name, target, ways[0].kernel.unknown_format(formats) or "", experts.node)
-    fitting = [way for way in known if way.kernel.unknown_widths(bits) is None]
+        raise no_kernel(QMOE.name, target, choices[0].kernel.unknown_format(formats) or "", experts.node)
+    fitting = [choice for choice in known if choice.kernel.unknown_widths(bits) is None]
     if not fitting:
         raise no_kernel(QMOE.name, target, known[0].kernel.unknown_widths(bits) or "", experts.node)
     return fitting
 
 
-def emit_qmoe(op: Any, run: Run, experts: Experts, held: Held) -> Any:
+def emit_qmoe(op: Any, run: Run, experts: Experts, held: QuantizedForm) -> Any:
     """Writes the QMoE, or declines as ``write_qmoe`` does.
 
     Args:
@@ -188,9 +192,9 @@ def emit_qmoe(op: Any, run: Run, experts: Experts, held: Held) -> Any:
         parts = slots.parts(global_scale=FORMATS[stored.shape.format].global_scale)
         inputs |= dict(zip(parts, map(op.initializer, tensors), strict=False))
         inputs[slots.bias] = projection.bias
-    inputs[ROUTER_WEIGHTS] = op.Softmax(router, axis=-1) if held.way.weighted else None
+    inputs[ROUTER_WEIGHTS] = op.Softmax(router, axis=-1) if held.choice.weighted else None
     attributes = qmoe_attributes(run.target, experts.form, held)
-    return write_qmoe(op, run, held.way.kernel, inputs, attributes, held.layout, experts.node)
+    return write_qmoe(op, run, held.choice.kernel, inputs, attributes, held.layout, experts.node)
 
 
 def require_accepted_rounding(
@@ -246,7 +250,7 @@ def write_qmoe(
     return out
 
 
-def qmoe_attributes(target: Target, form: ExpertForm, held: Held) -> dict[str, int | float | str]:
+def qmoe_attributes(target: Target, form: ExpertForm, held: QuantizedForm) -> dict[str, int | float | str]:
     """Returns the attributes of a QMoE, each only where the target's operator has it."""
     found = form.attributes()
     bits = [spec.bits for spec in held.specs]
@@ -268,14 +272,14 @@ def carried_accuracy_level(target: Target, nodes: Iterable[ir.Node]) -> dict[str
     levels = {attributes_of(node).accuracy_level for node in nodes if MATMUL_NBITS.computes(node)}
     if not any(levels):
         return {}
-    if len(levels) == 1 and heeds_accuracy_level(target):
+    if len(levels) == 1 and supports_accuracy_level(target):
         return {"accuracy_level": levels.pop()}
     why = f"target {target} has none" if len(levels) == 1 else "those of its experts differ"
     warnings.warn(f"a fused block is left without its accuracy_level: {why}", RewriterWarning, stacklevel=2)
     return {}
 
 
-def heeds_accuracy_level(target: Target) -> bool:
+def supports_accuracy_level(target: Target) -> bool:
     """Whether the attribute means something to the QMoE of a target."""
     return target.provider == "cpu" and target.has(QMOE.name, "accuracy_level")
 

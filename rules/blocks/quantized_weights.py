@@ -18,7 +18,7 @@ from rewriter.quantize.types import QuantizedShape
 from rewriter.rule import Declined, Run
 from rewriter.rules.blocks.block import Block, require_alike
 from rewriter.rules.blocks.contents import Packed, Weight
-from rewriter.rules.blocks.qmoe import Way, exact_ways, refusal
+from rewriter.rules.blocks.qmoe import KernelChoice, exact_kernels, refusal
 from rewriter.rules.blocks.routing import Routing
 from rewriter.tensors import View, interleaved, scaled, stacked
 
@@ -128,19 +128,19 @@ def require_kernel(
     dtype: ir.DataType,
     projections: tuple[QuantizedProjection, QuantizedProjection],
     node: ir.Node,
-) -> Way:
+) -> KernelChoice:
     """Returns what runs it; declines where the target has no exact QMoE of this form."""
     target = run.target
     if routing.weights is None:
-        ways = exact_ways(target, form, dtype)
+        choices = exact_kernels(target, form, dtype)
     else:
         kernels = target.runs(QMOE.name, form, dtype.name, weighted=True)
-        ways = kernels if isinstance(kernels, str) else [Way(kernel, weighted=True) for kernel in kernels]
-    if isinstance(ways, str):
-        raise no_kernel(QMOE.name, target, ways, node)
+        choices = kernels if isinstance(kernels, str) else [KernelChoice(kernel, weighted=True) for kernel in kernels]
+    if isinstance(choices, str):
+        raise no_kernel(QMOE.name, target, choices, node)
     shapes = [p.shape for p in projections]
-    reasons = [refusal(own.kernel, shapes, RAW) for own in ways]
-    way = next((own for own, reason in zip(ways, reasons, strict=True) if reason is None), None)
-    if way is None:
+    reasons = [refusal(own.kernel, shapes, RAW) for own in choices]
+    choice = next((own for own, reason in zip(choices, reasons, strict=True) if reason is None), None)
+    if choice is None:
         raise no_kernel(QMOE.name, target, reasons[0] or "", node)
-    return way
+    return choice

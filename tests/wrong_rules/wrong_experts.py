@@ -266,7 +266,7 @@ EXPERTS = (
         FUSE,
         "unnormalised weights left to a kernel that normalises",
         RULE,
-        [("elif way.weighted:", "elif False:")],
+        [("elif choice.weighted:", "elif False:")],
         quantized_blocks(router="softmax-topk"),
     ),
     Mistake(

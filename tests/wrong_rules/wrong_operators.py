@@ -202,7 +202,7 @@ OPERATORS = (
         TO_QMOE,
         "router_weights a softmax over the tokens",
         QMOE,
-        [("op.Softmax(router, axis=-1) if held.way", "op.Softmax(router, axis=0) if held.way")],
+        [("op.Softmax(router, axis=-1) if held.choice", "op.Softmax(router, axis=0) if held.choice")],
         moes(UNNORMALISED),
     ),
     Mistake(
@@ -216,7 +216,7 @@ OPERATORS = (
         TO_QMOE,
         "unnormalised weights left to a kernel that normalises",
         QMOE,
-        [("Way(kernel, weighted=kernel not in alone)", "Way(kernel, weighted=False)")],
+        [("KernelChoice(kernel, weighted=kernel not in alone)", "KernelChoice(kernel, weighted=False)")],
         moes(UNNORMALISED),
     ),
     Mistake(
