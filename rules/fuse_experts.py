@@ -61,7 +61,7 @@ from rewriter.rules.blocks.emit import (
     weights_of,
 )
 from rewriter.rules.blocks.float_weights import FloatWeights, stack_float_weights
-from rewriter.rules.blocks.matched_nodes import Covered, matched_nodes_of, require_weights_go
+from rewriter.rules.blocks.matched_nodes import MatchedNodes, matched_nodes_of, require_weights_go
 from rewriter.rules.blocks.moe import Experts, Projection
 from rewriter.rules.blocks.qmoe import (
     carried_accuracy_level,
@@ -120,7 +120,7 @@ class FuseExperts(AtOperator):
 
         return Replacement({y: in_the_blocks_shape(op, facts, block, moe, node)}, nodes, fed)
 
-    def _planned(self, block: Block, node: ir.Node) -> tuple[Block, ExpertForm, Routing, FloatWeights, Covered]:
+    def _planned(self, block: Block, node: ir.Node) -> tuple[Block, ExpertForm, Routing, FloatWeights, MatchedNodes]:
         """What a float block becomes, and which of its nodes go; declines where no operator computes it."""
         facts = self.run.facts
         dtype = facts_dtype(block)

@@ -27,7 +27,7 @@ Tried = tuple[ir.Node, ir.Node | None]
 
 
 @dataclass(frozen=True)
-class Covered:
+class MatchedNodes:
     """The nodes of a block.
 
     Attributes:
@@ -39,7 +39,7 @@ class Covered:
     going: tuple[ir.Node, ...]
 
 
-def matched_nodes_of(facts: Facts, block: Block, routing: Routing) -> Covered:
+def matched_nodes_of(facts: Facts, block: Block, routing: Routing) -> MatchedNodes:
     """Returns the nodes of a block; declines where anything else reads what is inside."""
     stops = {block.x, *routing.read, *block.beside}
     reached, static = _reached(facts, block.out, stops)
@@ -51,7 +51,7 @@ def matched_nodes_of(facts: Facts, block: Block, routing: Routing) -> Covered:
         router = block.mixing.router
         going, _ = _reached(facts, block.out, {*stops, router.indices, *router.node.outputs})
     if not any(_is_read_outside(node, going, block.out) for node in going):
-        return Covered(list(reached), (*going, *static))
+        return MatchedNodes(list(reached), (*going, *static))
     nodes = _without_shared_shapes(facts, going, block.out)
     for node in nodes:
         for value in node.outputs:
@@ -66,7 +66,7 @@ def matched_nodes_of(facts: Facts, block: Block, routing: Routing) -> Covered:
                         use.node,
                         remedy=ONE_READER,
                     )
-    return Covered(list(reached), (*nodes, *static))
+    return MatchedNodes(list(reached), (*nodes, *static))
 
 
 def _is_read_outside(node: ir.Node, inside: dict[ir.Node, None], out: ir.Value) -> bool:
