@@ -57,7 +57,7 @@ def test_the_command_prints_one_table_and_writes_one_page(tmp_path, capsys, monk
     assert main(["compare", str(QWEN), "--rules", "rtn", "unstack", "--tokens", "tokens.npy", "--html", "p.html"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^rtn +[\d.]+ kB +17\.\d% +8\.\d+%.* +2\.0\d kB", out, re.MULTILINE)
-    assert re.search(r"^unstack .* \+0\.00% +0\.0000 .* 100\.0% .*196\.6 kB of experts", out, re.MULTILINE)
+    assert re.search(r"^unstack .* \+0\.00% +0\.0000 .* 100\.0% .*197 kB of experts", out, re.MULTILINE)
     page = Path("p.html").read_text()
     assert "197 kB of experts" in page and re.search(r"\d+ positions of real tokens", page)
     assert main(["compare", str(QWEN), "unstack", "--json"]) == 0

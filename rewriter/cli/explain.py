@@ -100,7 +100,7 @@ def _show_report(screen: Console, report: Report, unread: str) -> None:
     )
     for line in report.on_grids:
         screen.print(f"{line[0].upper()}{line[1:]}.\n")
-    screen.print(labelled("Size", shrink(report.bytes_before, report.bytes_after)))
+    screen.print(labelled("Tensors", shrink(report.bytes_before, report.bytes_after)))
 
 
 def _show_concern(screen: Console, found: Concern, focus: Focus, report: Report) -> None:
