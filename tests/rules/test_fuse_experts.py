@@ -202,7 +202,7 @@ def test_further_near_misses_decline():
     assert_declines(Spelling(broken="missing-slot", combine="terms-per-slot"), "expert 1 is mixed in for 1 of 2 slots")
     assert_declines(Spelling(broken="crossed-slots", combine="slots"), "choice of another slot or router")
     assert_declines(Spelling(broken="other-topk", combine="chosen"), "not the output of an expert of that router")
-    reasons = ("Gather does not belong to an expert", "how Mod uses its choice is not understood")
+    reasons = ("Mod does not belong to an expert", "how Mod uses its choice is not understood")
     assert_declines(Spelling(broken="other-choice", combine="chosen-einsum"), *reasons)
     for combine, operator in (("joined-matmul", "MatMul"), ("joined-einsum", "Einsum"), ("joined-sum", "Mul")):
         features = Spelling(combine=combine, broken="features", experts=8)
