@@ -16,7 +16,9 @@ from rewriter.cli.token_options import Sequences, Tokens, given_tokens
 
 if TYPE_CHECKING:
     from rewriter.api import Result
+    from rewriter.budget.goal import Goal
     from rewriter.report import Report
+    from rewriter.report.quality import Quality
     from rewriter.report.sized import Sized
     from rewriter.ruleset import RuleSet
 
@@ -178,9 +180,10 @@ def apply(
     from rewriter.cli.console import byte_bar, console, count_bar, labelled, print_json, shout, show, working
     from rewriter.errors import UsageError, warn
     from rewriter.explanation.coverage import unread_experts
-    from rewriter.io import Place
+    from rewriter.io import Place, load
     from rewriter.io.cluster import connected
     from rewriter.parity.limits import too_far
+    from rewriter.parity.model_inputs import require_tokens
     from rewriter.parity.quality import compare_quality
     from rewriter.parity.runtime import missing
 
@@ -211,6 +214,8 @@ def apply(
             " takes its place; rewriter calibrate makes one"
         )
     silent = quiet or as_json
+    if ids is not None:  # now, and not when all is written
+        require_tokens(load(model), ids)
     why: Sized | None = None
     goal = Goal(size, bits, max_kl)
     if goal != Goal() or write_plan is not None:
@@ -244,7 +249,8 @@ def apply(
     if ids is not None:
         with count_bar("running both models", "sequences", quiet=silent) as told:
             quality = compare_quality(model, saved, ids, provider=provider or "cpu", progress=told)
-        quality = dataclasses.replace(quality, failures=too_far(quality, max_kl))
+        exceeded = [f"{line}{_lower(goal, quality)}" for line in too_far(quality, max_kl)]
+        quality = dataclasses.replace(quality, failures=tuple(exceeded))
     done = result.report
     origin = dataclasses.replace(done.provenance, command=shlex.join(["rewriter", *sys.argv[1:]]))
     done = dataclasses.replace(done, parity=found, provenance=origin, sized=why, quality=quality)
@@ -314,6 +320,13 @@ def _require_known(required: list[str], rule_set: RuleSet) -> None:
     for rule in required:
         if rule not in known:
             raise UsageError(f"--require {rule}: rule set '{rule_set.name}' has no such rule{nearest(rule, known)}")
+
+
+def _lower(goal: Goal, found: Quality) -> str:
+    """What to ask for where a KL divergence that was asked for is exceeded."""
+    if goal.kl is None or not found.kl.value:
+        return ""
+    return f"; --max-kl {goal.kl * goal.kl / found.kl.value:.2g} aims lower, and what was measured is kept for it"
 
 
 def _never_fired(required: list[str], report: Report) -> list[str]:

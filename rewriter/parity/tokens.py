@@ -12,6 +12,9 @@ from rewriter.parity.runtime import Array
 LENGTH = 512
 """Tokens of a sequence that text is cut into."""
 
+_LONGEST = 8192
+"""Tokens of an array without a dimension of sequences: of more, someone forgot to cut a text."""
+
 
 def read_tokens(file: Path) -> Array:
     """Reads [sequences, length] token ids from a ``.npy`` file; one sequence may be [length].
@@ -29,6 +32,8 @@ def read_tokens(file: Path) -> Array:
     if not isinstance(found, np.ndarray) or found.ndim not in (1, 2) or found.dtype.kind not in "iu" or not found.size:
         what = f"{found.dtype}{list(found.shape)}" if isinstance(found, np.ndarray) else "several arrays"
         raise UsageError(f"'{file}' holds {what}; give token ids, integers [sequences, length]")
+    if found.ndim == 1 and len(found) > _LONGEST:
+        raise UsageError(f"'{file}' holds one sequence of {len(found):,}; give [sequences, length]")
     return found.reshape(-1, found.shape[-1])
 
 

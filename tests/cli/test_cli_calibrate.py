@@ -83,6 +83,18 @@ def test_what_calibrate_cannot_do_is_one_line(run, tokens, arguments, message):
     assert not Path("c").exists()
 
 
+def test_tokens_that_are_none_of_the_models_are_refused_before_anything_is_written(run):
+    np.save("far.npy", np.full((2, 8), 10**6))
+    np.save("flat.npy", np.zeros(10_000, np.int64))
+    for file, message in (
+        ("far.npy", "token 1000000 is none of the model's"),
+        ("flat.npy", "one sequence of 10,000; give"),
+    ):
+        code, out, err = run("apply", GRANITE, "-o", "o", "--tokens", file)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err and not Path("o").exists()
+
+
 def test_a_calibration_takes_the_place_of_another_and_of_nothing_else(run, tokens):
     Path("c").mkdir()
     Path("c/precious").write_text("")
