@@ -70,8 +70,10 @@ def code() -> str:
     """Returns the version of this package with a digest of its source, and the versions of what computes."""
     folder = Path(rewriter.__file__).parent
     digest = hashlib.blake2b(digest_size=6)
-    for file in sorted([*folder.rglob("*.py"), *(folder / "rules").rglob("*.py")]):
-        digest.update(file.read_bytes())
+    # In a source tree rules/ is a link, which rglob does not follow.
+    found = {file.relative_to(folder) for file in (*folder.rglob("*.py"), *(folder / "rules").rglob("*.py"))}
+    for file in sorted(found):
+        digest.update((folder / file).read_bytes())
     versions = [f"{name} {metadata.version(name)}" for name in KERNELS]
     return ", ".join([f"{metadata.version(TOOL)} {digest.hexdigest()}", *versions])
 
