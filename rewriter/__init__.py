@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     __version__: str
-    from rewriter.api import Result, apply
+    from rewriter.api import apply
     from rewriter.calibration import Calibration
     from rewriter.calibration.capture import calibrate
     from rewriter.errors import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rewriter.parity.model import ModelParity, check
     from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, WeightSpec
     from rewriter.report import Report
+    from rewriter.result import Result
     from rewriter.ruleset import RuleSet
     from rewriter.ruleset.load import load
 
@@ -62,7 +63,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "rewriter.api": ("Result", "apply"),
+    "rewriter.result": ("Result",),
+    "rewriter.api": ("apply",),
     "rewriter.calibration": ("Calibration",),
     "rewriter.calibration.capture": ("calibrate",),
     "rewriter.errors": tuple(name for name in __all__ if name.endswith("Error")),

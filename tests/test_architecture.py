@@ -20,7 +20,7 @@ FLOORS = {
     7: {"inspection", "rule"},
     8: {"emit", "engine"},
     9: {"parity"},
-    10: {"calibration"},
+    10: {"calibration", "result"},
     11: {"api"},
     12: {"budget", "explanation", "testing"},
     13: {"cli"},

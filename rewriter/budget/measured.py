@@ -23,6 +23,7 @@ from rewriter.quantize.formats import INT
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.plan import Override, Selector
 from rewriter.quantize.types import WeightSpec
+from rewriter.result import Result
 from rewriter.ruleset import RuleSet
 
 BLOCKS = (16, 32, 64, 128, 256)
@@ -127,7 +128,7 @@ def _whole_rows(
     return {key for key, jobs in found if key in grouped and all(job.context.spec.block_size == 0 for job in jobs)}
 
 
-def _planned(model: Model, rule_set: RuleSet, override: Override, **options: Any) -> api.Result[Any]:
+def _planned(model: Model, rule_set: RuleSet, override: Override, **options: Any) -> Result[Any]:
     plan = replace(rule_set.plan, overrides=(*rule_set.plan.overrides, override))
     return api.apply(model, replace(rule_set, plan=plan), prover=lambda *_: None, **options)
 

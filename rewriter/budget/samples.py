@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.api import Result
 from rewriter.quantize.hessian import Inputs
 from rewriter.quantize.job import PartTensor, QuantizationJob
 from rewriter.quantize.types import FloatArray, WeightSpec
+from rewriter.result import Result
 
 JOBS, ROWS, INPUTS = 4, 64, 2048
 """Weights of each role of a group, rows of each, and inputs that are looked at."""

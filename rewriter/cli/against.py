@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rewriter.api import QUANTIZED_OPERATORS, Result
+from rewriter.api import QUANTIZED_OPERATORS
 from rewriter.errors import ParityError, TargetError, UsageError
 from rewriter.graph.contents import all_nodes
 from rewriter.parity.expected import expected_l2
@@ -14,6 +14,7 @@ from rewriter.parity.model import OriginalError
 from rewriter.parity.runtime import missing, runtime
 from rewriter.parity.sessions import PROVIDERS
 from rewriter.report import Comparison
+from rewriter.result import Result
 from rewriter.target import Target
 from rewriter.text import nbytes
 

@@ -15,11 +15,11 @@ from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Rules, Set
 from rewriter.cli.token_options import Sequences, Tokens, given_tokens
 
 if TYPE_CHECKING:
-    from rewriter.api import Result
     from rewriter.budget.goal import Goal
     from rewriter.report import Report
     from rewriter.report.quality import Quality
     from rewriter.report.sized import Sized
+    from rewriter.result import Result
     from rewriter.ruleset import RuleSet
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rewriter.api import Result
 from rewriter.engine.weights import planned
 from rewriter.errors import UsageError
 from rewriter.explanation.coverage import EXPERTS, unread_here
@@ -21,6 +20,7 @@ from rewriter.graph.contents import all_nodes, name_of
 from rewriter.graph.walk import readers, walk
 from rewriter.inspection.weights import MOVES
 from rewriter.report import Application, Decline, Weight
+from rewriter.result import Result
 from rewriter.roles import find_roles
 from rewriter.roles.operators import ATTENTION, FUSED_EXPERTS, LINEAR
 

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis.strategies import SearchStrategy
 
-from rewriter.api import Result, apply
+from rewriter.api import apply
 from rewriter.engine import purity
 from rewriter.errors import ParityError, RewriterError, RuleError
 from rewriter.parity.local import LocalProver
 from rewriter.parity.runtime import Runtime
 from rewriter.report import Report
 from rewriter.report.provenance import KEY
+from rewriter.result import Result
 from rewriter.ruleset import load
 from rewriter.testing.drawing import Seen, terse
 from rewriter.testing.promises.agreement import check_outputs
