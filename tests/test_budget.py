@@ -148,6 +148,20 @@ def test_the_plan_that_is_written_gives_the_same_model(tmp_path, capsys):
         assert one == other, file.name
 
 
+def test_a_plan_that_extends_a_file_moves_with_it(tmp_path):
+    (tmp_path / "sets").mkdir()
+    own, plan = tmp_path / "sets" / "own.yaml", tmp_path / "plans" / "plan.yaml"
+    own.write_text("extends: moe-int4")
+    plan.parent.mkdir()
+    command = ["apply", str(MODEL), "--no-check", "--parity", "none", "-r", str(own), "--bits", "5"]
+    assert main([*command, "-o", str(tmp_path / "a"), "--write-plan", str(plan)]) == 0
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for folder in ("sets", "plans"):
+        (tmp_path / folder).rename(moved / folder)
+    assert load(moved / "plans" / "plan.yaml").plan.overrides
+
+
 def _without_origin(file):
     """A file's bytes; of a model without its metadata, which name the rule set that made it."""
     if file.suffix != ".onnx":

@@ -15,6 +15,7 @@ from support import histogram, rounds_activations
 import rewriter
 from rewriter.errors import ModelError, TargetError
 from rewriter.parity.runtime import OrtRuntime
+from rewriter.ruleset import rule_sets
 from rewriter.testing.promises.agreement import check_outputs
 
 MODELS = Path(os.environ.get("MOE_MODELS", Path(__file__).parent / "models"))
@@ -191,3 +192,10 @@ def test_linears_need_no_types_of_values(stem):
     result = rewriter.apply(model, "moe-int4", overrides=ALL)
     assert result.report.applied == full and full["matmul-to-matmul-nbits"] >= 5
     check_outputs(model, result.model)
+
+
+@pytest.mark.parametrize("name", sorted(rule_sets()))
+def test_no_shipped_rule_set_quantizes_a_router(name):
+    overrides = {"parity.local": "none"}
+    result = rewriter.apply(find("qwen3_moe__default"), name, overrides=overrides, prover=lambda *_: None)
+    assert "router" not in {weight.role for weight in result.report.weights}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def fitted(
     if goal.kl is not None and tokens is None:
         screen.print(labelled("", f"measure it: rewriter check {model} OUTPUT --tokens FILE.npy --max-kl {goal.kl:g}"))
     if write_plan is not None:
-        own = str(Path(base).resolve()) if Path(base).is_file() else base
+        own = os.path.relpath(Path(base).resolve(), write_plan.resolve().parent) if Path(base).is_file() else base
         write_plan.write_text(plan_text(rule_set, choice, own), encoding="utf-8")
         screen.print(labelled("Plan", write_plan), soft_wrap=True)
     screen.print()

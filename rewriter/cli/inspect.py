@@ -148,8 +148,12 @@ def _sizes(info: ModelInfo, found: Sequence[Outlook]) -> Sheet | None:
         return None
     columns = ("|rule set", ">size", ">of now", ">rewrites", ">float experts")
     made = Sheet("What each rule set would make of it", *columns)
-    made.caption = "\n".join(f"{o.rule_set} cannot be used: {o.problem}" for o in found if o.problem)
+    idle = [outlook for outlook in found if not outlook.rewrites and not outlook.problem]
+    said = [f"{', '.join(outlook.rule_set for outlook in idle)}: no rule would fire"] if idle else []
+    made.caption = "\n".join(said + [f"{o.rule_set} cannot be used: {o.problem}" for o in found if o.problem])
     for outlook in found:
+        if outlook in idle:
+            continue
         after = outlook.bytes_after
         if after is None:
             made.add(outlook.rule_set, "-", "-", "-", "-")
