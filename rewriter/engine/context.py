@@ -14,6 +14,7 @@ from rewriter.engine.proposal import Change
 from rewriter.engine.weights import planned, weight_record
 from rewriter.facts import Facts, Transfer
 from rewriter.facts.constants import constants
+from rewriter.facts.types import infer_types
 from rewriter.graph.contents import all_nodes, subgraphs
 from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.born import Look
@@ -57,6 +58,7 @@ class ModelRun(Run):
         self.looks: MutableMapping[View, Look] = {}
         self._constants = Facts(model, constants)
         self._constants.compute()
+        infer_types(model, self._constants)
         self._kept: dict[tuple[Transfer, ...], Facts] = {}
         self.facts = self._constants
         self.readers: list[tuple[str, str]] = []

@@ -11,7 +11,6 @@ import onnx_ir as ir
 from rewriter.errors import UsageError
 from rewriter.io.functions import inline_functions
 from rewriter.io.loading import copied, load, parsed
-from rewriter.io.types import infer_types
 
 
 class Exported(Protocol):
@@ -32,7 +31,7 @@ Model = Plain | Exported
 def own_copy(model: Model) -> ir.Model:
     """Returns a model that may be edited: graphs are copied, weights are shared.
 
-    Functions through which weights are read are inlined, and types that are missing are inferred.
+    Functions through which weights are read are inlined.
 
     Raises:
         ModelError: the model is unreadable or invalid.
@@ -40,7 +39,6 @@ def own_copy(model: Model) -> ir.Model:
     """
     ours = as_model(model)
     inline_functions(ours)
-    infer_types(ours)
     return ours
 
 

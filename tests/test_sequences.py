@@ -7,6 +7,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from rewriter.facts import Facts
+from rewriter.facts.types import infer_types
 from rewriter.io.copies import own_copy
 from rewriter.parity.runtime import OrtRuntime
 
@@ -25,6 +27,7 @@ def test_no_tensor_type_is_noted_for_it(body):
     weight = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     model = own_copy(proto)
+    infer_types(model, Facts(model, ()))
     assert model.graph[-1].inputs[0].shape is not None, "types were inferred"
     (sequence,) = [v for node in model.graph for v in node.outputs if v.name == "sq"]
     assert not isinstance(sequence.type, ir.TensorType)

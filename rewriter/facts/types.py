@@ -1,4 +1,4 @@
-"""Types of values that an export left out, inferred by ONNX.
+"""Types of values that an export left out: those of parts of constants are known, the others are inferred by ONNX.
 
 ONNX infers nothing of the operators of ONNX Runtime, nor of what follows from them: for the time of the inference
 standard operators, whose outputs have the same type and shape, stand in for them.
@@ -12,12 +12,14 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
-from rewriter.graph.contents import all_nodes, subgraphs
-from rewriter.io.sequences import untyped_sequences
+from rewriter.facts.facts import Facts
+from rewriter.facts.sequences import untyped_sequences
+from rewriter.graph.contents import nodes_of, subgraphs
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN
 from rewriter.operators.qmoe import QMOE
+from rewriter.tensors import View
 
 _AS_FIRST_INPUT = {
     **dict.fromkeys((MOE.name, QMOE.name, "RotaryEmbedding", "SimplifiedLayerNormalization"), (0,)),
@@ -29,7 +31,7 @@ _SMALL = 1000
 """Bytes of a constant that inference may read, as the operand of a Reshape."""
 
 
-def infer_types(model: ir.Model) -> None:
+def infer_types(model: ir.Model, known: Facts) -> None:
     """Gives values the type and shape that follow from the others, where any that is read lacks one.
 
     What is declared stays as it is, and what is a sequence or an optional has no tensor's type. Of an operator of ONNX
@@ -37,9 +39,22 @@ def infer_types(model: ir.Model) -> None:
 
     Args:
         model: to be changed.
+        known: what is known of its constants.
     """
-    if not any(_lacks_type(value) for node in all_nodes(model) for value in node.inputs):
-        return
+    lacking = [value for node in nodes_of(model.graph) for value in node.outputs if _lacks_type(value)]
+    outputs, unknown = set(model.graph.outputs), False
+    for value in lacking:
+        view = known.get(value, View)
+        if view is not None and value not in outputs:
+            _declare(value, ir.TensorType(view.dtype), ir.Shape(view.shape))
+        elif value.uses():
+            unknown = True
+    if unknown:
+        _infer(model)
+
+
+def _infer(model: ir.Model) -> None:
+    """Gives the values of a model what ONNX infers of them."""
     nodes = list(model.graph)
     if not model.functions and not any(map(subgraphs, nodes)):
         nodes = [node for node in nodes if _is_asked_about(node)]
@@ -56,11 +71,18 @@ def infer_types(model: ir.Model) -> None:
             for value in node.outputs:
                 guessed = node.domain == DOMAIN and value.name not in known
                 if _lacks_type(value) and value.name in types and value not in kept and not guessed:
-                    value.type = value.type or ir.serde.deserialize_type_proto_for_type(types[value.name])
-                    value.shape = value.shape or ir.serde.deserialize_type_proto_for_shape(types[value.name])
+                    declared = types[value.name]
+                    shape = ir.serde.deserialize_type_proto_for_shape(declared)
+                    _declare(value, ir.serde.deserialize_type_proto_for_type(declared), shape)
 
 
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+def _declare(value: ir.Value, type_: ir.TypeProtocol | None, shape: ir.Shape | None) -> None:
+    """Says of a value what nothing says yet."""
+    value.type = value.type or type_
+    value.shape = value.shape or shape
+
+
+_NO_INTEGERS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE, ir.DataType.BOOL)
 """Types of which no value is a shape or an axis."""
 
 
@@ -68,7 +90,7 @@ def _is_asked_about(node: ir.Node) -> bool:
     """Whether ONNX can say more of a node's outputs than is declared, or go by what they hold: a shape, an axis."""
     for value in node.outputs:
         dtype, shape = value.dtype, value.shape
-        if dtype not in _FLOATS or shape is None:
+        if dtype not in _NO_INTEGERS or shape is None:
             return True
         for dim in shape.dims:
             if isinstance(dim, ir.SymbolicDim) and dim.value is None:
@@ -163,5 +185,5 @@ def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def _lacks_type(value: ir.Value | None) -> bool:
-    return value is not None and (value.type is None or value.shape is None)
+def _lacks_type(value: ir.Value) -> bool:
+    return value.type is None or value.shape is None

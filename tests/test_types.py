@@ -11,9 +11,12 @@ import pytest
 from onnxscript.rewriter import pattern
 
 import rewriter
+from rewriter.facts import Facts
+from rewriter.facts.constants import constants
+from rewriter.facts.types import infer_types
 from rewriter.io.copies import own_copy
 
-MODELS = Path(__file__).parents[1] / "models"
+MODELS = Path(__file__).parent / "models"
 
 
 def parsed(body, inputs="float[b,s,64] x", outputs="float[b,s,64] y", **arrays):
@@ -21,6 +24,15 @@ def parsed(body, inputs="float[b,s,64] x", outputs="float[b,s,64] y", **arrays):
     proto = onnx.parser.parse_model(f"{header} g ({inputs}) => ({outputs}) {{ {body} }}")
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
     return proto
+
+
+def typed(proto):
+    """A model with the types that follow from the others."""
+    model = own_copy(proto)
+    known = Facts(model, constants)
+    known.compute()
+    infer_types(model, known)
+    return model
 
 
 def random(*shape):
@@ -56,12 +68,12 @@ def test_types_follow_from_operators_of_onnx_runtime():
     codes = np.zeros((32, 2, 16), np.uint8)
     proto = parsed(body, outputs="float[b,s,32] y, float z", codes=codes, scales=random(32, 2), gamma=random(32))
     proto.graph.output[1].type.tensor_type.ClearField("shape")
-    values = {value.name: value for node in own_copy(proto).graph for value in node.outputs}
+    values = {value.name: value for node in typed(proto).graph for value in node.outputs}
     for name in "abcd":
         assert values[name].dtype == ir.DataType.FLOAT and str(values[name].shape) == "[b,s,32]", name
     assert values["z"].shape is None, "what is declared stays as it is"
-    assert [node.op_type for node in own_copy(proto).graph] == [node.op_type for node in proto.graph.node]
-    assert list(own_copy(proto).graph.initializers) == ["codes", "scales", "gamma"]
+    assert [node.op_type for node in typed(proto).graph] == [node.op_type for node in proto.graph.node]
+    assert list(typed(proto).graph.initializers) == ["codes", "scales", "gamma"]
 
 
 def test_what_has_a_type_tells_what_follows_from_it():
@@ -80,7 +92,7 @@ def test_what_has_a_type_tells_what_follows_from_it():
         kept = [value for value in declared.graph.value_info if value.name != name]
         del declared.graph.value_info[:]
         declared.graph.value_info.extend(kept)
-        values = {value.name: value for node in own_copy(declared).graph for value in node.outputs}
+        values = {value.name: value for node in typed(declared).graph for value in node.outputs}
         assert [str(values[name].shape) for name in ("a", "target", "b")] == ["[3,64]", "[3]", "[3,16,4]"]
 
 
@@ -90,11 +102,11 @@ def test_an_index_without_a_type_is_no_obstacle():
 
 
 def test_a_plain_rule_sees_the_types_of_what_it_matches():
-    def typed(context, a, **_):
+    def is_typed(context, a, **_):
         del context
         return a.dtype is not None and a.shape is not None
 
-    rule = pattern.RewriteRule(lambda op, a: op.Relu(a), lambda op, a: op.Max(a, a), typed)
+    rule = pattern.RewriteRule(lambda op, a: op.Relu(a), lambda op, a: op.Max(a, a), is_typed)
     body = "a = Relu (x) b = Neg (a) c = Relu (b) d = Neg (c) y = Relu (d)"
     assert rewriter.apply(parsed(body), [rule], overrides={"parity.local": "none"}).report.applied == {
         "rewrite-rule": 3
@@ -105,7 +117,15 @@ def test_statistics_of_a_norm_have_no_type_that_onnx_guesses():
     """ONNX gives them the type of the first output; in half precision the runtime computes them in float32."""
     scale = random(64).astype(np.float16)
     body = "n, mean, inverse, sum = com.microsoft.SkipSimplifiedLayerNormalization (x, x, scale) y = Identity (sum)"
-    model = own_copy(parsed(body, "float16[b,s,64] x", "float16[b,s,64] y", scale=scale))
-    typed = {value.name: value.dtype for node in model.graph for value in node.outputs}
+    model = typed(parsed(body, "float16[b,s,64] x", "float16[b,s,64] y", scale=scale))
+    found = {value.name: value.dtype for node in model.graph for value in node.outputs}
     half = ir.DataType.FLOAT16
-    assert typed == {"n": half, "mean": None, "inverse": None, "sum": half, "y": half}
+    assert found == {"n": half, "mean": None, "inverse": None, "sum": half, "y": half}
+
+
+def test_a_part_of_a_constant_has_a_type_without_inference(monkeypatch):
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", None)
+    body = "expert = Gather <axis = 0> (w, one) t = Transpose <perm = [1, 0]> (expert) y = MatMul (x, t)"
+    model = typed(parsed(body, outputs="float[b,s,32] y", w=random(2, 32, 64), one=np.array(1)))
+    types = {value.name: (value.dtype, str(value.shape)) for node in model.graph for value in node.outputs}
+    assert (types["expert"], types["t"]) == ((ir.DataType.FLOAT, "[32,64]"), (ir.DataType.FLOAT, "[64,32]"))
