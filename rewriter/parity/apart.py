@@ -27,6 +27,9 @@ _KEPT = 1 << 28
 _DYING = 5.0
 """Seconds that one whose socket is closed may take to be gone."""
 
+_REUSE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 29), "MALLOC_TRIM_THRESHOLD_": str(1 << 29)}
+"""Has glibc keep up to so many bytes for the next model: to get them anew takes as long as to run some experts."""
+
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[3:]; from rewriter.parity.worker import main; main(*map(int, sys.argv[1:3]))"
 )
@@ -47,6 +50,7 @@ class _Worker:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=given,
+                env={**os.environ, **_REUSE},
             )
 
     def answer(self, call: str, arguments: tuple[Any, ...], timeout: float) -> tuple[bool, Any]:

@@ -6,6 +6,7 @@ It answers one call after the other over a socket, and imports little, since it 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import mmap
 import os
@@ -16,10 +17,14 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from rewriter import memory
-from rewriter.errors import RewriterError, RuntimeEndedError, TargetError
+from rewriter.errors import ModelError, RewriterError, RuntimeEndedError, TargetError
 from rewriter.parity import sessions
 
 _SHARE = 0.9
@@ -32,7 +37,7 @@ _ALIGNED = 64
 
 
 def send(channel: socket.socket, thing: Any, shared: int | None = None) -> int:
-    """Sends an object; the bytes of its arrays are not copied first.
+    """Sends an object; the bytes of its arrays are not copied first, and those of a mapped file are read there.
 
     Args:
         channel: the socket.
@@ -43,11 +48,14 @@ def send(channel: socket.socket, thing: Any, shared: int | None = None) -> int:
         How many bytes of that file it takes.
     """
     buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(thing, 5, buffer_callback=buffers.append)
+    written = io.BytesIO()
+    _Pickler(written, 5, buffer_callback=buffers.append).dump(thing)
+    head = written.getbuffer()
     arrays = [buffer.raw() for buffer in buffers]
     sizes = [len(array) for array in arrays]
     apart = shared is not None and sum(sizes) >= _LARGE
-    channel.sendall(struct.pack(f"<?I{len(sizes) + 1}Q", apart, len(sizes), len(head), *sizes) + head)
+    channel.sendall(struct.pack(f"<?I{len(sizes) + 1}Q", apart, len(sizes), len(head), *sizes))
+    channel.sendall(head)
     for place, array in zip(_places(sizes), arrays, strict=True):
         if shared is None or not apart:
             channel.sendall(array)
@@ -78,6 +86,37 @@ def receive(channel: socket.socket, shared: int | None = None) -> Any:
     else:
         buffers = [_read(channel, size) for size in sizes]
     return pickle.loads(head, buffers=buffers)
+
+
+class _Pickler(pickle.Pickler):
+    """Says of a large array where it lies in a mapped file."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        place = _place(thing) if type(thing) is np.ndarray and thing.nbytes >= _LARGE else None
+        return NotImplemented if place is None else (_in_file, place)
+
+
+def _place(array: npt.NDArray[Any]) -> tuple[Any, ...] | None:
+    """The arguments of ``_in_file`` for an array that lies in a file as it is, aligned."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    file: Any = owner.obj if isinstance(owner, memoryview) else owner
+    source = getattr(file, "source", None)
+    if source is None or not array.flags.c_contiguous:
+        return None
+    offset = array.ctypes.data - np.frombuffer(file, np.uint8, 1).ctypes.data
+    return None if offset % _ALIGNED else (*source, offset, array.dtype, array.shape)
+
+
+def _in_file(
+    path: Path, state: tuple[int, ...], offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if (status.st_size, status.st_mtime_ns) != state:
+            raise ModelError(f"the data file '{path}' was changed while it was read; run again when nothing writes it")
+        return np.asarray(np.memmap(file, dtype, "r", offset, shape))
 
 
 def _places(sizes: Sequence[int]) -> list[int]:
@@ -112,7 +151,12 @@ def main(descriptor: int, shared: int) -> None:
     with contextlib.suppress(EOFError, OSError):
         send(channel, "cpu")
         while True:
-            send(channel, _answer(*receive(channel, shared)))
+            try:
+                found = _answer(*receive(channel, shared))
+            except RewriterError as error:
+                found = False, error
+            send(channel, found)
+            del found
 
 
 def _answer(call: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:

@@ -18,7 +18,7 @@ class Digest:
     """Takes bytes in any number of pieces; equal bytes give equal digests."""
 
     def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=16)
+        self._hash = hashlib.sha256()  # which processors have instructions for
 
     def add(self, part: Array | bytes | memoryview) -> None:
         """Takes more bytes: an array's in row-major order."""

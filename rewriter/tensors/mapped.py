@@ -17,6 +17,16 @@ from rewriter.errors import ModelError
 from rewriter.tensors.view import Array, RowsTensor, View, ViewTensor
 
 
+class Map(mmap.mmap):
+    """A mapped file that knows which, so that another process can map it too, and need not be sent what it holds.
+
+    Attributes:
+        source: path of the file; its bytes and time of change when it was mapped.
+    """
+
+    source: tuple[Path, tuple[int, ...]]
+
+
 class MappedFile:
     """One data file, mapped when the first tensor in it is read; it must stay as it was when this was made."""
 
@@ -25,19 +35,20 @@ class MappedFile:
         self.path = path
         self._before = known or _state(path.stat())
         self._lock = threading.Lock()
-        self._map: mmap.mmap | None = None
+        self._map: Map | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the file anew, if it sees the same one; each file once."""
         return _opened, (self.path, self._before[-2:])
 
-    def map(self) -> mmap.mmap:
+    def map(self) -> Map:
         with self._lock:
             if self._map is None:
                 with self.path.open("rb") as file:
                     if not self._is(os.fstat(file.fileno())):
                         raise self._changed()
-                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self._map = Map(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map.source = self.path, self._before[-2:]
             return self._map
 
     def drop(self, start: int, stop: int) -> None:

@@ -19,9 +19,11 @@ from support import parse
 
 import rewriter
 from rewriter.cli import main
-from rewriter.errors import RuntimeEndedError, TargetError, UnprovedError
+from rewriter.errors import ModelError, RuntimeEndedError, TargetError, UnprovedError
+from rewriter.io import load
 from rewriter.parity import apart, sessions
 from rewriter.parity.runtime import OrtRuntime, ReferenceRuntime
+from rewriter.parity.worker import send
 
 FOREVER = """m = Constant<value=int64 {9223372036854775807}>() c = Constant<value=bool {1}>()
   z = Loop(m, c, r)<body = b (int64 i, bool d, float[t, 3] a) => (bool e, float[t, 3] o) {
@@ -106,6 +108,36 @@ def test_large_arrays_go_there_and_back():
     x = np.random.default_rng(0).standard_normal((300_000, 3), dtype=np.float32)
     for array in (x, x[:5], np.asfortranarray(x), x[::2], x[:0]):
         assert np.array_equal(OrtRuntime().run(SMALL, {"x": array})["y"], np.maximum(array, 0))
+
+
+@pytest.fixture
+def in_file(tmp_path):
+    """The elements [300000, 3] of a tensor in a data file, and the file."""
+    weight = ir.tensor(np.random.default_rng(0).standard_normal((300_000, 3), dtype=np.float32), name="w")
+    body = "g (float[300000, 3] x) => (float[300000, 3] y) <float[300000, 3] w> { y = Add(x, w) }"
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 21]>{body}', initializers=[weight])
+    ir.save(model, tmp_path / "model.onnx", external_data="data")
+    return load(tmp_path / "model.onnx").graph.initializers["w"].const_value.numpy(), tmp_path / "data"
+
+
+def test_arrays_of_a_mapped_file_are_read_there(in_file, monkeypatch):
+    array, _ = in_file
+    sent = []
+    monkeypatch.setattr(apart, "send", lambda *arguments: sent.append(send(*arguments)) or sent[-1])
+    for part in (array, array[16:]):
+        assert np.array_equal(OrtRuntime().run(SMALL, {"x": part})["y"], np.maximum(part, 0))
+    assert not any(sent)
+    for part in (array[1:], array.copy(), np.asfortranarray(array)):  # none of these lies there aligned
+        assert np.array_equal(OrtRuntime().run(SMALL, {"x": part})["y"], np.maximum(part, 0))
+    assert sum(size > 0 for size in sent) == 3
+
+
+def test_a_mapped_file_that_changed_is_not_read_there(in_file):
+    array, file = in_file
+    os.utime(file, (1, 1))
+    with pytest.raises(ModelError, match="was changed while it was read"):
+        OrtRuntime().run(SMALL, {"x": array})
+    assert (OrtRuntime().run(SMALL, ONES)["y"] == 1).all()
 
 
 def test_sessions_give_outputs_that_own_their_memory():
