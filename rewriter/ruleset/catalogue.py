@@ -18,6 +18,7 @@ from rewriter.ruleset.faults import translated
 from rewriter.ruleset.fields import exact
 from rewriter.ruleset.model import BoundRule, Rule
 from rewriter.ruleset.source import Location, Source
+from rewriter.text import names
 
 SECTIONS = ("Matched", "Replacement", "Declines when", "Source")
 
@@ -31,7 +32,7 @@ class OptionInfo:
 
     Attributes:
         name: the parameter's name.
-        type: its annotation, as text.
+        type: what YAML may give, as people say it.
         default: its value when not given.
         description: its line in the ``Args`` of the ``rule`` function; empty where it has none.
         adapter: validates a value, strictly.
@@ -177,8 +178,21 @@ def _as_tuple(value: object) -> object:
 
 
 def _type_text(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else repr(annotation)
-    return text.replace("typing.", "")
+    """Returns what YAML may give: ``raw, columns or null``."""
+    return names(_given(annotation), "or")
+
+
+def _given(annotation: Any) -> list[str]:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is NoneType:
+        return ["null"]
+    if origin is Literal:
+        return ["null" if value is None else str(value) for value in args]
+    if origin in (typing.Union, UnionType):
+        return [text for arg in args for text in _given(arg)]
+    if origin in (list, tuple):
+        return [f"a list of {_type_text(args[0])}"]
+    return [annotation.__name__ if isinstance(annotation, type) else repr(annotation).replace("typing.", "")]
 
 
 def _sections(docstring: str) -> tuple[str, dict[str, str]]:

@@ -28,7 +28,7 @@ def test_catalogue(toy):
     }
     assert [(option.name, option.type, option.default) for option in identity.options] == [
         ("accuracy_level", "int", 0),
-        ("mode", "Literal['fast', 'exact']", "exact"),
+        ("mode", "fast or exact", "exact"),
         ("scale", "float | None", None),
         ("names", "tuple[str, ...]", ()),
         ("axes", "list[int]", []),
