@@ -28,7 +28,7 @@ from rewriter.quantize.formats import INT
 from rewriter.quantize.four_bit_floats import LEVELS, search_scales
 from rewriter.quantize.hessian import Hessian, Matrix, hessian_of
 from rewriter.quantize.kernels import Floats
-from rewriter.quantize.rows import DTYPES, over_rows
+from rewriter.quantize.rows import DTYPES, frozen, over_rows, quantize_chunk
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
 ROWS = 64
@@ -107,8 +107,8 @@ class _Chunk:
         left = self._weight.copy()
         for b in range(self.scales.shape[1]):
             part = slice(b * self._block, (b + 1) * self._block)
-            block = _frozen(left[:, part])
-            if not self._search(b, block, _frozen(np.diag(self._hessian.matrix)[part])):
+            block = frozen(left[:, part].copy())
+            if not self._search(b, block, frozen(np.diag(self._hessian.matrix)[part].astype(np.float32))):
                 return False
             factor = self._hessian.factor[part]
             errors, codes = block.copy(), np.empty(block.shape, np.uint8)
@@ -127,9 +127,8 @@ class _Chunk:
             self.scales[:, b] = search_scales(block, importance, self._global, self._dtype, codes)
             return True
         scales, zeros = np.empty((len(block), 1), np.float32), np.empty((len(block), 1), np.uint8)
-        tried = kernels.steps(kernels.MSE_SEARCH, self._top, self._symmetric)
-        grid = (self._block, self._top, self._symmetric, DTYPES[self._dtype], tried)
-        end = kernels.quantize(block, importance, kernels.MSE_SEARCH, *grid, codes, scales, zeros)
+        grid = (self._block, self._top, self._symmetric, DTYPES[self._dtype])
+        end = quantize_chunk(kernels.MSE_SEARCH, block, importance, *grid, codes, scales, zeros)
         self.scales[:, b], self.zeros[:, b] = scales[:, 0], zeros[:, 0]
         return bool(end == kernels.DONE)
 
@@ -164,10 +163,3 @@ class _Chunk:
         rest = np.ldexp(self.rest(), -exponents)  # squares of the least numbers would all be 0
         costs: Matrix = np.sum((rest @ self._hessian.matrix - rest * self._hessian.added) * rest, 1, dtype=np.float64)
         return costs
-
-
-def _frozen(values: FloatArray) -> Floats:
-    # Numba would compile once more for writable arrays.
-    own = np.ascontiguousarray(values, np.float32).copy()
-    own.flags.writeable = False
-    return own

@@ -1,4 +1,4 @@
-"""Compiled kernels: a chunk of rows in, its codes, scales and zero points out.
+"""Compiled kernels: blocks in, their codes, scales and zero points out.
 
 They share one file because the cache of compiled code is renewed when the file of a kernel changes, not when the
 files of what it calls do; only the type of lanes stands apart.
@@ -10,6 +10,7 @@ with zero point half - 1, until the end.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -19,12 +20,14 @@ import numpy.typing as npt
 
 from rewriter.quantize.lanes import (
     LANES,
+    TURNED,
     Lanes,
     Tile,
     any_less,
     exponents_of,
     fill,
     fma,
+    four_bytes,
     if_less,
     load,
     maximum,
@@ -33,6 +36,7 @@ from rewriter.quantize.lanes import (
     rint,
     sqrt,
     store,
+    turn,
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -50,15 +54,27 @@ ROUNDS, ENOUGH = 8, np.float32(0.998)
 POSITIVE, EIGHT_BITS = 7, 255
 """The largest codes of 3 bits, of which no runtime takes negative scales, and of 8 bits."""
 
-LOW, HIGH, LEAST, SCALE, ZERO, SIZE, FIGURES = range(7)
+LOW, HIGH, LEAST, SCALE, ZERO, SIZE, NEAR, EXPONENT, FIGURES = range(9)
 """Rows of the figures that are kept of every block: its range, the exponent of the least bit of a stored scale, its
-grid, and how many weights it has."""
+grid, how many weights it has, and by what it was multiplied and then divided: 2^EXPONENT."""
+
+FAR, NEARER = np.float32(2.0**60), np.float32(2.0**64)
+"""Beyond this, blocks are first brought nearer to 1 by that, so that powers of two are float32 numbers."""
 
 SHIFT, HIGHEST = np.float32(23), np.float32(100)
 """Bits after the leading one of a float32, and an exponent that no scale of a scratch copy comes near."""
 
 SAME_LEVEL = np.float32(1e-6)
 """Relative variance of the levels below which they define no line."""
+
+NEARBY = 64
+"""Columns that are transposed before the next ones: what is read and written of them stays in the fastest cache."""
+
+WIDER = np.float32(2.0**112)
+"""Between the biases of the exponents of float32 and float16."""
+
+FILLED = 4 * TURNED
+"""Weights of a block are filled up to a multiple of this, so that their codes can be transposed four to a number."""
 
 F0, F1, HALF, TINY = np.float32(0), np.float32(1), np.float32(0.5), np.float32(1e-30)
 INFINITY = np.float32(np.inf)
@@ -91,33 +107,6 @@ def compiled(fastmath: set[str] | bool = False, *, inline: bool = True) -> Calla
 
 
 @compiled()
-def all_finite(row: Floats) -> bool:
-    """Tells whether no value is NaN or infinite."""
-    finite = True
-    for i in range(row.size):
-        finite &= abs(row[i]) <= LARGEST
-    return finite
-
-
-@compiled()
-def ordered(bits: np.int32) -> np.int32:
-    """Maps the bits of a float32 to an integer that orders as the float does; and back."""
-    return np.int32(bits ^ (np.int32(bits >> np.int32(31)) & MAGNITUDE))
-
-
-@compiled()
-def value_range(bits: npt.NDArray[np.int32]) -> tuple[np.float32, np.float32]:
-    """Returns the range of finite float32 values, given as their bits, widened to hold 0."""
-    # Compilers make vectors of a minimum of integers; of floats, which may be NaN, they do not: seven times slower.
-    low, high = np.int32(0), np.int32(0)
-    for i in range(bits.size):
-        value = ordered(bits[i])
-        low = min(low, value)
-        high = max(high, value)
-    return np.int32(ordered(low)).view(np.float32), np.int32(ordered(high)).view(np.float32)
-
-
-@compiled()
 def exponent_of(value: np.float32) -> int:
     """Returns e with ``|value| * 2^-e`` in [0.5, 1), as ``frexp``, which cannot be inlined."""
     return int((np.float64(value).view(np.int64) >> 52) & 2047) - 1022
@@ -135,49 +124,6 @@ def to_stored(scale: np.float32, stored: Stored) -> np.float32:
     digits, least = stored
     unit = power_of_two(max(exponent_of(scale) - digits, least))
     return np.float32(np.rint(scale / unit) * unit)
-
-
-@compiled(REORDER)
-def normalise(values: Floats, bits: npt.NDArray[np.int32], block: Floats) -> tuple[int, np.float32, np.float32]:
-    """Writes ``values * 2^-e``, the largest magnitude in [0.5, 1); ``bits`` are those of the values.
-
-    Returns:
-        e, and the range of the block, widened to hold 0.
-    """
-    low, high = value_range(bits)
-    exponent = exponent_of(max(-low, high))
-    factor = power_of_two(-exponent)
-    for i in range(values.size):
-        block[i] = np.float32(values[i] * factor)
-    return exponent, np.float32(low * factor), np.float32(high * factor)
-
-
-@compiled()
-def round_half_away(value: np.float32) -> np.float32:
-    """Rounds a non-negative number as C's ``roundf``, which ORT uses."""
-    floor = np.floor(value)
-    return np.float32(floor + (F1 if value - floor >= HALF else F0))
-
-
-@compiled()
-def encode(block: Floats, scale: np.float32, zero: int, top: int, codes: Codes) -> None:
-    """Writes the nearest codes of a block; the float32 operations and their order are ORT's."""
-    inverse = F1 / scale if scale != F0 else F0
-    offset, full = np.float32(zero), np.float32(top)
-    for i in range(block.size):
-        codes[i] = np.uint8(round_half_away(min(max(block[i] * inverse + offset, F0), full)))
-
-
-@compiled()
-def plain_grid(low: np.float32, high: np.float32, top: int, symmetric: bool) -> tuple[np.float32, int]:
-    """Returns the scale and zero point that round-to-nearest reads off the range of a block that is not all 0."""
-    half = (top + 1) // 2
-    if symmetric and top == POSITIVE:
-        return max(-low / np.float32(half), high / np.float32(half - 1)), half
-    if symmetric:
-        return max(-low, high) / np.float32(half), half if -low >= high else half - 1
-    scale = (high - low) / np.float32(top)
-    return scale, int(round_half_away(min(-low / scale, np.float32(top))))
 
 
 @compiled()
@@ -386,6 +332,7 @@ def fit_mse(
     store(grids, ZERO, if_less(error, plain_error, zero, plain_zero))
 
 
+@functools.cache
 def steps(method: int, top: int, symmetric: bool) -> tuple[Floats, Floats]:
     """Returns by what a search divides the scale that it starts from, and then the best of these again."""
 
@@ -404,19 +351,113 @@ def steps(method: int, top: int, symmetric: bool) -> tuple[Floats, Floats]:
 
 
 @compiled()
-def transpose(rows: Floats, tile: Tile) -> None:
-    """Writes [LANES, N] as a tile."""
-    for lane in range(LANES):
-        for i in range(rows.shape[1]):
-            tile[i, lane] = rows[lane, i]
+def transpose(rows: Floats, first: int, tile: Tile) -> None:
+    """Writes LANES rows from the first one on, [LANES, N], as a tile."""
+    for part in range(0, rows.shape[1], NEARBY):
+        for row in range(0, LANES, TURNED):
+            for column in range(part, min(part + NEARBY, rows.shape[1]), TURNED):
+                turn(rows, first + row, column, tile, column, row)
 
 
 @compiled()
+def transpose_back(tile: Tile, rows: Floats, first: int) -> None:
+    """Writes a tile to LANES rows from the first one on."""
+    for part in range(0, rows.shape[1], NEARBY):
+        for row in range(0, LANES, TURNED):
+            for column in range(part, min(part + NEARBY, rows.shape[1]), TURNED):
+                turn(tile, column, row, rows, first + row, column)
+
+
+@compiled(inline=False)
+def normalise(tile: Tile, grids: Tile, least: int) -> bool:
+    """Divides blocks by a power of two each, so that the largest magnitude is in [0.5, 1), and writes their figures.
+
+    Returns:
+        Whether all values were finite; if not, what is written means nothing.
+    """
+    low, high, finite = fill(F0), fill(F0), fill(F0)
+    for i in range(tile.shape[0]):
+        value = load(tile, i)
+        low, high, finite = minimum(value, low), maximum(value, high), fma(value, fill(F0), finite)
+    if any_less(fill(F0), if_less(finite, fill(F1), fill(F0), fill(F1))):  # NaN is less than nothing
+        return False
+    most = maximum(fill(F0) - low, high)
+    near = if_less(most, fill(F1 / FAR), fill(NEARER), if_less(fill(FAR), most, fill(F1 / NEARER), fill(F1)))
+    exponent = exponents_of(most * near)
+    factor = powers_of_two(fill(F0) - exponent)
+    for i in range(tile.shape[0]):
+        store(tile, i, load(tile, i) * near * factor)
+    store(grids, LOW, low * near * factor)
+    store(grids, HIGH, high * near * factor)
+    store(grids, NEAR, near)
+    store(grids, EXPONENT, exponent)
+    store(grids, LEAST, fill(np.float32(least - 1)) - exponent + exponents_of(near))
+    return True
+
+
+@compiled()
+def round_half_away(value: Lanes) -> Lanes:
+    """Rounds non-negative numbers as C's ``roundf``, which ORT uses."""
+    even = rint(value)
+    return if_less(value - even, fill(HALF), even, even + fill(F1))
+
+
+@compiled(inline=False)
+def plain_grids(grids: Tile, symmetric: bool, limits: tuple[np.float32, np.float32]) -> None:
+    """Writes the scales and zero points that round-to-nearest reads off the ranges of blocks."""
+    low, high, top = load(grids, LOW), load(grids, HIGH), fill(limits[0])
+    half = fill((limits[0] + F1) * HALF)
+    below = fill(F0) - low
+    if symmetric and limits[0] == POSITIVE:
+        scale, zero = maximum(below / half, high / (half - fill(F1))), half
+    elif symmetric:
+        scale, zero = maximum(below, high) / half, if_less(below, high, half - fill(F1), half)
+    else:
+        scale = (high - low) / top
+        zero = round_half_away(minimum(below / scale, top))
+    store(grids, SCALE, if_less(low, high, scale, fill(F0)))
+    store(grids, ZERO, if_less(low, high, zero, half if symmetric else fill(F0)))
+
+
+@compiled(inline=False)
+def encode(tile: Tile, grids: Tile, symmetric: bool, limits: tuple[np.float32, np.float32], codes: Tile) -> None:
+    """Writes the nearest codes of blocks, four to a number, and their grids as they are stored.
+
+    The float32 operations on the weights and their order are ORT's, and so is the symmetric scale of a block of zeros,
+    which is -0.
+    """
+    scale, zero, top = load(grids, SCALE), load(grids, ZERO), fill(limits[0])
+    if symmetric:
+        half = fill((limits[0] + F1) * HALF)
+        scale = if_less(zero, half, fill(-F1) * scale, scale)
+        scale = if_less(load(grids, LOW), load(grids, HIGH), scale, fill(-F0))
+        zero = half
+    inverse = fill(F1) / scale
+    inverse = if_less(fill(F0), scale, inverse, if_less(scale, fill(F0), inverse, fill(F0)))
+    for i in range(codes.shape[0]):
+        a, b, c, d = (
+            code(load(tile, 4 * i), inverse, zero, top),
+            code(load(tile, 4 * i + 1), inverse, zero, top),
+            code(load(tile, 4 * i + 2), inverse, zero, top),
+            code(load(tile, 4 * i + 3), inverse, zero, top),
+        )
+        store(codes, i, four_bytes(a, b, c, d))
+    store(grids, SCALE, scale * powers_of_two(load(grids, EXPONENT)) / load(grids, NEAR))
+    store(grids, ZERO, zero)
+
+
+@compiled()
+def code(value: Lanes, inverse: Lanes, zero: Lanes, top: Lanes) -> Lanes:
+    """Returns the nearest codes."""
+    return round_half_away(minimum(maximum(value * inverse + zero, fill(F0)), top))
+
+
+@compiled(inline=False)
 def quantize(
-    rows: Floats,
+    blocks: Floats,
     importance: Floats | None,
+    lengths: Floats,
     method: int,
-    block: int,
     top: int,
     symmetric: bool,
     dtype: tuple[int, int, float],
@@ -425,73 +466,66 @@ def quantize(
     scales: Floats,
     zeros: Codes,
 ) -> int:
-    """Quantizes a chunk of rows, LANES blocks at a time.
+    """Quantizes T >= LANES blocks, LANES at a time.
 
     Args:
-        rows: [R, K].
-        importance: [K] weights of the squared error; None is 1 for each.
+        blocks: [T, N], each filled up with zeros to N, a multiple of FILLED.
+        importance: [B + LANES, N] weights of the squared error, of the blocks of a row over and over; None is 1 for
+            each.
+        lengths: [B + LANES] weights in each block of a row, over and over.
         method: RTN, K_QUANT or MSE_SEARCH.
-        block: weights that share a scale; a last block may be shorter.
         top: the largest code, 2^bits - 1.
         symmetric: whether every zero point is 2^(bits-1).
         dtype: of stored scales: significant bits, exponent of the least bit, largest number.
         tried: what ``steps`` returns.
-        codes: [R, K], written.
-        scales: [R, B], written.
-        zeros: [R, B], written.
+        codes: [T, N], written.
+        scales: [T, 1], written.
+        zeros: [T, 1], written.
 
     Returns:
         DONE, NOT_FINITE or SCALE_OVERFLOW.
     """
-    half = (top + 1) // 2
     digits, least, largest = dtype
-    bits, in_row = rows.view(np.int32), scales.shape[1]
-    size = min(block, rows.shape[1])
-    blocks, given = np.zeros((LANES, size), np.float32), np.zeros((LANES, size), np.float32)
-    searched = method != RTN
-    tile = np.empty((size if searched else 0, LANES), np.float32)
+    size, in_row, four_codes = blocks.shape[1], lengths.size - LANES, codes.view(np.float32)
+    tile, coded = np.empty((size, LANES), np.float32), np.empty((size // 4, LANES), np.float32)
     weights = np.empty((size if method == K_QUANT else 0, LANES), np.float32)
-    weighing = None if importance is None else np.empty((size if searched else 0, LANES), np.float32)
-    grids, exponents = np.zeros((FIGURES, LANES), np.float32), np.zeros(LANES, np.int64)
-    limits = (np.float32(top), np.float32(digits))
-    for n in range(rows.shape[0]):
-        if not all_finite(rows[n]):
+    weighing = None if importance is None else np.empty((size, LANES), np.float32)
+    grids, limits = np.empty((FIGURES, LANES), np.float32), (np.float32(top), np.float32(digits))
+    for group in range(0, scales.size, LANES):
+        first = min(group, scales.size - LANES)
+        transpose(blocks, first, tile)
+        if not normalise(tile, grids, least):
             return NOT_FINITE
-    for first in range(0, scales.size, LANES):
-        lanes = min(LANES, scales.size - first)
-        for lane in range(lanes):
-            n, b = (first + lane) // in_row, (first + lane) % in_row
-            part = slice(b * block, min((b + 1) * block, rows.shape[1]))
-            values = rows[n, part]
-            exponents[lane], low, high = normalise(values, bits[n, part], blocks[lane, : values.size])
-            blocks[lane, values.size :] = F0
-            scale, zero = plain_grid(low, high, top, symmetric) if low < high else (F0, half if symmetric else 0)
-            if not searched:
-                scale = to_stored(scale, (digits, least - exponents[lane]))
-            grids[LOW, lane], grids[HIGH, lane], grids[LEAST, lane] = low, high, least - exponents[lane]
-            grids[SCALE, lane], grids[ZERO, lane], grids[SIZE, lane] = scale, zero, values.size
-            if searched and importance is not None:
-                given[lane, : values.size], given[lane, values.size :] = importance[part], F0
-        if searched:
-            transpose(blocks, tile)
-            if weighing is not None:
-                transpose(given, weighing)
+        plain_grids(grids, symmetric, limits)
+        if method == RTN:
+            store(grids, SCALE, as_stored(load(grids, SCALE), limits[1], load(grids, LEAST)))
+        else:
+            grids[SIZE] = lengths[first % in_row : first % in_row + LANES]
+            if importance is not None and weighing is not None:
+                transpose(importance, first % in_row, weighing)
             if method == K_QUANT:
                 fit_k_quant(tile, weighing, weights, grids, symmetric, limits, tried[0])
             else:
                 fit_mse(tile, weighing, grids, symmetric, limits, tried[0], tried[1])
-        for lane in range(lanes):
-            n, b = (first + lane) // in_row, (first + lane) % in_row
-            part = slice(b * block, min((b + 1) * block, rows.shape[1]))
-            scale, zero = grids[SCALE, lane], int(grids[ZERO, lane])
-            if not grids[LOW, lane] < grids[HIGH, lane]:
-                # ORT's symmetric scale of an all-zero block is -0.
-                scale, zero = (-F0, half) if symmetric else (F0, 0)
-            elif symmetric and zero != half:
-                scale, zero = -scale, half
-            encode(blocks[lane, : part.stop - part.start], scale, zero, top, codes[n, part])
-            scales[n, b] = np.float32(scale * power_of_two(exponents[lane]))
-            if not abs(scales[n, b]) <= largest:
+        encode(tile, grids, symmetric, limits, coded)
+        transpose_back(coded, four_codes, first)
+        for lane in range(LANES):
+            scale = grids[SCALE, lane]
+            if not abs(scale) <= largest:
                 return SCALE_OVERFLOW
-            zeros[n, b] = zero
+            scales[first + lane, 0], zeros[first + lane, 0] = scale, np.uint8(grids[ZERO, lane])
     return DONE
+
+
+@compiled()
+def widen(halves: npt.NDArray[np.int16], rows: Floats, column: int) -> None:
+    """Writes float16 numbers, given as their bits, as float32 from a column on; NumPy converts them one by one."""
+    for n in range(halves.shape[0]):
+        own, row = halves[n], rows[n, column : column + halves.shape[1]].view(np.int32)
+        for i in range(own.size):
+            bits = np.int32(own[i])
+            magnitude = np.int32(np.int32(bits & np.int32(0x7FFF)) << np.int32(13))
+            # A product, since it makes normal numbers of subnormal ones.
+            value = np.float32(magnitude.view(np.float32) * WIDER).view(np.int32)
+            value = np.int32(value | (np.int32(0x7F800000) if magnitude >= np.int32(0x0F800000) else np.int32(0)))
+            row[i] = np.int32(value | np.int32(np.int32(bits >> np.int32(15)) << np.int32(31)))

@@ -12,6 +12,7 @@ The cache of compiled kernels does not see a change in this file: save ``kernels
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
@@ -32,6 +33,9 @@ Lanes: TypeAlias = Any
 
 Tile: TypeAlias = npt.NDArray[np.float32]
 """[N, LANES], C-contiguous: weight i of every block in row i; or some figure of every block."""
+
+TURNED = 4
+"""Rows and columns of what is transposed in registers."""
 
 FLOATS, INTEGERS, MASK = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES), ir.IntType(LANES)
 Build: TypeAlias = Callable[..., Any]
@@ -57,7 +61,8 @@ NUMBA: Any = templates
 
 register_model(LanesType)(LanesModel)
 LANE: Any = cast("Any", LanesType)()
-TILE, INDEX, FLOAT = numba.types.Array(numba.float32, 2, "C"), numba.intp, numba.float32
+TILE, READ = (numba.types.Array(numba.float32, 2, "C", readonly=only) for only in (False, True))
+INDEX, FLOAT = numba.intp, numba.float32
 
 
 def fill(value: np.float32) -> Lanes:
@@ -70,6 +75,14 @@ def load(tile: Tile, row: int) -> Lanes:
 
 def store(tile: Tile, row: int, value: Lanes) -> None:
     """Writes a row of a tile."""
+
+
+def turn(source: Tile, row: int, column: int, target: Tile, to_row: int, to_column: int) -> None:
+    """Writes TURNED rows and columns of the source, from those given on, transposed to the target."""
+
+
+def four_bytes(a: Lanes, b: Lanes, c: Lanes, d: Lanes) -> Lanes:
+    """Returns lanes that hold four integers in 0..255 as bytes, the first one first; only to be stored."""
 
 
 def rint(value: Lanes) -> Lanes:
@@ -116,11 +129,11 @@ def _operation(function: Any, result: Any, *kinds: Any) -> Callable[[Build], Non
         NUMBA.infer_global(function)(type(f"{function.__name__}Template", (NUMBA.ConcreteTemplate,), known))
 
         def lower(context: Any, builder: Any, signature: Any, operands: Any) -> Any:
-            if TILE in kinds:
-                data = context.make_array(TILE)(context, builder, operands[0]).data
-                first = builder.mul(operands[1], ir.Constant(operands[1].type, LANES))
-                operands = (builder.bitcast(builder.gep(data, [first]), FLOATS.as_pointer()), *operands[2:])
-            return build(builder, *operands)
+            found = [
+                context.make_array(kind)(context, builder, operand) if kind in (TILE, READ) else operand
+                for kind, operand in zip(kinds, operands, strict=True)
+            ]
+            return build(builder, *found)
 
         cast("Any", lower_builtin)(function, *kinds)(lower)
 
@@ -155,17 +168,51 @@ def _(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(builder.insert_element(unknown, value, ir.IntType(32)(0)), unknown, _whole(0))
 
 
-@_operation(load, LANE, TILE, INDEX)
-def _(builder: Any, address: Any) -> Any:
-    value = builder.load(address)
+def _read(builder: Any, data: Any, place: Any, kind: Any = FLOATS) -> Any:
+    value = builder.load(builder.bitcast(builder.gep(data, [place]), kind.as_pointer()))
     value.align = 4
     return value
 
 
-@_operation(store, numba.types.none, TILE, INDEX, LANE)
-def _(builder: Any, address: Any, value: Any) -> Any:
-    builder.store(value, address).align = 4
+def _write(builder: Any, value: Any, data: Any, place: Any) -> Any:
+    builder.store(value, builder.bitcast(builder.gep(data, [place]), value.type.as_pointer())).align = 4
     return ir.Constant(ir.IntType(8).as_pointer(), None)
+
+
+@_operation(load, LANE, TILE, INDEX)
+def _(builder: Any, tile: Any, row: Any) -> Any:
+    return _read(builder, tile.data, builder.mul(row, ir.Constant(row.type, LANES)))
+
+
+@_operation(store, numba.types.none, TILE, INDEX, LANE)
+def _(builder: Any, tile: Any, row: Any, value: Any) -> Any:
+    return _write(builder, value, tile.data, builder.mul(row, ir.Constant(row.type, LANES)))
+
+
+@_operation(turn, numba.types.none, READ, INDEX, INDEX, TILE, INDEX, INDEX)
+def _(builder: Any, source: Any, row: Any, column: Any, target: Any, to_row: Any, to_column: Any) -> Any:
+    def places(tile: Any, first: Any, second: Any) -> list[Any]:
+        width = builder.extract_value(tile.shape, 1)
+        rows = [builder.add(first, ir.Constant(first.type, n)) for n in range(TURNED)]
+        return [builder.add(builder.mul(n, width), second) for n in rows]
+
+    def mixed(a: Any, b: Any, *lanes: int) -> Any:
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), TURNED), lanes))
+
+    quarter = ir.VectorType(ir.FloatType(), TURNED)
+    a, b, c, d = (_read(builder, source.data, place, quarter) for place in places(source, row, column))
+    low, high = ((mixed(*pair, 0, 4, 1, 5), mixed(*pair, 2, 6, 3, 7)) for pair in ((a, b), (c, d)))
+    turned = [mixed(*pair, *lanes) for pair in zip(low, high, strict=True) for lanes in ((0, 1, 4, 5), (2, 3, 6, 7))]
+    for value, place in zip(turned, places(target, to_row, to_column), strict=True):
+        nothing = _write(builder, value, target.data, place)
+    return nothing
+
+
+@_operation(four_bytes, LANE, LANE, LANE, LANE, LANE)
+def _(builder: Any, *values: Any) -> Any:
+    whole = [builder.fptosi(value, INTEGERS) for value in values]
+    parts = [builder.shl(value, _whole(8 * n)) for n, value in enumerate(whole)]
+    return builder.bitcast(functools.reduce(builder.or_, parts), FLOATS)
 
 
 @_operation(if_less, LANE, LANE, LANE, LANE, LANE)

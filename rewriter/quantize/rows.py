@@ -7,19 +7,22 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from rewriter.errors import QuantizationError
 from rewriter.process import processors
 from rewriter.quantize import kernels
 from rewriter.quantize.formats import INT
 from rewriter.quantize.kernels import Codes, Floats
+from rewriter.quantize.lanes import LANES
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
 Result = TypeVar("Result")
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 CHUNK = 1 << 18
 """Weights in one chunk: 1 MiB of float32, which stays in a core's own cache."""
@@ -82,23 +85,19 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
     """
     spec = context.spec
     importance = checked_importance(weight, context)
-    block = spec.block_size or weight.shape[1]
-    top = (1 << spec.bits) - 1
-    dtype = DTYPES[context.scale_dtype]
-    tried = kernels.steps(method, top, spec.symmetric)
     codes, scales, zeros = empty(weight, context)
 
     def task(first: int, chunk: Floats) -> int:
         rows = slice(first, first + len(chunk))
         exact = np.empty(scales[rows].shape, np.float32)
-        end = kernels.quantize(
-            chunk, importance, method, block, top, spec.symmetric, dtype, tried, codes[rows], exact, zeros[rows]
-        )
+        grid = (spec.block_size or weight.shape[1], (1 << spec.bits) - 1, spec.symmetric, DTYPES[context.scale_dtype])
+        end = quantize_chunk(method, chunk, importance, *grid, codes[rows], exact, zeros[rows])
         if end == kernels.DONE:
             scales[rows] = exact
         return end
 
-    ends = over_rows(weight, task)
+    # A tile is full of blocks, also of rows that are one block.
+    ends = over_rows(weight, task, max(CHUNK // weight.shape[1], -(-LANES // scales.shape[1])))
     if kernels.NOT_FINITE in ends:
         raise QuantizationError(
             f"weight '{context.weight}' holds NaN or infinity; it cannot be quantized "
@@ -107,6 +106,63 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
     if kernels.SCALE_OVERFLOW in ends:
         raise QuantizationError(f"weight '{context.weight}' needs a scale that {context.scale_dtype} cannot hold")
     return QuantizedWeight(codes, scales, None if spec.symmetric else zeros, spec.bits, spec.block_size)
+
+
+def quantize_chunk(
+    method: int,
+    rows: Floats,
+    importance: Floats | None,
+    block: int,
+    top: int,
+    symmetric: bool,
+    dtype: tuple[int, int, float],
+    codes: Codes,
+    scales: Floats,
+    zeros: Codes,
+) -> int:
+    """Quantizes rows [R, K] by one of the methods of ``kernels``.
+
+    Args:
+        method: ``kernels.RTN``, ``K_QUANT`` or ``MSE_SEARCH``.
+        rows: [R, K] float32, C-contiguous and read-only.
+        importance: [K] weights of the squared error; None is 1 for each.
+        block: weights that share a scale; a last block may be shorter.
+        top: the largest code, 2^bits - 1.
+        symmetric: whether every zero point is 2^(bits-1).
+        dtype: of stored scales, as in ``DTYPES``.
+        codes: [R, K], written.
+        scales: [R, B], written.
+        zeros: [R, B], written.
+
+    Returns:
+        ``kernels.DONE``, ``NOT_FINITE`` or ``SCALE_OVERFLOW``.
+    """
+    k, block = rows.shape[1], min(block, rows.shape[1])
+    around = np.arange(scales.shape[1] + LANES) % scales.shape[1]
+    lengths = np.minimum(block, k - block * around).astype(np.float32)
+    weighing = None if importance is None or method == kernels.RTN else _blocks(importance[None], block)[around]
+    blocks = _blocks(rows, block)
+    whole = blocks.size == rows.size
+    made = (
+        [a.reshape(len(blocks), -1) for a in (codes, scales, zeros)]
+        if whole
+        else [np.empty((len(blocks), n), a.dtype) for a, n in ((codes, blocks.shape[1]), (scales, 1), (zeros, 1))]
+    )
+    tried = kernels.steps(method, top, symmetric)
+    end = kernels.quantize(blocks, weighing, lengths, method, top, symmetric, dtype, tried, *made)
+    if not whole:
+        codes[:] = made[0][: scales.size, :block].reshape(len(rows), -1)[:, :k]
+        scales[:], zeros[:] = (a[: scales.size].reshape(scales.shape) for a in made[1:])
+    return int(end)
+
+
+def _blocks(rows: Floats, block: int) -> Floats:
+    """Returns the blocks of rows [R, K] as the kernels take them: at least LANES, each filled up with zeros."""
+    if rows.shape[1] % block or block % kernels.FILLED or rows.size < block * LANES:
+        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % block))).reshape(-1, block)
+        rows = np.pad(rows, ((0, max(0, LANES - len(rows))), (0, -block % kernels.FILLED)))
+        block = rows.shape[1]
+    return frozen(rows.reshape(-1, block))
 
 
 def empty(weight: FloatArray, context: WeightContext) -> tuple[Codes, FloatArray, Codes]:
@@ -152,10 +208,18 @@ def _read(rows: FloatArray) -> Floats:
         chunk = np.empty(rows.shape, np.float32)
         tile = TILE if rows.strides[1] != rows.itemsize else rows.shape[1]
         for column in range(0, rows.shape[1], tile):
-            chunk[:, column : column + tile] = rows[:, column : column + tile]
-    # Numba would compile once more for writable arrays.
-    chunk.flags.writeable = False
-    return chunk
+            part = rows[:, column : column + tile]
+            if rows.dtype == np.float16:
+                kernels.widen(frozen(np.ascontiguousarray(part).view(np.int16)), chunk, column)
+            else:
+                chunk[:, column : column + tile] = part
+    return frozen(chunk)
+
+
+def frozen(array: Array) -> Array:
+    """Forbids to write; numba would compile once more for writable arrays."""
+    array.flags.writeable = False
+    return array
 
 
 @functools.cache

@@ -8,6 +8,9 @@ import pytest
 
 import rewriter
 from rewriter.errors import QuantizationError
+from rewriter.quantize import WeightContext, WeightSpec, k_quant, rows
+from rewriter.quantize.lanes import LANES
+from rewriter.quantize.rows import over_rows
 
 
 def model(largest):
@@ -34,3 +37,22 @@ def test_one_that_was_not_proved_is_not_written(tmp_path):
     with pytest.raises(QuantizationError, match="they are infinite"):
         result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_number_of_float16_is_read_as_it_is():
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(128, 512)
+    for weight in (halves, np.ascontiguousarray(halves.T).T, halves[:, ::2]):
+        read = np.concatenate(over_rows(weight, lambda _, chunk: chunk, 50))
+        np.testing.assert_array_equal(read.view(np.uint32), weight.astype(np.float32).view(np.uint32))
+
+
+def test_rows_that_are_one_block_fill_a_tile(monkeypatch):
+    weight = np.random.default_rng(0).standard_normal((40, 1000)).astype(np.float16)
+    context = WeightContext(WeightSpec("k-quant", 4, 0), weight.dtype)
+    whole = k_quant.quantize(weight, context)
+    sizes = []
+    fit = rows.quantize_chunk
+    monkeypatch.setattr(rows, "CHUNK", 1000)
+    monkeypatch.setattr(rows, "quantize_chunk", lambda *given: sizes.append(len(given[1])) or fit(*given))
+    np.testing.assert_array_equal(k_quant.quantize(weight, context).codes, whole.codes)
+    assert sum(sizes) == 40 and max(sizes) >= LANES
