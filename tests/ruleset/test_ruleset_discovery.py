@@ -29,9 +29,9 @@ def test_catalogue(toy):
     assert [(option.name, option.type, option.default) for option in identity.options] == [
         ("accuracy_level", "int", 0),
         ("mode", "fast or exact", "exact"),
-        ("scale", "float | None", None),
-        ("names", "tuple[str, ...]", ()),
-        ("axes", "list[int]", []),
+        ("scale", "float or null", None),
+        ("names", "a list of str", ()),
+        ("axes", "a list of int", []),
         ("flag", "bool", False),
     ]
     assert [option.description for option in identity.options[:3]] == ["what it reaches for", "fast or exact", ""]
