@@ -119,6 +119,7 @@ def apply(
             "BITS",
             "The same for so many bits a quantized weight, scales and zero points included, as 4.25."
             " For plain 8 bits: --rules moe-int8, or --set quantization.default.bits=8.",
+            callback=options.finite,
         ),
     ] = None,
     write_plan: Annotated[

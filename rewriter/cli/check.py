@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rewriter.cli.options import AsJson, given, size
+from rewriter.cli.options import AsJson, finite, given, size
 from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens, given_tokens
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def check(
         list[str], given("OUTPUT", "An output to compare as logits; by default those named so. May be repeated.")
     ] = [],
     max_relative_l2: Annotated[float | None, given("X", "Fail where an output differs by more.", min=0)] = None,
-    min_snr_db: Annotated[float | None, given("DB", "Fail where an output's SNR is lower.")] = None,
+    min_snr_db: Annotated[float | None, given("DB", "Fail where an output's SNR is lower.", callback=finite)] = None,
     min_top1: Annotated[
         float | None, given("SHARE", "Fail where logits agree on the best token more rarely.", min=0, max=1)
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,13 @@ def size(text: str) -> int:
     if count < _FEWEST:
         raise typer.BadParameter(f"'{text}' is {count:g} bytes; did you mean {count:g}MB?")
     return int(count)
+
+
+def finite(value: float | None) -> float | None:
+    """Refuses NaN and infinity, to which every figure compares alike."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"'{value}' is no finite number")
+    return value
 
 
 def complete_rule_sets(incomplete: str) -> list[str]:

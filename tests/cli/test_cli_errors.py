@@ -88,6 +88,7 @@ BAD = {
     "required": (lambda: (GRANITE, "--require", "unstac"), r"--require unstac: .*no such rule \(.* 'unstack'"),
     "parity": (lambda: (GRANITE, "--parity", "clas"), r"'clas' is not one of 'class', 'all', 'none'"),
     "size": (lambda: (GRANITE, "--memory", "lots"), r"--memory': 'lots' is not a size, as 512MiB"),
+    "bits": (lambda: (GRANITE, "--bits", "nan"), r"--bits': 'nan' is no finite number"),
     "option": (lambda: (GRANITE, "--overwrit"), r"no such option '--overwrit' \(did you mean '--overwrite'\?\); see"),
     "argument": (lambda: (GRANITE, "another"), r"got unexpected extra argument.*another"),
     "report nowhere": (lambda: (GRANITE, "--report", "no/r.json"), r"there is no directory 'no'; make it first"),
@@ -135,6 +136,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, given, words):
         (("check", GRANITE, GRANITE, "--inputs", GRANITE), r"is not an .npz file of plain arrays"),
         (("check", GRANITE, GRANITE, "--logits", "logit"), r"no such output \(did you mean 'logits'\?\)"),
         (("check", GRANITE, GRANITE, "--min-top1", "2"), r"--min-top1"),
+        (("check", GRANITE, GRANITE, "--min-snr-db", "nan"), r"'nan' is no finite number"),
         (
             ("inspect", GRANITE, "--target", "cpuu"),
             r"unknown provider 'cpuu' in target 'cpuu' \(did you mean 'cpu'\?\)",
