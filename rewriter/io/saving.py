@@ -17,6 +17,7 @@ from rewriter.graph.contents import Slot, stored_tensors, swapped, total_bytes
 from rewriter.io.beside import data_of, others_of
 from rewriter.io.external import files_read, require_unchanged
 from rewriter.io.identity import code, files
+from rewriter.io.inline import Absent, inlined, with_room
 from rewriter.io.journal import require_same
 from rewriter.io.leftovers import taken
 from rewriter.io.loading import source_path
@@ -118,8 +119,8 @@ def save(
     others = others_of(Path(copy_others_from), name, data_name) if copy_others_from is not None else []
     single = total <= SINGLE_FILE_BYTES and max_shard_size is None and data_name is None
     slots = list(stored_tensors(model))
-    streamed = [] if single else [slot for slot in slots if _is_streamed(slot)]
-    planned = plan(streamed, functools.partial(_data_file, name, data_name), max_shard_size)
+    streamed = inlined(model, slots) if single else [slot for slot in slots if _is_streamed(slot)]
+    planned = plan([] if single else streamed, functools.partial(_data_file, name, data_name), max_shard_size)
     require_unchanged(model)
     place.require_without(_inputs(model), (name, *planned.sizes, *(other.name for other in others)))
     known = _identity(model, planned, identity, resumed=place.resume) if planned.writes or place.resume else None
@@ -135,17 +136,19 @@ def save(
         apart = {id(slot) for slot in streamed}
         meter = Meter(total, progress)
         digests = Digests()
+        for slot, tensor in in_memory([slot for slot in slots if id(slot) not in apart], meter, workers, digests):
+            swap(slot, tensor)
+        stored = planned.stored(partial)
+        for slot in streamed:
+            swap(slot, Absent(slot.tensor) if single else stored[id(slot.tensor)])
+        message = with_room(_serialized(model), {s.key: s.tensor.nbytes for s in streamed} if single else {})
+        planned = message.plan(name, streamed) if single else planned
         planned.make_room(partial)
-        for write, outcome in made(planned.writes, partial, known, pool, memory=_kept_to(budget)):
+        for write, outcome in made(planned.writes, partial, None if single else known, pool, memory=_kept_to(budget)):
             for piece, digest in zip(write.pieces, outcome.digests, strict=False):  # none of what is copied
                 digests.add(piece.tensor, piece.start, piece.length, digest)
             meter.add(write.nbytes)
-        stored = planned.stored(partial)
-        for slot in streamed:
-            swap(slot, stored[id(slot.tensor)])
-        for slot, tensor in in_memory([slot for slot in slots if id(slot) not in apart], meter, workers, digests):
-            swap(slot, tensor)
-        _write(model, partial / name)
+        message.write(partial / name)
         require_unchanged(model)  # before the files are judged: input that changed is what is wrong then
         written = verify(model, slots, partial / name, digests, workers)
         if inspect is not None:
@@ -221,7 +224,7 @@ def _is_streamed(slot: Slot) -> bool:
     return computed or tensor.nbytes > INLINE_BYTES
 
 
-def _write(model: ir.Model, file: Path) -> None:
+def _serialized(model: ir.Model) -> bytes:
     try:
         proto = ir.to_proto(model)
     except ir.serde.SerdeError as error:
@@ -230,10 +233,7 @@ def _write(model: ir.Model, file: Path) -> None:
             reason = deeper
         raise ModelError(f"the model cannot be written: {reason}") from error
     _check_limit(proto.ByteSize())
-    with file.open("wb") as stream:
-        stream.write(proto.SerializeToString(deterministic=True))
-        stream.flush()
-        os.fsync(stream.fileno())
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def _check_limit(size: int) -> None:

@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from rewriter.graph.contents import Slot
 from rewriter.io.verify import Digests
-from rewriter.quantize.job import PartTensor
 from rewriter.tensors import drop_pages
 from rewriter.tensors.digest import digest_of
 
@@ -47,7 +46,7 @@ def in_memory(
     def read(slot: Slot) -> ir.TensorProtocol:
         tensor = ir.Tensor(np.array(slot.tensor.numpy()), dtype=slot.tensor.dtype, name=slot.tensor.name)
         if isinstance(slot.tensor, ir.LazyTensor):
-            digests.add(slot.tensor, 0, tensor.nbytes, _digest(slot.tensor, tensor))
+            digests.add(slot.tensor, 0, tensor.nbytes, digest_of(tensor.tobytes()))
         drop_pages(slot.tensor)
         meter.add(tensor.nbytes)
         return tensor
@@ -58,10 +57,3 @@ def in_memory(
         yield from zip(absent, pool.map(read, absent), strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _digest(tensor: ir.LazyTensor, computed: ir.TensorProtocol) -> bytes:
-    """The digest of a computed tensor: its job's own where there is one, taken before anything else was done."""
-    if isinstance(tensor, PartTensor) and tensor.is_digested:
-        return tensor.digest()
-    return digest_of(computed.tobytes())

@@ -18,11 +18,11 @@ class Digests:
     """The digests of computed tensors: by their jobs, or taken as they were written; some in several pieces."""
 
     def __init__(self) -> None:
-        self._pieces: dict[int, list[tuple[int, int, bytes]]] = {}
+        self._pieces: dict[int, dict[int, tuple[int, int, bytes]]] = {}
 
     def add(self, tensor: ir.TensorProtocol, start: int, length: int, digest: bytes) -> None:
-        """Takes the digest of so many bytes of a tensor."""
-        self._pieces.setdefault(id(tensor), []).append((start, length, digest))
+        """Takes the digest of so many bytes of a tensor; those of one that is written twice are the same."""
+        self._pieces.setdefault(id(tensor), {})[start] = start, length, digest
 
     def of(self, tensor: ir.TensorProtocol) -> list[tuple[int, int, bytes]]:
         """Returns start, bytes and digest of pieces that are all of a tensor; of a stored one, read now."""
@@ -31,9 +31,9 @@ class Digests:
             digest = digest_stored(tensor, 0, tensor.nbytes)
             drop_pages(tensor)
             return [(0, tensor.nbytes, digest)]
-        if sum(length for _, length, _ in found) != tensor.nbytes:
+        if sum(length for _, length, _ in found.values()) != tensor.nbytes:
             raise AssertionError(f"not all of {tensor.name} was written")
-        return found
+        return list(found.values())
 
 
 def verify(model: ir.Model, given: Sequence[Slot], file: Path, streamed: Digests, workers: int) -> ir.Model:

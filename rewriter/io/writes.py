@@ -7,7 +7,7 @@ the range of a data file for each. It needs nothing of any other write, and made
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,21 +200,29 @@ def plan(slots: Sequence[Slot], name: Callable[[int, int], str], max_shard_size:
     """
     shards = _shards(list({id(slot.tensor): slot.tensor for slot in slots}.values()), max_shard_size)
     sizes: dict[str, int] = {}
-    found: dict[int, list[tuple[ir.TensorProtocol, Range]]] = {}
+    placed: list[tuple[ir.TensorProtocol, Range]] = []
     for index, shard in enumerate(shards):
         file, offset = name(index, len(shards)), 0
         for tensor in shard:
-            evaluation = tensor.parts if isinstance(tensor, PartTensor) and tensor.is_digested else tensor
-            found.setdefault(id(evaluation), []).append((tensor, Range(file, offset, tensor.nbytes)))
+            placed.append((tensor, Range(file, offset, tensor.nbytes)))
             offset += tensor.nbytes
         sizes[file] = offset
+    return planned(sizes, placed)
+
+
+def planned(sizes: Mapping[str, int], placed: Iterable[tuple[ir.TensorProtocol, Range]]) -> Plan:
+    """Returns the writes of tensors whose places in files of these sizes are known; each lies in one place."""
+    found: dict[int, list[tuple[ir.TensorProtocol, Range]]] = {}
+    for tensor, place in placed:
+        evaluation = tensor.parts if isinstance(tensor, PartTensor) and tensor.is_bytes else tensor
+        found.setdefault(id(evaluation), []).append((tensor, place))
     return Plan(sizes, tuple(write for pairs in found.values() for write in _writes(pairs)))
 
 
 def _writes(pairs: Sequence[tuple[ir.TensorProtocol, Range]]) -> Iterator[Write]:
     """Yields the writes of tensors that come from one evaluation: of a stack, one for so many of its weights."""
     tensor, place = pairs[0]
-    if not (isinstance(tensor, PartTensor) and tensor.is_digested):
+    if not (isinstance(tensor, PartTensor) and tensor.is_bytes):
         yield Write((Piece(tensor, 0, tensor.nbytes),), (place,), TensorTask(tensor, place))
         return
     jobs = tensor.jobs if tensor.stacked else tensor.jobs[:1]  # others are equal to the first

@@ -16,7 +16,6 @@ from rewriter.errors import OverflowingError, QuantizationError, RewriterError
 from rewriter.quantize.measured import Measured, measure
 from rewriter.quantize.types import QuantizedShape, QuantizedWeight, Quantizer, WeightContext, WeightSpec, check_promise
 from rewriter.tensors import View, drop_pages
-from rewriter.tensors.digest import digest_of
 
 _MAGNITUDE = np.uint16(0x7FFF)
 _NEAR = int(np.float16(16384).view(np.uint16))
@@ -203,13 +202,9 @@ class PartTensor(ir.LazyTensor):
         self.index = index
 
     @property
-    def is_digested(self) -> bool:
-        """Whether its job takes the digest of its bytes; not of types narrower than a byte."""
+    def is_bytes(self) -> bool:
+        """Whether its elements lie in the bytes of a file as in memory; those narrower than a byte do not."""
         return self.dtype.bitwidth >= 8
-
-    def digest(self) -> bytes:
-        """Returns the digest of its bytes, as its job computed them last."""
-        return self.parts.digest(self.index)
 
 
 class Parts(Protocol):
@@ -224,9 +219,6 @@ class Parts(Protocol):
     def take(self, index: int) -> npt.NDArray[np.generic]:
         """Returns one of them."""
 
-    def digest(self, index: int) -> bytes:
-        """Returns the digest of one of them, as the evaluation gave it."""
-
 
 class _Parts:
     """Evaluates once, hands each part out, and lets go when all have been taken."""
@@ -235,7 +227,6 @@ class _Parts:
         self.key: tuple[object, ...] = (stored.name, *job.key)
         self.stored = stored
         self._job = job
-        self._digests: list[bytes] = []
         self._lock = threading.Lock()
         self._kept: dict[int, npt.NDArray[np.generic]] = {}
 
@@ -243,12 +234,8 @@ class _Parts:
         with self._lock:
             if index not in self._kept:
                 arrays = packed_arrays(self._job, self.stored)
-                self._digests = [digest_of(array) for array in arrays]
                 self._kept = dict(enumerate(arrays))
             return self._kept.pop(index)
-
-    def digest(self, index: int) -> bytes:
-        return self._digests[index]
 
 
 def named_parts(stored: StoredWeight, weight: str, scale_dtype: ir.DataType) -> tuple[Part, ...]:

@@ -19,7 +19,6 @@ from rewriter.quantize.job import (
     packed_arrays,
 )
 from rewriter.quantize.rows import shared_out
-from rewriter.tensors.digest import Digest
 
 Sink = Callable[[int, npt.NDArray[np.generic]], None]
 
@@ -56,7 +55,6 @@ class _Stack:
         self.key: tuple[object, ...] = (f"{stored.name}-stack", *(job.key for job in jobs))
         self.stored = stored
         self._jobs = jobs
-        self._digests: list[Digest] = []
         self._lock = threading.Lock()
         self._kept: dict[int, npt.NDArray[np.generic]] = {}
 
@@ -80,17 +78,9 @@ class _Stack:
                 self._evaluate(None)
             return self._kept.pop(index)
 
-    def digest(self, index: int) -> bytes:
-        """Returns the digest of one part, as its experts were computed in turn."""
-        return self._digests[index].value()
-
     def _evaluate(self, sink: Sink | None) -> None:
         kept: dict[int, npt.NDArray[np.generic]] = {}
-        self._digests = []
         for expert, arrays in enumerate(shared_out(self.compute, range(len(self._jobs)))):
-            self._digests = self._digests or [Digest() for _ in arrays]
-            for digest, part in zip(self._digests, arrays, strict=True):
-                digest.add(part)
             if sink is not None:
                 sink(expert, arrays[0])
             for index, part in enumerate(arrays[1:], 1):

@@ -62,7 +62,7 @@ MOMENTS = {
     "before a weight is read": (("rewriter.io.writes", "QuantizeTask", "__call__", 1), 0, 0),
     "between a weight's codes and its scales": (("rewriter.io.writes", "Digest", "add", 6), 0, 2),
     "between a weight's bytes and its line": (("rewriter.io.journal", "Journal", "add", 6), 5, 5),
-    "before the model file": (("rewriter.io.saving", "", "_write", 1), WRITES, WRITES),
+    "before the model file": (("rewriter.io.inline", "Message", "write", 1), WRITES, WRITES),
     "before it is read back": (("rewriter.io.saving", "", "verify", 1), WRITES, WRITES),
 }
 """When a run is killed, and how many writes its journal then holds: at least, and at most."""

@@ -26,6 +26,31 @@ def test_small_models_are_one_file(tmp_path: Path) -> None:
     onnx.checker.check_model(onnx.load(saved))
 
 
+def test_one_file_has_the_bytes_of_the_whole_message_and_its_weights_are_never_held_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = linear(extra=3)
+    sizes = {"one": (300, 300), "twice": (4, 4), "bits": (6, 3), "none": (0, 2), "long": (1, 1 << 14)}
+    arrays = {name: ir.Tensor(np.full(shape, 7, np.float32), name=name) for name, shape in sizes.items()}
+    arrays["bits"] = ir.Tensor(np.ones((6, 3), ir.DataType.INT4.numpy()), dtype=ir.DataType.INT4, name="bits")
+    made = {
+        name: ir.LazyTensor(lambda array=array: array, array.dtype, array.shape, name=name)
+        for name, array in arrays.items()
+    }
+    first, second = ir.from_proto(proto), ir.from_proto(proto)
+    for model, tensors in ((first, arrays), (second, made)):
+        model.metadata_props["a key"] = "after the graph"
+        for name, tensor in tensors.items():
+            model.graph.register_initializer(ir.Value(name=name, const_value=tensor))
+        model.graph.register_initializer(ir.Value(name="again", const_value=tensors["twice"]))
+    expected = ir.to_proto(first).SerializeToString(deterministic=True)
+    asked = []
+    real = io.saving.ir.to_proto
+    monkeypatch.setattr(io.saving.ir, "to_proto", lambda model: asked.append(real(model)) or asked[-1])
+    assert io.save(second, tmp_path / "out").read_bytes() == expected
+    assert sum(len(tensor.raw_data) for tensor in asked[0].graph.initializer if tensor.name in ("one", "long")) == 0
+
+
 def test_large_models_have_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rewriter.io.saving.SINGLE_FILE_BYTES", 8000)
     saved = io.save(ir.from_proto(linear(extra=3)), tmp_path / "out")

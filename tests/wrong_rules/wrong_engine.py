@@ -47,7 +47,7 @@ MODELS = {"experts": (experts, "moe-int4"), "linears": (linears, "rtn"), "stack"
 
 _FIRST_LIKE = "next(r for w in self.writes[::-1] for r in w.ranges if r.length == place.length)"
 _FIRST_SLOT_LIKE = (
-    "next(o for o in absent[::-1] if (o.tensor.dtype, o.tensor.shape) == (e.tensor.dtype, e.tensor.shape))"
+    "next(o for o in slots[::-1] if (o.tensor.dtype, o.tensor.shape) == (s.tensor.dtype, s.tensor.shape))"
 )
 _ONE_EXPERT = "[n.attributes.__setitem__('k', ir.AttrInt64('k', 1)) for n in nodes if 'k' in n.attributes]"
 _SCALES_FOR_CODES = "[n.replace_input_with(2, n.inputs[1]) for n in nodes if len(n.inputs) > 2]"
@@ -93,9 +93,9 @@ ENGINE = (
     ),
     _wrong(
         "equal-sized tensors crossed in the model file",
-        "rewriter/io/streaming.py",
-        "pool.map(read, absent)",
-        f"[read({_FIRST_SLOT_LIKE}) for e in absent]",
+        "rewriter/io/inline.py",
+        "self.offsets[s.key]",
+        f"self.offsets[{_FIRST_SLOT_LIKE}.key]",
         "linears",
         False,
         "does not hold what was computed for it",
@@ -321,9 +321,9 @@ ENGINE = (
     ),
     _wrong(
         "the digest of the codes for all parts",
-        "rewriter/quantize/job.py",
-        "        return self.parts.digest(self.index)",
-        "        return self.parts.digest(0)",
+        "rewriter/io/writes.py",
+        "                digest.add(data)",
+        "                digests[0].add(data)",
         "experts",
         False,
         "does not hold what was computed for it",
@@ -349,8 +349,8 @@ ENGINE = (
     _wrong(
         "tensors written under one name",
         "rewriter/io/saving.py",
-        "swap(slot, stored[id(slot.tensor)])",
-        "swap(slots[0], stored[id(slot.tensor)])",
+        "swap(slot, Absent(slot.tensor)",
+        "swap(slots[0], Absent(slot.tensor)",
         "experts",
         True,
         "does not hold what was computed",
