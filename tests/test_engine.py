@@ -13,7 +13,6 @@ from support import Drop, Swap, histogram, parse, run, snapshot
 import rewriter
 from rewriter.engine.driver import without_cycle_collection
 from rewriter.errors import NonConvergenceError, ParityError, RuleError
-from rewriter.graph._onnxscript import compiled
 from rewriter.rule import Declined, NotApplicable
 
 NO_PROOF = {"parity.local": "none"}
@@ -200,50 +199,6 @@ def test_what_was_made_while_nothing_is_collected_is_not_scanned_right_afterward
         assert gc.collect() > 100_000, "nothing is kept for good"
     finally:
         gc.callbacks.remove(told)
-
-
-class AtNode(RewriteRuleClassBase):
-    """Begins at one operator and asks no more; the check is onnxscript's own or another."""
-
-    def __init__(self, operator, *, remove_nodes=True):
-        super().__init__(remove_nodes=remove_nodes)
-        self._operator = operator
-
-    def pattern(self, op, first):
-        return getattr(op, self._operator)(first, _allow_other_inputs=True, _outputs=["out"])
-
-    def rewrite(self, op, first, out):
-        return op.Identity(first)
-
-
-class Checks(AtNode):
-    def check(self, context, first, out):
-        return first.is_graph_input()
-
-
-@pytest.mark.parametrize("kind", [AtNode, Checks])
-@pytest.mark.parametrize("remove_nodes", [True, False])
-@pytest.mark.parametrize("operator", ["Relu", "Clip", "TopK", "Constant", "Split"])
-def test_a_pattern_of_one_node_matches_where_onnxscript_matches_it(operator, remove_nodes, kind):
-    model = parse("""
-        g (float[2,4] x) => (float[2,4] y, float[2,1] largest, int64[2,1] where, float[2,2] s0, float[2,2] s1)
-           <int64[1] one = {1}, float zero = {0}> {
-           a = Relu (x)
-           b = Clip (a, , zero)
-           c = Constant <value_float = 1.0> ()
-           y = Mul (b, c)
-           largest, where = TopK (x, one)
-           values, unread = TopK (a, one)
-           s0, unused = Split <axis = 1, num_outputs = 2> (x)
-           unused2, s1 = Split <axis = 1, num_outputs = 2> (y)
-        }""")
-    rule = kind(operator, remove_nodes=remove_nodes)
-    ours, theirs = compiled(rule), pattern.RewriteRule(rule.pattern, rule.rewrite, rule.check)
-    for node in model.graph:
-        matches = [r.match(model, model.graph, node, check_nodes_are_removable=remove_nodes) for r in (ours, theirs)]
-        own, other = ((bool(m), m and (m.nodes, list(m.outputs), m.bindings)) for m in matches)
-        assert own[0] == other[0] and (not own[0] or own[1] == other[1]), node.op_type
-    assert (type(ours) is not pattern.RewriteRule) == (kind is AtNode), "what checks more is onnxscript's to match"
 
 
 class Fuse(RewriteRuleClassBase):

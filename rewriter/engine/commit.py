@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
@@ -64,7 +65,7 @@ class Committer:
         for old, new in outputs.items():
             _declare(new, old)
             old.replace_all_uses_with(new, replace_graph_outputs=True)
-        change = Change(self._remove_dead(rewrite.matched), [*constants, *nodes], list(outputs.values()))
+        change = Change(self._remove_dead(rewrite.matched), [*constants, *nodes], list(outputs.values()), unordered)
         if unordered:
             rewrite.graph.sort()
         return change
@@ -198,21 +199,22 @@ class Committer:
 
     def _remove_dead(self, matched: Iterable[ir.Node]) -> list[ir.Node]:
         """Removes the matched nodes, and those that only they kept alive."""
-        removed: list[ir.Node] = []
+        removed: dict[ir.Node, None] = {}
 
         def remove(tried: _Tried) -> list[_Tried]:
-            """Removes a node that nothing reads; what it read is tried once more for it."""
+            """Unhooks a node that nothing reads; what it read is tried once more for it."""
             node, _ = tried
-            if node.graph is None:
+            if (
+                node in removed
+                or node.graph is None
+                or any(out.uses() or out.is_graph_output() for out in node.outputs)
+            ):
                 return []
-            for out in node.outputs:
-                if out.uses() or out.is_graph_output():
-                    return []
-            sources = [value for value in node.inputs if value is not None]
+            removed[node] = None
+            sources = _unhook(node)
             for graph in subgraphs(node):
-                sources += _empty(graph)
-            node.graph.remove(node, safe=True)
-            removed.append(node)
+                for inner in nodes_of(graph):
+                    sources += _unhook(inner)
             before: list[_Tried] = []
             for value in sources:
                 producer = value.producer()
@@ -225,7 +227,10 @@ class Committer:
         start: list[_Tried] = [(node, None) for node in matched]
         for _ in walk(start, remove, limit=None):
             pass
-        return removed
+        for graph, nodes in itertools.groupby(removed, lambda node: node.graph):
+            assert graph is not None
+            graph.remove(nodes)
+        return list(removed)
 
     def drop_dead_constants(self) -> None:
         """Removes the constants that lost their last reader since the last call; asked once a phase, not a commit."""
@@ -292,12 +297,12 @@ def _hold_the_same(one: ir.TensorProtocol | None, other: ir.TensorProtocol | Non
     return one.index == other.index and weights[0] == weights[1]
 
 
-def _empty(graph: ir.Graph) -> list[ir.Value]:
-    """Unhooks the nodes of a dead node's subgraph from the values they read, and returns those."""
+def _unhook(node: ir.Node) -> list[ir.Value]:
+    """Makes a node read nothing; returns what it read."""
     read: list[ir.Value] = []
-    for node in nodes_of(graph):
-        read += [value for value in node.inputs if value is not None]
-        for index in range(len(node.inputs)):
+    for index, value in enumerate(node.inputs):
+        if value is not None:
+            read.append(value)
             node.replace_input_with(index, None)
     return read
 

@@ -17,6 +17,7 @@ from rewriter.engine.blame import line_of
 from rewriter.engine.commit import Committer
 from rewriter.engine.context import ModelRun
 from rewriter.engine.interface import interface, require_same
+from rewriter.engine.listed import ListedNodes
 from rewriter.engine.proposal import Rewrite
 from rewriter.engine.purity import unchanged
 from rewriter.errors import NonConvergenceError, ProofError, RewriterError, RuleError, RuleSetError
@@ -99,6 +100,7 @@ class Engine:
         self._strict = strict
         self._failed: dict[tuple[str, str], Decline] = {}
         self._committer = Committer(run.model)
+        self._listed = ListedNodes(run.model)
         self._proofs: dict[Proof, int] = {}
         self.outcome = Outcome()
 
@@ -167,7 +169,7 @@ class Engine:
         fired: list[tuple[str, str]] = []
         declines: list[Decline] = []
         tracer = DeclineTracer()
-        nodes = [n for n in all_nodes(self._run.model) if everywhere or (n.domain, n.op_type) in table]
+        nodes = list(all_nodes(self._run.model)) if everywhere else self._listed.of(table)
         for node in nodes:
             if node.graph is None:
                 continue
@@ -273,6 +275,7 @@ class Engine:
         except BaseException:
             rewrite.discard()
             raise
+        self._listed.follow(change)
         self._run.follow(rewrite.root, change, rewrite.roles)
         if proof is not None:
             self._proofs.setdefault(proof, len(self._proofs))
@@ -288,7 +291,7 @@ class Engine:
 
 def _forms(rewrite: Rewrite) -> list[object]:
     """The operators of a replacement and their attributes, which a commit leaves as they were proved."""
-    return [(node.op_identifier(), dict(node.attributes)) for node in rewrite.nodes]
+    return [(node.op_identifier(), dict(node.attributes.data)) for node in rewrite.nodes]
 
 
 @contextlib.contextmanager

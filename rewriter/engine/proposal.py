@@ -78,11 +78,13 @@ class Change:
         removed: nodes that left the model, dead producers included.
         added: nodes that came.
         rewired: values that took the place of others.
+        reordered: whether nodes that stood in the graph stand in another order.
     """
 
     removed: Sequence[ir.Node]
     added: Sequence[ir.Node]
     rewired: Sequence[ir.Value]
+    reordered: bool = False
 
 
 def may_be_out_of_order(rewrite: Rewrite) -> bool:
