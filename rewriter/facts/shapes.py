@@ -8,7 +8,7 @@ Source: Shape -> Gather -> Unsqueeze -> Concat -> Reshape, Expand and ConstantOf
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from rewriter.facts.family import Family
 from rewriter.facts.integers import Shaped, integers_of, shaped, static
 from rewriter.facts.moves import OPERATORS, Parts, moved, positions, read, slice_bounds
 from rewriter.facts.size import ONE, Dims, Integers, Size, reshaped, total_of
-from rewriter.graph.attributes import integer_attribute
+from rewriter.graph.attributes import integer_attribute, text_attribute
 from rewriter.graph.declines import Declined
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.tensors import View
@@ -31,24 +31,28 @@ class _Shape:
     dims: Dims | None
 
 
+_Origin = tuple[tuple[ir.Value, ...], Callable[..., Dims | None]]
+"""The values that a shape follows from, and how it follows from theirs."""
+
+
 def shape_of(facts: Facts, value: ir.Value) -> Dims | None:
     """Returns the extents of a value, or None where not even its rank is known."""
-    chain: list[tuple[ir.Value, Callable[[Dims | None], Dims | None]]] = []
-    at: ir.Value | None = value
-    dims: Dims | None = None
-    while at is not None:
-        known = facts.kept(at, _Shape) or shaped(facts, at)
-        if known is not None:
-            dims = known.dims
-            break
-        parent, derive = _origin(facts, at)
-        chain.append((at, derive))
-        at = parent
-    for link, derive in reversed(chain):
-        dims = derive(dims)
-        kept = dims = dims if dims is not None else _declared(link)
-        facts.derived(link, _Shape, lambda kept=kept: _Shape(kept))  # type: ignore[misc]
-    return dims
+    known = _known(facts, value)
+    waiting: list[tuple[ir.Value, _Origin]] = [] if known else [(value, _origin(facts, value))]
+    while waiting:
+        at, (parents, derive) = waiting[-1]
+        unknown = [parent for parent in parents if _known(facts, parent) is None]
+        if unknown:
+            waiting.extend((parent, _origin(facts, parent)) for parent in unknown)
+            continue
+        waiting.pop()
+        dims = derive(*(held.dims for parent in parents if (held := _known(facts, parent))))
+        known = facts.derived(at, _Shape, lambda at=at, dims=dims: _Shape(_declared(at) if dims is None else dims))  # type: ignore[misc]
+    return None if known is None else known.dims
+
+
+def _known(facts: Facts, value: ir.Value) -> _Shape | Shaped | None:
+    return facts.kept(value, _Shape) or shaped(facts, value)
 
 
 def _declared(value: ir.Value) -> Dims | None:
@@ -75,53 +79,57 @@ _SAME = frozenset({
     "RMSNormalization", "LayerNormalization", "SkipSimplifiedLayerNormalization", "SkipLayerNormalization",
     "LpNormalization", "CastLike", "Not", "Abs", "ScatterElements", "ScatterND",
 })  # fmt: skip
-_BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
+_BROADCAST = frozenset({
+    "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
+    "Equal", "And", "Or",
+})  # fmt: skip
 _FULL_OUTPUTS = {"SkipSimplifiedLayerNormalization": (0, 3), "SkipLayerNormalization": (0, 3)}
 
 
-def _origin(facts: Facts, value: ir.Value) -> tuple[ir.Value | None, Callable[[Dims | None], Dims | None]]:
-    """The value that ``value``'s shape follows from, and how."""
+def _origin(facts: Facts, value: ir.Value) -> _Origin:
     view = facts.get(value, View)
     if view is not None:
-        return None, lambda _: tuple(Size(d) for d in view.shape)
+        return (), lambda: tuple(Size(d) for d in view.shape)
     node = value.producer()
     if node is None or not node.inputs or node.inputs[0] is None:
-        return None, lambda _: _declared(value)
+        return (), lambda: _declared(value)
     first, op_type = node.inputs[0], node.op_type
     if op_type in _SAME and value.index() in _FULL_OUTPUTS.get(op_type, (0,)):
-        return first, lambda dims: dims
+        return (first,), lambda dims: dims
     if op_type in ("MatMul", "Gemm") and len(node.inputs) > 1:
         weight = facts.get(node.inputs[1], View)
         if weight is not None and weight.rank == 2 and not integer_attribute(node, "transA", 0):
             columns = weight.shape[0 if integer_attribute(node, "transB", 0) else 1]
-            return first, lambda dims: None if dims is None else (*dims[:-1], Size(columns))
+            return (first,), lambda dims: None if dims is None else (*dims[:-1], Size(columns))
     if op_type == MATMUL_NBITS.name:
-        return first, lambda dims: None if dims is None else (*dims[:-1], Size(integer_attribute(node, "N", 0)))
-    if op_type in _BINARY and len(node.inputs) == 2:
-        return _binary(facts, node)
-    if op_type == "Where":
-        return _where(facts, node)
+        return (first,), lambda dims: None if dims is None else (*dims[:-1], Size(integer_attribute(node, "N", 0)))
+    if op_type in _BROADCAST and not node.domain:
+        return tuple(v for v in node.inputs if v is not None), functools.partial(_broadcast, value)
     if op_type in OPERATORS and not node.domain:
-        return first, functools.partial(_moved, facts, value, node)
-    return None, lambda _: _declared(value)
+        return (first,), functools.partial(_moved, facts, value, node)
+    return (), lambda: _declared(value)
 
 
-def _binary(facts: Facts, node: ir.Node) -> tuple[ir.Value | None, Callable[[Dims | None], Dims | None]]:
-    """Elementwise with a constant that enlarges nothing."""
-    for value, other in (node.inputs, node.inputs[::-1]):
-        view = facts.get(other, View)
-        if value is not None and view is not None:
-            return value, functools.partial(_with_constant, view.shape)
-    out = node.outputs[0]
-    return node.inputs[0], lambda dims: _at_least(dims, _declared(out))
-
-
-def _at_least(dims: Dims | None, declared: Dims | None) -> Dims | None:
-    """The extents of an elementwise result: those that are declared, and those of an operand that nothing enlarges."""
-    if dims is None or declared is None or len(dims) != len(declared):
+def _broadcast(value: ir.Value, *operands: Dims | None) -> Dims | None:
+    """The extents of an elementwise result; what the operands leave open is as it is declared."""
+    known, declared = [dims for dims in operands if dims is not None], _declared(value)
+    every = len(known) == len(operands)
+    rank = max(map(len, known)) if every else len(declared or ())
+    if every and (declared is None or len(declared) != rank):
+        declared = tuple(Size(1, ((value, i),)) for i in range(rank))
+    if declared is None or any(len(dims) > rank for dims in known):
         return declared
-    known = zip(dims, declared, strict=True)
-    return tuple(a if b.constant is None and a.constant not in (None, 1) else b for a, b in known)
+    padded = ((ONE,) * (rank - len(dims)) + dims for dims in known)
+    return tuple(_widest(set(column), every=every) or own for *column, own in zip(*padded, declared, strict=True))
+
+
+def _widest(sizes: set[Size], *, every: bool) -> Size | None:
+    """The extent to which these are broadcast; None where it may be one of several, or of others."""
+    wide = sizes - {ONE}
+    constant = [size for size in wide if size.constant is not None]
+    if constant:
+        return constant[0]
+    return None if not every or len(wide) > 1 else next(iter(wide), ONE)
 
 
 def _moved(facts: Facts, value: ir.Value, node: ir.Node, dims: Dims | None) -> Dims | None:
@@ -152,24 +160,6 @@ def _sliced(facts: Facts, value: ir.Value, node: ir.Node, dims: Dims) -> Dims:
     return tuple(sliced)
 
 
-def _where(facts: Facts, node: ir.Node) -> tuple[ir.Value | None, Callable[[Dims | None], Dims | None]]:
-    """A choice between numbers and values, or by a mask, of one shape."""
-    condition, *others = (v for v in node.inputs if v is not None)
-    wide = [v for v in others if (view := facts.get(v, View)) is None or view.size > 1]
-    out = node.outputs[0]
-    if len(wide) != 1:
-        return None, lambda _: _declared(out)
-    mask = shape_of(facts, condition)
-    return wide[0], lambda dims: dims if dims is not None and mask == dims else None
-
-
-def _with_constant(shape: Sequence[int], dims: Dims | None) -> Dims | None:
-    if dims is None or len(shape) > len(dims):
-        return None
-    pairs = zip(reversed(shape), reversed(dims), strict=False)
-    return dims if all(n in (1, dim.constant) for n, dim in pairs) else None
-
-
 def fed_shape(dims: Dims) -> tuple[tuple[int, tuple[str, ...]], ...]:
     """Returns a shape with its unknowns as the model, or the proof, calls them; see ``rewriter.rule.Fed``."""
     return tuple(
@@ -195,6 +185,53 @@ def concatenated(facts: Facts, node: ir.Node, *vectors: ir.Value | None) -> Inte
         return None
     parts = [part.sizes for value in vectors if (part := integers_of(facts, value)) is not None]
     return Integers(tuple(size for part in parts for size in part)) if len(parts) == len(vectors) else None
+
+
+@sizes.at("ScatterElements")
+def replaced(facts: Facts, node: ir.Node, vector: ir.Value, index: ir.Value, others: ir.Value) -> Integers | None:
+    """Some sizes of a vector in the place of others."""
+    known, at, new = facts.get(vector, Integers), static(facts, node, 1), integers_of(facts, others)
+    if known is None or known.scalar or at is None or new is None or len(at) != len(new.sizes):
+        return None
+    if text_attribute(node, "reduction", "none") != "none" or not all(
+        -len(known.sizes) <= i < len(known.sizes) for i in at
+    ):
+        return None
+    changed = list(known.sizes)
+    for i, size in zip(at, new.sizes, strict=True):
+        changed[i] = size
+    return Integers(tuple(changed))
+
+
+@sizes.at("Equal")
+def equal(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Integers | None:
+    """Which sizes are some numbers, as 0 and 1, where it is known of all; no extent is negative."""
+    x, y = integers_of(facts, a), integers_of(facts, b)
+    if x is None or y is None or len(x.sizes) != len(y.sizes) or x.scalar != y.scalar:
+        return None
+    told = [_same(one, other) for one, other in zip(x.sizes, y.sizes, strict=True)]
+    return None if None in told else Integers(tuple(Size(int(bool(each))) for each in told), x.scalar)
+
+
+def _same(a: Size, b: Size) -> bool | None:
+    if a == b:
+        return True
+    if a.constant is not None and b.constant is not None:
+        return False
+    return False if min(a.factor, b.factor) < 0 <= max(a.factor, b.factor) else None
+
+
+@sizes.at("Where")
+def either(facts: Facts, node: ir.Node, condition: ir.Value, yes: ir.Value, no: ir.Value) -> Integers | None:
+    """Sizes of one vector or of another, element by element."""
+    chosen, known = facts.get(condition, Integers), [integers_of(facts, value) for value in (yes, no)]
+    first, second = known
+    if chosen is None or first is None or second is None or chosen.scalar:
+        return None
+    if not len(chosen.sizes) == len(first.sizes) == len(second.sizes):
+        return None
+    picks = zip(chosen.sizes, first.sizes, second.sizes, strict=True)
+    return Integers(tuple(one if which.constant else other for which, one, other in picks))
 
 
 @dataclass(frozen=True)

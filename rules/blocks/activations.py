@@ -19,7 +19,7 @@ from rewriter.graph.attributes import float_attribute, text_attribute
 from rewriter.graph.declines import CONSTANT
 from rewriter.operators.activation import IDENTITY, Step
 from rewriter.rule import Declined
-from rewriter.rules.blocks.axes import Content, Located
+from rewriter.rules.blocks.axes import Content, Located, Uniform
 from rewriter.rules.blocks.contents import Factor, Features, Linear, Output
 from rewriter.rules.blocks.laws import of_number, of_two
 from rewriter.tensors import View
@@ -201,8 +201,10 @@ def clip(facts: Facts, node: ir.Node, x: ir.Value, *others: ir.Value | None) -> 
 
 
 def number_of(facts: Facts, value: ir.Value | None) -> float | None:
-    """Returns the one number that a constant holds."""
-    view = facts.get(value, View)
+    """Returns the one number that a constant holds, or what is known to be one."""
+    view, located = facts.get(value, View), facts.get(value, Located)
+    if located is not None and isinstance(located.content, Uniform) and not any(located.axes):
+        return located.content.value
     if view is None or view.size != 1 or view.dtype in (ir.DataType.STRING, ir.DataType.BOOL):
         return None
     return float(np.asarray(view.numpy()).reshape(-1)[0])

@@ -130,7 +130,8 @@ def unify(a: Axes, b: Axes) -> Axes | None:
         if dim is None:
             return None
         dims.append(dim)
-    return tuple(dims)
+    wide = [dim for dim in dims if dim and dim[0].kind != "repeat"]
+    return tuple(dims) if len(set(wide)) == len(wide) else None  # an index is that of one dimension
 
 
 def unify_dim(a: Dim, b: Dim) -> Dim | None:

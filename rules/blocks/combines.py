@@ -8,7 +8,6 @@ Source: transformers' eager experts and batched_mm, mobius' unrolled blocks, den
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import onnx_ir as ir
 
@@ -18,15 +17,16 @@ from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import ONE
 from rewriter.graph.attributes import integer_attribute, text_attribute
 from rewriter.graph.walk import readers
-from rewriter.rules.blocks.axes import Content, Located, Uniform, only, put, total, unify
+from rewriter.rules.blocks.axes import Axes, Content, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Features, Output, Router, Slot, Tokens
 from rewriter.rules.blocks.laws import of_any, of_number, of_two
-from rewriter.rules.blocks.masks import experts_dim
+from rewriter.rules.blocks.masks import chosen_scores, every_score, experts_dim
 from rewriter.rules.blocks.mixing import (
     Admitted,
     Carried,
     Chosen,
     Complete,
+    Every,
     Mask,
     Mixed,
     Mixing,
@@ -34,12 +34,14 @@ from rewriter.rules.blocks.mixing import (
     Sparse,
     Start,
     Term,
+    Total,
     Unmasked,
     Weighted,
 )
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import last_axis
 from rewriter.rules.blocks.routing_weights import faulty, summed_weights
+from rewriter.rules.blocks.uniform import NOTHING
 from rewriter.tensors import View
 
 combines = Family("combines")
@@ -73,14 +75,18 @@ def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
 @of_any.at("Mul")
 def weigh(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir.Node) -> Located | None:
     """Returns anything times a mask, a share or weights."""
+    every = every_score(facts, value) if isinstance(b.content, Mask) and b.content.expert is None else None
+    every = a if a is not None and isinstance(a.content, Every) else every
+    if every is not None and (axes := unify(every.axes, b.axes)) and (share := chosen_scores(every, b, node)):
+        return Located(share, axes)
     if isinstance(b.content, Mask) and a is None:
         return _admitted(facts, value, b, node) or Located(masked_unknown(b.content, node), b.axes)
     if not isinstance(b.content, Share | Mixing):
         return None
     rows = a or token_rows(facts, value) or token_rows(facts, node.outputs[0])
     axes = b.axes if rows is None else unify(rows.axes, b.axes)
-    if axes is None and isinstance(b.content, Mixing) and b.content.router.k == 1 and only(b.axes[-1], "slot"):
-        own = Located(dataclasses.replace(b.content, slot=0), put(b.axes, b.rank - 1, ()))
+    if axes is None and _has_slots(b.content) and only(b.axes[-1], "slot"):
+        own = Located(b.content.fix(b.axes[-1][0], 0) or b.content, put(b.axes, b.rank - 1, ()))
         return weigh(facts, value, a, own, node)
     if rows is not None and (axes is None or a is None) and any(only(dim, "group") for dim in b.axes):
         a, axes = None, (*b.axes[:1], *rows.axes[1:])  # rows of something else than that expert's
@@ -89,6 +95,12 @@ def weigh(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir
         return None
     alone = isinstance(mixed, Mixed) and mixed.mixing.router.k == 1  # then the slot is no index
     return Located(mixed, tuple(() if alone and only(dim, "slot") else dim for dim in axes))
+
+
+def _has_slots(held: Mixing | Share) -> bool:
+    """Whether there is a slot index, of one slot."""
+    slots = held.slot if isinstance(held, Mixing) else held.slots
+    return slots is None and (held if isinstance(held, Mixing) else held.mixing).router.k == 1
 
 
 def _admitted(facts: Facts, value: ir.Value, mask: Located, node: ir.Node) -> Located | None:
@@ -121,6 +133,8 @@ def weighted(value: ir.Value, output: Located | None, share: Located, node: ir.N
         found = _of_admitted(known.gate.share, weight, node)
         if found is None or found.slots is None:
             return None
+        if found.expert is None:
+            return Weighted(found.mixing, known.plain(), value, "expert", node)
         return Mixed(found.mixing, (Term(found.expert, found.slots, known.plain(), value, node),))
     if isinstance(weight, Share) and weight.slots is not None:
         if weight.expert is not None:
@@ -191,8 +205,8 @@ def _once(held: Output, mask: Content | None, value: ir.Value, node: ir.Node) ->
 def admit(a: Located, b: Located, node: ir.Node) -> Admitted | None:
     """Returns tokens times the weights of every expert, or the mask of one."""
     held, share = a.content, b.content
-    if isinstance(held, Tokens) and isinstance(share, Mask) and share.expert is not None and not b.axes[-1]:
-        return Admitted(held.x, share)
+    if isinstance(held, Tokens) and isinstance(share, Mask) and not b.axes[-1]:
+        return Admitted(held.x, share) if share.expert is not None or share.whole else None
     if not isinstance(held, Tokens) or not isinstance(share, Share) or share.expert is not None or not share.complete:
         return None
     return Admitted(held.x, dataclasses.replace(share, mixing=dataclasses.replace(share.mixing, before=True)))
@@ -279,8 +293,8 @@ def scatter_elements(
     same = seed.rank == len(wide) and all(total(a) == total(b) for a, b in zip(seed.axes, wide, strict=True))
     if not plain or held.slot is not None or not same:
         return None
-    if seed.content == Uniform(-math.inf) and text_attribute(node, "reduction", "none") == "none":
-        return Located(Sparse(mixing), wide)
+    if isinstance(seed.content, Uniform) and seed.content.value <= NOTHING:
+        return Located(Sparse(mixing), wide) if text_attribute(node, "reduction", "none") == "none" else None
     if seed.content != Uniform(0.0):
         return None
     return Located(Share(mixing, None, frozenset(range(router.k))), wide)
@@ -305,6 +319,8 @@ def summed(located: Located, axis: int, node: ir.Node, *, keep: bool) -> Located
     left = put(located.axes, axis, *([()] if keep else []))
     if isinstance(held, Mixing):
         return summed_weights(located, axis, keep=keep)
+    if isinstance(held, Share) and held.expert is None and only(located.axes[axis], "expert"):
+        return _over_experts(held, left, node)
     if isinstance(held, Share) and held.slots is None and only(located.axes[axis], "slot"):
         everything = frozenset(range(held.mixing.router.k))
         return Located(dataclasses.replace(held, slots=everything), left)
@@ -319,3 +335,13 @@ def summed(located: Located, axis: int, node: ir.Node, *, keep: bool) -> Located
     if isinstance(held, Weighted) and only(located.axes[axis], held.over):
         return Located(Complete(held), left)
     return None
+
+
+def _over_experts(held: Share, axes: Axes, node: ir.Node) -> Located | None:
+    """The sum of every expert's share: of all slots, of one, or of each."""
+    slots, k = held.slots, held.mixing.router.k
+    if slots is not None and len(slots) > 1:
+        return Located(Total(held.mixing), axes) if held.complete else None
+    slot = None if slots is None else next(iter(slots))
+    out = node.outputs[0] if slot is None or k == 1 else None
+    return Located(dataclasses.replace(held.mixing, slot=slot, value=out), axes)

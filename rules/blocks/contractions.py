@@ -14,10 +14,13 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Family
 from rewriter.graph.attributes import text_attribute
 from rewriter.rules.blocks.axes import Axes, Dim, Located, only, unify
-from rewriter.rules.blocks.combines import masked, weighted
+from rewriter.rules.blocks.combines import masked, summed, weighted
 from rewriter.rules.blocks.contents import Output
+from rewriter.rules.blocks.elementwise import product
 from rewriter.rules.blocks.linears import contract, weight_of
+from rewriter.rules.blocks.masks import every_score
 from rewriter.rules.blocks.mixing import Complete, Mask, Mixing, Share, Weighted
+from rewriter.rules.blocks.movement import token_rows
 
 contractions = Family("contractions")
 
@@ -40,15 +43,43 @@ def matmul(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | N
 
 @contractions.at("Einsum")
 def einsum(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
-    """Shares and outputs by letters; the experts' is the one that is summed."""
+    """A product by letters, of whatever a Mul makes something known of, summed over those that the result lacks."""
     operands, _, result = text_attribute(node, "equation", "").replace(" ", "").partition("->")
     terms = operands.split(",")
-    for x, y, letters in ((a, b, terms), (b, a, terms[::-1])):
-        pair = _pair(facts, x, y)
-        if pair is not None and len(letters) == 2:
-            axes = _contracted(*pair, letters[0], letters[1], result)
-            return None if axes is None else _complete(y, *pair, node.outputs[0], axes)
+    if len(terms) != 2 or "." in operands:
+        return None
+    for (x, own), (y, others) in itertools.permutations(zip((a, b), terms, strict=True)):
+        first, second = facts.get(x, Located), facts.get(y, Located)
+        if second is not None and isinstance(second.content, Mask):
+            first = every_score(facts, x) or first
+        first = first or token_rows(facts, x)
+        if first is not None and second is not None:
+            found = _by_letters(facts, (x, first, own), (second, others), result, node)
+            if found is not None:
+                return found
     return None
+
+
+def _by_letters(
+    facts: Facts, x: tuple[ir.Value, Located, str], y: tuple[Located, str], result: str, node: ir.Node
+) -> Located | None:
+    """``sum(x * y)`` over the letters that the result lacks."""
+    (value, first, own), (second, others) = x, y
+    apart = [letter for letter in dict.fromkeys(own + others) if letter not in result]
+    order = "".join(apart) + result
+    if (len(set(own)), len(set(others))) != (first.rank, second.rank) or not set(result) <= set(own + others):
+        return None
+    a, b = _in_order(first, own, order), _in_order(second, others, order)
+    found = product(facts, (value, a), b, node)
+    for _ in apart:
+        found = None if found is None else summed(found, 0, node, keep=False)
+    return found
+
+
+def _in_order(located: Located, letters: str, order: str) -> Located:
+    """What lies by letters, with a dimension for each of others."""
+    dims = dict(zip(letters, located.axes, strict=True))
+    return dataclasses.replace(located, axes=tuple(dims.get(letter, ()) for letter in order))
 
 
 @contractions.at("Einsum")
@@ -65,27 +96,13 @@ def einsum_of_three(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value, c: ir
             continue
         left = "".join(letter for letter in dict.fromkeys(own + weights) if letter in result + shares)
         output = contract(data, weight, [own, weights], left, (node, x))
-        axes = None if output is None else _contracted(share, output, shares, left, result)
-        if output is not None and axes is not None and isinstance(output.content, Output):
-            return _complete(node.outputs[0], share, output, node.outputs[0], axes)
+        if output is not None and isinstance(output.content, Output):
+            return _by_letters(facts, (node.outputs[0], output, left), (share, shares), result, node)
     return None
 
 
-def _contracted(share: Located, output: Located, mixing: str, mixed: str, result: str) -> Axes | None:
-    """The dimensions of a result that sums the outputs over the experts alone."""
-    summed = [letter for letter in mixed if letter not in result]
-    if len(summed) != 1 or sorted(mixed) != sorted(result + summed[0]) or not set(mixing) <= set(mixed):
-        return None
-    if len(set(mixed)) != len(mixed) or (len(mixing), len(mixed)) != (share.rank, output.rank):
-        return None
-    shares, outputs = dict(zip(mixing, share.axes, strict=True)), dict(zip(mixed, output.axes, strict=True))
-    if len(shares) != len(mixing) or not _are_experts(shares.get(summed[0], ()), outputs[summed[0]]):
-        return None
-    return unify(tuple(shares.get(letter, ()) for letter in result), tuple(outputs[letter] for letter in result))
-
-
 def _pair(facts: Facts, share: ir.Value, output: ir.Value) -> tuple[Located, Located] | None:
-    """Returns the shares of all experts and their outputs, or weights and the mask of their slots."""
+    """The shares of all experts and their outputs, or weights and the mask of their slots."""
     a, b = facts.get(share, Located), facts.get(output, Located)
     if a is None or b is None or not isinstance(a.content, Share | Mixing):
         return None

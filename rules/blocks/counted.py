@@ -1,6 +1,6 @@
 """Counted rows: how many each expert has, where they end, and rows that are split by these counts.
 
-Facts stated: ``Located`` with content ``Counts`` or ``Hot``; the pieces of a Split keep their content, on a ``group``
+Facts stated: ``Located`` with content ``Counts`` or ``Mask``; the pieces of a Split keep their content, on a ``group``
 index.
 Source: bincount and histograms, ``split(counts)`` behind a sort, as torch.onnx writes them; JetMoE.
 """
@@ -16,12 +16,13 @@ from rewriter.facts import Facts, Family
 from rewriter.facts.integers import static
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import integer_attribute, text_attribute
+from rewriter.graph.declines import NO_LOOP
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Atom, Content, Dim, Located, Uniform, only, total
 from rewriter.rules.blocks.contents import Router
 from rewriter.rules.blocks.laws import of_two
-from rewriter.rules.blocks.mixing import Chosen
-from rewriter.rules.blocks.rows import Count, Counts, End, Hot, Sorted, of_expert
+from rewriter.rules.blocks.mixing import Chosen, Mask
+from rewriter.rules.blocks.rows import Count, Counts, End, Sorted, of_expert
 from rewriter.tensors import View
 
 counts = Family("counts")
@@ -66,28 +67,30 @@ def hot(facts: Facts, node: ir.Node, zeros: ir.Value, chosen: ir.Value, ones: ir
     empty = begin is not None and begin.shape == (held.router.experts,) and not np.any(begin.numpy()) and flat
     if seed is not None and seed.content == Uniform(0.0):
         empty = [total(dim) for dim in seed.axes] == [total(dim) for dim in wide]
-    if not empty or held.slot is not None or integer_attribute(node, "axis", 0) % index.rank != index.rank - 1:
+    if (
+        not empty
+        or held.slot is not None
+        or held.router.made
+        or integer_attribute(node, "axis", 0) % index.rank != index.rank - 1
+    ):
         return None
     if flat:
         return Located(Counts(held.router), wide)
-    return Located(Hot(held.router), wide) if only(index.axes[-1], "slot") else None
+    return Located(Mask(held.router, None, whole=True), wide) if only(index.axes[-1], "slot") else None
 
 
 @counts.at("ReduceSum")
 def count_hot(facts: Facts, node: ir.Node, data: ir.Value, *others: ir.Value | None) -> Located | None:
     """How many tokens are each expert's."""
     located = facts.get(data, Located)
-    if (
-        located is None
-        or not isinstance(located.content, Hot)
-        or located.rank != 2
-        or not only(located.axes[1], "expert")
-    ):
+    held = None if located is None else located.content
+    if located is None or not isinstance(held, Mask) or not held.whole or located.rank != 2:
         return None
     axes = static(facts, node, 1, "axes", [])
-    if axes not in ([0], [-2]) or integer_attribute(node, "keepdims", 1):
+    if axes not in ([0], [-2]) or integer_attribute(node, "keepdims", 1) or not only(located.axes[1], "expert"):
         return None
-    return Located(Counts(located.content.router), located.axes[1:])
+    require_whole_numbers(data.dtype, node)
+    return Located(Counts(held.router), located.axes[1:])
 
 
 @counts.at("Concat")
@@ -108,9 +111,12 @@ def counts_together(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.Va
 def split_rows(facts: Facts, node: ir.Node, data: ir.Value, lengths: ir.Value) -> dict[ir.Value, object] | None:
     """Sorted rows, split into those of every expert."""
     located, counted = facts.get(data, Located), facts.get(lengths, Located)
+    atom = only(located.axes[0], "row") if located is not None and located.rank else None
+    if atom is not None and facts.get(lengths, View) is not None and not integer_attribute(node, "axis", 0):
+        raise Declined("the trace fixed how many rows each expert has: Split is by constants", node, remedy=NO_LOOP)
     if located is None or counted is None or not isinstance(counted.content, Counts) or not located.rank:
         return None
-    router, atom = counted.content.router, only(located.axes[0], "row")
+    router = counted.content.router
     if counted.content.cumulated or integer_attribute(node, "axis", 0) or len(node.outputs) != router.experts:
         return None
     if atom is None or atom.index != id(router.node):
@@ -169,7 +175,14 @@ def _experts(router: Router) -> Dim:
 @counts.at("CumSum")
 def cum_sum(facts: Facts, node: ir.Node, counts: ir.Value, axis: ir.Value) -> Located | None:
     """Where each expert's rows end."""
-    located = facts.get(counts, Located)
+    located, along = facts.get(counts, Located), static(facts, node, 1)
+    if located is not None and isinstance(located.content, Mask) and along is not None:
+        if any(atom.kind == "token" for atom in located.axes[along[0]]):
+            reason = (
+                "a CumSum numbers the tokens of each expert, as where a capacity drops some, which no operator does"
+            )
+            raise Declined(reason, node)
+        return None
     if located is None or not isinstance(located.content, Counts) or located.content.cumulated:
         return None
     if integer_attribute(node, "exclusive", 0) or integer_attribute(node, "reverse", 0):

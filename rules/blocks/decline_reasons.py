@@ -19,7 +19,7 @@ from rewriter.rules.blocks.axes import Located
 from rewriter.rules.blocks.block import completes, end_of_sum, on_hits, router_of, why_not_whole
 from rewriter.rules.blocks.contents import Features, Output
 from rewriter.rules.blocks.mixing import Chosen
-from rewriter.rules.blocks.unknown import named, why_unknown
+from rewriter.rules.blocks.unknown import is_number, named, why_unknown
 from rewriter.tensors import View
 
 
@@ -39,6 +39,7 @@ def decline_unfused(run: Run, choice: ir.Node, ends: Sequence[str]) -> None:
     if not (_is_first_choice(run, choice) if choice.op_type == "ArgMax" else _is_choice(run.facts, choice)):
         raise NotApplicable
     unknown: ir.Node | None = None
+    told: ir.Node | None = None
     hit: ir.Node | None = None
     unfinished: Declined | None = None
     experts = False
@@ -57,8 +58,9 @@ def decline_unfused(run: Run, choice: ir.Node, ends: Sequence[str]) -> None:
                 raise Declined(reason, hit, remedy=NO_LOOP)
             experts = experts or reads_expert or _meets_expert(run, node)
             hit = node if hit is None and node.op_type == "NonZero" else hit
-            if unknown is None and not any(_is_known(run.facts, out) for out in node.outputs):
-                unknown = node
+            if not any(_is_known(run.facts, out) for out in node.outputs):
+                unknown = unknown or node
+                told = told or (node if _tells_why(run.facts, node) else None)
     except GaveUp:
         if not experts and unfinished is None:
             raise
@@ -66,7 +68,7 @@ def decline_unfused(run: Run, choice: ir.Node, ends: Sequence[str]) -> None:
         raise unfinished
     if not experts or unknown is None:
         raise NotApplicable
-    raise _of_unknown(run.facts, unknown)
+    raise _of_unknown(run.facts, told or unknown)
 
 
 def _of_unknown(facts: Facts, node: ir.Node) -> Declined:
@@ -75,17 +77,31 @@ def _of_unknown(facts: Facts, node: ir.Node) -> Declined:
     if choice is not None and choice.graph is not node.graph:
         reason = "the trace fixed which experts there are: an If asks for each that was hit how many tokens it has"
         return Declined(named(reason), node, remedy=NO_LOOP)
-    table = facts.get(node.inputs[0], View)
-    if node.op_type == "Gather" and table is not None and table.rank == 2 and table.dtype.is_floating_point():
+    if _is_row_of_table(facts, node):
         return Declined(named("each is a row of a table that is gathered when it runs, and no matrix"), node)
     weights = [_is_known(facts, value) for value in node.inputs if value is not None]
     for value in (*node.outputs, *node.inputs) if any(weights) else ():
-        if value is None:
+        if value is None or is_number(facts, value):
             continue
         reason, culprit = why_unknown(facts, value, node)
         if culprit is not node or facts.own_reason(value):
             return Declined(named(reason), culprit)
     return Declined(named(f"how {node.op_type} uses its choice is not understood"), node)
+
+
+def _tells_why(facts: Facts, node: ir.Node) -> bool:
+    """Whether what a node makes is unknown for a reason of its own."""
+    return _is_row_of_table(facts, node) or any(facts.own_reason(out) for out in node.outputs)
+
+
+def _is_row_of_table(facts: Facts, node: ir.Node) -> bool:
+    table = facts.get(node.inputs[0], View) if node.op_type == "Gather" else None
+    return (
+        table is not None
+        and table.rank == 2
+        and table.dtype.is_floating_point()
+        and not _is_known(facts, node.outputs[0])
+    )
 
 
 def _following(*values: ir.Value) -> Iterator[ir.Node]:

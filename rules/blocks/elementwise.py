@@ -60,13 +60,18 @@ def _ordered(facts: Facts, a: ir.Value, b: ir.Value, node: ir.Node) -> Located |
         return None if held is None else Located(held, first.axes)
     if facts.get(a, View) is not None or second is None:
         return None
-    return _of_any(facts, node.op_type, a, second, node)
+    return _of_any(facts, node.op_type, (a, first), second, node)
 
 
 def masked(facts: Facts, value: ir.Value, mask: Located, node: ir.Node) -> Located | None:
     """Returns what a value of which something is known is times a mask, whichever operator multiplies it."""
     held = facts.get(value, Located)
-    return None if held is None else _of_both("Mul", held, mask, node) or _of_any(facts, "Mul", value, mask, node)
+    return None if held is None else product(facts, (value, held), mask, node)
+
+
+def product(facts: Facts, a: tuple[ir.Value, Located], b: Located, node: ir.Node) -> Located | None:
+    """Returns what a value, with what is known of it, is times a content, whichever operator multiplies them."""
+    return _of_both("Mul", a[1], b, node) or _of_any(facts, "Mul", a, b, node)
 
 
 def _of_both(op_type: str, a: Located, b: Located, node: ir.Node) -> Located | None:
@@ -75,8 +80,10 @@ def _of_both(op_type: str, a: Located, b: Located, node: ir.Node) -> Located | N
     return None if both is None or axes is None else Located(both, axes)
 
 
-def _of_any(facts: Facts, op_type: str, a: ir.Value, b: Located, node: ir.Node) -> Located | None:
-    asked = (law(facts, a, facts.get(a, Located), b, node) for law in of_any.of(op_type))
+def _of_any(
+    facts: Facts, op_type: str, a: tuple[ir.Value, Located | None], b: Located, node: ir.Node
+) -> Located | None:
+    asked = (law(facts, *a, b, node) for law in of_any.of(op_type))
     return next((found for found in asked if found is not None), None)
 
 

@@ -32,7 +32,6 @@ from rewriter.rules.blocks.rows import (
     Counts,
     End,
     Group,
-    Hot,
     Inverse,
     NotNegative,
     Order,
@@ -68,6 +67,20 @@ def sort(facts: Facts, node: ir.Node, chosen: ir.Value, k: ir.Value) -> dict[ir.
     }
 
 
+@rows.at("TopK")
+def sort_back(facts: Facts, node: ir.Node, order: ir.Value, k: ir.Value) -> dict[ir.Value, object] | None:
+    """``argsort(order)``: which row each pair is."""
+    located, count = facts.get(order, Located), integers_of(facts, k)
+    if located is None or not isinstance(located.content, Order) or located.rank != 1 or count is None:
+        return None
+    held = located.content
+    if count.sizes != (total(held.pairs),) or integer_attribute(node, "largest", 1):
+        return None
+    if not integer_attribute(node, "sorted", 1):
+        return None
+    return {node.outputs[1]: Located(Inverse(held.router, held.pairs), (held.pairs,))}
+
+
 @rows.at("Less", "GreaterOrEqual", "Mod", "Div")
 def row_arithmetic(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
     """Integer arithmetic on rows: token and slot of a pair; a function of the expert; what is the same for all."""
@@ -98,7 +111,7 @@ def _calculated(op_type: str, held: Content, number: float, view: View | None) -
     return None
 
 
-@rows.at("And", "Equal")
+@rows.at("And", "Equal", "Xor")
 def row_logic(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
     """What is false for all rows, or the same for all."""
     first, second = facts.get(a, Located), facts.get(b, Located)
@@ -107,28 +120,33 @@ def row_logic(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located 
     if located is None:
         return None
     axes = located.axes if first is None or second is None else unify(first.axes, second.axes)
-    if axes is None:
+    others = [shape_of(facts, value) for value in (a, b) if facts.get(value, Located) is None]
+    if axes is None or any(dims not in ((), located.dims) for dims in others):
         return None
-    if node.op_type == "And" and 0.0 in numbers and first is not None and second is not None:
+    if node.op_type == "And" and 0.0 in numbers:
         return Located(Uniform(0.0), axes)
-    if node.op_type == "Equal" and numbers[0] is not None and numbers[1] is not None:
-        return Located(Uniform(float(numbers[0] == numbers[1])), axes)
+    if node.op_type != "And" and numbers[0] is not None and numbers[1] is not None:
+        return Located(Uniform(float((numbers[0] == numbers[1]) == (node.op_type == "Equal"))), axes)
     return None
 
 
-@rows.at("Cast")
-def row_cast(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
+@rows.at("Cast", "CastLike")
+def row_cast(facts: Facts, node: ir.Node, x: ir.Value, *like: ir.Value | None) -> Located | None:
     """A cast of sorted experts, counts or slots; of experts, what it makes of each."""
     located = facts.get(x, Located)
     if located is None:
         return None
-    held, to = located.content, cast_type(node)
-    if isinstance(held, Hot | RowSlot):
+    held, to = located.content, like[0].dtype if like and like[0] is not None else cast_type(node)
+    if isinstance(held, RowSlot):
         return located
     if isinstance(held, Counts | Count | Order | RowToken):
         require_whole_numbers(to, node)
         return located
-    if not isinstance(held, Sorted) or to not in (*FLOATS, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64):
+    if (
+        not isinstance(held, Sorted)
+        or to is None
+        or to not in (*FLOATS, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64)
+    ):
         return None
     values = np.array(held.values).astype(to.numpy())
     return dataclasses.replace(located, content=Sorted(held.router, tuple(float(v) for v in values)))
@@ -191,7 +209,7 @@ def row_numbers(facts: Facts, node: ir.Node, start: ir.Value, end: ir.Value, ste
     return Located(Group(held.router, held.expert), (group_of(held.router, held.expert),))
 
 
-@rows.at("ScatterND")
+@rows.at("ScatterND", "ScatterElements")
 def add_by_token(facts: Facts, node: ir.Node, seed: ir.Value, index: ir.Value, rows: ir.Value) -> Located | None:
     """Weighted rows, added where their tokens are: the sum over the slots."""
     zeros, located, found = (facts.get(v, Located) for v in (seed, index, rows))
@@ -200,7 +218,7 @@ def add_by_token(facts: Facts, node: ir.Node, seed: ir.Value, index: ir.Value, r
     held, mixed = located.content, found.content
     if not isinstance(mixed, Weighted) or mixed.over != "slot" or not held.exact or held.router != mixed.mixing.router:
         return None
-    if located.rank != 2 or located.axes[1] or found.axes[:1] != located.axes[:1]:
+    if not _of_whole_rows(node, located, found) or found.axes[:1] != located.axes[:1]:
         return None
     if text_attribute(node, "reduction", "none") != "add":
         raise Declined("the rows of a token's experts replace each other", node)
@@ -228,16 +246,20 @@ def in_their_places(facts: Facts, node: ir.Node, data: ir.Value, order: ir.Value
     seed, index, found = (shape_of(facts, data), *(facts.get(v, Located) for v in (order, rows)))
     if index is None or found is None or not isinstance(index.content, Order) or not index.rank or not found.rank:
         return None
-    written, wide = text_attribute(node, "reduction", "none") == "none", [total(dim) for dim in index.axes[1:]]
-    if node.op_type == "ScatterND":
-        each = index.rank == 2 and not index.axes[1]
-    else:
-        each = not integer_attribute(node, "axis", 0) and wide == [total(dim) for dim in found.axes[1:]]
-        each = each and all(atom.kind == "repeat" for dim in index.axes[1:] for atom in dim)
+    written, each = text_attribute(node, "reduction", "none") == "none", _of_whole_rows(node, index, found)
     if not written or not each or found.axes[0] != index.axes[0] or isinstance(found.content, Arange):
         return None
     back = Located(found.content, (index.content.pairs, *found.axes[1:]))
     return back if seed == back.dims else None
+
+
+def _of_whole_rows(node: ir.Node, index: Located, rows: Located) -> bool:
+    """Whether a scatter's index is one number for each row, repeated for each feature where the operator wants that."""
+    if node.op_type == "ScatterND":
+        return index.rank == 2 and not index.axes[1]
+    wide = [total(dim) for dim in index.axes[1:]] == [total(dim) for dim in rows.axes[1:]]
+    repeated = all(atom.kind == "repeat" for dim in index.axes[1:] for atom in dim)
+    return wide and repeated and bool(index.rank) and not integer_attribute(node, "axis", 0)
 
 
 @rows.at("Concat")

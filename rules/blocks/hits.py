@@ -146,6 +146,16 @@ def coordinates_together(facts: Facts, node: ir.Node, first: ir.Value, *others: 
     return Located(together, put(leading.axes, axis, (Atom("coordinate", Size(len(held))),)))
 
 
+@hits.at("Max")
+def together(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.Value | None) -> Located | None:
+    """Coordinates that are broadcast with each other, for the shape that they have."""
+    leading, *rest = (facts.get(value, Located) for value in (first, *others))
+    if leading is None or not rest or not isinstance(leading.content, Hit):
+        return None
+    same = all(each is not None and isinstance(each.content, Hit) and each.axes == leading.axes for each in rest)
+    return Located(Outline(), leading.axes) if same else None
+
+
 @hits.at("Cast")
 def cast(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
     """A cast of coordinates between integers, or to whether they are 0."""

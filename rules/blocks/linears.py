@@ -25,7 +25,7 @@ from rewriter.rules.blocks.biases import with_bias
 from rewriter.rules.blocks.classify import classify
 from rewriter.rules.blocks.combines import summed, weighted
 from rewriter.rules.blocks.contents import By, Dense, Factor, Features, Linear, Output, Packed, Tokens, Weight
-from rewriter.rules.blocks.mixing import Admitted, Carried, Mask, Stack
+from rewriter.rules.blocks.mixing import Admitted, Carried, Stack
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.tensors import View
 
@@ -41,7 +41,7 @@ def apply(held: Content | None, weight: Weight, by: By, node: ir.Node, read: ir.
     if isinstance(held, Tokens):
         return Features((Factor(Linear(held.x, weight, None, by)),))
     if isinstance(held, Admitted):
-        own = "one" if isinstance(held.share, Mask) else "all"
+        own = "all" if held.share.expert is None else "one"
         return Features((Factor(Linear(held.x, weight, None, by, held.share)),)) if by == own else None
     if isinstance(held, Carried):
         output = apply(held.features, weight, by, node, read)

@@ -13,13 +13,19 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
 from rewriter.facts.integers import static
+from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import integer_attribute
+from rewriter.rule import Declined
+from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Dim, Located, only, put, unify
+from rewriter.rules.blocks.contents import Scores
 from rewriter.rules.blocks.elementwise import masked
-from rewriter.rules.blocks.mixing import Chosen, Mask, Share, Without
-from rewriter.rules.blocks.routers import last_axis
-from rewriter.rules.blocks.uniform import seeded
+from rewriter.rules.blocks.laws import of_two
+from rewriter.rules.blocks.mixing import Chosen, Every, Mask, Mixing, Share, Sparse, Without, first_slots
+from rewriter.rules.blocks.routers import last_axis, scores_of
+from rewriter.rules.blocks.token_axes import token_axes
+from rewriter.rules.blocks.uniform import NOTHING, seeded, uniform_of
 from rewriter.tensors import View
 
 masks = Family("masks")
@@ -38,15 +44,62 @@ def equal(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | No
 @masks.at("Equal", "Greater", "GreaterOrEqual")
 def holds(facts: Facts, node: ir.Node, mask: ir.Value, number: ir.Value) -> Located | None:
     """A mask of zeros and ones, compared with a number that only its ones reach; a share that is more than nothing."""
-    located, view = facts.get(mask, Located), facts.get(number, View)
-    if located is None or view is None or view.size != 1 or view.rank > located.rank:
+    located, least, dims = facts.get(mask, Located), number_of(facts, number), shape_of(facts, number)
+    if located is None or least is None or len(dims or ()) > located.rank:
         return None
-    least = float(np.asarray(view.numpy()).reshape(-1)[0])
     if isinstance(located.content, Share):
-        of_one = located.content.expert is not None and located.content.slots is not None
-        return located if of_one and (node.op_type, least) == ("Greater", 0.0) else None
+        if located.content.slots is None or (node.op_type, least) != ("Greater", 0.0):
+            return None
+        everyone = located.content.expert is None and located.content.complete and located.content.mixing.positive
+        if everyone and not located.content.mixing.router.made and not located.content.mixing.fault:
+            return dataclasses.replace(located, content=Mask(located.content.mixing.router, None, whole=True))
+        return located if located.content.expert is not None else None
     reached = 0 <= least < 1 if node.op_type == "Greater" else least == 1
     return located if isinstance(located.content, Mask) and reached else None
+
+
+_REVERSED = {"GreaterOrEqual": "LessOrEqual", "Greater": "Less", "LessOrEqual": "GreaterOrEqual", "Less": "Greater"}
+
+
+@masks.at(*_REVERSED)
+def threshold(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
+    """Scores that reach the least of the chosen ones, or exceed the largest of the others: those of the chosen."""
+    for value, bound, op_type in ((a, b, node.op_type), (b, a, _REVERSED[node.op_type])):
+        located, every = facts.get(bound, Located), every_score(facts, value)
+        held = None if located is None else located.content
+        if every is None or located is None or not isinstance(held, Mixing) or held.slot is None:
+            continue
+        axes = unify(every.axes, located.axes)
+        if held.dense is not value or (held.stage, held.scale, held.table) != ("raw", 1.0, None) or axes is None:
+            return None
+        router = first_slots(held.router, held.slot + (op_type in ("GreaterOrEqual", "Less")))
+        if router is None:
+            return None
+        if value.dtype not in (None, ir.DataType.FLOAT, ir.DataType.DOUBLE):
+            raise Declined("a threshold lets in all of equal scores, which halves often have", node)
+        mask = Mask(router, None, whole=True)
+        return Located(mask if op_type.startswith("Greater") else Without(mask), axes)
+    return None
+
+
+def every_score(facts: Facts, value: ir.Value) -> Located | None:
+    """Returns a value as the scores of all experts, where it is known to be some, or something chooses by it."""
+    dims, lead = shape_of(facts, value), token_axes(facts, value)
+    known = facts.get(value, Scores) or any(use.node.op_type in ("TopK", "ArgMax") for use in value.uses())
+    if not known or not dims or lead is None or dims[-1].constant is None:
+        return None
+    return Located(Every(scores_of(facts, value), value), (*lead, experts_dim(dims[-1].constant)))
+
+
+@of_two.at("Mul")
+def chosen_scores(a: Located, b: Located, node: ir.Node) -> Share | None:
+    """Returns the scores of all experts times the mask of the chosen ones."""
+    scores, mask = a.content, b.content
+    if not isinstance(scores, Every) or not isinstance(mask, Mask) or mask.expert is not None or mask.router.made:
+        return None
+    every = frozenset(range(mask.router.k)) if mask.whole else None
+    slots = every if mask.slot is None else frozenset({mask.slot})
+    return Share(Mixing(mask.router, scores.scores, scores.value), None, slots)
 
 
 @masks.at("Not")
@@ -123,14 +176,21 @@ def one_hot(facts: Facts, node: ir.Node, chosen: ir.Value, depth: ir.Value, valu
 
 @masks.at("Where")
 def where(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.Value) -> Located | None:
-    """What there is where a mask holds, else zero: a product."""
+    """What there is where a mask holds, else zero: a product; or logits, else minus infinity."""
     held = facts.get(mask, Located)
     if held is None:
         return None
     if isinstance(held.content, Without):
         held, yes, no = Located(held.content.mask, held.axes), no, yes
     weighed = facts.get(yes, Located)
-    if not isinstance(held.content, Mask) or weighed is None or not _is_zero(facts, no, held, weighed):
+    if not isinstance(held.content, Mask):
+        return None
+    every, number = every_score(facts, yes), uniform_of(facts, no)
+    if every is not None and number is not None and number <= NOTHING and held.content.whole:
+        axes, mixing = unify(every.axes, held.axes), Mixing(held.content.router, scores_of(facts, yes), yes)
+        return None if axes is None or held.content.router.made else Located(Sparse(mixing), axes)
+    weighed = weighed or every
+    if weighed is None or not _is_zero(facts, no, held, weighed):
         return None
     return masked(facts, yes, held, node)
 

@@ -19,11 +19,14 @@ from rewriter.rules.blocks.contents import Tokens
 from rewriter.rules.blocks.hits import Hit, Hits, Outline
 from rewriter.rules.blocks.mixing import Chosen
 from rewriter.rules.blocks.routing import Routing
-from rewriter.rules.blocks.rows import Arange, Counts, End, Order, RowSlot, Sorted
+from rewriter.rules.blocks.rows import Arange, Counts, End, Inverse, Order, RowSlot, RowToken, Sorted
 from rewriter.tensors import View
 
 Tried = tuple[ir.Node, ir.Node | None]
 """A node, and the reader that went before it was tried."""
+
+
+_OF_CHOICE = Outline | Chosen | Hit | Hits | Order | Sorted | RowToken | Inverse
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,9 @@ def _reached(facts: Facts, out: ir.Value, stops: set[ir.Value]) -> tuple[dict[ir
 def _is_outline(facts: Facts, value: ir.Value) -> bool:
     """Whether a value of the block is made for its shape alone."""
     located = facts.get(value, Located)
-    inside = located is not None and isinstance(located.content, Outline | Chosen | Hit | Hits)
+    inside = located is not None and isinstance(
+        located.content, Outline | Chosen | Hit | Hits | Order | Sorted | RowToken
+    )
     return inside and all(use.node.op_type == "Shape" for use in value.uses())
 
 

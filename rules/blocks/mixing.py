@@ -30,7 +30,7 @@ class Chosen(Content):
         return Chosen(self.router, position) if atom.kind == "slot" else super().fix(atom, position)
 
     def part(self, atom: Atom, start: int, count: int, step: int) -> Content | None:
-        router = _first_slots(self.router, atom, start, count, step)
+        router = first_slots(self.router, count) if atom.kind == "slot" and (start, step) == (0, 1) else None
         return None if router is None else Chosen(router)
 
 
@@ -82,15 +82,28 @@ class Mixing(Content):
         return dataclasses.replace(self, slot=position) if atom.kind == "slot" else super().fix(atom, position)
 
     def part(self, atom: Atom, start: int, count: int, step: int) -> Content | None:
-        router = _first_slots(self.router, atom, start, count, step) if self.stage == "raw" else None
+        first = atom.kind == "slot" and (start, step) == (0, 1) and self.stage == "raw"
+        router = first_slots(self.router, count) if first else None
         return None if router is None else dataclasses.replace(self, router=router, value=None)
 
 
-def _first_slots(router: Router, atom: Atom, start: int, count: int, step: int) -> Router | None:
-    """The router that chooses fewer: the first of a TopK's slots, which are in descending order."""
+def first_slots(router: Router, count: int) -> Router | None:
+    """Returns the router that chooses fewer: the first of a TopK's slots, which are in descending order."""
     ordered = router.node.op_type == "TopK" and integer_attribute(router.node, "sorted", 1) and not router.made
-    first = atom.kind == "slot" and (start, step) == (0, 1)
-    return dataclasses.replace(router, k=count) if ordered and first else None
+    return dataclasses.replace(router, k=count) if ordered and count else None
+
+
+@dataclass(frozen=True)
+class Every(Content):
+    """The scores of all experts, along an expert index.
+
+    Attributes:
+        scores: them.
+        value: [.., E] them.
+    """
+
+    scores: Scores
+    value: ir.Value
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,19 @@ class Total(Content):
     """The sum of a token's weights, over its slots."""
 
     mixing: Mixing
+
+
+@dataclass(frozen=True)
+class Part(Content):
+    """The sum of a token's weights in some of its slots.
+
+    Attributes:
+        mixing: the weights, of no slot in particular.
+        slots: which.
+    """
+
+    mixing: Mixing
+    slots: frozenset[int]
 
 
 @dataclass(frozen=True)

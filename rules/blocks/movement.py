@@ -41,7 +41,7 @@ from rewriter.tensors import View
 
 movement = Family("movement")
 _T = TypeVar("_T", Located, Integers)
-_ROOTS = frozenset({"Identity", "Unsqueeze", "Reshape", "Expand", "Tile"})
+_ROOTS = frozenset({"Identity", "Unsqueeze", "Reshape", "Expand", "Tile", "Transpose"})
 """Operators at which a value that has no content yet may be tokens."""
 
 
@@ -80,8 +80,9 @@ def moved(facts: Facts, node: ir.Node, data: ir.Value, *operands: ir.Value | Non
         if held is None:
             return None
         found = read(facts, node, held.dims)
-        if known is None and node.op_type == "Reshape":  # tokens are what they are, in no other shape
-            found = {value: () for value, moves in found.items() if moves == (Regroup(held.dims),)}
+        if known is None and node.op_type in ("Reshape", "Transpose"):  # tokens are what they are, in no other shape
+            nothing = (Regroup(held.dims),), (Permute(tuple(range(held.rank))),)
+            found = {value: () for value, moves in found.items() if moves in nothing}
         return _each(found, held, _located_moved)
     except (Declined, IndexError, ValueError, ZeroDivisionError):  # an operand depends on an input, or does not fit
         return None

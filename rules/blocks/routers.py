@@ -346,6 +346,9 @@ def instead(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.V
 def side_by_side(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.Value | None) -> Located | None:
     """Choices of one expert each, as one of several; their weights likewise."""
     parts = [located for v in (first, *others) if (located := facts.get(v, Located)) is not None]
+    slotted = [part for part in parts if isinstance(part.content, Mixing) and part.rank and only(part.axes[-1], "slot")]
+    if slotted and others and len(slotted) <= len(others) and last_axis(node, slotted[0].rank, 0):
+        raise Declined("the weights of the chosen depend on other numbers too, which are put beside their scores", node)
     if len(parts) != 1 + len(others) or any(part.axes != parts[0].axes for part in parts) or not parts[0].rank:
         return None
     if parts[0].axes[-1] or not last_axis(node, parts[0].rank, 0):

@@ -16,7 +16,7 @@ from rewriter.graph.declines import OTHER_FUNCTION, OTHER_WEIGHTS, Reason, reaso
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Content, Located, only, put
 from rewriter.rules.blocks.laws import of_number, of_two
-from rewriter.rules.blocks.mixing import Mixing, Share, Stack, Total
+from rewriter.rules.blocks.mixing import Mixing, Part, Share, Stack, Total
 
 
 def opaque(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
@@ -37,19 +37,28 @@ routing_weights = Family("routing weights")
 
 
 @of_two.at("Div")
-def divide_by_sum(first: Located, second: Located, node: ir.Node) -> Mixing | None:
+def divide_by_sum(first: Located, second: Located, node: ir.Node) -> Mixing | Share | None:
     """Returns weights over their sum."""
     a, b = first.content, second.content
+    if isinstance(a, Share) and isinstance(b, Total):
+        whole = a.slots is None or a.complete
+        return dataclasses.replace(a, mixing=_over_sum(a.mixing, b.mixing, None, node)) if whole else None
     if not isinstance(a, Mixing) or not isinstance(b, Total):
         return None
-    if a != b.mixing:
+    out = node.outputs[0] if a.slot is None or a.router.k == 1 else None
+    quotient = _over_sum(dataclasses.replace(a, slot=None), b.mixing, out, node)
+    return dataclasses.replace(quotient, slot=a.slot)
+
+
+def _over_sum(a: Mixing, summed: Mixing, out: ir.Value | None, node: ir.Node) -> Mixing:
+    """Weights over their sum; ``out`` holds all of a token's, where one value does."""
+    if a != summed:
         return faulty(a, Reason("weights are divided by a sum of others", OTHER_WEIGHTS), node)
     if a.table is not None:
         return faulty(a, Reason("weights are scaled for each expert before they are normalised", OTHER_WEIGHTS), node)
     stage = "normalised" if a.stage == "raw" else a.stage
-    out = node.outputs[0]
-    quotient = dataclasses.replace(a, stage=stage, scale=1.0, fault=a.fault or b.mixing.fault, value=out)
-    return quotient if a.fault or not b.mixing.fault else dataclasses.replace(quotient, opaque=out)
+    quotient = dataclasses.replace(a, stage=stage, scale=1.0, fault=a.fault or summed.fault, value=out)
+    return quotient if a.fault or not summed.fault else dataclasses.replace(quotient, opaque=out)
 
 
 def faulty(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
@@ -59,20 +68,47 @@ def faulty(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
     )
 
 
+@of_two.at("Add")
+def add_slots(first: Located, second: Located, node: ir.Node) -> Part | Total | None:
+    """Returns the sum of a token's weights in other slots each."""
+    a, b = _in_slots(first.content), _in_slots(second.content)
+    if a is None or b is None or a.mixing != b.mixing or a.slots & b.slots:
+        return None
+    both = Part(a.mixing, a.slots | b.slots)
+    return Total(both.mixing) if len(both.slots) == both.mixing.router.k else both
+
+
+def _in_slots(held: Content) -> Part | None:
+    if isinstance(held, Mixing) and held.slot is not None:
+        return Part(dataclasses.replace(held, slot=None), frozenset({held.slot}))
+    return held if isinstance(held, Part) else None
+
+
+@of_number.at("Add")
+def add_nothing(first: Located, number: float, node: ir.Node) -> Content | None:
+    """Returns weights plus 0, with which a sum of them begins."""
+    return first.content if not number and isinstance(first.content, Mixing | Part | Share) else None
+
+
 @of_number.at("Add")
 def add_epsilon(first: Located, number: float, node: ir.Node) -> Total | None:
     """Returns a sum of weights plus a number; at fault where a sum of these can notice it in float32."""
     a = first.content
     if not isinstance(a, Total) or number < 0:
         return None
-    router, mixing = a.mixing.router, a.mixing
     if number == 0:
         return a
-    smallest = router.k / router.experts
+    smallest = _least_sum(a.mixing)
     noticed = abs(number) * 2.0**25 > smallest
-    if mixing.scores != router.scores or mixing.scores.function != "softmax" or mixing.scale != 1 or noticed:
-        return Total(faulty(mixing, Reason(f"{number:g} is added to the sum of the weights", OTHER_FUNCTION), node))
+    if not smallest or noticed:
+        return Total(faulty(a.mixing, Reason(f"{number:g} is added to the sum of the weights", OTHER_FUNCTION), node))
     return a
+
+
+def _least_sum(mixing: Mixing) -> float:
+    """What the largest of a softmax add up to at least; 0 for other weights."""
+    known = mixing.scores == mixing.router.scores and mixing.scores.function == "softmax"
+    return mixing.router.k / mixing.router.experts if known and mixing.scale == 1 else 0.0
 
 
 @routing_weights.at("Clip")
@@ -92,9 +128,11 @@ def bound(first: Located, low: float, node: ir.Node) -> Total | None:
 
 
 def bounded(a: Content, low: float, node: ir.Node) -> Total | None:
-    """Returns a sum of weights that is at least a number, which is a fault: no operator has such a bound."""
+    """Returns a sum of weights that is at least a number: a fault, unless it is so anyway; no operator has a bound."""
     if not isinstance(a, Total) or low < 0:
         return None
+    if a.mixing.stage == "raw" and a.mixing.table is None and low < _least_sum(a.mixing) / 2:
+        return a
     return Total(faulty(a.mixing, f"the sum of the weights is at least {low:g}", node))
 
 

@@ -79,13 +79,6 @@ class Count(Content):
 
 
 @dataclass(frozen=True)
-class Hot(Content):
-    """Whether a token is one of each expert's."""
-
-    router: Router
-
-
-@dataclass(frozen=True)
 class End(Content):
     """Where the rows of an expert end."""
 

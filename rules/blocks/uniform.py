@@ -6,7 +6,9 @@ Source: ConstantOfShape(Shape(x)), Expand(0, shape), with a Cast or CastLike beh
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,11 +17,15 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Family
 from rewriter.facts.integers import integers_of
 from rewriter.facts.size import Size
-from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Uniform, total
-from rewriter.rules.blocks.laws import of_two
+from rewriter.graph.attributes import cast_type
+from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Uniform, total, unify
+from rewriter.rules.blocks.laws import of_number, of_two
 from rewriter.tensors import View
 
 numbers = Family("numbers")
+_COMPARED = {"Greater": operator.gt, "GreaterOrEqual": operator.ge, "Less": operator.lt, "LessOrEqual": operator.le}
+NOTHING = -1e30
+"""A logit that no softmax, and no sigmoid, makes anything of; exporters write minus infinity, or the least number."""
 
 
 def seeded(seed: Located, other: Located) -> Axes | None:
@@ -63,9 +69,35 @@ def expanded_number(facts: Facts, node: ir.Node, number: ir.Value, shape: ir.Val
 def same_number(facts: Facts, node: ir.Node, number: ir.Value, *others: ir.Value | None) -> Located | None:
     """A cast of one number, to the type of another value too."""
     located, value = facts.get(number, Located), uniform_of(facts, number)
-    if value is None or value not in (0.0, 1.0, -math.inf):
+    to = cast_type(node) if node.op_type == "Cast" else others[0].dtype if others and others[0] is not None else None
+    if value is None or (value not in (0.0, 1.0, -math.inf) and to not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)):
         return None
-    return located or Located(Uniform(value), ())
+    return dataclasses.replace(located, content=Uniform(value)) if located else Located(Uniform(value), ())
+
+
+@numbers.at(*_COMPARED)
+def compared(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
+    """Two constants compared, where nobody folded them."""
+    first, second = (uniform_of(facts, value) if facts.get(value, View) is not None else None for value in (a, b))
+    if first is None or second is None:
+        return None
+    return Located(Uniform(float(_COMPARED[node.op_type](first, second))), ())
+
+
+@numbers.at("Where")
+def decided(facts: Facts, node: ir.Node, condition: ir.Value, yes: ir.Value, no: ir.Value) -> Located | None:
+    """One of two values, where it is the same one everywhere."""
+    always = facts.get(condition, Located)
+    if always is None or not isinstance(always.content, Uniform):
+        return None
+    taken = facts.get(yes if always.content.value else no, Located)
+    return None if taken is None or unify(taken.axes, always.axes) != taken.axes else taken
+
+
+@of_number.at("Mul")
+def times_number(a: Located, number: float, node: ir.Node) -> Content | None:
+    """Returns one number times another."""
+    return Uniform(a.content.value * number) if isinstance(a.content, Uniform) else None
 
 
 def uniform_of(facts: Facts, value: ir.Value) -> float | None:
@@ -73,7 +105,7 @@ def uniform_of(facts: Facts, value: ir.Value) -> float | None:
     located, view = facts.get(value, Located), facts.get(value, View)
     if located is not None and isinstance(located.content, Uniform):
         return located.content.value
-    if view is None or view.rank or view.dtype == ir.DataType.STRING:
+    if view is None or view.rank > 1 or view.size != 1 or view.dtype == ir.DataType.STRING:
         return None
     return float(np.asarray(view.numpy()).reshape(-1)[0])
 

@@ -30,7 +30,7 @@ def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.N
     def before(at: ir.Value) -> list[ir.Value]:
         located = facts.get(at, Located)
         followed = located is None or _is_faulty(located)
-        return [v for v in producers(at) if not _is_number(facts, v)] if followed else []
+        return [v for v in producers(at) if not is_number(facts, v)] if followed else []
 
     with contextlib.suppress(GaveUp):  # then the farthest that was seen
         for at in walk([value], before, limit=_FAR):
@@ -57,14 +57,14 @@ def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.N
     return f"{unknown.op_type} does not belong to an expert as com.microsoft::MoE has it", unknown
 
 
-def _is_number(facts: Facts, value: ir.Value) -> bool:
-    """Whether a value is a constant, or sizes."""
+def is_number(facts: Facts, value: ir.Value) -> bool:
+    """Returns whether a value is a constant, or sizes."""
     return facts.get(value, View) is not None or facts.get(value, Integers) is not None
 
 
 def _is_understood(facts: Facts, value: ir.Value) -> bool:
     located = facts.get(value, Located)
-    known = value.producer() is None or _is_number(facts, value)
+    known = value.producer() is None or is_number(facts, value)
     return known or (located is not None and not _is_faulty(located))
 
 

@@ -120,7 +120,7 @@ def test_rows_between_cumulated_counts_and_put_in_their_places():
 
 def test_rows_between_other_counts_decline():
     crossed = SLICES.replace("Slice(xs, c0, s1", "Slice(xs, l0, s1")
-    declines(sliced_rows(crossed), "the rows in place 1 are not those of expert 1")
+    declines(sliced_rows(crossed), "the rows of expert 1 do not begin where those of the one before end")
     for how in (
         {"slices": SLICES.replace("s2 = Add(s1, c2)", "s2 = Add(c1, c2)")},
         {"slices": SLICES.replace("Slice(xs, l0, c0, l0)", "Slice(xs, l1, c0, l0)")},

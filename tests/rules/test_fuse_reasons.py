@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from test_fuse_experts import fuse
-from test_fuse_others import TOPK, block, exact, expert, weighed
+from test_fuse_others import TOPK, H, block, exact, expert, weighed
 
 import rewriter
 from rewriter.errors import ModelError
@@ -85,3 +86,57 @@ for _e in range(3):
 def test_a_slice_that_takes_all_rows_is_none():
     """``nonzero(mask)[:, 0]`` as TorchScript writes it."""
     exact(block(LISTED, last=[-1], far=[2**63 - 1]))
+
+
+ROUTED = "l = MatMul(x, r) v, i = TopK<axis=-1>(l, l2) "
+CHOSEN = "wu = Gather(u, i) wd = Gather(d, i) x1 = Unsqueeze(x, l1) x2 = Unsqueeze(x1, l1) h = MatMul(x2, wu) "
+CHOSEN += "a = Relu(h) o3 = MatMul(a, wd) o = Squeeze(o3, l2) wc = Unsqueeze(w, last) m = Mul(o, wc) "
+SORTED = "w = Softmax<axis=-1>(v) f = Reshape(i, last) s = Shape(f) e, p = TopK<axis=0, largest=0>(f, s) "
+SORTED += "t = Div(p, n2) g = Gather(x, t) g0, g1, g2 = Split<axis=0>(g, lengths) "
+SORTED += "".join(expert(_e).replace("(x,", f"(g{_e},") for _e in range(3)) + "o = Concat<axis=0>(o0, o1, o2) "
+SORTED += "wf = Reshape(w, last) ws = Gather(wf, p) wc = Unsqueeze(ws, last) m = Mul(o, wc) xs = Shape(x) "
+SORTED += 'zs = ConstantOfShape(xs) tc = Unsqueeze(t, last) y = ScatterND<reduction="add">(zs, tc, m)'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (ROUTED + SORTED, "the trace fixed how many rows each expert has: Split is by constants"),
+        (
+            ROUTED
+            + "z = MatMul(x, rz) c = Concat<axis=-1>(v, z) p = Softmax<axis=-1>(c) w = Slice(p, l0, l2, l1) "
+            + CHOSEN
+            + "y = ReduceSum<keepdims=0>(m, l1)",
+            "the weights of the chosen depend on other numbers too, which are put beside their scores",
+        ),
+        (
+            "l = MatMul(x, r) p = Softmax<axis=-1>(l) i = ArgMax<axis=-1, keepdims=0>(p) hot = OneHot(i, n3, bits) "
+            "at = CumSum(hot, n0) full = LessOrEqual(at, four) fc = Cast<to=7>(full) kept = Mul(hot, fc) "
+            "kf = Cast<to=1>(kept) c = Mul(p, kf) " + "".join(expert(e) for e in range(3))
+            + "".join(f"s{e} = Gather<axis=1>(c, l{e}) t{e} = Mul(o{e}, s{e}) " for e in range(3))
+            + "q = Add(t0, t1) y = Add(q, t2)",
+            "a CumSum numbers the tokens of each expert, as where a capacity drops some",
+        ),
+        (
+            expert(0) + "l = MatMul(x, r) v, i = TopK<axis=-1>(l, l2) j = Mul(i, n2) w = Softmax<axis=-1>(v) "
+            "du = Gather(tu, j) dd = Gather(td, j) xc = Unsqueeze(x, last) h3 = MatMul(du, xc) h = Squeeze(h3, last) "
+            "a = Relu(h) b = Mul(a, w) b1 = Unsqueeze(b, l1) y3 = MatMul(b1, dd) y2 = Squeeze(y3, l1) y = Add(y2, o0)",
+            "each is a row of a table that is gathered when it runs, and no matrix",
+        ),
+    ],
+    ids=["rows split by constants", "a weight beside the chosen", "a capacity", "rows of a table"],
+)  # fmt: skip
+def test_the_true_obstacle_is_named(text, reason):
+    table = np.random.default_rng(3).standard_normal((6, H)).astype(np.float32)
+    held = {"tu": table, "td": table + 1, "rz": table[:1].T, "lengths": [2, 3, 5], "four": 4, "bits": [0, 1]}
+    ((_, found),) = fuse(block(text, last=[-1], **held)).report.declined
+    assert reason in found
+
+
+def test_constants_are_no_reason():
+    """TorchScript writes operands as Constant nodes; what is at fault reads them."""
+    text = "z = Constant<value_int=2>() j = Mul(i, z) w = Softmax<axis=-1>(v) du = Gather(u, j) x1 = Unsqueeze(x, l1) "
+    text += "x2 = Unsqueeze(x1, l1) h = MatMul(x2, du) a = Relu(h) dd = Gather(d, j) o3 = MatMul(a, dd) "
+    text += "o = Squeeze(o3, l2) wc = Unsqueeze(w, last) m = Mul(o, wc) y = ReduceSum<keepdims=0>(m, l1)"
+    ((_, found),) = fuse(block(ROUTED + text, last=[-1])).report.declined
+    assert "Constant" not in found and "Mul" in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from test_fuse_experts import fuse
 from test_fuse_others import INTER, TOPK, H, block, declines, exact, expert, operators, weighed
@@ -57,8 +58,70 @@ SPELLINGS = {
 }
 
 
+SOFT = "l = MatMul(x, r) p = Softmax<axis=-1>(l) v, i = TopK<axis=-1>(p, l2) zs = Shape(l) z = ConstantOfShape(zs) "
+HOT_ALL = "os = Shape(i) f1 = Expand(unit, os) m = ScatterElements<axis=-1>(z, i, f1) "
+LEAST = "least = Slice(v, l1, l2, l1) "
+NORMED = "ps = ReduceSum<keepdims=1>(q, last) p_ = Div(q, ps) "
+MASKED = {
+    "scores times a scattered mask": SOFT + HOT_ALL + "q = Mul(p, m) " + NORMED,
+    "scores times summed one-hots": SOFT + "h = OneHot<axis=-1>(i, n3, bits) hs = ReduceSum<keepdims=0>(h, l1) "
+    + "m = Cast<to=1>(hs) q = Mul(m, p) " + NORMED,
+    "scores that reach the least chosen": SOFT + LEAST + "b = GreaterOrEqual(p, least) m = Cast<to=1>(b) q = Mul(p, m) "
+    + NORMED,
+    "scores that exceed the largest other": SOFT.replace("l2)", "l3)")
+    + "over = Slice(v, l2, l3, l1) b = Less(over, p) m = Cast<to=1>(b) q = Mul(p, m) " + NORMED,
+    "the softmax of logits that reach the least": "l = MatMul(x, r) v, i = TopK<axis=-1>(l, l2) " + LEAST
+    + "b = Less(l, least) n = Where(b, inf, l) p_ = Softmax<axis=-1>(n) ",
+    "the softmax of chosen logits": SOFT.replace("TopK<axis=-1>(p", "TopK<axis=-1>(l") + HOT_ALL
+    + "b = Cast<to=9>(m) n = Where(b, l, lowest) p_ = Softmax<axis=-1>(n) ",
+    "a weight for each slot by its one-hot": SOFT + "i0 = Gather<axis=1>(i, n0) i1 = Gather<axis=1>(i, n1) "
+    + "h0_ = OneHot<axis=-1>(i0, n3, bits) h1_ = OneHot<axis=-1>(i1, n3, bits) m0_ = Cast<to=1>(h0_) "
+    + "m1_ = Cast<to=1>(h1_) g0_ = Mul(p, m0_) s0_ = ReduceSum<keepdims=1>(g0_, last) "
+    + 's1_ = Einsum<equation="te,te->t">(p, m1_) s1u = Unsqueeze(s1_, last) a0_ = Add(s0_, zero) d_ = Add(a0_, s1u) '
+    + "dc = Clip(d_, tiny) w0_ = Div(s0_, dc) w1_ = Div(s1u, dc) c0_ = Mul(w0_, m0_) c1_ = Mul(w1_, m1_) "
+    + "p_ = Add(c0_, c1_) ",
+}  # fmt: skip
+for _name, _text in MASKED.items():
+    _columns = COLUMNS.replace("(p,", "(p_,")
+    SPELLINGS[_name] = _text + TERMS.replace("a0 ", "a0x ").replace("(a0,", "(a0x,") + _columns + SUM
+SPELLINGS["tokens by a mask of every expert, einsums"] = (
+    SOFT + "wn = ReduceSum<keepdims=1>(v, last) w = Div(v, wn) c = ScatterElements<axis=-1>(z, i, w) "
+    'b = Greater(c, zero) m = Cast<to=1>(b) xe = Einsum<equation="th,te->eth">(x, m) '
+    'h = Einsum<equation="eth,ehi->eti">(xe, u) a = Relu(h) o = Einsum<equation="eti,eih->eth">(a, d) '
+    'y = Einsum<equation="te,eth->th">(c, o)'
+)
+
+ROWS = ROUTED + "f = Reshape(i, last) fs = Shape(f) e, order = TopK<axis=0, largest=0>(f, fs) {floor}"
+ROWS += "g = Gather(x, t) g1 = Unsqueeze(g, l1) wu = Gather(u, e) wd = Gather(d, e) h = MatMul(g1, wu) a = Relu(h) "
+ROWS += "o3 = MatMul(a, wd) o = Squeeze(o3, l1) "
+FLOOR = "t = Div(order, n2) "
+FLOOR_OF_TORCH = "q0 = Div(order, n2) neg = Less(order, n0) xor = Xor(neg, never) rest = Mod(order, n2) "
+FLOOR_OF_TORCH += (
+    "even = Equal(rest, n0) odd = Not(even) down = And(xor, odd) q1 = Sub(q0, n1) t = Where(down, q1, q0) "
+)
+WEIGHED_ROWS = "wf = Reshape(w, last) ws = Gather(wf, order) wc = Unsqueeze(ws, last) m = Mul(o, wc) xs = Shape(x) "
+WEIGHED_ROWS += "zs = ConstantOfShape(xs) "
+BACK = "wc = Unsqueeze(w, last) m = Mul(o2, wc) y = ReduceSum<keepdims=0>(m, l1)"
+WIDE = "oc = Unsqueeze({0}, l1) s0 = Shape({1}) sx = ScatterElements<axis=0>(s0, l0, fs) all_ = Expand(n1, one_) "
+WIDE += "less = Mul(all_, n_) same = Equal(sx, less) ws_ = Where(same, all_, sx) to = Expand(oc, ws_) "
+SPELLINGS |= {
+    "rows added by a scatter of elements": ROWS.format(floor=FLOOR) + WEIGHED_ROWS + "tc = Unsqueeze(t, l1) "
+    + 'ms = Shape(m) to = Expand(tc, ms) y = ScatterElements<axis=0, reduction="add">(zs, to, m)',
+    "rows by TorchScript's floor division": ROWS.format(floor=FLOOR_OF_TORCH) + WEIGHED_ROWS
+    + 'tc = Unsqueeze(t, l1) y = ScatterND<reduction="add">(zs, tc, m)',
+    "rows put back by the order of the order": ROWS.format(floor=FLOOR)
+    + "_o, back = TopK<axis=0, largest=0>(order, fs) "
+    + "ob = Gather(o, back) o2 = Reshape(ob, pairs) " + BACK,
+    "rows put back by a scatter, expanded as TorchScript does": ROWS.format(floor=FLOOR) + "os_ = Shape(o) "
+    + "zs = ConstantOfShape(os_) " + WIDE.format("order", "zs")
+    + "ob = ScatterElements<axis=0>(zs, to, o) o2 = Reshape(ob, pairs) " + BACK,
+}  # fmt: skip
+
+
 def spelled(text):
-    held = {"last": [-1], "far": [2**63 - 1], "pairs": [-1, 2, H]}
+    held = {"last": [-1], "far": [2**63 - 1], "pairs": [-1, 2, H], "unit": np.ones(1, np.float32)}
+    held |= {"never": False, "always": True, "one_": [2], "n_": -1}
+    held |= {"tiny": np.float32(1e-9), "lowest": np.finfo(np.float32).min}
     return block(text, bits=np.array([0, 1]), n2s=np.array([1, 0]), **held)
 
 
@@ -80,6 +143,22 @@ def test_the_same_in_other_words(name):
         ("repeat_interleave by TorchScript", "hot = OneHot(l1, n3, c)", "hot = OneHot(l0, n3, c)"),
         ("masked input", "MatMul(x1, u1)", "MatMul(x2, u1)"),
         ("masked input", "ReduceMax<keepdims=1>(k0, last)", "ReduceMin<keepdims=1>(k0, last)"),
+        ("rows added by a scatter of elements", "ConstantOfShape(xs)", "Identity(x)"),
+        ("rows added by a scatter of elements", "Unsqueeze(t, l1)", "Unsqueeze(order, l1)"),
+        ("rows by TorchScript's floor division", "Xor(neg, never)", "Xor(neg, always)"),
+        ("rows put back by the order of the order", "TopK<axis=0, largest=0>(order", "TopK<axis=0>(order"),
+        ("rows put back by a scatter, expanded as TorchScript does", "TopK<axis=0, largest=0>(f", "TopK<axis=0>(f"),
+        ("scores times a scattered mask", "Mul(p, m)", "Mul(l, m)"),
+        ("scores times a scattered mask", "keepdims=1>(q, last)", "keepdims=1>(p, last)"),
+        ("scores that reach the least chosen", "GreaterOrEqual(p, least)", "GreaterOrEqual(l, least)"),
+        ("scores that reach the least chosen", "GreaterOrEqual(p, least)", "LessOrEqual(p, least)"),
+        ("scores that exceed the largest other", "Less(over, p)", "Less(p, over)"),
+        ("the softmax of logits that reach the least", "Where(b, inf, l)", "Where(b, l, inf)"),
+        ("the softmax of chosen logits", "Where(b, l, lowest)", "Where(b, l, tiny)"),
+        ("a weight for each slot by its one-hot", "Mul(w0_, m0_)", "Mul(w0_, m1_)"),
+        ("a weight for each slot by its one-hot", "dc = Clip(d_, tiny)", "dc = Clip(d_, two)"),
+        ("tokens by a mask of every expert, einsums", "te,eth->th", "tj,eth->th"),
+        ("tokens by a mask of every expert, einsums", "Greater(c, zero)", "Greater(c, tiny)"),
     ],
 )
 def test_other_words_that_mean_something_else(name, old, new):
@@ -177,3 +256,13 @@ def test_a_router_of_rows_of_tokens(rank):
     text = (ROUTED + TERMS + "".join(weighed(e, f"o{e}") for e in range(3))).replace("(x,", "(x3,") + "s = Add(t0, t1) "
     text = "x3 = Reshape(x, three) " + text + "y3 = Add(s, t2) y = Reshape(y3, rows)"
     exact(block(text, last=[-1], three=[5, -1, H] if rank == 3 else [-1, H]))
+
+
+def test_shapes_of_what_is_broadcast_are_not_asked_of_the_model():
+    """TorchScript calls a dimension that is broadcast from two others something of its own."""
+    text = "l = MatMul(x, r) mx = ReduceMax<keepdims=1>(l, last) df = Sub(l, mx) p = Softmax<axis=-1>(df) "
+    text += "v, i = TopK<axis=-1>(l, l2) w = GatherElements<axis=1>(p, i) " + TERMS
+    model = block(text + "".join(weighed(e, f"o{e}") for e in range(3)) + SUM, last=[-1])
+    own = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["other", 3]) for name in ("df", "p")]
+    model.graph.value_info.extend(own)
+    assert operators(exact(model))["MoE"] == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from stated import STACKED, held, kinds
 
-from rewriter.rules.blocks.mixing import Complete
+from rewriter.rules.blocks.mixing import Complete, Weighted
 
 DENSE = f"{STACKED} p = Softmax (r)"
 
@@ -30,6 +30,11 @@ def test_shares_that_lie_otherwise():
     assert isinstance(found, Complete)
 
 
-@pytest.mark.parametrize("equation", ["te,eth->t", "te,eth->eth", "te,eth->te"])
+def test_a_product_that_sums_nothing():
+    found = held(f'{DENSE} y = Einsum <equation = "te,eth->eth"> (p, o)')
+    assert isinstance(found, Weighted) and found.over == "expert"
+
+
+@pytest.mark.parametrize("equation", ["te,eth->t", "tj,eth->teh", "te,eth->te"])
 def test_other_sums_are_none(equation):
     assert held(f'{DENSE} y = Einsum <equation = "{equation}"> (p, o)') is None

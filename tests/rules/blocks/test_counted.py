@@ -6,7 +6,8 @@ import pytest
 from stated import CHOICE, SORTED, held, kinds, reason
 
 from rewriter.rules.blocks.contents import Tokens
-from rewriter.rules.blocks.rows import Counts, End, Hot
+from rewriter.rules.blocks.mixing import Mask
+from rewriter.rules.blocks.rows import Counts, End
 
 ZEROS = "z = Constant <value_ints = [0, 0, 0, 0]> ()"
 HISTOGRAM = f'{SORTED} {ZEROS} o1 = Expand (one, n) q = ScatterElements <axis = 0, reduction = "add"> (z, s, o1)'
@@ -29,7 +30,8 @@ def test_how_many_rows_each_expert_has(body):
 
 
 def test_which_tokens_are_each_experts():
-    assert isinstance(held(f"{HOT} y = ScatterElements <axis = 1> (e, i, o1)"), Hot)
+    found = held(f"{HOT} y = ScatterElements <axis = 1> (e, i, o1)")
+    assert isinstance(found, Mask) and found.whole and found.expert is None
 
 
 def test_what_counts_something_else():
