@@ -163,7 +163,7 @@ def _rewritten(
 ) -> Result[Any]:
     ours = run.model
     name = ours.graph.name or ""
-    files = io.bytes_on_disk(io.source_path(ours), io.data_names(ours))
+    files = io.bytes_on_disk(io.source_path(ours), io.files_read(ours))
     nodes = list(all_nodes(ours))
     quantized = [node for node in nodes if node.op_type in QUANTIZED_OPERATORS]
     before = bytes_by_family(ours, run.role)

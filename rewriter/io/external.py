@@ -87,8 +87,8 @@ def data_names(model: ir.Model) -> set[str]:
     return {os.fspath(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
-def bytes_on_disk(file: Path | None, names: Iterable[str]) -> int:
-    """Returns the bytes of a model file and its data files; 0 where there is none."""
+def bytes_on_disk(file: Path | None, names: Iterable[str | Path]) -> int:
+    """Returns the bytes of a model file and its data files, named from its directory on; 0 where there is none."""
     return 0 if file is None else sum((file.parent / name).stat().st_size for name in (file.name, *names))
 
 

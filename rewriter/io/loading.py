@@ -38,7 +38,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     file = model_file(Path(path))
     proto = read_proto(file)
     with _located(file):
-        model = from_proto(proto)
+        model = from_proto(proto, own=True)
         map_external_data(model, file.parent)
         _sort(validate(model))
     model.meta[_SOURCE] = file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -14,8 +14,12 @@ from rewriter.errors import ModelError, warn
 from rewriter.io.reading import is_whole
 
 
-def from_proto(proto: onnx.ModelProto) -> ir.Model:
+def from_proto(proto: onnx.ModelProto, *, own: bool = False) -> ir.Model:
     """Returns the model of a message; unlike onnx-ir, refuses, or names, what it would drop or read otherwise.
+
+    Args:
+        proto: the message.
+        own: nobody else reads the message, which need not stay whole: what it declares of values is read faster then.
 
     Raises:
         ModelError: no whole model, or one that is too new; names defined twice, tensors whose data do not fit their
@@ -44,10 +48,14 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     quiet = log.disabled
     log.disabled = True
     try:
+        declared = list(proto.graph.value_info) if own else []
+        if own:
+            proto.graph.ClearField("value_info")
         _check_graph(proto.graph)
         for function in proto.functions:
             _check_function(function)
         model: ir.Model = ir.from_proto(proto)
+        _declare(model.graph, declared)
     except ModelError:
         raise
     except Exception as error:
@@ -63,6 +71,34 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
 
 
 _MOST_VERSION = 1 << 31
+
+
+def _declare(graph: ir.Graph, declared: Sequence[onnx.ValueInfoProto]) -> None:
+    """Says of values what is declared of them, each distinct type read once: large graphs have a few dozen."""
+    values = {value.name: value for node in graph for value in node.outputs if not value.is_graph_output()}
+    values |= {name: value for name, value in graph.initializers.items() if not value.is_graph_input()}
+    _require_text("a value", *(info.name for info in declared))
+    types: dict[bytes, ir.TypeProtocol | None] = {}
+    shapes: dict[bytes, ir.Shape | None] = {}
+    for info in declared:
+        value = values.get(info.name)
+        if value is None:
+            continue
+        key = info.type.SerializeToString()
+        if key not in types:
+            _check_value(info)
+            types[key] = ir.serde.deserialize_type_proto_for_type(info.type)
+            shapes[key] = ir.serde.deserialize_type_proto_for_shape(info.type)
+        same = types[key]
+        # To set a value's dtype changes its type in place, so that its type must be its own; shapes are frozen.
+        if isinstance(same, ir.TensorType) and same.denotation is None:
+            value.type = ir.TensorType(same.dtype)
+        else:
+            value.type = ir.serde.deserialize_type_proto_for_type(info.type)
+        value.shape = shapes[key]
+        value.doc_string = info.doc_string or None
+        if info.metadata_props:
+            value.metadata_props.update({entry.key: entry.value for entry in info.metadata_props})
 
 
 def name_standard_domain(model: ir.Model) -> None:
@@ -145,11 +181,10 @@ _MOST_ELEMENTS = 1 << 48
 
 def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
     for node in nodes:
-        if not isinstance(node.op_type, str):  # protobuf gives bytes that are not UTF-8 as they are
-            raise ModelError(
-                f"node '{node.name}' has an operator type that is not text; download or export the model again"
-            )
-        _require_text(f"a node ({node.op_type})", node.name, node.domain, *node.input, *node.output)
+        try:
+            "".join((node.op_type, node.name, node.domain, *node.input, *node.output))
+        except TypeError:
+            _refuse_names(node)
         for attribute in node.attribute:
             _require_text(f"an attribute of node '{node.name}'", attribute.name, attribute.ref_attr_name)
             if attribute.ref_attr_name:
@@ -165,6 +200,14 @@ def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
                 _check_graph(attribute.g)
             for graph in attribute.graphs:
                 _check_graph(graph)
+
+
+def _refuse_names(node: onnx.NodeProto) -> None:
+    if not isinstance(node.op_type, str):
+        raise ModelError(
+            f"node '{node.name}' has an operator type that is not text; download or export the model again"
+        )
+    _require_text(f"a node ({node.op_type})", node.name, node.domain, *node.input, *node.output)
 
 
 def _check_data(tensor: onnx.TensorProto) -> None:

@@ -108,11 +108,10 @@ def _constant(node: ir.Node, index: int) -> tuple[Shape, ir.DataType, str] | Non
 
 
 def _matmul(node: ir.Node) -> str | None:
-    for index in (0, 1):
-        operand = _constant(node, index)
+    left, right = _constant(node, 0), _constant(node, 1)
+    for index, operand in enumerate((left, right)):
         if operand and not operand[0]:
             return f"input {index} ('{operand[2]}') is a scalar, which MatMul does not take"
-    left, right = _constant(node, 0), _constant(node, 1)
     if left and right and left[0][-1] != right[0][max(len(right[0]) - 2, 0)]:
         return f"{list(left[0])} ('{left[2]}') cannot be multiplied with {list(right[0])} ('{right[2]}')"
     return None

@@ -6,7 +6,7 @@ check does not, and it knows the operators of com.microsoft that hold expert wei
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 import onnx_ir as ir
@@ -37,7 +37,10 @@ def validate(model: ir.Model) -> list[Body]:
     unsorted: list[Body] = []
     for body in bodies(model):
         label = f"function {body.domain}::{body.name}" if isinstance(body, ir.Function) else "the graph"
-        if not _check_scope(body, label, set()):
+        scopes = _Scopes()
+        for _, complaint in scopes.check(body, label):
+            raise ModelError(complaint)
+        if not scopes.in_order:
             unsorted.append(body)
         imports = model.opset_imports | body.opset_imports
         for node in nodes_of(body):
@@ -46,57 +49,64 @@ def validate(model: ir.Model) -> list[Body]:
     return unsorted
 
 
-def is_sorted(body: Body) -> bool:
-    """True where each node of ``body`` comes after those whose outputs it, or a subgraph of it, reads."""
-    position = {node: index for index, node in enumerate(body)}
-    return all(position.get(p, -1) < index for node, index in position.items() for p in _producers(node))
-
-
 def describe(node: ir.Node) -> str:
     """Returns how messages name a node: by its name, or its first output's, and its operator."""
     domain = f"{node.domain}::" if node.domain else ""
     return f"node '{name_of(node)}' ({domain}{node.op_type})"
 
 
-def _check_scope(body: Body, label: str, visible: set[ir.Value]) -> bool:
-    """Checks definitions and uses in ``body``; ``visible`` holds the values of the enclosing scopes.
+class _Scopes:
+    """A body of the model and the bodies within it: definitions and uses, in one walk.
 
-    Returns whether each node, in its subgraphs too, comes after those whose outputs it reads.
+    Attributes:
+        in_order: each node that was seen comes after those whose outputs it, or a subgraph of it, reads.
     """
-    initializers = [] if isinstance(body, ir.Function) else list(body.initializers.values())
-    overridable = set(body.inputs)
-    local: set[ir.Value] = set()
-    names: dict[str, ir.Value] = {}
 
-    def define(values: Iterable[ir.Value], what: str | ir.Node) -> None:
-        for value in values:
-            if value in local or (value.name and names.setdefault(value.name, value) is not value):
-                by = what if isinstance(what, str) else describe(what)
-                raise ModelError(f"{by} defines '{value.name}' in {label} a second time; {_AGAIN}")
-            local.add(value)
+    def __init__(self) -> None:
+        self.in_order = True
+        self._visible: set[ir.Value] = set()
 
-    define(body.inputs, "an input")
-    define((v for v in initializers if v not in overridable), "an initializer")
-    for value in initializers:
-        if value.const_value is None and value not in overridable:
-            raise ModelError(f"initializer '{value.name}' of {label} has no data; {_AGAIN}")
-    for node in body:
-        define(node.outputs, node)
-    visible |= local
-    in_order = is_sorted(body)
-    if not in_order:
-        _check_acyclic(body, label)
-    for node in body:
-        for read in node.inputs:
-            if read is not None and read not in visible:
-                raise ModelError(f"{describe(node)} reads '{read.name}', which nothing in its scope defines; {_AGAIN}")
-        for graph in subgraphs(node):
-            in_order &= _check_scope(graph, f"a subgraph of {describe(node)}", visible)
-    for value in body.outputs:
-        if value not in visible:
-            raise ModelError(f"output '{value.name}' of {label} is defined by no node; {_AGAIN}")
-    visible -= local
-    return in_order
+    def check(self, body: Body, label: str) -> list[tuple[ir.Value, str]]:
+        """Returns the values that a body reads and neither defines nor sees, each with a complaint.
+
+        A body around it may still define them, behind it.
+        """
+        visible = self._visible
+        names: dict[str | ir.Value, ir.Value] = {}
+
+        def define(values: Iterable[ir.Value], what: str | ir.Node) -> None:
+            for value in values:
+                key = value.name or value
+                if key in names:
+                    by = what if isinstance(what, str) else describe(what)
+                    raise ModelError(f"{by} defines '{value.name}' in {label} a second time; {_AGAIN}")
+                names[key] = value
+                visible.add(value)
+
+        define(body.inputs, "an input")
+        for value in () if isinstance(body, ir.Function) else body.initializers.values():
+            if not value.is_graph_input():
+                define((value,), "an initializer")
+                if value.const_value is None:
+                    raise ModelError(f"initializer '{value.name}' of {label} has no data; {_AGAIN}")
+        unknown: list[tuple[ir.Value, str]] = []
+        for node in body:
+            for read in node.inputs:
+                if read is not None and read not in visible:
+                    complaint = f"{describe(node)} reads '{read.name}', which nothing in its scope defines; {_AGAIN}"
+                    unknown.append((read, complaint))
+            for graph in subgraphs(node):
+                unknown += self.check(graph, f"a subgraph of {describe(node)}")
+            define(node.outputs, node)
+        for value in body.outputs:
+            if value not in visible:
+                unknown.append((value, f"output '{value.name}' of {label} is defined by no node; {_AGAIN}"))
+        left = [(value, complaint) for value, complaint in unknown if value not in visible]
+        if len(left) < len(unknown):
+            self.in_order = False
+            _check_acyclic(body, label)
+        visible.difference_update(names.values())
+        return left
 
 
 def _check_acyclic(body: Body, label: str) -> None:
@@ -121,22 +131,24 @@ def _producers(node: ir.Node) -> list[ir.Node]:
     return [p for v in values if v is not None and (p := v.producer()) is not None]
 
 
-def _check_node(node: ir.Node, imports: dict[str, int]) -> None:
-    problem = check_operands(node)
+def _check_node(node: ir.Node, imports: Mapping[str, int]) -> None:
+    problems = [check_operands(node)]
     known = signature(node.domain, node.op_type, imports.get(node.domain))
-    problems = [_arity(node, known), _attributes(node, known)] if known is not None else []
-    if found := "; ".join(filter(None, (*problems, problem))):
-        raise ModelError(f"{describe(node)}: {found}; {_AGAIN}")
+    if known is not None:
+        problems[:0] = _arity(node, known), _attributes(node, known)
+    if any(problems):
+        raise ModelError(f"{describe(node)}: {'; '.join(filter(None, problems))}; {_AGAIN}")
 
 
 def _arity(node: ir.Node, known: Signature) -> str | None:
-    given = len(node.inputs)
-    while given and node.inputs[given - 1] is None:
+    inputs = node.inputs
+    given = len(inputs)
+    while given and inputs[given - 1] is None:
         given -= 1
     if given > known.most:
         return f"it has {given} inputs, and its operator takes {known.most} at most"
     for index in known.required:
-        if index >= given or node.inputs[index] is None:
+        if index >= given or inputs[index] is None:
             return f"required input {index} ({known.names[index]}) is missing"
     return None
 

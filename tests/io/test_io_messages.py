@@ -117,3 +117,41 @@ def test_what_is_not_carried_is_named() -> None:
         io.parsed(annotated)
     with pytest.warns(RewriterWarning, match="placed on none"):
         io.parsed(placed)
+
+
+def declaring(tmp_path: Path, *infos: onnx.ValueInfoProto) -> tuple[ir.Model, ir.Model]:
+    """A model with declared values as a message gives it, and as a file does."""
+    proto = linear()
+    proto.graph.node.append(helper.make_node("Relu", ["h"], ["again"]))
+    proto.graph.value_info.extend(infos)
+    onnx.save(proto, tmp_path / "model.onnx")
+    return io.parsed(proto), io.load(tmp_path / "model.onnx")
+
+
+def test_a_file_declares_what_its_message_does(tmp_path: Path) -> None:
+    plain = helper.make_tensor_value_info("h", TensorProto.FLOAT, ["n", -1, 32], doc_string="said")
+    plain.metadata_props.add(key="mine", value="kept")
+    named = helper.make_tensor_value_info("again", TensorProto.FLOAT, ["n", 32])
+    named.type.denotation = "IMAGE"
+    for infos in (
+        [plain, named],
+        [helper.make_tensor_sequence_value_info("h", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["other", 7]) for name in ("x", "y", "w", "nothing")],
+        [helper.make_tensor_value_info("h", TensorProto.FLOAT, size) for size in (["n"], None)],
+    ):
+        parsed, loaded = declaring(tmp_path, *infos)
+        assert ir.to_proto(parsed).graph == ir.to_proto(loaded).graph
+
+
+def test_a_declared_type_is_of_one_value_alone(tmp_path: Path) -> None:
+    _, model = declaring(
+        tmp_path, *(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("h", "again"))
+    )
+    h, again = model.graph[0].outputs[0], model.graph[-1].outputs[0]
+    h.dtype = ir.DataType.FLOAT16
+    assert again.dtype == ir.DataType.FLOAT
+
+
+def test_a_declared_shape_that_no_array_has_is_refused_in_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'h' is declared with 1 dimensions and 2e\\+15 elements"):
+        declaring(tmp_path, helper.make_tensor_value_info("h", TensorProto.FLOAT, [2 * 10**15]))
