@@ -22,7 +22,6 @@ from rewriter.tensors import View, constant
 F = TypeVar("F")
 
 _NONE = Reason("")
-_NOTHING: dict[type, Any] = {}
 _OVERRIDABLE = Reason("a caller may override it: it is among the graph's inputs too", NOT_AN_INPUT)
 _AGREED: ContextVar[bool] = ContextVar("recognisers must agree", default=False)
 
@@ -58,6 +57,10 @@ class Facts:
         self._model = model
         self._under = under
         self._facts: dict[ir.Value, dict[type, object]] = {}
+        self._layers: tuple[dict[ir.Value, dict[type, object]], ...] = (
+            self._facts,
+            *(() if under is None else under._layers),
+        )
         self._derived: dict[ir.Value, dict[type, object]] = {}
         self._reasons: dict[ir.Value, Reason] = {}
         self._later: dict[ir.Node, None] = {}
@@ -74,19 +77,17 @@ class Facts:
         """Returns what is known of ``value`` as a ``kind``, or None."""
         if value is None:
             return None
-        known: dict[type, Any] = self._facts.get(value, _NOTHING)
-        if kind in known:
-            found: F | None = known[kind]
-            return found
-        if self._under is not None:
-            return self._under.get(value, kind)
+        for facts in self._layers:
+            known: dict[type, Any] | None = facts.get(value)
+            if known is not None and kind in known:
+                found: F | None = known[kind]
+                return found
         if kind is not View:
             return None
         producer = value.producer()
         if producer is not None and producer.op_type != "Constant":
             return None
-        known = self._facts.setdefault(value, {})
-        known[View] = view = constant(value)
+        view = self._layers[-1].setdefault(value, {})[View] = constant(value)
         return view  # type: ignore[return-value]  # which the kind asked for is
 
     def of(self, value: ir.Value) -> Iterator[object]:
@@ -124,10 +125,8 @@ class Facts:
 
     def compute(self) -> None:
         """States the facts of every node of the model, in topological order."""
-        if self._by_operator:
-            for node in all_nodes(self._model):
-                if self._states(node):
-                    self._state(node)
+        for node in all_nodes(self._model) if self._by_operator else ():
+            self._state(node)
 
     def update(self, removed: Iterable[ir.Node], touched: Iterable[ir.Node]) -> list[ir.Value]:
         """Drops what a commit removed and states anew what it touched and whatever follows from it.
@@ -144,7 +143,7 @@ class Facts:
         queue, self._later = deque(self._later), {}
         while queue:
             node = queue.popleft()
-            if self._states(node) and self._visit(node):
+            if self._visit(node):
                 changed.extend(node.outputs)
                 queue.extend(use.node for value in node.outputs for use in value.uses())
         return changed
@@ -163,11 +162,8 @@ class Facts:
         self._derived.clear()
         touched, self._later = self._later, {}
         for node in all_nodes(self._model) if touched else ():
-            if node in touched and self._states(node) and self._visit(node):
+            if node in touched and self._visit(node):
                 touched.update((use.node, None) for value in node.outputs for use in value.uses())
-
-    def _states(self, node: ir.Node) -> bool:
-        return (node.domain, node.op_type) in self._by_operator
 
     def _forget(self, value: ir.Value) -> None:
         for known in (self._facts, self._derived, self._reasons):
@@ -175,6 +171,8 @@ class Facts:
 
     def _visit(self, node: ir.Node) -> bool:
         """Recomputes the facts about the node's outputs; True where they changed."""
+        if (node.domain, node.op_type) not in self._by_operator:
+            return False
         before = [self._facts.get(value) for value in node.outputs]
         for value in node.outputs:
             self._forget(value)
@@ -183,21 +181,26 @@ class Facts:
 
     def _state(self, node: ir.Node) -> None:
         """States the facts about a node's outputs, of which nothing is known."""
-        for recogniser in self._by_operator[(node.domain, node.op_type)]:
-            inputs = recogniser.inputs_of(node)
-            if inputs is None or not node.outputs:
+        asked, outputs = self._by_operator.get((node.domain, node.op_type), ()), node.outputs
+        if not asked or not outputs:
+            return
+        inputs = node.inputs
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
+        for recogniser in asked:
+            if not recogniser.takes(inputs):
                 continue
             try:
                 stated = recogniser.function(self, node, *inputs)
             except MatchFailureError as near:
-                self._reasons[node.outputs[0]] = reason_of(near.reason)
+                self._reasons[outputs[0]] = reason_of(near.reason)
                 continue
             except Exception as error:
                 who, where = f"{recogniser.name} (a recogniser)", name_of(node)
                 raise RuleError(who, where, f"{type(error).__name__}: {error}") from error
             if stated is None:
                 continue
-            by_value = stated if isinstance(stated, Mapping) else {node.outputs[0]: stated}
+            by_value = stated if isinstance(stated, Mapping) else {outputs[0]: stated}
             for value, fact in by_value.items():
                 known = self._facts.setdefault(value, {})
                 if _AGREED.get() and known.get(type(fact), fact) != fact and not recogniser.overrides:

@@ -51,14 +51,10 @@ class Transfer:
         """How messages name it."""
         return f"{self.family}.{self.function.__name__}"
 
-    def inputs_of(self, node: ir.Node) -> Sequence[ir.Value | None] | None:
-        """Returns what the function is called with, or None where the node has fewer inputs, or more, than it takes."""
-        given = node.inputs
-        while given and given[-1] is None:
-            given = given[:-1]
-        if len(given) < self.least or None in given[: self.least]:
-            return None
-        return None if self.most is not None and len(given) > self.most else given
+    def takes(self, given: Sequence[ir.Value | None]) -> bool:
+        """Whether the function can be called with a node's inputs: these are as many as it takes."""
+        count = len(given)
+        return self.least <= count and (self.most is None or count <= self.most) and None not in given[: self.least]
 
 
 class Family:

@@ -158,7 +158,7 @@ def _top_k(router: ir.Node) -> int | None:
                 return 1
             k = node.inputs[1] if len(node.inputs) > 1 else None
             view = None if k is None else constant(_unmoved(k))
-            return int(view.numpy().reshape(-1)[0]) if view is not None and view.size == 1 else None
+            return int(view.number) if view is not None and view.size == 1 else None
     return None
 
 

@@ -92,7 +92,7 @@ def _beyond(fed: Sequence[ir.Value], rewrite: Rewrite) -> float:
         names = [name for name in ("min", "max", "swiglu_limit") if name in node.attributes]
         limits += [abs(node.attributes[name].as_float()) for name in names]
         views = [constant(v) for v in node.inputs if v is not None] if node.op_type in _CLAMPS else []
-        limits += [abs(float(view.numpy().reshape(-1)[0])) for view in views if view is not None and view.size == 1]
+        limits += [abs(view.number) for view in views if view is not None and view.size == 1]
     return _BEYOND * max(limit for limit in limits if limit <= _LARGEST)
 
 

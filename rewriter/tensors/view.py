@@ -135,6 +135,11 @@ class View:
         """The elements, which are a few integers: read once."""
         return tuple(map(int, self.numpy().reshape(-1).tolist()))
 
+    @cached_property
+    def number(self) -> float:
+        """The one element of a view that has no more: read once."""
+        return float(np.asarray(self.numpy()).reshape(-1)[0])
+
     def numpy(self) -> Array:
         """Returns the elements; without a copy unless a cast is due."""
         shown = self.source.shown_by(self) if isinstance(self.source, RowsTensor) and self.size else None

@@ -11,7 +11,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
@@ -207,4 +206,4 @@ def number_of(facts: Facts, value: ir.Value | None) -> float | None:
         return located.content.value
     if view is None or view.size != 1 or view.dtype in (ir.DataType.STRING, ir.DataType.BOOL):
         return None
-    return float(np.asarray(view.numpy()).reshape(-1)[0])
+    return view.number

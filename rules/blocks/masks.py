@@ -139,12 +139,10 @@ def either(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | N
 
 
 def _mask(located: Located, held: Chosen, view: View) -> Located | None:
-    numbers = np.asarray(view.numpy())
-    if numbers.size == 1:
-        if view.rank > located.rank:
-            return None
-        return dataclasses.replace(located, content=Mask(held.router, int(numbers.reshape(-1)[0]), held.slot))
-    experts = held.router.experts
+    if view.size == 1:
+        mask = Mask(held.router, int(view.number), held.slot)
+        return None if view.rank > located.rank else Located(mask, located.axes)
+    numbers, experts = np.asarray(view.numpy()), held.router.experts
     counted = numbers.size == experts and numbers.reshape(-1).tolist() == list(range(experts))
     if not counted or experts not in view.shape or view.rank > located.rank:
         return None
@@ -198,7 +196,7 @@ def where(facts: Facts, node: ir.Node, mask: ir.Value, yes: ir.Value, no: ir.Val
 def _is_zero(facts: Facts, value: ir.Value, *others: Located) -> bool:
     view = facts.get(value, View)
     if view is not None:
-        return view.size == 1 and float(np.asarray(view.numpy()).reshape(-1)[0]) == 0.0
+        return view.size == 1 and view.number == 0.0
     located = facts.get(value, Located)
     axes = unify(others[0].axes, others[-1].axes)
     return located is not None and axes is not None and seeded(located, Located(others[0].content, axes)) is not None

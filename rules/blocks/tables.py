@@ -26,22 +26,28 @@ tables = Family("tables")
 @tables.at("Gather")
 def gather(facts: Facts, node: ir.Node, table: ir.Value, ids: ir.Value) -> Located | None:
     """``Gather(table [V] or [V, k], ids)``."""
-    return None if integer_attribute(node, "axis", 0) else _chosen(facts, node, table, ids, shape_of(facts, ids))
+    if not _is_table(facts.get(table, View)) or integer_attribute(node, "axis", 0):
+        return None
+    return _chosen(facts, node, table, ids, shape_of(facts, ids))
 
 
 @tables.at("GatherND")
 def gather_nd(facts: Facts, node: ir.Node, table: ir.Value, ids: ir.Value) -> Located | None:
     """``GatherND(table, ids [.., 1])``."""
-    dims = shape_of(facts, ids)
+    dims = shape_of(facts, ids) if _is_table(facts.get(table, View)) else None
     if not dims or dims[-1] != Size(1) or integer_attribute(node, "batch_dims", 0):
         return None
     return _chosen(facts, node, table, ids, dims[:-1])
 
 
+def _is_table(view: View | None) -> bool:
+    return view is not None and view.dtype.is_integer() and view.rank in (1, 2)
+
+
 def _chosen(facts: Facts, node: ir.Node, table: ir.Value, ids: ir.Value, dims: Dims | None) -> Located | None:
     view = facts.get(table, View)
     constant = facts.get(ids, View) is not None or facts.get(ids, Located) is not None
-    if view is None or not view.dtype.is_integer() or view.rank not in (1, 2) or dims is None or constant:
+    if view is None or dims is None or constant:
         return None
     numbers = np.asarray(view.numpy())
     k = view.shape[1] if view.rank == 2 else 1

@@ -11,7 +11,6 @@ import math
 import operator
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
@@ -107,7 +106,7 @@ def uniform_of(facts: Facts, value: ir.Value) -> float | None:
         return located.content.value
     if view is None or view.rank > 1 or view.size != 1 or view.dtype == ir.DataType.STRING:
         return None
-    return float(np.asarray(view.numpy()).reshape(-1)[0])
+    return view.number
 
 
 def repeated(sizes: Sequence[Size]) -> Axes:
