@@ -13,7 +13,6 @@ from support import Drop, Swap, histogram, parse, run, snapshot
 
 import rewriter
 from rewriter.errors import ModelError, ParityError, QuantizationError, RuleSetError, UsageError
-from rewriter.io.copies import own_copy
 from rewriter.quantize import ALGORITHMS
 from rewriter.ruleset import load
 
@@ -183,17 +182,6 @@ def test_a_cycle_is_refused_in_one_line(form):
 def test_a_result_is_shown_in_one_line(model):
     shown = repr(rewriter.apply(model, "rtn"))
     assert re.fullmatch(r"<Result: <Report of rtn for cpu@\S+: 1 applications, \d+ declines, [^\n]+>>", shown), shown
-
-
-def test_what_a_model_declares_of_its_outputs_stays():
-    """MatMul's input has no type, so types are inferred: those of inputs and outputs are the user's."""
-    text = "g (float[T,4] x) => (float[N,M] y) <float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}>"
-    body = "{ a = Relu (x) y = MatMul (a, w) }"
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text} {body}')
-    made = own_copy(proto)
-    assert made.graph[0].outputs[0].shape is not None, "it was inferred"
-    after = ir.to_proto(made).graph
-    assert (list(after.input), list(after.output)) == (list(proto.graph.input), list(proto.graph.output))
 
 
 def test_a_replacement_that_the_runtime_refuses_names_its_rule(model):

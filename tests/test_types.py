@@ -129,3 +129,14 @@ def test_a_part_of_a_constant_has_a_type_without_inference(monkeypatch):
     model = typed(parsed(body, outputs="float[b,s,32] y", w=random(2, 32, 64), one=np.array(1)))
     types = {value.name: (value.dtype, str(value.shape)) for node in model.graph for value in node.outputs}
     assert (types["expert"], types["t"]) == ((ir.DataType.FLOAT, "[32,64]"), (ir.DataType.FLOAT, "[64,32]"))
+
+
+def test_what_a_model_declares_of_its_outputs_stays():
+    """MatMul's input has no type, so types are inferred: those of inputs and outputs are the user's."""
+    text = "g (float[T,4] x) => (float[N,M] y) <float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}>"
+    body = "{ a = Relu (x) y = MatMul (a, w) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text} {body}')
+    made = typed(proto)
+    assert made.graph[0].outputs[0].shape is not None, "it was inferred"
+    after = ir.to_proto(made).graph
+    assert (list(after.input), list(after.output)) == (list(proto.graph.input), list(proto.graph.output))
