@@ -128,7 +128,7 @@ def apply(
         ours = io.own_copy(model)
         source = io.source_path(ours) if quantizer is None and isinstance(model, str | os.PathLike) else None
         inputs = None if source is None else of_inputs(source, imatrix, seen_inputs.manifest if seen_inputs else None)
-        seen = _names(ours)
+        seen = _names(ours) if rule_set.plan.asks_for_names else []
         plan = rule_set.plan.named(seen)
         run = ModelRun(
             ours,

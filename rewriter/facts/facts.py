@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -150,10 +150,10 @@ class Facts:
 
     def note(self, removed: Iterable[ir.Node], touched: Iterable[ir.Node]) -> None:
         """Drops what a commit removed; what it touched is stated anew by the next ``update`` or ``refresh``."""
-        for node in removed:
+        gone = list(removed)
+        self._forget([value for node in gone for value in node.outputs])
+        for node in gone if self._later else ():
             self._later.pop(node, None)
-            for value in node.outputs:
-                self._forget(value)
         if self._by_operator:
             self._later.update(dict.fromkeys(touched))
 
@@ -165,17 +165,17 @@ class Facts:
             if node in touched and self._visit(node):
                 touched.update((use.node, None) for value in node.outputs for use in value.uses())
 
-    def _forget(self, value: ir.Value) -> None:
+    def _forget(self, values: Sequence[ir.Value]) -> None:
         for known in (self._facts, self._derived, self._reasons):
-            known.pop(value, None)
+            for value in values if known else ():
+                known.pop(value, None)
 
     def _visit(self, node: ir.Node) -> bool:
         """Recomputes the facts about the node's outputs; True where they changed."""
         if (node.domain, node.op_type) not in self._by_operator:
             return False
         before = [self._facts.get(value) for value in node.outputs]
-        for value in node.outputs:
-            self._forget(value)
+        self._forget(node.outputs)
         self._state(node)
         return before != [self._facts.get(value) for value in node.outputs]
 

@@ -208,6 +208,15 @@ class QuantizationPlan:
                 by_name.setdefault(name, []).append(index)
         return by_name, others
 
+    @property
+    def _selectors(self) -> tuple[Selector, ...]:
+        return (*self.include, *self.exclude, *(override.selector for override in self.overrides))
+
+    @property
+    def asks_for_names(self) -> bool:
+        """Whether any of its globs means nodes or weights by their names."""
+        return any(selector.nodes or selector.weights for selector in self._selectors)
+
     def named(self, seen: Iterable[tuple[str, str]]) -> QuantizationPlan:
         """Returns the plan for a model: a pattern that equals a name in it means that name, whatever it holds.
 
@@ -317,7 +326,7 @@ class QuantizationPlan:
         nodes = {node for node, _ in pairs}
         weights = {weight for _, weight in pairs}
         unmatched: list[UnmatchedGlob] = []
-        for selector in (*self.include, *self.exclude, *(override.selector for override in self.overrides)):
+        for selector in self._selectors:
             asked: tuple[tuple[Literal["node", "weight", "role"], Sequence[str], Collection[str]], ...] = (
                 ("node", selector.nodes, nodes),
                 ("weight", selector.weights, weights),
