@@ -27,7 +27,7 @@ _KEPT = 1 << 28
 _DYING = 5.0
 """Seconds that one whose socket is closed may take to be gone."""
 
-_REUSE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 29), "MALLOC_TRIM_THRESHOLD_": str(1 << 29)}
+_REUSE = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(1 << 29)) | {"MALLOC_ARENA_MAX": "1"}
 """Has glibc keep up to so many bytes for the next model: to get them anew takes as long as to run some experts."""
 
 _BOOT = (

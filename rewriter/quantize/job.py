@@ -14,7 +14,15 @@ import onnx_ir as ir
 
 from rewriter.errors import OverflowingError, QuantizationError, RewriterError
 from rewriter.quantize.measured import Measured, measure
-from rewriter.quantize.types import QuantizedShape, QuantizedWeight, Quantizer, WeightContext, WeightSpec, check_promise
+from rewriter.quantize.types import (
+    FloatArray,
+    QuantizedShape,
+    QuantizedWeight,
+    Quantizer,
+    WeightContext,
+    WeightSpec,
+    check_promise,
+)
 from rewriter.tensors import View, drop_pages
 
 _MAGNITUDE = np.uint16(0x7FFF)
@@ -110,8 +118,8 @@ class QuantizationJob:
         """What another process needs to quantize the weight: all but who is told of it here."""
         return {**vars(self), "written": _to_nobody, "_kept": [], "_measured": []}
 
-    def quantize(self) -> QuantizedWeight:
-        """Reads and quantizes the weight.
+    def quantize(self, weight: FloatArray | None = None) -> QuantizedWeight:
+        """Quantizes the weight, which is read here where it is not given.
 
         Raises:
             QuantizationError: the weight is not finite, or the quantizer broke its promise or failed.
@@ -120,7 +128,7 @@ class QuantizationJob:
         if self._kept and self._kept[0] is not None:
             return self._kept[0]
         name = getattr(self.quantizer, "__name__", type(self.quantizer).__name__)
-        weight = self.weight.numpy()
+        weight = self.weight.numpy() if weight is None else weight
         try:
             result = self.quantizer(weight, self.context)
         except RewriterError:
@@ -130,16 +138,16 @@ class QuantizationJob:
             message = f"the quantizer '{name}' failed on weight '{self.context.weight}': {what}"
             raise QuantizationError(message) from error
         check_promise(result, self.shape, self.context, name)
-        self._require_finite(result)
+        self._require_finite(weight, result)
         if self._kept:
             self._kept[0] = result
         return result
 
-    def _require_finite(self, result: QuantizedWeight) -> None:
+    def _require_finite(self, weight: FloatArray, result: QuantizedWeight) -> None:
         """Kernels compute in the weight's type, and a code next to the largest half float may stand for more."""
         if self.weight.dtype != ir.DataType.FLOAT16:
             return
-        bits = self.weight.numpy().view(np.uint16)
+        bits = weight.view(np.uint16)
         most = max((int((bits[rows] & _MAGNITUDE).max(initial=0)) for rows in _chunks(bits)), default=0)
         if most >= _NEAR and np.abs(result.dequantize()).max() > np.finfo(np.float16).max:
             name = self.context.weight
@@ -272,7 +280,8 @@ def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:
     Raises:
         QuantizationError: the weight cannot be quantized, or its bytes do not read back.
     """
-    quantized = job.quantize()
+    weight = None if job._kept else job.weight.numpy()  # once: a stack may have to be put together
+    quantized = job.quantize(weight)
     arrays = stored.pack(quantized)
     back = stored.unpack(arrays)
     same = back.codes.shape == quantized.codes.shape and np.array_equal(back.scales, quantized.scales)
@@ -282,8 +291,8 @@ def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:
     same = same and back.global_scale == quantized.global_scale
     if not same or (back.zero_points is None) != (quantized.zero_points is None):
         raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {stored.name} do not read back")
-    if not job._kept:
+    if weight is not None:
         nbytes = sum(a.nbytes for a in arrays)
-        job.tell(measure(job.weight.numpy(), quantized, nbytes, job.context.activations))
+        job.tell(measure(weight, quantized, nbytes, job.context.activations))
     drop_pages(job.weight)
     return arrays

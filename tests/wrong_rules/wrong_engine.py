@@ -304,7 +304,7 @@ ENGINE = (
     _wrong(
         "the report told of another weight",
         "rewriter/quantize/job.py",
-        "job.tell(measure(job.weight.numpy(), quantized, nbytes, job.context.activations))",
+        "job.tell(measure(weight, quantized, nbytes, job.context.activations))",
         "job.tell(Measured(nbytes, 0.5))",
         "experts",
         True,
@@ -313,8 +313,8 @@ ENGINE = (
     _wrong(
         "the report told of none",
         "rewriter/quantize/job.py",
-        "job.tell(measure(job.weight.numpy(), quantized, nbytes, job.context.activations))",
-        "job._measured[:] = [measure(job.weight.numpy(), quantized, nbytes, None)]",
+        "job.tell(measure(weight, quantized, nbytes, job.context.activations))",
+        "job._measured[:] = [measure(weight, quantized, nbytes, None)]",
         "experts",
         True,
         "was written and never quantized",
