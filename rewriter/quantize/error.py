@@ -88,9 +88,10 @@ def squares(rows: Floats, codes: Codes, scales: Floats, zeros: Codes, block: int
         for b in range(scales.shape[1]):
             scale = scales[r, b]
             zero = np.float32(zeros[r, b] if zeros.size > 1 else zeros[0, 0])
-            for i in range(b * block, min((b + 1) * block, rows.shape[1])):
-                value = np.float64(rows[r, i])
-                rest = (np.float32(codes[r, i]) - zero) * scale - value
+            own, code = rows[r, b * block : (b + 1) * block], codes[r, b * block : (b + 1) * block]
+            for i in range(own.size):  # of a slice: any other index could be negative, which takes thrice as long
+                value = np.float64(own[i])
+                rest = (np.float32(code[i]) - zero) * scale - value
                 error += rest * rest
                 total += value * value
     return error, total
@@ -103,9 +104,10 @@ def float_squares(rows: Floats, codes: Codes, scales: Floats, values: Floats, bl
     for r in range(rows.shape[0]):
         for b in range(scales.shape[1]):
             scale = scales[r, b]
-            for i in range(b * block, min((b + 1) * block, rows.shape[1])):
-                value = np.float64(rows[r, i])
-                rest = values[codes[r, i]] * scale - value
+            own, code = rows[r, b * block : (b + 1) * block], codes[r, b * block : (b + 1) * block]
+            for i in range(own.size):
+                value = np.float64(own[i])
+                rest = values[code[i]] * scale - value
                 error += rest * rest
                 total += value * value
     return error, total
