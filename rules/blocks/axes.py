@@ -16,7 +16,7 @@ from typing import Literal
 from rewriter.facts.integers import Shaped
 from rewriter.facts.size import ONE, Dims, Integers, Size
 
-Kind = Literal["token", "slot", "expert", "feature", "weight", "row", "group", "coordinate", "repeat"]
+Kind = Literal["token", "slot", "expert", "feature", "outer", "inner", "weight", "row", "group", "coordinate", "repeat"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Atom:
 
     Attributes:
         kind: ``token``: part of the token index; ``slot``: which of a token's k experts; ``expert``: which of all E;
-            ``feature``; ``weight``: a dimension of a gathered weight; ``row``: (token, slot) pairs in the order of
-            their experts; ``group``: the rows of one expert; ``coordinate``: which dimension a position is of;
-            ``repeat``: nothing depends on it.
+            ``feature``; ``outer`` and ``inner``: features cut in two indices; ``weight``: a dimension of a gathered
+            weight; ``row``: (token, slot) pairs in the order of their experts; ``group``: the rows of one expert;
+            ``coordinate``: which dimension a position is of; ``repeat``: nothing depends on it.
         size: how many positions.
         index: of a token index, which of them; of a weight, its axis in the stack; of a group, its expert; of rows, a
             number that is their router's.
@@ -177,7 +177,13 @@ def reshape(axes: Axes, shape: Sequence[Size | None]) -> Axes | None:
     dims = [*front, *([tuple(atoms)] if rest < len(shape) else []), *reversed(back)]
     if rest == len(shape) and total(atoms) != ONE:
         return None
-    return tuple(dim for dim in dims if dim is not None)
+    return tuple(_rejoined(dim) for dim in dims if dim is not None)
+
+
+def _rejoined(dim: Dim) -> Dim:
+    """Features that were cut in two and are one index again."""
+    kinds = tuple(atom.kind for atom in dim)
+    return (Atom("feature", total(dim)),) if kinds == ("outer", "inner") else dim
 
 
 def _take(atoms: list[Atom], size: Size | None, end: int) -> Dim | None:
@@ -189,9 +195,23 @@ def _take(atoms: list[Atom], size: Size | None, end: int) -> Dim | None:
         if not atoms:
             return None
         taken.append(atoms.pop(end))
-        if size.constant is not None and math.prod(a.size.constant or 0 for a in taken) > size.constant:
-            return None
+        excess = math.prod(a.size.constant or 0 for a in taken)
+        if size.constant is not None and excess > size.constant:
+            cut = _cut_in_two(taken.pop(), excess, size.constant, end)
+            if cut is None:
+                return None
+            taken.append(cut[end])
+            atoms.insert(0 if end == 0 else len(atoms), cut[-1 - end])
     return tuple(taken if end == 0 else reversed(taken))
+
+
+def _cut_in_two(atom: Atom, excess: int, wanted: int, end: int) -> tuple[Atom, Atom] | None:
+    """The indices that features are cut into, where the one at that end is to be so many times smaller."""
+    other = excess // wanted
+    if atom.kind != "feature" or excess % wanted or atom.size.constant is None or atom.size.constant % other:
+        return None
+    sizes = (atom.size.constant // other, other) if end == 0 else (other, atom.size.constant // other)
+    return Atom("outer", Size(sizes[0])), Atom("inner", Size(sizes[1]))
 
 
 def only(dim: Dim, kind: Kind) -> Atom | None:

@@ -1,4 +1,4 @@
-"""Biases: a constant, or what a router's choice gathers from one, added to the features of a linear or an expert."""
+"""Biases and factors: a constant, or what a router's choice gathers from one, for the features of an expert."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import dataclasses
 
 import onnx_ir as ir
 
-from rewriter.rules.blocks.axes import Content, Located, find, fits
-from rewriter.rules.blocks.contents import By, Factor, Features, Output, Router, Slot
-from rewriter.rules.blocks.laws import of_constant, of_two
+from rewriter.rules.blocks.axes import Content, Located, feature, find, fits
+from rewriter.rules.blocks.contents import By, Dense, Factor, Features, Output, Router, Slot
+from rewriter.rules.blocks.laws import of_constant, of_number, of_two
 from rewriter.rules.blocks.mixing import Stack
-from rewriter.tensors import View
+from rewriter.tensors import View, scaled
 
 
 @of_constant.at("Add")
@@ -52,6 +52,34 @@ def add_chosen_bias(data: Located, other: Located, node: ir.Node) -> Content | N
     if not isinstance(stack, Stack) or stack.view.rank != 2 or _by(data.content) != stack.by:
         return None
     return _biased(data.content, stack.view)
+
+
+@of_constant.at("Mul")
+def scale_features(data: Located, factors: View, node: ir.Node) -> Output | None:
+    """Returns what an expert returns with each feature times a number of its own: another weight makes it."""
+    n = total_features(data)
+    if data.axes[-1:] == (feature(n or 0),) and factors.shape[-1:] == (n,) and factors.size == n:
+        return _scaled(data.content, factors.reshape((n,)).numpy().tolist()) if n else None
+    return None
+
+
+@of_number.at("Mul", "Div")
+def scale_output(data: Located, number: float, node: ir.Node) -> Output | None:
+    """Returns what an expert returns, times a number of its own."""
+    n = total_features(data)
+    if n is None or not number:
+        return None
+    return _scaled(data.content, [number if node.op_type == "Mul" else 1 / number] * n)
+
+
+def _scaled(held: Content, factors: list[float]) -> Output | None:
+    """In float32 alone, as a half would round the weight."""
+    if not isinstance(held, Output) or not isinstance(held.down, Dense) or held.by != "one":
+        return None
+    if held.down.dtype != ir.DataType.FLOAT or held.gate.share is not None:
+        return None
+    bias = None if held.bias is None else scaled(held.bias, factors)
+    return dataclasses.replace(held, down=Dense(scaled(held.down.view, factors)), bias=bias)
 
 
 def total_features(data: Located) -> int | None:

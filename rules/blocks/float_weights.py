@@ -34,11 +34,7 @@ def stack_float_weights(block: Block, node: ir.Node, *, rounds: bool) -> tuple[F
     down = [_dense(e.down, "down", node) for e in block.experts]
     require_alike(down, "down", node)
     fc2 = stacked(down)
-    fc2_bias = (
-        stacked([e.bias for e in block.experts if e.bias is not None])
-        if require_alike([e.bias for e in block.experts], "bias of down", node)
-        else None
-    )
+    fc2_bias = _biases([e.bias for e in block.experts], fc2, "bias of down", node)
     fc1, fc1_bias = gate, gate_bias
     if block.experts[0].up is not None:
         up, up_bias = _projection([e.up for e in block.experts if e.up is not None], "up", node)
@@ -117,9 +113,18 @@ def _elements(view: View) -> tuple[object, ...]:
 def _projection(linears: Sequence[Linear], what: str, node: ir.Node) -> tuple[View, View | None]:
     views = [_dense(linear.weight, what, node) for linear in linears]
     require_alike(views, what, node)
-    biases = [linear.bias for linear in linears]
-    has_bias = require_alike(biases, f"bias of {what}", node)
-    return stacked(views), stacked([b for b in biases if b is not None]) if has_bias else None
+    weight = stacked(views)
+    return weight, _biases([linear.bias for linear in linears], weight, f"bias of {what}", node)
+
+
+def _biases(biases: Sequence[View | None], weight: View, what: str, node: ir.Node) -> View | None:
+    """The biases of all experts, zeros for those that have none; None where none has."""
+    present = [bias for bias in biases if bias is not None]
+    if not present:
+        return None
+    require_alike(present, what, node)
+    none = _zeros(weight).index(0, 0)
+    return stacked([none if bias is None else bias for bias in biases])
 
 
 def _dense(weight: object, what: str, node: ir.Node) -> View:

@@ -18,7 +18,7 @@ from rewriter.rules.blocks.axes import Atom, Axes, Located, only, put, total, un
 from rewriter.rules.blocks.contents import Output, Slot
 from rewriter.rules.blocks.mixing import Chosen, Stack
 from rewriter.rules.blocks.movement import token_rows
-from rewriter.rules.blocks.rows import chosen_of, gathered_rows
+from rewriter.rules.blocks.rows import Arange, Pick, chosen_of, gathered_rows
 from rewriter.tensors import View
 
 gathers = Family("gathers")
@@ -56,6 +56,42 @@ def gather_outputs(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value)
     axes = unify(put(outputs.axes, axis, ()), chosen.axes)
     slots = only(chosen.axes[axis], "slot") is not None and choice.slot is None
     return Located(held.of(choice.router), axes) if axes is not None and slots else None
+
+
+@gathers.at("Concat")
+def tokens_and_experts(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | None:
+    """Every token's number beside the experts that it chose, as coordinates."""
+    for chosen, numbers, at in ((b, a, 1), (a, b, 0)):
+        choice, counted = facts.get(chosen, Located), facts.get(numbers, Located)
+        if choice is None or counted is None or choice.rank != counted.rank or choice.rank < 2:
+            continue
+        held, axis = choice.content, integer_attribute(node, "axis", 0) % choice.rank
+        if not isinstance(held, Chosen) or not isinstance(counted.content, Arange) or axis != choice.rank - 1:
+            continue
+        own = [total(dim) for dim in counted.axes[1:-1]] == [total(dim) for dim in choice.axes[1:-1]]
+        repeated = all(atom.kind == "repeat" for dim in counted.axes[1:] for atom in dim) and not choice.axes[-1]
+        if total(counted.axes[0]) == total(choice.axes[0]) and own and repeated and not counted.axes[-1]:
+            coordinates = (Atom("coordinate", Size(2)),)
+            return Located(Pick(held.router, held.slot, at), (*choice.axes[:-1], coordinates))
+    return None
+
+
+@gathers.at("GatherND")
+def outputs_by_token(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value) -> Located | None:
+    """``outputs[token, chosen]``: the outputs of the chosen experts, of those of all of them."""
+    outputs, picked = facts.get(data, Located), facts.get(index, Located)
+    if outputs is None or picked is None or outputs.rank < 3 or integer_attribute(node, "batch_dims", 0):
+        return None
+    held, pick = outputs.content, picked.content
+    if not isinstance(held, Output) or not isinstance(pick, Pick) or held.by != "all":
+        return None
+    experts = outputs.axes[pick.expert]
+    if not only(experts, "expert") or total(experts) != Size(pick.router.experts):
+        return None
+    if outputs.axes[1 - pick.expert] != picked.axes[0]:
+        return None
+    by = pick.router if pick.slot is None else Slot(pick.router, pick.slot)
+    return Located(held.of(by), (*picked.axes[:-1], *outputs.axes[2:]))
 
 
 @gathers.at("Mod")

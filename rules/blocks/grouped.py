@@ -19,7 +19,7 @@ from rewriter.facts.size import Size
 from rewriter.graph.attributes import cast_type, float_attribute, integer_attribute, text_attribute
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
-from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Uniform, only, put, total, unify
+from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, Uniform, only, put, tokens, total, unify
 from rewriter.rules.blocks.contents import Output
 from rewriter.rules.blocks.counted import group_of, require_whole_numbers
 from rewriter.rules.blocks.guards import FLOATS
@@ -199,9 +199,10 @@ def row_numbers(facts: Facts, node: ir.Node, start: ir.Value, end: ir.Value, ste
     first, last = facts.get(start, Located), facts.get(end, Located)
     zero = number_of(facts, start) == 0
     if last is None or not isinstance(last.content, End):
-        out = node.outputs[0]
+        out, count = node.outputs[0], integers_of(facts, end)
         integral = out.dtype is None or out.dtype.is_integer()
-        return Located(Arange(), ((Atom("token", Size(1, ((out, 0),))),),)) if zero and integral else None
+        size = count.sizes[0] if count is not None and len(count.sizes) == 1 else Size(1, ((out, 0),))
+        return Located(Arange(), tokens((size,))) if zero and integral else None
     held = last.content
     before = first.content if first is not None else None
     if not (zero if held.expert == 0 else before == End(held.router, held.expert - 1)):

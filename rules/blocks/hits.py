@@ -16,15 +16,15 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
 from rewriter.facts.integers import static
-from rewriter.facts.size import Integers, Size
+from rewriter.facts.size import ONE, Integers, Size
 from rewriter.graph.attributes import integer_attribute
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Dim, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Router
 from rewriter.rules.blocks.laws import of_number, of_two
-from rewriter.rules.blocks.mixing import Mask, Mixing, Share
+from rewriter.rules.blocks.mixing import Chosen, Mask, Mixing, Share
 from rewriter.rules.blocks.movement import token_rows
-from rewriter.rules.blocks.rows import Order, RowToken
+from rewriter.rules.blocks.rows import Arange, Order, RowToken
 from rewriter.tensors import View
 
 hits = Family("hits")
@@ -149,11 +149,13 @@ def coordinates_together(facts: Facts, node: ir.Node, first: ir.Value, *others: 
 @hits.at("Max")
 def together(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.Value | None) -> Located | None:
     """Coordinates that are broadcast with each other, for the shape that they have."""
-    leading, *rest = (facts.get(value, Located) for value in (first, *others))
-    if leading is None or not rest or not isinstance(leading.content, Hit):
+    parts = [part for value in (first, *others) if (part := facts.get(value, Located)) is not None]
+    of_choice = all(isinstance(part.content, Hit | Arange | Chosen) for part in parts)
+    if len(parts) != 1 + len(others) or not others or not of_choice or len({part.rank for part in parts}) > 1:
         return None
-    same = all(each is not None and isinstance(each.content, Hit) and each.axes == leading.axes for each in rest)
-    return Located(Outline(), leading.axes) if same else None
+    widest = max(parts, key=lambda part: sum(map(bool, part.axes)))
+    pairs = [pair for part in parts for pair in zip(part.dims, widest.dims, strict=True)]
+    return Located(Outline(), widest.axes) if all(size in (ONE, wide) for size, wide in pairs) else None
 
 
 @hits.at("Cast")

@@ -163,8 +163,24 @@ def _pick(data: Located, axis: int, position: int) -> Located | None:
     dim = data.axes[axis]
     if not dim:
         return data
+    if dim[0].kind in ("outer", "inner"):
+        return _part_of_features(data, axis, position)
     fixed = data.content.fix(dim[0], position) if len(dim) == 1 else None
     return None if fixed is None else Located(fixed, put(data.axes, axis, ()))
+
+
+def _part_of_features(data: Located, axis: int, position: int) -> Located | None:
+    """One position along one of the two indices that features were cut into: evenly stepping features."""
+    found = {dim[0].kind: (at, dim[0].size.constant or 0) for at, dim in enumerate(data.axes) if len(dim) == 1}
+    if "outer" not in found or "inner" not in found:
+        return None
+    (outer_at, outer), (inner_at, inner) = found["outer"], found["inner"]
+    first = axis == outer_at
+    start, count, step = (position * inner, inner, 1) if first else (position, outer, inner)
+    whole = Atom("feature", Size(outer * inner))
+    part = (as_features(data.content) or data.content).part(whole, start, count, step)
+    axes = put(put(data.axes, axis, ()), inner_at if first else outer_at, feature(count))
+    return None if part is None else Located(part, axes)
 
 
 def _expanded(data: Located, sizes: Dims) -> Located | None:

@@ -11,10 +11,13 @@ import dataclasses
 import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
+from rewriter.facts.integers import static
+from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.contents import name_of
 from rewriter.graph.declines import OTHER_FUNCTION, OTHER_WEIGHTS, Reason, reason_of
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Content, Located, only, put
+from rewriter.rules.blocks.contents import Scores
 from rewriter.rules.blocks.laws import of_number, of_two
 from rewriter.rules.blocks.mixing import Mixing, Part, Share, Stack, Total
 
@@ -149,6 +152,38 @@ def scale(first: Located, number: float, node: ir.Node) -> Mixing | Share | None
     if isinstance(a, Share):
         return dataclasses.replace(a, mixing=dataclasses.replace(a.mixing, scale=a.mixing.scale * number, value=None))
     return None
+
+
+@of_two.at("Mul")
+def squared(first: Located, second: Located, node: ir.Node) -> Content | None:
+    """Returns weights times themselves."""
+    return power(first, 2.0, node) if first == second else None
+
+
+@of_number.at("Pow")
+def power(first: Located, exponent: float, node: ir.Node) -> Content | None:
+    """Returns the square of weights, which no operator computes and which is never negative."""
+    a = first.content
+    if not isinstance(a, Mixing) or a.slot is not None or exponent != 2:
+        return None
+    square = opaque(a, "weights are squared", node)
+    return dataclasses.replace(square, scores=Scores(a.dense, "positive"), scale=1.0, late=True)
+
+
+@routing_weights.at("Abs")
+def magnitude(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
+    """The magnitude of weights that are never negative."""
+    located = facts.get(x, Located)
+    return located if located is not None and isinstance(located.content, Mixing) and located.content.positive else None
+
+
+@routing_weights.at("ReduceL1")
+def norm(facts: Facts, node: ir.Node, x: ir.Value, *others: ir.Value | None) -> Located | None:
+    """The sum of the magnitudes of weights that are never negative."""
+    located, axes = magnitude(facts, node, x), static(facts, node, 1, "axes")
+    if located is None or axes is None or len(axes) != 1:
+        return None
+    return summed_weights(located, axes[0] % located.rank, keep=bool(integer_attribute(node, "keepdims", 1)))
 
 
 @of_two.at("Mul")

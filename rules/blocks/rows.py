@@ -100,6 +100,21 @@ class Arange(Content):
 
 
 @dataclass(frozen=True)
+class Pick(Content):
+    """Each token and an expert that it chose, as two coordinates.
+
+    Attributes:
+        router: what chose.
+        slot: which slot's expert; None where there is a slot index.
+        expert: which of the coordinates is the expert's.
+    """
+
+    router: Router
+    slot: int | None
+    expert: int
+
+
+@dataclass(frozen=True)
 class Inverse(Content):
     """Which row each (token, slot) pair is; ``pairs`` is the dimension that it lies along."""
 

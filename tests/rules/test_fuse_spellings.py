@@ -117,10 +117,45 @@ SPELLINGS |= {
     + "ob = ScatterElements<axis=0>(zs, to, o) o2 = Reshape(ob, pairs) " + BACK,
 }  # fmt: skip
 
+PLAIN = ROUTED + "{}" + "".join(weighed(e, f"o{e}") for e in range(3)) + SUM
+PICKED = ROUTED + TERMS + "".join(f"z{e} = Unsqueeze(o{e}, l1) " for e in range(3)) + "z = Concat<axis=1>(z0, z1, z2) "
+PICKED += "xs = Shape(x) xt = Gather(xs, n0) all_ = Range(n0, xt, n1) {} w1 = Unsqueeze(w, last) m = Mul(g, w1) "
+PICKED += "y = ReduceSum<keepdims=0>(m, l1)"
+SPELLINGS |= {
+    "features cut in two, in turn": PLAIN.format("".join(
+        f"h{e} = MatMul(x, u{e}) c{e}_ = Reshape(h{e}, in_turn) b{e}_ = Gather<axis=2>(c{e}_, n0) k{e}_ = Slice(c{e}_, "
+        f"l1, l2, l2) v{e}_ = Squeeze(k{e}_, l2) s{e}_ = Sigmoid(b{e}_) f{e}_ = Mul(b{e}_, s{e}_) "
+        f"a{e} = Mul(f{e}_, v{e}_) o{e} = MatMul(a{e}, half{e}) " for e in range(3)
+    )),
+    "features cut in two, one half after the other": PLAIN.format("".join(
+        f"h{e} = MatMul(x, u{e}) c{e}_ = Reshape(h{e}, in_halves) v{e}_, b{e}_ = Split<axis=1, num_outputs=2>(c{e}_) "
+        f"s{e}_ = Sigmoid(b{e}_) f{e}_ = Mul(b{e}_, s{e}_) g{e}_ = Mul(f{e}_, v{e}_) a{e} = Squeeze(g{e}_, l1) "
+        f"o{e} = MatMul(a{e}, half{e}) " for e in range(3)
+    )),
+    "a factor for each feature, and one for an expert": PLAIN.format(
+        TERMS.replace("o0 =", "e0_ =").replace("o1 =", "e1_ =") + "o0 = Mul(e0_, scales) o1 = Div(e1_, two) "
+    ),
+    "a bias for one expert alone": PLAIN.format(TERMS.replace("a1 = Relu(h1)", "hb = Add(h1, row) a1 = Relu(hb)")),
+    "weights squared": "l = MatMul(x, r) v, i = TopK<axis=-1>(l, l2) s_ = Sigmoid(v) sq = Pow(s_, two) "
+    "n_1 = ReduceL1(sq, last) w = Div(sq, n_1) " + PLAIN.removeprefix(ROUTED).format(TERMS),
+    "outputs by token and chosen": PICKED.format(
+        "a1_ = Unsqueeze(all_, l1) wide_ = Max(a1_, i) to = Shape(wide_) ae = Expand(a1_, to) ac = Unsqueeze(ae, last) "
+        "ic = Unsqueeze(i, last) at = Concat<axis=-1>(ac, ic) g = GatherND(z, at) "
+    ),
+    "outputs by chosen and token": PICKED.format(
+        "zt = Transpose<perm=[1, 0, 2]>(z) a1_ = Unsqueeze(all_, l1) to = Shape(i) ae = Expand(a1_, to) "
+        "ac = Unsqueeze(ae, last) ic = Unsqueeze(i, last) at = Concat<axis=-1>(ic, ac) g = GatherND(zt, at) "
+    ),
+}  # fmt: skip
+
 
 def spelled(text):
     held = {"last": [-1], "far": [2**63 - 1], "pairs": [-1, 2, H], "unit": np.ones(1, np.float32)}
-    held |= {"never": False, "always": True, "one_": [2], "n_": -1}
+    rng = np.random.default_rng(11)
+    drawn = {f"half{e}": (INTER // 2, H) for e in range(3)} | {"scales": H, "row": INTER}
+    held |= {name: rng.standard_normal(size).astype(np.float32) for name, size in drawn.items()}
+    held |= {"in_turn": [-1, INTER // 2, 2], "in_halves": [-1, 2, INTER // 2]}
+    held |= {"never": False, "three_": np.float32(3), "always": True, "one_": [2], "n_": -1}
     held |= {"tiny": np.float32(1e-9), "lowest": np.finfo(np.float32).min}
     return block(text, bits=np.array([0, 1]), n2s=np.array([1, 0]), **held)
 
@@ -144,6 +179,12 @@ def test_the_same_in_other_words(name):
         ("masked input", "MatMul(x1, u1)", "MatMul(x2, u1)"),
         ("masked input", "ReduceMax<keepdims=1>(k0, last)", "ReduceMin<keepdims=1>(k0, last)"),
         ("rows added by a scatter of elements", "ConstantOfShape(xs)", "Identity(x)"),
+        ("features cut in two, in turn", "Gather<axis=2>(c1_, n0)", "Gather<axis=1>(c1_, n0)"),
+        ("features cut in two, one half after the other", "Mul(b1_, s1_)", "Mul(v1_, s1_)"),
+        ("a factor for each feature, and one for an expert", "Mul(e0_, scales)", "Add(e0_, x)"),
+        ("weights squared", "Pow(s_, two)", "Pow(s_, three_)"),
+        ("outputs by token and chosen", "Concat<axis=-1>(ac, ic)", "Concat<axis=-1>(ic, ac)"),
+        ("outputs by chosen and token", "Range(n0, xt, n1)", "Range(n1, xt, n1)"),
         ("rows added by a scatter of elements", "Unsqueeze(t, l1)", "Unsqueeze(order, l1)"),
         ("rows by TorchScript's floor division", "Xor(neg, never)", "Xor(neg, always)"),
         ("rows put back by the order of the order", "TopK<axis=0, largest=0>(order", "TopK<axis=0>(order"),
