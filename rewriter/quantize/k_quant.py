@@ -1,10 +1,10 @@
 """k-quant: llama.cpp's weighted least-squares fit, as ``quant_tensor_k_quant`` of ONNX Runtime and Olive has it.
 
-Asymmetric: for 16 grids around the one that just holds the block, the line (scale, minimum) through their codes that
+Asymmetric: for 8 grids around the one that just holds the block, the line (scale, minimum) through their codes that
 minimises the squared error weighted by (root mean square + magnitude); of these the best. Symmetric: the same without
 a minimum. Three things differ from the other implementations: the range is first widened to hold 0, for a zero point is
-a code; after the zero point is rounded, the scale is refitted to it by least squares; and a block that round-to-nearest
-serves better is given to it.
+a code; for the zero point rounded, and for that of round-to-nearest, a few scales that clip more or less are tried, and
+the best of them is refitted by least squares; and a block that round-to-nearest serves better is given to it.
 
 Source: ``make_qkx2_quants`` of ggml-quants.c describes the fit.
 """

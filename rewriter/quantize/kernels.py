@@ -45,11 +45,14 @@ Codes = npt.NDArray[np.uint8]
 Stored = tuple[int, int]
 """Of the dtype of stored scales: significant bits, and exponent of the least bit, both seen from the scratch copy."""
 
+Tried = tuple[Floats, Floats, Floats]
+"""By what the scales of three searches in turn are divided."""
+
 RTN, K_QUANT, MSE_SEARCH = 0, 1, 2
 DONE, NOT_FINITE, SCALE_OVERFLOW = 0, 1, 2
 
-ROUNDS, ENOUGH = 8, np.float32(0.998)
-"""A scale is refitted until its error falls by less than 0.2%, at most so many times."""
+ROUNDS = 2
+"""How often the best scale of a search, rounded as it will be stored, is fitted to its codes."""
 
 POSITIVE, EIGHT_BITS = 7, 255
 """The largest codes of 3 bits, of which no runtime takes negative scales, and of 8 bits."""
@@ -127,49 +130,61 @@ def to_stored(scale: np.float32, stored: Stored) -> np.float32:
 
 
 @compiled()
-def residuals(tile: Tile, weights: Tile | None, inverse: Lanes, zero: Lanes, top: Lanes) -> tuple[Lanes, Lanes, Lanes]:
+def residuals(
+    tile: Tile, weights: Tile | None, squares: Lanes, inverse: Lanes, zero: Lanes, top: Lanes, closely: bool
+) -> tuple[Lanes, Lanes, Lanes]:
     """Rounds blocks to a grid each.
 
     Args:
         tile: the blocks.
         weights: of the squares, a tile; None is 1 for each.
+        squares: weighted sums of the blocks' squares, of no matter ``closely``.
         inverse: 1 / scale.
         zero: zero point.
         top: the largest code.
+        closely: sum what is left number by number; otherwise it is the difference of two sums, which takes less time
+            and is as good where levels are few.
 
     Returns:
         The weighted sums of r*r, t*r and t*t, where t is the level (code - zero) and r the rest, in units of the scale.
     """
     low, high = fill(F0) - zero, top - zero
-    rr, tr, tt = fill(F0), fill(F0), fill(F0)
+    rr, te, tt = fill(F0), fill(F0), fill(F0)
     for i in range(tile.shape[0]):
         exact = load(tile, i) * inverse
         t = rint(minimum(maximum(exact, low), high))
-        r = exact - t
-        if weights is None:
-            rr, tr, tt = fma(r, r, rr), fma(t, r, tr), fma(t, t, tt)
-        else:
-            weight = load(weights, i)
-            wt = weight * t
-            rr, tr, tt = fma(weight * r, r, rr), fma(wt, r, tr), fma(wt, t, tt)
-    return rr, tr, tt
+        wt = t if weights is None else t * load(weights, i)
+        te, tt = fma(wt, exact, te), fma(wt, t, tt)
+        if closely:
+            r = exact - t
+            rr = fma(r if weights is None else r * load(weights, i), r, rr)
+    if not closely:
+        rr = squares * inverse * inverse - te - (te - tt)
+    return rr, te - tt, tt
 
 
 @compiled()
 def line_residuals(
-    tile: Tile, weights: Tile, inverse: Lanes, low: Lanes, top: Lanes
-) -> tuple[Lanes, Lanes, Lanes, Lanes, Lanes]:
-    """As ``residuals`` for grids that start at ``low``, with two more sums: of r and of t."""
-    rr, tr, tt, sum_r, sum_t = fill(F0), fill(F0), fill(F0), fill(F0), fill(F0)
+    tile: Tile, weights: Tile, squares: Lanes, inverse: Lanes, low: Lanes, top: Lanes, closely: bool
+) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+    """As ``residuals`` for grids that start at ``low``, with the sum of t.
+
+    The weights and ``squares`` are those of (value - low).
+    """
+    rr, te, tt, t_sum = fill(F0), fill(F0), fill(F0), fill(F0)
+    lowest = low * inverse
     for i in range(tile.shape[0]):
-        exact = (load(tile, i) - low) * inverse
+        exact = load(tile, i) * inverse - lowest
         t = rint(minimum(exact, top))
-        r = exact - t
         weight = load(weights, i)
-        wr, wt = weight * r, weight * t
-        rr, tr, tt = fma(wr, r, rr), fma(wt, r, tr), fma(wt, t, tt)
-        sum_r, sum_t = sum_r + wr, sum_t + wt
-    return rr, tr, tt, sum_r, sum_t
+        wt = weight * t
+        te, tt, t_sum = fma(wt, exact, te), fma(wt, t, tt), t_sum + wt
+        if closely:
+            r = exact - t
+            rr = fma(weight * r, r, rr)
+    if not closely:
+        rr = squares * inverse * inverse - te - (te - tt)
+    return rr, te - tt, tt, t_sum
 
 
 @compiled()
@@ -197,31 +212,31 @@ def refit(
     Returns:
         The least weighted squared error met, and its scale; infinity and 0 if the scale is stored as 0.
     """
-    error, best, going = fill(INFINITY), fill(F0), fill(F1)
+    error, best = fill(INFINITY), fill(F0)
     for _ in range(rounds):
         scale = as_stored(scale, digits, least)
-        rr, tr, tt = residuals(tile, weights, fill(F1) / maximum(scale, fill(TINY)), zero, top)
+        inverse = fill(F1) / maximum(scale, fill(TINY))
+        rr, tr, tt = residuals(tile, weights, error, inverse, zero, top, True)
         this = if_less(fill(F0), scale, scale * scale * rr, fill(INFINITY))
-        going = if_less(this, fill(ENOUGH) * error, going, fill(F0))
         best = if_less(this, error, scale, best)
         error = minimum(this, error)
-        if not any_less(fill(F0), going):
-            break
-        # A block that has settled stays as it is, however many rounds those beside it take.
-        scale = if_less(fill(F0), going, scale * (fill(F1) + tr / maximum(tt, fill(TINY))), best)
+        scale = scale * (fill(F1) + tr / maximum(tt, fill(TINY)))
     return error, best
 
 
 @compiled(inline=False)
 def best_scale(
-    tile: Tile, weights: Tile | None, scale: Lanes, zero: Lanes, top: Lanes, steps: Floats
+    tile: Tile, weights: Tile | None, scale: Lanes, zero: Lanes, top: Lanes, steps: Floats, closely: bool
 ) -> tuple[Lanes, Lanes]:
     """Returns the least-squares scale of the codes that the best of ``scale / steps`` gives, after its error."""
-    inverse = fill(F1) / scale
+    inverse, squares = fill(F1) / scale, fill(F0)
+    for i in range(tile.shape[0]):
+        value = load(tile, i)
+        squares = fma(value if weights is None else value * load(weights, i), value, squares)
     error, best = fill(INFINITY), scale
     for n in range(steps.size):
         tried = inverse * fill(steps[n])
-        rr, tr, tt = residuals(tile, weights, tried, zero, top)
+        rr, tr, tt = residuals(tile, weights, squares, tried, zero, top, closely)
         unit = fill(F1) / tried
         change = tr / maximum(tt, fill(TINY))
         this = (rr - change * tr) * (unit * unit)
@@ -231,16 +246,19 @@ def best_scale(
 
 
 @compiled(inline=False)
-def best_line(tile: Tile, weights: Tile, scale: Lanes, low: Lanes, top: Lanes, steps: Floats) -> tuple[Lanes, Lanes]:
+def best_line(
+    tile: Tile, weights: Tile, scale: Lanes, low: Lanes, top: Lanes, steps: Floats, closely: bool
+) -> tuple[Lanes, Lanes]:
     """Returns slope and start of the least-squares line through the codes of the best of ``scale / steps``."""
-    inverse, total = fill(F1) / scale, fill(F0)
+    inverse, total, sums, squares = fill(F1) / scale, fill(F0), fill(F0), fill(F0)
     for i in range(weights.shape[0]):
-        total = total + load(weights, i)
+        weight, value = load(weights, i), load(tile, i) - low
+        total, sums, squares = total + weight, fma(weight, value, sums), fma(weight * value, value, squares)
     error, best, first = fill(INFINITY), scale, low
     for n in range(steps.size):
         tried = inverse * fill(steps[n])
-        rr, tr, tt, r, t = line_residuals(tile, weights, tried, low, top)
-        unit = fill(F1) / tried
+        rr, tr, tt, t = line_residuals(tile, weights, squares, tried, low, top, closely)
+        unit, r = fill(F1) / tried, sums * tried - t
         spread = fill(F1) / maximum(total * tt - t * t, fill(SAME_LEVEL) * total * tt + fill(TINY))
         slope, start = (total * tr - r * t) * spread, (tt * r - t * tr) * spread
         this = (rr - slope * tr - start * r) * (unit * unit)
@@ -274,22 +292,28 @@ def fit_k_quant(
     grids: Tile,
     symmetric: bool,
     limits: tuple[np.float32, np.float32],
-    steps: Floats,
+    tried: Tried,
 ) -> None:
     """See ``rewriter.quantize.k_quant``; never worse than round-to-nearest."""
     low, least, sizes = load(grids, LOW), load(grids, LEAST), load(grids, SIZE)
     plain, plain_zero = load(grids, SCALE), load(grids, ZERO)
-    top, digits = fill(limits[0]), limits[1]
+    top, digits, closely = fill(limits[0]), limits[1], limits[0] == EIGHT_BITS
     k_quant_weights(tile, importance, sizes, weights)
     zero = plain_zero
     if symmetric:
-        _, scale = best_scale(tile, weights, plain, zero, top, steps)
+        _, scale = best_scale(tile, weights, plain, zero, top, tried[0], closely)
     else:
-        scale, start = best_line(tile, weights, plain, low, top, steps)
+        scale, start = best_line(tile, weights, plain, low, top, tried[0], closely)
         fitted = rint(minimum(maximum((fill(F0) - start) / scale, fill(F0)), top))
         zero = if_less(fill(F0), scale, fitted, zero)
+    _, scale = best_scale(tile, importance, scale, zero, top, tried[2], closely)
     error, best = refit(tile, importance, scale, zero, top, digits, least, ROUNDS)
-    plain_error, plain = refit(tile, importance, plain, plain_zero, top, digits, least, ROUNDS)
+    if not symmetric:
+        _, scale = best_scale(tile, importance, plain, plain_zero, top, tried[2], closely)
+        other_error, other = refit(tile, importance, scale, plain_zero, top, digits, least, ROUNDS)
+        best, zero = if_less(other_error, error, other, best), if_less(other_error, error, plain_zero, zero)
+        error = minimum(other_error, error)
+    plain_error, plain = refit(tile, importance, plain, plain_zero, top, digits, least, 1)
     store(grids, SCALE, if_less(error, plain_error, best, plain))
     store(grids, ZERO, if_less(error, plain_error, zero, plain_zero))
 
@@ -301,19 +325,18 @@ def fit_mse(
     grids: Tile,
     symmetric: bool,
     limits: tuple[np.float32, np.float32],
-    coarse: Floats,
-    fine: Floats,
+    tried: Tried,
 ) -> None:
     """See ``rewriter.quantize.mse_search``; never worse than round-to-nearest."""
     low, high, least = load(grids, LOW), load(grids, HIGH), load(grids, LEAST)
     plain, plain_zero = load(grids, SCALE), load(grids, ZERO)
-    top, digits, one = fill(limits[0]), limits[1], fill(F1)
+    top, digits, one, closely = fill(limits[0]), limits[1], fill(F1), limits[0] == EIGHT_BITS
     mirrors = 2 if symmetric and limits[0] != POSITIVE else 1
     error, scale, zero = fill(INFINITY), plain, plain_zero
     for mirror in range(mirrors):
         start = fill((limits[0] + F1) * HALF - np.float32(mirror)) if symmetric else plain_zero
         widest = maximum((fill(F0) - low) / maximum(start, one), high / maximum(top - start, one))
-        _, around = best_scale(tile, importance, widest, start, top, coarse)
+        _, around = best_scale(tile, importance, widest, start, top, tried[0], closely)
         last = start
         for step in range(1 if symmetric else int(limits[0]) + 1):
             there = start + fill(F1 if step == 1 else -F1 if step == 2 else F0)
@@ -322,10 +345,11 @@ def fit_mse(
                     break
                 there, last = zero + (zero - last), zero
             there = minimum(maximum(there, fill(F0)), top)
-            this_error, this = best_scale(tile, importance, around, there, top, fine)
+            this_error, this = best_scale(tile, importance, around, there, top, tried[1], closely)
             scale = if_less(this_error, error, this, scale)
             zero = if_less(this_error, error, there, zero)
             error = minimum(this_error, error)
+    _, scale = best_scale(tile, importance, scale, zero, top, tried[2], closely)
     error, best = refit(tile, importance, scale, zero, top, digits, least, ROUNDS)
     plain_error, plain = refit(tile, importance, plain, plain_zero, top, digits, least, 1)
     store(grids, SCALE, if_less(error, plain_error, best, plain))
@@ -333,21 +357,25 @@ def fit_mse(
 
 
 @functools.cache
-def steps(method: int, top: int, symmetric: bool) -> tuple[Floats, Floats]:
-    """Returns by what a search divides the scale that it starts from, and then the best of these again."""
+def steps(method: int, top: int, symmetric: bool) -> Tried:
+    """Returns by what a search divides the scale that it starts from, then the best of these, and the best of all."""
 
     def geometric(first: float, last: float, count: int) -> Floats:
         return np.geomspace(first, last, count).astype(np.float32)
 
     if method == K_QUANT:
-        # In eighths of a level around the plain grid.
-        only = 1 + np.arange(-8, 8) / (4.0 * (top + 1) if symmetric else 8.0 * top)
-        return only.astype(np.float32), only.astype(np.float32)
+        # In quarters of a level around the plain grid; then as far as a block may be clipped.
+        lines = (1 + np.arange(-7, 8, 2) / (4.0 * (top + 1) if symmetric else 8.0 * top)).astype(np.float32)
+        clip = (0.985, 1.03, 6) if top == EIGHT_BITS else (0.96, 1.16, 4) if top > POSITIVE else (0.94, 1.4, 6)
+        return lines, lines, geometric(*clip)
     if top == EIGHT_BITS:  # which fit best close to the full range, and where each step meets codes of its own
-        return geometric(0.93, 1.4, 12), geometric(0.94, 1.05, 24)
+        return geometric(0.93, 1.4, 12), geometric(0.94, 1.05, 24), geometric(0.997, 1.003, 7)
     # From a little wider than the block, where another phase of the grid may fit, to a seventh, for outliers; then the
     # more levels, the closer to it.
-    return geometric(0.94, 6.7, 8), geometric(0.82, 1.23, 14) if top > POSITIVE else geometric(0.74, 1.35, 12)
+    coarse = geometric(0.94, 6.7, 7)
+    if top > POSITIVE:
+        return coarse, geometric(0.82, 1.23, 8), geometric(0.95, 1.05, 7)
+    return coarse, geometric(0.74, 1.35, 6), geometric(0.92, 1.09, 5)
 
 
 @compiled()
@@ -461,7 +489,7 @@ def quantize(
     top: int,
     symmetric: bool,
     dtype: tuple[int, int, float],
-    tried: tuple[Floats, Floats],
+    tried: Tried,
     codes: Codes,
     scales: Floats,
     zeros: Codes,
@@ -504,9 +532,9 @@ def quantize(
             if importance is not None and weighing is not None:
                 transpose(importance, first % in_row, weighing)
             if method == K_QUANT:
-                fit_k_quant(tile, weighing, weights, grids, symmetric, limits, tried[0])
+                fit_k_quant(tile, weighing, weights, grids, symmetric, limits, tried)
             else:
-                fit_mse(tile, weighing, grids, symmetric, limits, tried[0], tried[1])
+                fit_mse(tile, weighing, grids, symmetric, limits, tried)
         encode(tile, grids, symmetric, limits, coded)
         transpose_back(coded, four_codes, first)
         for lane in range(LANES):

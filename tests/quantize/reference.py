@@ -13,10 +13,13 @@ Block = npt.NDArray[np.float64]
 Store = Callable[[float], float]
 Fit = Callable[[Block, Block, int, bool, Store], tuple[float, int]]
 
-STEPS = np.arange(-8, 8) / 8
-COARSE, FINE = np.geomspace(0.94, 6.7, 8), np.geomspace(0.74, 1.35, 12)
-FINE_4_BITS = np.geomspace(0.82, 1.23, 14)
+STEPS = np.arange(-7, 8, 2) / 8
+CLIP = {15: np.geomspace(0.96, 1.16, 4), 255: np.geomspace(0.985, 1.03, 6)}
+CLIP_FEW = np.geomspace(0.94, 1.4, 6)
+COARSE, FINE, LAST = np.geomspace(0.94, 6.7, 7), np.geomspace(0.74, 1.35, 6), np.geomspace(0.92, 1.09, 5)
+FINE_4_BITS, LAST_4_BITS = np.geomspace(0.82, 1.23, 8), np.geomspace(0.95, 1.05, 7)
 COARSE_8_BITS, FINE_8_BITS = np.geomspace(0.93, 1.4, 12), np.geomspace(0.94, 1.05, 24)
+LAST_8_BITS = np.geomspace(0.997, 1.003, 7)
 
 
 def rtn(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
@@ -30,7 +33,7 @@ def rtn(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
 
 
 def k_quant(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
-    """The best weighted least-squares line through the codes of 16 grids, then the scale refitted to its zero point."""
+    """The best weighted least-squares line through the codes of 8 grids, then the best scale for two zero points."""
 
     def fit(x: Block, w: Block, top: int, symmetric: bool, store: Store) -> tuple[float, int]:
         plain, plain_zero = plain_grid(x, top, symmetric)
@@ -41,9 +44,8 @@ def k_quant(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
         else:
             scale, start = best_line(x, weights, plain / (1 + STEPS / top), top)
             zero = int(np.clip(np.rint(-start / scale), 0, top))
-        error, scale = refit(x, w, scale, zero, top, store)
-        plain_error, plain = refit(x, w, plain, plain_zero, top, store)
-        return (scale, zero) if error < plain_error else (plain, plain_zero)
+        starts = [(scale, zero)] if symmetric else [(scale, zero), (plain, plain_zero)]
+        return better(x, w, starts, (plain, plain_zero), CLIP.get(top, CLIP_FEW), top, store)
 
     return _quantize(weight, context, fit)
 
@@ -70,9 +72,8 @@ def mse_search(weight: FloatArray, context: WeightContext) -> QuantizedWeight:
             while not symmetric and best[2] != last and 0 <= 2 * best[2] - last <= top:
                 beyond, last = search(2 * best[2] - last), best[2]
                 best = min(best, beyond, key=lambda found: found[0])
-        error, scale = refit(x, w, best[1], best[2], top, store)
-        plain_error, plain = refit(x, w, plain, plain_zero, top, store, rounds=1)
-        return (scale, best[2]) if error < plain_error else (plain, plain_zero)
+        last_steps = {15: LAST_4_BITS, 255: LAST_8_BITS}.get(top, LAST)
+        return better(x, w, [best[1:]], (plain, plain_zero), last_steps, top, store)
 
     return _quantize(weight, context, fit)
 
@@ -90,7 +91,18 @@ def plain_grid(x: Block, top: int, symmetric: bool) -> tuple[float, int]:
     return float(scale), int(_round_half_away(-np.float32(low) / scale))
 
 
-def refit(x: Block, w: Block, scale: float, zero: int, top: int, store: Store, rounds: int = 8) -> tuple[float, float]:
+def better(
+    x: Block, w: Block, starts: list[tuple[float, int]], plain: tuple[float, int], steps: Block, top: int, store: Store
+) -> tuple[float, int]:
+    """Returns the best of grids, each scale the best of neighbours and refitted, and a plain one."""
+    found = [
+        (*refit(x, w, best_scale(x, w, scale / steps, zero, top)[1], zero, top, store), zero) for scale, zero in starts
+    ]
+    found.insert(0, (*refit(x, w, *plain, top, store, rounds=1), plain[1]))
+    return min(found, key=lambda grid: grid[0])[1:]
+
+
+def refit(x: Block, w: Block, scale: float, zero: int, top: int, store: Store, rounds: int = 2) -> tuple[float, float]:
     """Returns the least error and the stored scale met while alternating between codes and least-squares scale."""
     error, best = np.inf, 0.0
     for _ in range(rounds):
@@ -99,11 +111,8 @@ def refit(x: Block, w: Block, scale: float, zero: int, top: int, store: Store, r
             break
         t = _levels(x, scale, zero, top)
         this = float(np.sum(w * (x - scale * t) ** 2))
-        last = this > 0.998 * error
         if this < error:
             error, best = this, scale
-        if last:
-            break
         scale = _least_squares(x, w, t, scale)
     return error, best
 

@@ -114,7 +114,9 @@ def test_one_number_off_by_one_unit_in_one_place_is_not_taken(grid, dtype, seed,
     spec = WeightSpec("lossless", made.bits, made.block_size, True, made.format)
     found = read(weight, spec, dtype)
     if found.weight is None:
-        assert (found.row, found.block) == (row, column // made.block_size)
+        place, wrong = (found.row, found.block), (row, column // made.block_size)
+        # Under a global scale a number off may fit its block and those before, and only a later block shows it.
+        assert place == wrong or (grid == "nvfp4" and place > wrong)
         first = column // made.block_size * made.block_size
         where = f"block (row {row}, columns {first} to {first + made.block_size - 1}) of 'w' is off the grid of "
         assert off_grid(whole(weight), spec).startswith(where)
