@@ -9,10 +9,11 @@ import onnx_ir as ir
 from onnxscript.rewriter import RULE_NAME_TAG
 
 from rewriter.engine.interface import contradicts
+from rewriter.engine.listed import ListedNodes
 from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_of_order
 from rewriter.errors import RuleError
 from rewriter.graph._onnxscript import MatchFailureError
-from rewriter.graph.contents import nodes_of, subgraphs
+from rewriter.graph.contents import bodies, nodes_of, subgraphs
 from rewriter.graph.walk import walk
 from rewriter.quantize.job import PartTensor
 from rewriter.tensors import View, ViewTensor, constant
@@ -25,7 +26,7 @@ _SMALL = 256
 
 
 class Committer:
-    """Holds what must stay unique over a run: value and node names, and constants that are shared."""
+    """Holds what must stay unique over a run, value and node names and shared constants, and where nodes stand."""
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
@@ -35,9 +36,16 @@ class Committer:
         self._roots: dict[ir.Graph, Container] = {}
         self._released: dict[ir.Value, None] = {}
         self._stored: set[int] = set()
-        self._survey(model.graph)
-        for function in model.functions.values():
-            self._survey(function)
+        self.listed = ListedNodes(model)
+        for root in bodies(model):
+            self._survey(root)
+        for node in self.listed.walk():
+            self._values.update([v.name for v in node.outputs if v.name])
+            if node.name:
+                self._node_names.add(node.name)
+            for attribute in node.attributes.data.values():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    self._stored.add(id(attribute.value))
 
     def commit(self, rewrite: Rewrite) -> Change:
         """Applies the rewrite.
@@ -65,9 +73,12 @@ class Committer:
         for old, new in outputs.items():
             _declare(new, old)
             old.replace_all_uses_with(new, replace_graph_outputs=True)
-        change = Change(self._remove_dead(rewrite.matched), [*constants, *nodes], list(outputs.values()), unordered)
+        change = Change(self._remove_dead(rewrite.matched), [*constants, *nodes], list(outputs.values()))
         if unordered:
             rewrite.graph.sort()
+        if unordered or any(subgraphs(node) for node in nodes):
+            self.listed.forget()
+        self.listed.follow(change.removed, change.added)
         return change
 
     def imports(self, graph: ir.Graph) -> Mapping[str, int]:
@@ -84,13 +95,6 @@ class Committer:
                 if view is not None:
                     self._constants.setdefault((root, ("view", view)), value)
             self._stored.update(id(value.const_value) for value in graph.initializers.values())
-        for node in nodes_of(root):
-            self._values.update([v.name for v in node.outputs if v.name])
-            if node.name:
-                self._node_names.add(node.name)
-            for attribute in node.attributes.data.values():
-                if attribute.type == ir.AttributeType.TENSOR:
-                    self._stored.add(id(attribute.value))
 
     def _check(self, rewrite: Rewrite, root: Container) -> None:
         for domain, version in rewrite.opsets.items():
@@ -213,6 +217,7 @@ class Committer:
             removed[node] = None
             sources = _unhook(node)
             for graph in subgraphs(node):
+                self.listed.forget()
                 for inner in nodes_of(graph):
                     sources += _unhook(inner)
             before: list[_Tried] = []

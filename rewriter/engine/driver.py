@@ -17,7 +17,6 @@ from rewriter.engine.blame import line_of
 from rewriter.engine.commit import Committer
 from rewriter.engine.context import ModelRun
 from rewriter.engine.interface import interface, require_same
-from rewriter.engine.listed import ListedNodes
 from rewriter.engine.proposal import Rewrite
 from rewriter.engine.purity import unchanged
 from rewriter.errors import NonConvergenceError, ProofError, RewriterError, RuleError, RuleSetError
@@ -100,7 +99,6 @@ class Engine:
         self._strict = strict
         self._failed: dict[tuple[str, str], Decline] = {}
         self._committer = Committer(run.model)
-        self._listed = ListedNodes(run.model)
         self._proofs: dict[Proof, int] = {}
         self.outcome = Outcome()
 
@@ -169,7 +167,7 @@ class Engine:
         fired: list[tuple[str, str]] = []
         declines: list[Decline] = []
         tracer = DeclineTracer()
-        nodes = list(all_nodes(self._run.model)) if everywhere else self._listed.of(table)
+        nodes = list(all_nodes(self._run.model)) if everywhere else self._committer.listed.of(table)
         for node in nodes:
             if node.graph is None:
                 continue
@@ -255,7 +253,8 @@ class Engine:
         """Proves and commits; False where it cannot be proved either way, the tracer then says why."""
         where = rewrite.where
         try:
-            with quantized_once(rewrite.jobs):
+            jobs = rewrite.jobs
+            with quantized_once(jobs) if jobs else contextlib.nullcontext():
                 proof = self._prove(rewrite, self._run)
             replaced = tuple(n.op_type for n in rewrite.matched)
             proved = _forms(rewrite)
@@ -275,7 +274,6 @@ class Engine:
         except BaseException:
             rewrite.discard()
             raise
-        self._listed.follow(change)
         self._run.follow(rewrite.root, change, rewrite.roles)
         if proof is not None:
             self._proofs.setdefault(proof, len(self._proofs))

@@ -75,16 +75,14 @@ class Change:
     """What a commit did.
 
     Attributes:
-        removed: nodes that left the model, dead producers included.
+        removed: nodes that left the model, dead producers included, but none of those in their bodies.
         added: nodes that came.
         rewired: values that took the place of others.
-        reordered: whether nodes that stood in the graph stand in another order.
     """
 
     removed: Sequence[ir.Node]
     added: Sequence[ir.Node]
     rewired: Sequence[ir.Value]
-    reordered: bool = False
 
 
 def may_be_out_of_order(rewrite: Rewrite) -> bool:
