@@ -25,10 +25,6 @@ from rewriter.quantize.types import (
 )
 from rewriter.tensors import View, drop_pages
 
-_MAGNITUDE = np.uint16(0x7FFF)
-_NEAR = int(np.float16(16384).view(np.uint16))
-"""Bits of a half float without its sign, and those from which on a step of a code may lead beyond the largest one."""
-
 _CHUNK = 1 << 20
 """Numbers of a weight that are looked at together."""
 
@@ -138,18 +134,19 @@ class QuantizationJob:
             message = f"the quantizer '{name}' failed on weight '{self.context.weight}': {what}"
             raise QuantizationError(message) from error
         check_promise(result, self.shape, self.context, name)
-        self._require_finite(weight, result)
+        self._require_finite(result)
         if self._kept:
             self._kept[0] = result
         return result
 
-    def _require_finite(self, weight: FloatArray, result: QuantizedWeight) -> None:
+    def _require_finite(self, result: QuantizedWeight) -> None:
         """Kernels compute in the weight's type, and a code next to the largest half float may stand for more."""
         if self.weight.dtype != ir.DataType.FLOAT16:
             return
-        bits = weight.view(np.uint16)
-        most = max((int((bits[rows] & _MAGNITUDE).max(initial=0)) for rows in _chunks(bits)), default=0)
-        if most >= _NEAR and np.abs(result.dequantize()).max() > np.finfo(np.float16).max:
+        largest = np.finfo(np.float16).max
+        # No code stands for more than 2^bits: a look at the scales is enough for all but the largest numbers.
+        most = np.abs(result.scales.astype(np.float32)).max(initial=0) * result.global_scale * (1 << result.bits)
+        if most > largest and np.abs(result.dequantize()).max() > largest:
             name = self.context.weight
             raise OverflowingError(
                 f"weight '{name}' holds the largest numbers of float16; quantized, they are infinite"
