@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts, Family
 from rewriter.graph.attributes import float_attribute, text_attribute
-from rewriter.graph.declines import CONSTANT
+from rewriter.graph.declines import CONSTANT, MERGED
 from rewriter.operators.activation import IDENTITY, Step
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Content, Located, Uniform
@@ -94,6 +94,18 @@ def add_cube(a: Located, b: Located, node: ir.Node) -> Features | None:
     if x is None or cube is None or len(x.factors) != 1 or cube.factors != x.factors * 3:
         return None
     return then(x, ("cubic", cube.scale))
+
+
+@of_two.at("Add")
+def add_adapter(a: Located, b: Located, node: ir.Node) -> Features | None:
+    """Declines where a linear of a linear of the same tokens is added to one: no operator has such a sum."""
+    held, low = as_features(a.content), as_features(b.content)
+    if held is None or low is None or len(held.factors) != 1 or len(low.factors) != 1:
+        return None
+    first = low.factors[0].linear.x.producer()
+    if first is not None and first.op_type in ("MatMul", "Gemm") and first.inputs[0] is held.factors[0].linear.x:
+        raise Declined("two more linears are added to a linear, as LoRA adapters are", node, remedy=MERGED)
+    return None
 
 
 def times(held: Content, number: float) -> Features | None:

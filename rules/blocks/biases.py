@@ -6,6 +6,7 @@ import dataclasses
 
 import onnx_ir as ir
 
+from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Content, Located, feature, find, fits
 from rewriter.rules.blocks.contents import By, Dense, Factor, Features, Output, Router, Slot
 from rewriter.rules.blocks.laws import of_constant, of_number, of_two
@@ -59,7 +60,7 @@ def scale_features(data: Located, factors: View, node: ir.Node) -> Output | None
     """Returns what an expert returns with each feature times a number of its own: another weight makes it."""
     n = total_features(data)
     if data.axes[-1:] == (feature(n or 0),) and factors.shape[-1:] == (n,) and factors.size == n:
-        return _scaled(data.content, factors.reshape((n,)).numpy().tolist()) if n else None
+        return _scaled(data.content, factors.reshape((n,)).numpy().tolist(), node) if n else None
     return None
 
 
@@ -69,15 +70,16 @@ def scale_output(data: Located, number: float, node: ir.Node) -> Output | None:
     n = total_features(data)
     if n is None or not number:
         return None
-    return _scaled(data.content, [number if node.op_type == "Mul" else 1 / number] * n)
+    return _scaled(data.content, [number if node.op_type == "Mul" else 1 / number] * n, node)
 
 
-def _scaled(held: Content, factors: list[float]) -> Output | None:
-    """In float32 alone, as a half would round the weight."""
+def _scaled(held: Content, factors: list[float], node: ir.Node) -> Output | None:
     if not isinstance(held, Output) or not isinstance(held.down, Dense) or held.by != "one":
         return None
-    if held.down.dtype != ir.DataType.FLOAT or held.gate.share is not None:
+    if held.gate.share is not None:
         return None
+    if held.down.dtype != ir.DataType.FLOAT:
+        raise Declined(f"a factor for an expert would round its {held.down.dtype.name} weights", node)
     bias = None if held.bias is None else scaled(held.bias, factors)
     return dataclasses.replace(held, down=Dense(scaled(held.down.view, factors)), bias=bias)
 

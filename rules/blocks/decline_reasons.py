@@ -11,6 +11,7 @@ from rewriter.facts import Facts
 from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import Integers
 from rewriter.graph.attributes import integer_attribute
+from rewriter.graph.contents import subgraphs
 from rewriter.graph.declines import NO_LOOP
 from rewriter.graph.walk import GaveUp, producers, readers, walk
 from rewriter.operators.form import is_experts
@@ -75,7 +76,10 @@ def _of_unknown(facts: Facts, node: ir.Node) -> Declined:
     """Why a choice is not followed behind ``node``: what else it reads is not understood, or it is not itself."""
     choice = next((v.producer() for v in node.inputs if v is not None and _is_known(facts, v)), None)
     if choice is not None and choice.graph is not node.graph:
+        around = next((n for n in choice.graph or () if node.graph in subgraphs(n)), None)
         reason = "the trace fixed which experts there are: an If asks for each that was hit how many tokens it has"
+        if around is not None and around.op_type != "If":
+            reason = f"a {around.op_type} takes one expert at each turn, and no operator is told in turns"
         return Declined(named(reason), node, remedy=NO_LOOP)
     if _is_row_of_table(facts, node):
         return Declined(named("each is a row of a table that is gathered when it runs, and no matrix"), node)

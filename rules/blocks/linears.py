@@ -7,6 +7,7 @@ Source: MatMul, Gemm, Einsum and com.microsoft::MatMulNBits, with biases as thei
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import onnx_ir as ir
@@ -14,8 +15,8 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Family
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import float_attribute, integer_attribute, text_attribute
-from rewriter.graph.declines import PLAIN_MATMUL
-from rewriter.graph.walk import producers, walk
+from rewriter.graph.declines import FOLDED, PLAIN_MATMUL
+from rewriter.graph.walk import GaveUp, producers, walk
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.operator import DOMAIN
 from rewriter.rule import Declined
@@ -30,6 +31,7 @@ from rewriter.rules.blocks.movement import token_rows
 from rewriter.tensors import View
 
 linears = Family("linears")
+_NEAR = 64
 
 
 def apply(held: Content | None, weight: Weight, by: By, node: ir.Node, read: ir.Value) -> Content | None:
@@ -100,6 +102,8 @@ def matmul(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | N
     if view is not None:
         return _times_constant(facts, a, view, node)
     left, right = facts.get(a, Located), facts.get(b, Located)
+    if right is None and _is_of_constants(facts, b):
+        raise Declined("a weight is computed from constants when the model runs", node, remedy=FOLDED)
     if right is not None and isinstance(right.content, Stack):
         data = operand(facts, a)
         return None if data is None else _times_chosen(_tokens_behind(facts, data, a), right, node, a)
@@ -109,6 +113,17 @@ def matmul(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | N
         flipped = _times_chosen(_flip(_tokens_behind(facts, right, b)), _flip(left), node, b)
         return None if flipped is None else _flip(flipped)
     return None
+
+
+def _is_of_constants(facts: Facts, value: ir.Value) -> bool:
+    """Whether a matrix is made of constants alone, and is none that is known."""
+
+    def before(at: ir.Value) -> list[ir.Value]:
+        return [] if facts.get(at, View) is not None else producers(at)
+
+    with contextlib.suppress(GaveUp):
+        return all(at.producer() or facts.get(at, View) is not None for at in walk([value], before, limit=_NEAR))
+    return False
 
 
 def _flip(located: Located) -> Located:

@@ -19,7 +19,7 @@ from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Content, Located, only, put
 from rewriter.rules.blocks.contents import Scores
 from rewriter.rules.blocks.laws import of_number, of_two
-from rewriter.rules.blocks.mixing import Mixing, Part, Share, Stack, Total
+from rewriter.rules.blocks.mixing import Mixing, Part, Share, Stack, Total, first_slots
 
 
 def opaque(mixing: Mixing, reason: str, node: ir.Node) -> Mixing:
@@ -168,6 +168,20 @@ def power(first: Located, exponent: float, node: ir.Node) -> Content | None:
         return None
     square = opaque(a, "weights are squared", node)
     return dataclasses.replace(square, scores=Scores(a.dense, "positive"), scale=1.0, late=True)
+
+
+@routing_weights.at("ReduceMin")
+def least(facts: Facts, node: ir.Node, x: ir.Value, *others: ir.Value | None) -> Located | None:
+    """The least of the chosen scores: that of the last slot."""
+    located, axes = facts.get(x, Located), static(facts, node, 1, "axes")
+    held = None if located is None else located.content
+    if located is None or not isinstance(held, Mixing) or axes is None or len(axes) != 1 or held.slot is not None:
+        return None
+    axis, keep = axes[0] % located.rank, integer_attribute(node, "keepdims", 1)
+    if not only(located.axes[axis], "slot") or held.stage != "raw" or first_slots(held.router, held.router.k) is None:
+        return None
+    last = dataclasses.replace(held, slot=held.router.k - 1, value=None)
+    return Located(last, put(located.axes, axis, *([()] if keep else [])))
 
 
 @routing_weights.at("Abs")

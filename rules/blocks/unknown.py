@@ -8,11 +8,12 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts
 from rewriter.facts.size import Integers
-from rewriter.graph.declines import Reason
+from rewriter.graph.declines import INLINE, Reason
 from rewriter.graph.walk import GaveUp, producers, walk
+from rewriter.operators.operator import DOMAIN
 from rewriter.rules.blocks.axes import Located
 from rewriter.rules.blocks.contents import Output
-from rewriter.rules.blocks.mixing import Share, Weighted
+from rewriter.rules.blocks.mixing import Carried, Share, Weighted
 from rewriter.tensors import View
 
 _FAR = 64
@@ -29,6 +30,8 @@ def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.N
 
     def before(at: ir.Value) -> list[ir.Value]:
         located = facts.get(at, Located)
+        if located is not None and isinstance(located.content, Carried):
+            return [factor.linear.x for factor in located.content.features.factors]
         followed = located is None or _is_faulty(located)
         return [v for v in producers(at) if not is_number(facts, v)] if followed else []
 
@@ -54,6 +57,9 @@ def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.N
         return "what is mixed is not the output of an expert of that router", node
     if found := _reason_of(facts, unknown):
         return found, unknown
+    if unknown.domain not in ("", DOMAIN):
+        called = f"what a call of {unknown.domain}::{unknown.op_type} computes is not looked into"
+        return Reason(called, INLINE), unknown
     return f"{unknown.op_type} does not belong to an expert as com.microsoft::MoE has it", unknown
 
 

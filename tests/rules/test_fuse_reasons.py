@@ -140,3 +140,77 @@ def test_constants_are_no_reason():
     text += "o = Squeeze(o3, l2) wc = Unsqueeze(w, last) m = Mul(o, wc) y = ReduceSum<keepdims=0>(m, l1)"
     ((_, found),) = fuse(block(ROUTED + text, last=[-1])).report.declined
     assert "Constant" not in found and "Mul" in found
+
+
+WEIGHED = "".join(weighed(e, f"o{e}") for e in range(3)) + "s = Add(t0, t1) y = Add(s, t2)"
+
+
+@pytest.mark.parametrize(
+    ("first", "reason"),
+    [
+        ("hb = MatMul(x, u0) la = MatMul(x, low) lb = MatMul(la, up) ls = Mul(lb, two) h0 = Add(hb, ls) a0 = Relu(h0) "
+         "o0 = MatMul(a0, d0) ", "two more linears are added to a linear, as LoRA adapters are"),
+        ("more = MatMul(low, up) wu = Add(u0, more) h0 = MatMul(x, wu) a0 = Relu(h0) o0 = MatMul(a0, d0) ",
+         "a weight is computed from constants when the model runs"),
+        ("o0 = own.Expert(x, u0, d0) ", "what a call of own::Expert computes is not looked into"),
+    ],
+    ids=["LoRA", "a weight that is computed", "a function"],
+)  # fmt: skip
+def test_what_is_to_be_folded_before_is_named_with_a_remedy(first, reason):
+    rng = np.random.default_rng(2)
+    held = {"low": rng.standard_normal((H, 2)).astype(np.float32), "up": rng.standard_normal((2, 6)).astype(np.float32)}
+    text = TOPK.format(k="l2") + first + expert(1) + expert(2) + WEIGHED
+    model = block(text, last=[-1], **held)
+    if "own." in first:
+        body = onnx.parser.parse_function(
+            '<opset_import: ["" : 18], domain: "own"> Expert (x, u, d) => (o)'
+            " { h = MatMul(x, u) a = Relu(h) o = MatMul(a, d) }"
+        )
+        model.functions.append(body)
+        model.opset_import.append(onnx.helper.make_opsetid("own", 1))
+    (decline,) = (decline for decline in fuse(model).report.declines if decline.rule == "fuse-experts")
+    assert reason in decline.reason and decline.remedy
+
+
+def test_a_factor_that_would_round_weights_says_so():
+    """In float16 the weight times it is another weight."""
+    text = TOPK.format(k="l2") + "".join(expert(e) for e in range(3)).replace("o0 =", "e0 =") + "o0 = Mul(e0, two) "
+    model = block(text + WEIGHED, last=[-1])
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            attribute.i = onnx.TensorProto.FLOAT16 if attribute.name == "to" else attribute.i
+    ((_, found),) = fuse(model).report.declined
+    assert "a factor for an expert would round its FLOAT16 weights" in found
+
+
+@pytest.mark.parametrize("op_type", ["Loop", "Scan"])
+def test_a_loop_over_the_experts_says_so(op_type):
+    """One turn for each expert, in the body of the loop."""
+    body = onnx.parser.parse_graph(
+        f"body (int64 e, bool go, float[T, {H}] sum) => (bool on, float[T, {H}] more) {{ wu = Gather(u, e) "
+        "wd = Gather(d, e) h = MatMul(x, wu) a = Relu(h) o = MatMul(a, wd) q = Equal(i, e) c = Cast<to=1>(q) "
+        "p = Mul(c, w) s = ReduceSum(p, last) t = Mul(o, s) more = Add(sum, t) on = Identity(go) }"
+    )
+    model = block(
+        TOPK.format(k="l2") + "zs = Shape(x) z = ConstantOfShape(zs) k = Cast<to=9>(n1) y = Add(z, x)", last=[-1]
+    )
+    del model.graph.node[-1]
+    if op_type == "Loop":
+        looped = onnx.helper.make_node("Loop", ["n3", "k", "z"], ["y"], body=body)
+    else:
+        del body.input[1], body.output[0], body.node[-1]
+        body.input.append(body.input.pop(0))
+        looped = onnx.helper.make_node("Scan", ["z", "each"], ["y"], body=body, num_scan_inputs=1)
+    model.graph.node.append(looped)
+    used = block("q = Gather(u, n3) p = Gather(d, n0) s = ReduceSum(q, last) y = Identity(x)", last=[-1])
+    known = {tensor.name for tensor in model.graph.initializer}
+    model.graph.initializer.extend(tensor for tensor in used.graph.initializer if tensor.name not in known)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(3), "each"))
+    ((_, found),) = fuse(model).report.declined
+    assert f"a {op_type} takes one expert at each turn" in found

@@ -68,6 +68,8 @@ MASKED = {
     + "m = Cast<to=1>(hs) q = Mul(m, p) " + NORMED,
     "scores that reach the least chosen": SOFT + LEAST + "b = GreaterOrEqual(p, least) m = Cast<to=1>(b) q = Mul(p, m) "
     + NORMED,
+    "scores that reach the least of the chosen": SOFT + "least = ReduceMin<keepdims=1>(v, last) "
+    + "b = GreaterOrEqual(p, least) m = Cast<to=1>(b) q = Mul(p, m) " + NORMED,
     "scores that exceed the largest other": SOFT.replace("l2)", "l3)")
     + "over = Slice(v, l2, l3, l1) b = Less(over, p) m = Cast<to=1>(b) q = Mul(p, m) " + NORMED,
     "the softmax of logits that reach the least": "l = MatMul(x, r) v, i = TopK<axis=-1>(l, l2) " + LEAST
@@ -193,6 +195,7 @@ def test_the_same_in_other_words(name):
         ("scores times a scattered mask", "keepdims=1>(q, last)", "keepdims=1>(p, last)"),
         ("scores that reach the least chosen", "GreaterOrEqual(p, least)", "GreaterOrEqual(l, least)"),
         ("scores that reach the least chosen", "GreaterOrEqual(p, least)", "LessOrEqual(p, least)"),
+        ("scores that reach the least of the chosen", "ReduceMin<", "ReduceMax<"),
         ("scores that exceed the largest other", "Less(over, p)", "Less(p, over)"),
         ("the softmax of logits that reach the least", "Where(b, inf, l)", "Where(b, l, inf)"),
         ("the softmax of chosen logits", "Where(b, l, lowest)", "Where(b, l, tiny)"),
