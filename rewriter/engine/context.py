@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from rewriter.engine import purity
 from rewriter.engine.proposal import Change
-from rewriter.engine.weights import planned, weight_record
+from rewriter.engine.weights import jobs_of, weight_record
 from rewriter.facts import Facts, Transfer
 from rewriter.facts.constants import constants
 from rewriter.facts.types import infer_types
@@ -181,8 +181,8 @@ class ModelRun(Run):
 
     def plan_use(self) -> dict[tuple[str, int], LineUse]:
         """Counts what each line of the plan came to, over the weights as the model holds them by now."""
-        made = planned(self.model).values()
-        names, covered = {weight.name for weight in made}, {source for weight in made for source in weight.sources}
+        made = [job.context for job, _ in jobs_of(self.model).values()]
+        names, covered = {weight.weight for weight in made}, {source for weight in made for source in weight.sources}
 
         def stands(name: str, sources: tuple[str, ...]) -> bool:
             return name in names or not covered.issuperset(sources)
@@ -193,12 +193,13 @@ class ModelRun(Run):
     @property
     def weights(self) -> tuple[Weight, ...]:
         """The weights that the model holds quantized, the largest error first; NaN until they have been computed."""
-        found = {**planned(self.model), **self._weights}.values()
+        jobs = [found for key, found in jobs_of(self.model).items() if key not in self._weights]
+        told = [weight_record(job, Measured(nbytes, math.nan)) for job, nbytes in jobs]
 
         def order(weight: Weight) -> tuple[float, object]:
             return (math.inf if math.isnan(weight.relative_rms) else -weight.relative_rms), natural(weight.name)
 
-        return tuple(sorted(found, key=order))
+        return tuple(sorted([*told, *self._weights.values()], key=order))
 
     def recorded(self, job: QuantizationJob) -> Weight | None:
         """Returns what is known of a weight since it was computed, None where it was not."""

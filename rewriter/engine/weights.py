@@ -46,16 +46,20 @@ def weight_record(job: QuantizationJob, measured: Measured) -> Weight:
     )
 
 
-def planned(model: ir.Model) -> dict[tuple[object, ...], Weight]:
-    """Returns the weights that will be quantized, by the key of their job; errors are NaN until they have been."""
-    found: dict[tuple[object, ...], Weight] = {}
-    sizes: dict[object, int] = {}
+def planned(model: ir.Model) -> list[Weight]:
+    """Returns the weights that will be quantized; errors are NaN until they have been."""
+    return [weight_record(job, Measured(nbytes, math.nan)) for job, nbytes in jobs_of(model).values()]
+
+
+def jobs_of(model: ir.Model) -> dict[tuple[object, ...], tuple[QuantizationJob, int]]:
+    """Returns what will quantize the weights of the model, by its key, each with the bytes that it will give."""
+    found: dict[tuple[object, ...], tuple[QuantizationJob, int]] = {}
     for slot in stored_tensors(model):
         tensor = slot.tensor
         if not isinstance(tensor, PartTensor):
             continue
         jobs = tensor.jobs if tensor.stacked else tensor.jobs[:1]  # others are equal to the first
         for job in jobs:
-            sizes[job.key] = sizes.get(job.key, 0) + tensor.nbytes // len(jobs)
-            found[job.key] = weight_record(job, Measured(sizes[job.key], math.nan))
+            _, before = found.get(job.key, (job, 0))
+            found[job.key] = job, before + tensor.nbytes // len(jobs)
     return found

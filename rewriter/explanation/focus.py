@@ -119,7 +119,7 @@ class Focus:
         name, report = self.name, result.report
         first, what = self._describe(result)
         here = set(map(name_of, _behind(first)))
-        here |= {weight.node for weight in planned(result.ir_model).values() if self._means(weight)}
+        here |= {weight.node for weight in planned(result.ir_model) if self._means(weight)}
         applications = tuple(a for a in report.applications if a.node in here)
         names = {node.name for node in first if node.name}
         absorbed = tuple(a for a in report.applications if a.node not in here and names & set(a.removed))
@@ -156,7 +156,7 @@ class Focus:
 
     def _describe(self, result: Result[Any]) -> tuple[list[ir.Node], str]:
         name = self.name
-        weights = {weight.name: weight for weight in planned(result.ir_model).values()}
+        weights = {weight.name: weight for weight in planned(result.ir_model)}
         node = self._nodes.get(name) or self._makers.get(name)
         if node is not None:
             return [node], ", ".join(filter(None, (f"node, {node.op_type}", self._role(node))))

@@ -63,7 +63,7 @@ def moved(facts: Facts, node: ir.Node, stack: ir.Value, *operands: ir.Value | No
     if view is None:
         return None
     try:
-        found = read(facts, node, [Size(d) for d in view.shape])
+        found = read(facts, node, list(map(Size.of, view.shape)))
         return {value: _shown_parts(view, moves, node) for value, moves in found.items()}
     except (IndexError, ValueError, ZeroDivisionError) as error:  # no runtime computes this either
         raise Declined(f"its operands do not fit a constant of shape {list(view.shape)}", node) from error

@@ -60,7 +60,7 @@ def _declared(value: ir.Value) -> Dims | None:
     if value.shape is None:
         return None
     return tuple(
-        Size(d) if isinstance(d, int) else _named(d.value) if d.value else Size(1, ((value, i),))
+        Size.of(d) if isinstance(d, int) else _named(d.value) if d.value else Size(1, ((value, i),))
         for i, d in enumerate(value.shape)
     )
 
@@ -89,7 +89,7 @@ _FULL_OUTPUTS = {"SkipSimplifiedLayerNormalization": (0, 3), "SkipLayerNormaliza
 def _origin(facts: Facts, value: ir.Value) -> _Origin:
     view = facts.get(value, View)
     if view is not None:
-        return (), lambda: tuple(Size(d) for d in view.shape)
+        return (), lambda: tuple(map(Size.of, view.shape))
     node = value.producer()
     if node is None or not node.inputs or node.inputs[0] is None:
         return (), lambda: _declared(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ class Size:
 
     factor: int = 1
     symbols: tuple[Symbol, ...] = ()
+
+    @staticmethod
+    @functools.cache
+    def of(extent: int) -> Size:
+        """Returns a known extent: a model has few different ones, and they are asked for at every node."""
+        return Size(extent)
 
     def __mul__(self, other: Size) -> Size:
         return Size(self.factor * other.factor, tuple(sorted((*self.symbols, *other.symbols), key=_order)))

@@ -52,7 +52,7 @@ def parts(facts: Facts, node: ir.Node, constant: Constant) -> list[Constant]:
     views = [facts.get(output, View) for output in node.outputs]
     if (constant.rank < 3 or constant.expert is not None) and None not in views:  # no more is to be learned from moves
         return [constant._replace(shape=view.shape, rank=view.rank) for view in views if view is not None]
-    dims = tuple(map(Size, constant.shape or [_FAR] * constant.rank))
+    dims = tuple(map(Size.of, constant.shape or [_FAR] * constant.rank))
     moves = _moves(facts, node, dims)
     return [_part(constant, dims, moves.get(output), output) for output in node.outputs]
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
-
-import numpy as np
 
 from rewriter.tensors.view import View
 
@@ -53,7 +50,11 @@ def _cut_back(common: str) -> str:
 
 
 def _position(at: int, shape: tuple[int, ...]) -> list[int]:
-    return [int(index) for index in np.unravel_index(at, shape)] if math.prod(shape) else [0] * len(shape)
+    found: list[int] = []
+    for extent in reversed(shape):
+        at, index = divmod(at, extent or 1)
+        found.insert(0, index)
+    return found
 
 
 def _part(shape: tuple[int, ...], low: Sequence[int], high: Sequence[int]) -> str:

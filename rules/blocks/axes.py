@@ -96,7 +96,7 @@ class Uniform(Content):
 
 def feature(size: int) -> Dim:
     """Returns a dimension of ``size`` features."""
-    return (Atom("feature", Size(size)),)
+    return (Atom("feature", Size.of(size)),)
 
 
 def tokens(sizes: Iterable[Size]) -> Axes:

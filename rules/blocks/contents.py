@@ -263,8 +263,7 @@ class Features(Content):
 
     def each(self, part: Callable[[Linear], Linear]) -> Features:
         """Returns the same functions of other linears."""
-        factors = (dataclasses.replace(factor, linear=part(factor.linear)) for factor in self.factors)
-        return dataclasses.replace(self, factors=tuple(factors))
+        return Features(tuple([Factor(part(factor.linear), factor.steps) for factor in self.factors]), self.scale)
 
 
 @dataclass(frozen=True)
