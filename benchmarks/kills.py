@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -108,10 +109,10 @@ def count_weights(file: Path) -> None:
     """Notes each weight that this process begins to quantize by a byte in a file."""
     right = QuantizationJob.quantize
 
-    def counting(job: QuantizationJob) -> QuantizedWeight:
+    def counting(job: QuantizationJob, *weight: Any) -> QuantizedWeight:
         with file.open("ab", buffering=0) as stream:
             stream.write(b".")
-        return right(job)
+        return right(job, *weight)
 
     QuantizationJob.quantize = counting
 

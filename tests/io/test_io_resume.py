@@ -112,9 +112,9 @@ def quantized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     right = QuantizationJob.quantize
 
-    def counting(job: QuantizationJob) -> Any:
+    def counting(job: QuantizationJob, *weight: Any) -> Any:
         seen.append(job.context.weight)
-        return right(job)
+        return right(job, *weight)
 
     monkeypatch.setattr(QuantizationJob, "quantize", counting)
     return seen
