@@ -6,6 +6,7 @@ Imports nothing of this package and nothing heavy.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ _PROCESS = Path("/proc/self")
 _GROUPS = Path("/sys/fs/cgroup")
 _LEAST_ADDRESSES = 1 << 30
 """Bytes of addresses that compiling and threads take beside the libraries: with 700 MB some runs ended in aborts."""
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD, _KEPT = -3, -1, 1 << 25
+"""Numbers of glibc's ``mallopt``, and the largest that it takes for the first: 32 MiB."""
 
 _NO_LIMIT = 1 << 60
 """cgroup v1 says that there is no limit by a number about as large as this."""
@@ -41,6 +45,17 @@ def ran_out(error: BaseException | None) -> bool:
     if no_thread or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return ran_out(error.__cause__)
+
+
+def keep_freed() -> None:
+    """Keeps blocks of memory that are freed for the next ones of their size, as glibc does by itself.
+
+    The workers of dask are started with MALLOC_TRIM_THRESHOLD_, after which glibc gives back every block of 128 kB or
+    more: zeroing pages anew took as long as quantizing did.
+    """
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # not glibc
+        for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            ctypes.CDLL(None).mallopt(parameter, _KEPT)
 
 
 def require_addresses() -> None:

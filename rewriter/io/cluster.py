@@ -7,6 +7,7 @@ byte of a weight travels: workers see the files of the input and of the output w
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -17,6 +18,7 @@ from rewriter.errors import UsageError, warn
 from rewriter.io.identity import code
 from rewriter.io.making import Threads
 from rewriter.io.writes import Outcome, QuantizeTask, Task, Write
+from rewriter.memory import keep_freed
 from rewriter.process import limit_processors
 from rewriter.tensors import MappedTensor
 
@@ -27,6 +29,9 @@ EXTRA = 'pip install "onnx-moe-rewriter[cluster]"'
 
 TIMEOUT = 10
 """Seconds in which a scheduler answers."""
+
+SOON = 1.0
+"""Seconds after which the scheduler is asked anew what workers there are."""
 
 
 @contextlib.contextmanager
@@ -65,6 +70,7 @@ class Cluster(Threads):
         self._client = client
         self._abroad = client.get_executor(pure=False)  # type: ignore[no-untyped-call]  # dask's
         self._stays = False
+        self._wanted, self._asked = 0, -SOON
 
     def submit(self, write: Write, folder: Path) -> Future[Outcome]:
         """Begins a write."""
@@ -86,8 +92,11 @@ class Cluster(Threads):
     @property
     def at_once(self) -> int:
         """How many writes keep it busy now: workers may come and go."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        return self._own + 2 * sum(int(worker["nthreads"]) for worker in workers)
+        if time.monotonic() >= self._asked + SOON:  # as often as for each write, it takes the time of a write
+            workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+            self._wanted = 2 * sum(int(worker["nthreads"]) for worker in workers)
+            self._asked = time.monotonic()
+        return self._own + self._wanted
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -120,6 +129,7 @@ def perform(task: Task, folder: Path, version: str) -> Outcome:
     if code() != version:
         raise UsageError(f"worker {worker.address} runs {code()}, and this process {version}; install the same")
     limit_processors(worker.state.nthreads)
+    keep_freed()
     try:
         return task(folder)
     except OSError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -128,6 +130,34 @@ def test_weights_in_the_model_file_are_quantized_here_and_said_so(client: Client
         result.save(tmp_path / "out", cluster=client, max_shard_size=SHARDS)
     result.save(tmp_path / "here", max_shard_size=SHARDS)
     assert everything(tmp_path / "out") == everything(tmp_path / "here")
+
+
+def pages_of_arrays(count: int) -> int:
+    """Pages that the system gave this process while it filled so many arrays of a mebibyte, one after the other."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(count):
+        np.ones(1 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what glibc does with memory that is freed")
+def test_workers_keep_the_memory_that_they_free(client: Client, model: Path, tmp_path: Path) -> None:
+    write = next(write for write in planned(rewriter.apply(model, **RULES)) if write.jobs)
+    (tmp_path / "0.data").touch()
+    for worker in client.scheduler_info()["workers"]:
+        client.submit(perform, write.task, tmp_path, code(), workers=[worker], pure=False).result()
+    found = client.run(pages_of_arrays, 100)
+    assert len(found) == 2 and max(found.values()) < 100 * 256 / 4, found
+
+
+def test_a_scheduler_is_not_asked_about_its_workers_for_each_write(
+    client: Client, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewriter.io.cluster.SOON", 1e6)
+    asked, ask = [], client.scheduler_info
+    monkeypatch.setattr(client, "scheduler_info", lambda **given: asked.append(given) or ask(**given))
+    rewriter.apply(model, **RULES).save(tmp_path / "out", cluster=client, max_shard_size=SHARDS)
+    assert len(asked) == 1
 
 
 def gptq(folder: Path) -> tuple[Path, Path]:
