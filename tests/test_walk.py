@@ -49,6 +49,7 @@ OWN = {
     "rewriter/facts/facts.py": "a fixpoint: a node is visited again when what is known of its inputs changed",
     "rewriter/facts/shapes.py": "a value's extents come after those that they follow from, whatever asked first",
     "rewriter/parity/subgraph.py": "puts nodes in order: one is listed after all that it reads",
+    "rules/blocks/axes.py": "indices taken off one end of a dimension until they make up an extent, no graph",
     "rules/blocks/mixing.py": "leaves of a tree from left to right, no graph",
 }
 """Files that may have a worklist of their own, and why."""
