@@ -97,8 +97,8 @@ def test_rule_sets_of_which_no_rule_fires_share_a_line(capsys, tmp_path):
     assert main(["apply", str(GRANITE), "-o", str(tmp_path / "o"), "--rules", "moe-int4", "-q"]) == 0
     assert main(["inspect", str(next((tmp_path / "o").glob("*.onnx")))]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^experts-int4, .*moe-int4.*: no rule would fire$", out, re.MULTILINE | re.DOTALL)
-    assert not re.search(r"^moe-int4 ", out, re.MULTILINE)
+    assert re.search(r" experts-int4, .*moe-int4.*: no rule would fire ", " ".join([*out.split(), ""]))
+    assert not re.search(r"^moe-int4 +[0-9]", out, re.MULTILINE)
 
 
 def test_it_speaks_json(capsys):
