@@ -26,10 +26,11 @@ ENDINGS = {
 
 @pytest.fixture(autouse=True)
 def heard():
-    """Has Ctrl-C heard also where the tests run in the background, whose processes are born ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Has signals heard also where the tests run in the background or under nohup, born ignoring them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGHUP, before[1])
 
 
 @pytest.fixture
