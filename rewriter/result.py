@@ -14,6 +14,7 @@ import onnx_ir as ir
 from rewriter import io
 from rewriter.graph.contents import Slot
 from rewriter.io.identity import looked_whole
+from rewriter.memory import set_aside
 from rewriter.parity.model import ModelParity, check
 from rewriter.parity.runtime import Feeds, Runtime
 from rewriter.quantize.lossless import OffGridError
@@ -62,13 +63,14 @@ class Result(Generic[M]):
 
     def _written(self, write: Callable[[], Written]) -> Written:
         """Writes; where a weight is off the grid on which its sample lay, all are looked at whole and written anew."""
-        try:
-            return write()
-        except OffGridError:
-            again = self._again()
-            self.ir_model, self._report, self._inspect = again.ir_model, again._report, again._inspect
-            self._identity = again._identity
-            return write()
+        with set_aside():
+            try:
+                return write()
+            except OffGridError:
+                again = self._again()
+                self.ir_model, self._report, self._inspect = again.ir_model, again._report, again._inspect
+                self._identity = again._identity
+                return write()
 
     @property
     def _from_folder(self) -> bool:

@@ -13,6 +13,7 @@ from support import Drop, Swap, histogram, parse, run, snapshot
 import rewriter
 from rewriter.engine.driver import without_cycle_collection
 from rewriter.errors import NonConvergenceError, ParityError, RuleError
+from rewriter.memory import set_aside
 from rewriter.rule import Declined, NotApplicable
 
 NO_PROOF = {"parity.local": "none"}
@@ -199,6 +200,20 @@ def test_what_was_made_while_nothing_is_collected_is_not_scanned_right_afterward
         assert gc.collect() > 100_000, "nothing is kept for good"
     finally:
         gc.callbacks.remove(told)
+
+
+def test_what_is_set_aside_is_not_scanned_meanwhile_and_what_comes_is():
+    held = [[] for _ in range(10_000)]
+    with set_aside():
+        assert gc.get_freeze_count() > 10_000
+        with set_aside():
+            held[0].append(held)
+        assert gc.get_freeze_count(), "who came first decides for how long"
+        cycle = []
+        cycle.append(cycle)
+        del cycle
+        assert gc.collect(0) > 0
+    assert not gc.get_freeze_count()
 
 
 class Fuse(RewriteRuleClassBase):

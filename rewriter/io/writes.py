@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,13 +112,14 @@ class QuantizeTask:
 
     def __call__(self, folder: Path) -> Outcome:
         digests = [Digest() for _ in self.parts]
-        for position, arrays in enumerate(shared_out(self._packed, range(len(self.jobs)))):
-            for digest, (index, place) in zip(digests, self.parts, strict=True):
-                data = np.ascontiguousarray(arrays[index]).reshape(-1).view(np.uint8).data
-                digest.add(data)
-                with (folder / place.file).open("r+b") as file:
-                    file.seek(place.offset + position * len(data))
-                    file.write(data)
+        with ExitStack() as stack:
+            files = {place.file: stack.enter_context((folder / place.file).open("r+b")) for _, place in self.parts}
+            for position, arrays in enumerate(shared_out(self._packed, range(len(self.jobs)))):
+                for digest, (index, place) in zip(digests, self.parts, strict=True):
+                    data = np.ascontiguousarray(arrays[index]).reshape(-1).view(np.uint8).data
+                    digest.add(data)
+                    files[place.file].seek(place.offset + position * len(data))
+                    files[place.file].write(data)
         measured = (job.measured for job in self.jobs)
         return Outcome(tuple(d.value() for d in digests), tuple(found for found in measured if found is not None))
 
