@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,10 +18,10 @@ from hypothesis import strategies as st
 
 import rewriter
 from rewriter.budget import kept, sensitivity
-from rewriter.budget.forms import Budget, Form, Group, worth_taking
+from rewriter.budget.forms import Budget, Choice, Form, Group, worth_taking
 from rewriter.budget.goal import MARGIN, Goal
 from rewriter.budget.measured import measure
-from rewriter.budget.plan import chosen, fit
+from rewriter.budget.plan import chosen, explained, fit
 from rewriter.budget.samples import group_jobs, mean_errors, quantized_jobs
 from rewriter.calibration import Calibration
 from rewriter.calibration.capture import calibrate
@@ -310,3 +311,14 @@ def test_fewer_bits_than_there_are_is_one_line_with_what_can_be_had(tmp_path, ca
 def test_what_cannot_be_is_one_clear_line(more, message, tmp_path, capsys):
     assert main(["apply", str(MODEL), "-o", str(tmp_path / "o"), *more]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_size_at_which_a_smaller_one_is_better_is_not_listed():
+    def choice(nbytes, error):
+        return Choice({object(): nbytes}, nbytes, error)
+
+    chosen_one = choice(50, 0.13)
+    others = [choice(40, 0.3), choice(45, 0.4), choice(55, 0.18), choice(60, 0.12), choice(70, 0.12)]
+    budget = SimpleNamespace(tokens=1, beside=lambda _: others, bits_of=float)
+    found = explained(budget, chosen_one, Goal(50))
+    assert [(size.nbytes, size.chosen) for size in found.sizes] == [(40, False), (50, True), (60, False)]

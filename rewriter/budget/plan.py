@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import yaml
@@ -73,10 +74,11 @@ def explained(budget: Budget, choice: Choice, goal: Goal) -> Sized:
     """Returns why these forms: what was asked for, and what other sizes would give."""
     whole = 1.0 if budget.tokens else choice.error or 1.0
     taken = {other.nbytes: other for other in budget.beside(choice.nbytes) if other.forms != choice.forms}
-    found = [
-        SizeGiven(other.nbytes, budget.bits_of(other.nbytes), other.error / whole, chosen=other is choice)
-        for other in sorted([choice, *taken.values()], key=lambda other: other.nbytes)
-    ]
+    least, found = math.inf, []
+    for other in sorted([choice, *taken.values()], key=lambda other: other.nbytes):
+        if other is choice or other.error < least:  # what takes more and is no better, nobody asks for
+            found.append(SizeGiven(other.nbytes, budget.bits_of(other.nbytes), other.error / whole, other is choice))
+        least = min(least, other.error)
     return Sized(str(goal), budget.tokens, tuple(found))
 
 
