@@ -94,11 +94,19 @@ def test_what_it_prints(capsys):
 
 
 def test_rule_sets_of_which_no_rule_fires_share_a_line(capsys, tmp_path):
-    assert main(["apply", str(GRANITE), "-o", str(tmp_path / "o"), "--rules", "moe-int4", "-q"]) == 0
+    assert main(["apply", str(GRANITE), "-o", str(tmp_path / "o"), "--rules", "experts-int4", "-q"]) == 0
     assert main(["inspect", str(next((tmp_path / "o").glob("*.onnx")))]) == 0
     out = capsys.readouterr().out
-    assert re.search(r" experts-int4, .*moe-int4.*: no rule would fire ", " ".join([*out.split(), ""]))
-    assert not re.search(r"^moe-int4 +[0-9]", out, re.MULTILINE)
+    assert re.search(r" experts-int4, .*unstack: no rule would fire ", " ".join([*out.split(), ""]))
+    assert re.search(r"^moe-int4 +[0-9]", out, re.MULTILINE)
+    assert not re.search(r"^experts-int4 +[0-9]", out, re.MULTILINE)
+
+
+def test_a_model_that_no_rule_set_changes_has_no_empty_table(capsys, tmp_path):
+    ir.save(parse("main (float[2] x) => (float[2] y) { y = Identity(x) }"), tmp_path / "m.onnx")
+    assert main(["inspect", str(tmp_path / "m.onnx")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "No rule of these rule sets would fire: dense-int4, " in out and "float experts" not in out
 
 
 def test_it_speaks_json(capsys):

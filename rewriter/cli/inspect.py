@@ -85,6 +85,8 @@ def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, few: bool) -
     show(screen, _blocks(info.blocks), _weights(info), _sizes(info, found))
     if not info.blocks:
         screen.print("No MoE block was recognised.")
+    if found and not _changed(found):
+        screen.print("No rule of these rule sets would fire: " + ", ".join(outlook.rule_set for outlook in found))
     if few:
         screen.print(f"With {info.nodes:,} nodes, a few rule sets were tried; --sizes tries all", style="dim")
 
@@ -140,20 +142,24 @@ def _weights(info: ModelInfo) -> Sheet:
     return made
 
 
+def _changed(found: Sequence[Outlook]) -> list[Outlook]:
+    """The rule sets that have something to say: of which a rule would fire, or that cannot be used."""
+    return [outlook for outlook in found if outlook.rewrites or outlook.problem]
+
+
 def _sizes(info: ModelInfo, found: Sequence[Outlook]) -> Sheet | None:
     from rewriter.cli.console import Sheet
     from rewriter.text import nbytes
 
-    if not found:
+    shown = _changed(found)
+    if not shown:
         return None
     columns = ("|rule set", ">size", ">of now", ">rewrites", ">float experts")
     made = Sheet("What each rule set would make of it", *columns)
-    idle = [outlook for outlook in found if not outlook.rewrites and not outlook.problem]
+    idle = [outlook for outlook in found if outlook not in shown]
     said = [f"{', '.join(outlook.rule_set for outlook in idle)}: no rule would fire"] if idle else []
     made.caption = "\n".join(said + [f"{o.rule_set} cannot be used: {o.problem}" for o in found if o.problem])
-    for outlook in found:
-        if outlook in idle:
-            continue
+    for outlook in shown:
         after = outlook.bytes_after
         if after is None:
             made.add(outlook.rule_set, "-", "-", "-", "-")
