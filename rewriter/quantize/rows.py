@@ -19,6 +19,7 @@ from rewriter.quantize import kernels
 from rewriter.quantize.formats import INT
 from rewriter.quantize.kernels import Codes, Floats
 from rewriter.quantize.lanes import LANES
+from rewriter.quantize.steps import steps
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 
 Result = TypeVar("Result")
@@ -148,7 +149,7 @@ def quantize_chunk(
         if whole
         else [np.empty((len(blocks), n), a.dtype) for a, n in ((codes, blocks.shape[1]), (scales, 1), (zeros, 1))]
     )
-    tried = kernels.steps(method, top, symmetric)
+    tried = steps(method, top, symmetric)
     end = kernels.quantize(blocks, weighing, lengths, method, top, symmetric, dtype, tried, *made)
     if not whole:
         codes[:] = made[0][: scales.size, :block].reshape(len(rows), -1)[:, :k]
