@@ -46,9 +46,14 @@ from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
 from rewriter.rules.blocks import experts
 from rewriter.rules.blocks.alike import same_expert
 from rewriter.rules.blocks.at_operator import AtOperator
-from rewriter.rules.blocks.block import Block, read_block
+from rewriter.rules.blocks.block import Block, read_block, whole_sum
 from rewriter.rules.blocks.contents import Composed, Packed
-from rewriter.rules.blocks.decline_reasons import decline_dispatch, decline_unfused
+from rewriter.rules.blocks.decline_reasons import (
+    chooses_experts,
+    decline_dispatch,
+    decline_unfused,
+    reads_stack,
+)
 from rewriter.rules.blocks.emit import (
     facts_dtype,
     form_of,
@@ -89,6 +94,9 @@ class FuseExperts(AtOperator):
     def __init__(self, op_type: str, into: ExpertsName) -> None:
         super().__init__("fuse-experts", op_type)
         self._into = into
+
+    def may_begin(self, node: ir.Node) -> bool:
+        return whole_sum(self.run.facts, node.outputs[0]) is not None
 
     def replace(self, op: Any, node: ir.Node) -> Replacement:
         block = unflattened(self.run.facts, read_block(self.run.facts, node.outputs[0]))
@@ -236,9 +244,12 @@ class Unfused(AtOperator):
 
     recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
 
-    def __init__(self, op_type: str, decline: Decline) -> None:
+    def __init__(self, op_type: str, begins: Callable[[Run, ir.Node], bool], decline: Decline) -> None:
         super().__init__("fuse-experts", op_type, remove_nodes=False)  # one output of several is enough to match
-        self._decline = decline
+        self._begins, self._decline = begins, decline
+
+    def may_begin(self, node: ir.Node) -> bool:
+        return self._begins(self.run, node)
 
     def replace(self, op: Any, node: ir.Node) -> Any:
         self._decline(self.run, node, COMPLETING)
@@ -258,6 +269,6 @@ def rule(*, into: ExpertsName = FLOAT_EXPERTS) -> list[Rule]:
     """
     return [
         *(FuseExperts(op_type, into) for op_type in COMPLETING),
-        *(Unfused(op_type, decline_unfused) for op_type in ("TopK", "ArgMax", "Gather", "GatherND")),
-        *(Unfused(op_type, decline_dispatch) for op_type in ("MatMul", "Einsum")),
+        *(Unfused(op_type, chooses_experts, decline_unfused) for op_type in ("TopK", "ArgMax", "Gather", "GatherND")),
+        *(Unfused(op_type, reads_stack, decline_dispatch) for op_type in ("MatMul", "Einsum")),
     ]

@@ -11,10 +11,11 @@ from onnxscript.rewriter import RewriteRuleClassBase, pattern
 from support import Drop, Swap, histogram, parse, run, snapshot
 
 import rewriter
+from rewriter.engine import driver
 from rewriter.engine.driver import without_cycle_collection
 from rewriter.errors import NonConvergenceError, ParityError, RuleError
 from rewriter.memory import set_aside
-from rewriter.rule import Declined, NotApplicable
+from rewriter.rule import Declined, NotApplicable, Rule
 
 NO_PROOF = {"parity.local": "none"}
 CHAIN = """
@@ -67,6 +68,50 @@ def test_a_phase_ends_where_nothing_fires_any_more():
     assert histogram(result.model) == {"Relu": 1}
     assert result.report.sweeps["rules"] > 1
     np.testing.assert_array_equal(run(result.model, {"v0": X})["v6"], np.maximum(X, 0))
+
+
+class AtMiddle(Rule):
+    """Relu(x) -> Abs(x) wherever it is asked; by its first look at a node, ``middle`` alone is one."""
+
+    def __init__(self, begins=lambda node: node.name == "middle", rewrite=lambda op, x: op.Abs(x)):
+        super().__init__(name="at-middle")
+        self._begins, self._make, self.asked = begins, rewrite, []
+
+    def may_begin(self, node):
+        return self._begins(node)
+
+    def pattern(self, op, x):
+        return op.Relu(x, _outputs=["y"])
+
+    def rewrite(self, op, x, y):
+        self.asked.append(y.producer().name)
+        return self._make(op, x)
+
+
+RELUS = "g (float[2,3] x) => (float[2,3] y) { [first] a = Relu (x) [middle] b = Relu (a) [last] y = Relu (b) }"
+
+
+def test_a_rule_is_asked_of_no_node_at_which_it_may_not_begin(monkeypatch):
+    rule = AtMiddle()
+    monkeypatch.setattr(driver, "is_checked", lambda: False)  # as everywhere but in tests
+    result = rewriter.apply(parse(RELUS), [rule], overrides=NO_PROOF)
+    assert rule.asked == ["middle"]
+    assert histogram(result.model) == {"Relu": 2, "Abs": 1}
+
+
+def declining(op, x):
+    raise Declined("it is none", x)
+
+
+@pytest.mark.parametrize(("rewrite", "did"), [(lambda op, x: op.Abs(x), "fires"), (declining, "declines: it is none")])
+def test_a_rule_that_has_something_to_say_where_it_may_not_begin_is_found_by_tests(rewrite, did):
+    with pytest.raises(RuleError, match=f"at-middle.*first.*may_begin says no.* {did}"):
+        rewriter.apply(parse(RELUS), [AtMiddle(rewrite=rewrite)], overrides=NO_PROOF)
+
+
+def test_a_look_that_fails_is_the_rules_fault():
+    with pytest.raises(RuleError, match=r"at-middle.*first.*ZeroDivisionError"):
+        rewriter.apply(parse(RELUS), [AtMiddle(lambda node: 1 // 0)], overrides=NO_PROOF)
 
 
 def test_rules_that_undo_one_another_are_named():

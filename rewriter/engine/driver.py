@@ -18,7 +18,7 @@ from rewriter.engine.commit import Committer
 from rewriter.engine.context import ModelRun
 from rewriter.engine.interface import interface, require_same
 from rewriter.engine.proposal import Rewrite
-from rewriter.engine.purity import unchanged
+from rewriter.engine.purity import is_checked, unchanged
 from rewriter.errors import NonConvergenceError, ProofError, RewriterError, RuleError, RuleSetError
 from rewriter.facts import DeclineTracer, Transfer
 from rewriter.graph._onnxscript import (
@@ -69,6 +69,7 @@ class Outcome:
 class _Candidate:
     name: str
     rule: RewriteRule
+    may_begin: Callable[[ir.Node], bool]
 
 
 class Engine:
@@ -154,7 +155,8 @@ class Engine:
                 if isinstance(own, Rule):
                     own.run = self._run
                     recognisers |= dict.fromkeys(own.recognisers)
-                candidate = _Candidate(bound.name, compiled(own))
+                may_begin = own.may_begin if isinstance(own, Rule) else _anywhere
+                candidate = _Candidate(bound.name, compiled(own), may_begin)
                 if wrong := wrong_arity(candidate.rule):
                     raise RuleSetError(f"rule {bound.name} can never fire: {wrong}")
                 key = root_operator(candidate.rule)
@@ -202,13 +204,23 @@ class Engine:
         self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer, nodes: Sequence[ir.Node]
     ) -> Rewrite | None:
         """Matches and builds the replacement; the model is as it was whatever comes of it."""
+        tracer.clear()
         with unchanged(self._run.model, candidate.name, node):
-            return self._matched(candidate, node, tracer, nodes)
+            try:
+                begins = bool(node.outputs) and candidate.may_begin(node)
+            except Exception as error:
+                raise _broken(candidate, node, error) from error
+            if not begins and not is_checked():
+                return None
+            rewrite = self._matched(candidate, node, tracer, nodes)
+            if not begins and (rewrite is not None or tracer.reason):
+                did = f"declines: {tracer.reason}" if rewrite is None else "fires"
+                raise RuleError(candidate.name, name_of(node), f"its may_begin says no, and the rule {did}")
+            return rewrite
 
     def _matched(
         self, candidate: _Candidate, node: ir.Node, tracer: DeclineTracer, nodes: Sequence[ir.Node]
     ) -> Rewrite | None:
-        tracer.clear()
         self._run.tried = candidate.name
         rule = candidate.rule
         graph = node.graph
@@ -226,9 +238,7 @@ class Engine:
         except RewriterError:
             raise
         except Exception as error:
-            raise RuleError(
-                candidate.name, name_of(node), f"{type(error).__name__}: {error}{line_of(error)}"
-            ) from error
+            raise _broken(candidate, node, error) from error
         imports = self._committer.imports(graph)
         opsets = {d: imports.get(d, 1) if version is None else version for d, version in built.used_opsets}
         producers = (n for out in block.outputs if (n := out.producer()) is not None)
@@ -285,6 +295,16 @@ class Engine:
         if len(self.outcome.applications) % _TOLD_EVERY == 0:
             self._progress(phase, len(self.outcome.applications))
         return True
+
+
+def _anywhere(node: ir.Node) -> bool:
+    """A rule of onnxscript's own says all that it asks in its pattern."""
+    del node
+    return True
+
+
+def _broken(candidate: _Candidate, node: ir.Node, error: Exception) -> RuleError:
+    return RuleError(candidate.name, name_of(node), f"{type(error).__name__}: {error}{line_of(error)}")
 
 
 def _forms(rewrite: Rewrite) -> list[object]:

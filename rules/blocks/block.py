@@ -68,15 +68,24 @@ class Block:
         return self.experts[0].activation
 
 
+def whole_sum(facts: Facts, value: ir.Value) -> Located | None:
+    """Returns what a value holds where it is a sum of a router's experts, and no part of a longer one."""
+    located = facts.get(value, Located)
+    held = None if located is None else located.content
+    if located is None or not isinstance(held, Mixed | Complete) or on_hits(located):
+        return None
+    return None if _is_term(value, held) or _goes_on(facts, value, held) else located
+
+
 def read_block(facts: Facts, out: ir.Value) -> Block:
     """Returns the block that ends in ``out``; declines, naming expert and node, where one is there but not whole."""
-    located = facts.get(out, Located)
-    held = None if located is None or on_hits(located) else located.content
-    if located is None or not isinstance(held, Mixed | Complete) or _is_term(out, held) or _goes_on(facts, out, held):
+    located = whole_sum(facts, out)
+    if located is None:
         raise NotApplicable
-    if isinstance(held, Mixed):
-        return _of_sum(facts, out, located.axes, held)
-    weighted = held.weighted
+    if isinstance(located.content, Mixed):
+        return _of_sum(facts, out, located.axes, located.content)
+    assert isinstance(located.content, Complete)
+    weighted = located.content.weighted
     return Block(out, located.axes, weighted.mixing, _of_all(facts, weighted))
 
 

@@ -24,6 +24,11 @@ from rewriter.rules.blocks.unknown import is_number, named, why_unknown
 from rewriter.tensors import View
 
 
+def chooses_experts(run: Run, node: ir.Node) -> bool:
+    """Whether a node is what a router chooses by, or takes a token's experts from a table; any ArgMax may be."""
+    return node.op_type == "ArgMax" or _is_choice(run.facts, node)
+
+
 def decline_unfused(run: Run, choice: ir.Node, ends: Sequence[str]) -> None:
     """Declines, naming the first operator behind a choice of experts that is not understood.
 
@@ -37,7 +42,7 @@ def decline_unfused(run: Run, choice: ir.Node, ends: Sequence[str]) -> None:
         NotApplicable: no experts follow, the operator that completes the block speaks for it, or the scores are no
             router's own, as those of a second choice.
     """
-    if not (_is_first_choice(run, choice) if choice.op_type == "ArgMax" else _is_choice(run.facts, choice)):
+    if not chooses_experts(run, choice) or (choice.op_type == "ArgMax" and not _is_first_choice(run, choice)):
         raise NotApplicable
     unknown: ir.Node | None = None
     told: ir.Node | None = None
@@ -138,6 +143,11 @@ def _unfinished(facts: Facts, node: ir.Node, choice: ir.Node, ends: Sequence[str
     return None
 
 
+def reads_stack(run: Run, node: ir.Node) -> bool:
+    """Whether a node is a product of something with a stack of matrices."""
+    return len(node.inputs) == 2 and node.inputs[0] is not None and _is_stack(run.facts, node.inputs[1])
+
+
 def decline_dispatch(run: Run, product: ir.Node, ends: Sequence[str]) -> None:
     """Declines where a stack of experts reads what is no token, or tokens that the experts themselves chose.
 
@@ -146,8 +156,7 @@ def decline_dispatch(run: Run, product: ir.Node, ends: Sequence[str]) -> None:
         NotApplicable: neither is, or a stack of experts already was.
     """
     facts = run.facts
-    x, w = product.inputs if len(product.inputs) == 2 else (None, None)
-    if x is None or w is None or not _is_stack(facts, w):
+    if not reads_stack(run, product):
         raise NotApplicable
 
     def before(at: ir.Value) -> list[ir.Value]:
@@ -155,7 +164,7 @@ def decline_dispatch(run: Run, product: ir.Node, ends: Sequence[str]) -> None:
         return [] if any(_is_stack(facts, v) for v in given) else given
 
     with contextlib.suppress(GaveUp):
-        for at in walk([x], before, limit=_NEAR):
+        for at in walk([v for v in product.inputs[:1] if v is not None], before, limit=_NEAR):
             node = at.producer()
             over = None if node is None else _over_tokens(facts, node)
             if over is not None:
@@ -177,7 +186,7 @@ def _over_tokens(facts: Facts, node: ir.Node) -> str | None:
     return soft if axis < len(dims) - 1 else None
 
 
-def _is_stack(facts: Facts, value: ir.Value) -> bool:
+def _is_stack(facts: Facts, value: ir.Value | None) -> bool:
     view = facts.get(value, View)
     return view is not None and view.rank == 3 and view.shape[0] > 1 and view.dtype.is_floating_point()
 
