@@ -69,7 +69,6 @@ class Run(Protocol):
     """What the engine offers to the rules of a run.
 
     Attributes:
-        facts: what the recognisers have stated so far.
         target: the runtime that the result is for.
         rounded_activations: whether experts may be fused where the target's kernel rounds activations to 8 bits.
         accuracy_level: what MatMulNBits and QMoE are written with where a rule's own option does not say; 0 leaves it
@@ -79,12 +78,15 @@ class Run(Protocol):
         looks: what was seen of weights so far, of which it asks.
     """
 
-    facts: Facts
     target: Target
     rounded_activations: bool
     accuracy_level: AccuracyLevel
     looks_whole: bool
     looks: MutableMapping[View, Look]
+
+    @property
+    def facts(self) -> Facts:
+        """What the recognisers have stated so far."""
 
     def role(self, node: ir.Node) -> Role:
         """Returns what the weight that ``node`` reads is for."""

@@ -175,6 +175,31 @@ def test_facts_are_kept_from_phase_to_phase():
     assert asked == ["r", "s", "t"]
 
 
+def test_what_commits_touched_is_stated_when_somebody_asks():
+    """All of it at once, and of what has left the model by then nothing."""
+    asked = []
+
+    def noted(facts, node, x):
+        asked.append(node.name)
+        return "positive"
+
+    def commits():
+        run.recognise(at_relu(noted))
+        for name in ("s", "t"):
+            model.graph.append(node := ir.node("Relu", [model.graph.inputs[0]], name=name))
+            run.follow(node, Change([], [node], []), {})
+        model.graph.remove(node, safe=True)
+        run.follow(node, Change([node], [], []), {})
+        assert asked == ["r"]
+        assert run.facts.get(model.graph[-1].outputs[0], str) == "positive"
+        assert run.facts.get(node.outputs[0], str) is None
+
+    model = parse("g (float[2] x) => (float[2] y) { [r] y = Relu (x) }")
+    run = ModelRun(model, load(["unstack"]).plan, Target.parse("auto"), ALGORITHMS)
+    contextvars.Context().run(commits)
+    assert asked == ["r", "s"]
+
+
 def test_a_recogniser_that_looks_further_than_its_inputs_is_found():
     def readers(facts, node, x):
         return len(x.uses())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
@@ -14,13 +15,10 @@ from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_o
 from rewriter.errors import RuleError
 from rewriter.graph._onnxscript import MatchFailureError
 from rewriter.graph.contents import bodies, nodes_of, subgraphs
-from rewriter.graph.walk import walk
 from rewriter.quantize.job import PartTensor
 from rewriter.tensors import View, ViewTensor, constant
 
 Container = ir.Graph | ir.Function
-_Tried = tuple[ir.Node, ir.Node | None]
-"""A node, and the reader that went before it was tried."""
 _SMALL = 256
 """Bytes of a constant that are looked at: shapes, axes and scalars."""
 
@@ -204,34 +202,27 @@ class Committer:
     def _remove_dead(self, matched: Iterable[ir.Node]) -> list[ir.Node]:
         """Removes the matched nodes, and those that only they kept alive."""
         removed: dict[ir.Node, None] = {}
-
-        def remove(tried: _Tried) -> list[_Tried]:
-            """Unhooks a node that nothing reads; what it read is tried once more for it."""
-            node, _ = tried
+        tried = deque(matched)
+        while tried:
+            node = tried.popleft()
             if (
                 node in removed
                 or node.graph is None
                 or any(out.uses() or out.is_graph_output() for out in node.outputs)
             ):
-                return []
+                continue
             removed[node] = None
             sources = _unhook(node)
             for graph in subgraphs(node):
                 self.listed.forget()
                 for inner in nodes_of(graph):
                     sources += _unhook(inner)
-            before: list[_Tried] = []
             for value in sources:
                 producer = value.producer()
                 if producer is not None:
-                    before.append((producer, node))
+                    tried.append(producer)
                 elif value.is_initializer():
                     self._released[value] = None
-            return before
-
-        start: list[_Tried] = [(node, None) for node in matched]
-        for _ in walk(start, remove, limit=None):
-            pass
         for graph, nodes in itertools.groupby(removed, lambda node: node.graph):
             assert graph is not None
             graph.remove(nodes)

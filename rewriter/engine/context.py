@@ -60,7 +60,8 @@ class ModelRun(Run):
         self._constants.compute()
         infer_types(model, self._constants)
         self._kept: dict[tuple[Transfer, ...], Facts] = {}
-        self.facts = self._constants
+        self._facts = self._constants
+        self._unstated: list[Change] = []
         self.readers: list[tuple[str, str]] = []
         self._pickings: dict[tuple[str, str], tuple[tuple[str, ...], Picking]] = {}
         self._plan = plan
@@ -75,6 +76,7 @@ class ModelRun(Run):
 
     def recognise(self, recognisers: Iterable[Transfer]) -> None:
         """Offers what the rules of a phase ask for, upon what is constant: stated once, then brought up to date."""
+        self._catch_up(None)
         key = tuple(recognisers)
         kept = self._kept.get(key)
         if kept is None:
@@ -83,7 +85,26 @@ class ModelRun(Run):
             kept.refresh()
             if purity.is_checked():
                 purity.require_same(kept, self._state(key), self.model)
-        self.facts = kept
+        self._facts = kept
+
+    @property
+    def facts(self) -> Facts:
+        """See ``rewriter.rule.Run``; what commits have touched is stated anew when somebody asks."""
+        if self._unstated:
+            self._catch_up(self._facts)
+        return self._facts
+
+    def _catch_up(self, asked: Facts | None) -> None:
+        """States anew what commits have touched: what is constant, and what is asked for; others take note."""
+        changes, self._unstated = self._unstated, []
+        removed = [node for change in changes for node in change.removed]
+        rewired = (use.node for change in changes for value in change.rewired for use in value.uses())
+        added = (node for change in changes for node in change.added)
+        touched = [node for node in (*added, *rewired) if node.graph is not None]
+        changed = self._constants.update(removed, touched)
+        touched += (use.node for value in changed for use in value.uses())
+        for facts in self._kept.values():
+            (facts.update if facts is asked else facts.note)(removed, touched)
 
     def _state(self, recognisers: Iterable[Transfer]) -> Facts:
         facts = Facts(self.model, recognisers, self._constants)
@@ -153,7 +174,7 @@ class ModelRun(Run):
         return f"they stand in the body of {holder}, of which no values can be captured"
 
     def follow(self, root: ir.Node, change: Change, roles: Mapping[ir.Value, str]) -> None:
-        """Takes note of a commit: facts are brought up to date, new nodes have the role of the root, or their own.
+        """Takes note of a commit: new nodes have the role of the root, or their own.
 
         What takes the place of whole experts has theirs.
         """
@@ -168,11 +189,7 @@ class ModelRun(Run):
                 producer = value.producer()
                 if producer is not None:
                     self._roles[producer] = replace(role, name=name)
-        touched = [*change.added, *(use.node for value in change.rewired for use in value.uses())]
-        changed = self._constants.update(change.removed, touched)
-        touched += (use.node for value in changed for use in value.uses())
-        for facts in self._kept.values():
-            (facts.update if facts is self.facts else facts.note)(change.removed, touched)
+        self._unstated.append(change)
 
     @property
     def roles(self) -> set[str]:

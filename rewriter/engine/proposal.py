@@ -89,10 +89,10 @@ def may_be_out_of_order(rewrite: Rewrite) -> bool:
     """Whether an output is read before the root, or a new node reads what the root need not come after."""
     if {old.producer() for old in rewrite.outputs} - {rewrite.root}:
         return True
-    before = {value for node in rewrite.matched for value in (*node.inputs, *node.outputs)}
     new = set(rewrite.nodes)
-    read = (value for node in rewrite.nodes for value in node.inputs if value is not None and value not in before)
-    return any((producer := value.producer()) is not None and producer not in new for value in read)
+    given = (value for node in rewrite.nodes for value in node.inputs if value is not None)
+    read = {value for value in given if (producer := value.producer()) is not None and producer not in new}
+    return bool(read) and not read.issubset(v for node in rewrite.matched for v in (*node.inputs, *node.outputs))
 
 
 def feeds_itself(rewrite: Rewrite) -> bool:
