@@ -1,4 +1,4 @@
-"""Weights are quantized by the workers of a dask cluster, which read the input and write their own part of the output.
+"""The workers of a dask cluster read the input, write their own part of the output, and read back what all wrote.
 
 What is sent says where a weight lies, how it is quantized and where it goes; what comes back are digests and errors. No
 byte of a weight travels: workers see the files of the input and of the output where this process sees them.
@@ -7,20 +7,21 @@ byte of a weight travels: workers see the files of the input and of the output w
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rewriter.errors import UsageError, warn
 from rewriter.io.identity import code
 from rewriter.io.making import Threads
-from rewriter.io.writes import Outcome, QuantizeTask, Task, Write
+from rewriter.io.writes import STEP, Outcome, Piece, Range, Write, make
 from rewriter.memory import keep_freed
 from rewriter.process import limit_processors
-from rewriter.tensors import MappedTensor
+from rewriter.tensors import MappedTensor, ViewTensor
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -32,6 +33,14 @@ TIMEOUT = 10
 
 SOON = 1.0
 """Seconds after which the scheduler is asked anew what workers there are."""
+
+ROUNDS = 8
+"""Jobs for each thread of a worker, if there is less to do than jobs of a second: so that all end at about one time."""
+
+BYTES = 8
+"""Bytes that are copied, or read back, in the time in which one number is quantized."""
+
+_T = TypeVar("_T")
 
 
 @contextlib.contextmanager
@@ -63,40 +72,76 @@ def connected(address: str | None) -> Iterator[Client | None]:
 
 
 class Cluster(Threads):
-    """The workers of a cluster for weights in data files; threads of this process for all else."""
+    """The workers of a cluster for what lies in data files; threads of this process for all else."""
 
     def __init__(self, client: Client, threads: int) -> None:
         super().__init__(threads)
         self._client = client
         self._abroad = client.get_executor(pure=False)  # type: ignore[no-untyped-call]  # dask's
-        self._stays = False
+        self._going: set[Write] = set()
         self._wanted, self._asked = 0, -SOON
 
-    def submit(self, write: Write, folder: Path) -> Future[Outcome]:
-        """Begins a write."""
-        if self._goes(write):
-            future: Future[Outcome] = self._abroad.submit(perform, write.task, folder.absolute(), code())
-            return future
-        if write.jobs and not self._stays:
-            self._stays = True
+    def grouped(self, writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
+        """Yields all writes, those together that are begun together: for workers about a second's work."""
+        self._going = set(filter(_goes, writes))
+        stay = [write for write in writes if write not in self._going]
+        if kept := next((job for write in stay for job in write.jobs), None):
             warn(
-                f"weight '{write.jobs[0].context.weight}' and others lie in the model file itself, so they are"
-                " quantized here; workers read weights from data files, as rewriter apply writes them"
+                f"weight '{kept.context.weight}' and others lie in the model file itself, so they are quantized here;"
+                " workers read weights from data files, as rewriter apply writes them"
             )
-        return super().submit(write, folder)
+        yield from self._shared_out([write for write in writes if write in self._going], _work)
+        yield from super().grouped(stay)
+
+    def submit(self, writes: Sequence[Write], folder: Path) -> Future[list[Outcome]]:
+        """Begins writes, one after the other."""
+        if writes[0] in self._going:
+            return self._sent(functools.partial(make, [write.task for write in writes], folder.absolute()))
+        return super().submit(writes, folder)
 
     def held(self, write: Write) -> int:
         """Returns the bytes that a write computes in this process."""
-        return 0 if self._goes(write) else super().held(write)
+        return 0 if write in self._going else super().held(write)
+
+    def digests(self, pieces: Sequence[Piece]) -> Iterator[bytes]:
+        """Yields the digests of what is stored, in the order of the pieces; workers read what lies in files."""
+        places = [piece.lies for piece in pieces]
+        here = super().digests([piece for piece, place in zip(pieces, places, strict=True) if place is None])
+        groups = self._shared_out([place for place in places if place is not None], lambda place: place.length // BYTES)
+        begun = [self._sent(functools.partial(_read, group)) for group in groups]
+        there = (digest for future in begun for digest in future.result())
+        return (next(here if place is None else there) for place in places)
 
     @property
     def at_once(self) -> int:
-        """How many writes keep it busy now: workers may come and go."""
-        if time.monotonic() >= self._asked + SOON:  # as often as for each write, it takes the time of a write
+        """How many jobs keep it busy now."""
+        return self._own + 2 * self._threads
+
+    @property
+    def _threads(self) -> int:
+        """How many threads the workers have now: these may come and go."""
+        if time.monotonic() >= self._asked + SOON:  # as often as for each job, it takes the time of a job
             workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-            self._wanted = 2 * sum(int(worker["nthreads"]) for worker in workers)
+            self._wanted = sum(int(worker["nthreads"]) for worker in workers)
             self._asked = time.monotonic()
-        return self._own + self._wanted
+        return self._wanted
+
+    def _shared_out(self, items: Sequence[_T], work: Callable[[_T], int]) -> Iterator[list[_T]]:
+        """Yields items together that take a worker about a second; less, if else some had nothing to do."""
+        most = min(STEP, sum(map(work, items)) // (ROUNDS * max(1, self._threads)))
+        some, taken = [], 0
+        for item in items:
+            some.append(item)
+            taken += work(item)
+            if taken >= most:
+                yield some
+                some, taken = [], 0
+        if some:
+            yield some
+
+    def _sent(self, job: Callable[[], list[_T]]) -> Future[list[_T]]:
+        future: Future[list[_T]] = self._abroad.submit(perform, job, code())
+        return future
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -112,13 +157,28 @@ class Cluster(Threads):
         if isinstance(error, CancelledError):
             raise UsageError("the cluster's scheduler is gone; start it, and go on with --resume") from error
 
-    def _goes(self, write: Write) -> bool:
-        leaves = (leaf for job in write.jobs for leaf in job.weight.leaves)
-        return isinstance(write.task, QuantizeTask) and all(isinstance(leaf.source, MappedTensor) for leaf in leaves)
+
+def _goes(write: Write) -> bool:
+    """Whether a worker can make a write from what lies in files."""
+    tensor = write.pieces[0].tensor
+    if write.jobs:
+        sources = [leaf.source for job in write.jobs for leaf in job.weight.leaves]
+    else:
+        sources = [leaf.source for leaf in tensor.view.leaves] if isinstance(tensor, ViewTensor) else [tensor]
+    return all(isinstance(source, MappedTensor) for source in sources)
 
 
-def perform(task: Task, folder: Path, version: str) -> Outcome:
-    """Makes a write, on a worker, with as many processors as it has threads.
+def _work(write: Write) -> int:
+    """The work of a write, in numbers that are quantized in that time."""
+    return sum(job.weight.size for job in write.jobs) or write.nbytes // BYTES
+
+
+def _read(places: Iterable[Range]) -> list[bytes]:
+    return [place.digest(Path()) for place in places]
+
+
+def perform(job: Callable[[], _T], version: str) -> _T:
+    """Does a job, on a worker, with as many processors as it has threads.
 
     Raises:
         UsageError: the worker runs another version, or does not see the files.
@@ -131,7 +191,7 @@ def perform(task: Task, folder: Path, version: str) -> Outcome:
     limit_processors(worker.state.nthreads)
     keep_freed()
     try:
-        return task(folder)
+        return job()
     except OSError as error:
         raise UsageError(
             f"worker {worker.address} cannot read the input or write the output ({error}); both must lie on a file"

@@ -10,7 +10,7 @@ from typing import Self
 
 from rewriter.errors import warn
 from rewriter.io.journal import Identity, Journal, noted
-from rewriter.io.writes import Outcome, Write
+from rewriter.io.writes import Outcome, Piece, Write, make
 
 
 class Threads:
@@ -20,9 +20,13 @@ class Threads:
         self._executor = ThreadPoolExecutor(max_workers=count)
         self._own = 2 * count
 
-    def submit(self, write: Write, folder: Path) -> Future[Outcome]:
-        """Begins a write."""
-        return self._executor.submit(write.task, folder)
+    def grouped(self, writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
+        """Yields all writes, those together that are begun together."""
+        return ([write] for write in writes)
+
+    def submit(self, writes: Sequence[Write], folder: Path) -> Future[list[Outcome]]:
+        """Begins writes, one after the other."""
+        return self._executor.submit(make, [write.task for write in writes], folder)
 
     def held(self, write: Write) -> int:
         """Returns the bytes that a write computes in this process."""
@@ -32,6 +36,10 @@ class Threads:
     def at_once(self) -> int:
         """How many writes keep it busy now."""
         return self._own
+
+    def digests(self, pieces: Sequence[Piece]) -> Iterator[bytes]:
+        """Yields the digests of what is read now, in the order of the pieces."""
+        return self._executor.map(Piece.digest, pieces)
 
     def __enter__(self) -> Self:
         return self
@@ -93,19 +101,19 @@ def _found(writes: Sequence[Write], folder: Path) -> dict[Write, Outcome]:
 
 def _carried_out(writes: Sequence[Write], folder: Path, pool: Threads, memory: int) -> Iterator[tuple[Write, Outcome]]:
     """Begins writes in their order; yields each as soon as it is made."""
-    running: dict[Future[Outcome], tuple[Write, int]] = {}
+    running: dict[Future[list[Outcome]], tuple[Sequence[Write], int]] = {}
 
     def done() -> Iterator[tuple[Write, Outcome]]:
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            write, _ = running.pop(future)
-            yield write, future.result()
+            some, _ = running.pop(future)
+            yield from zip(some, future.result(), strict=True)
 
     try:
-        for write in writes:
-            size = min(pool.held(write), memory)
+        for some in pool.grouped(writes):
+            size = min(sum(map(pool.held, some)), memory)
             while running and (len(running) >= pool.at_once or size + sum(h for _, h in running.values()) > memory):
                 yield from done()
-            running[pool.submit(write, folder)] = write, size
+            running[pool.submit(some, folder)] = some, size
         while running:
             yield from done()
     finally:

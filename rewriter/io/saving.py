@@ -150,7 +150,7 @@ def save(
             meter.add(write.nbytes)
         message.write(partial / name)
         require_unchanged(model)  # before the files are judged: input that changed is what is wrong then
-        written = verify(model, slots, partial / name, digests, workers)
+        written = verify(model, slots, partial / name, digests, pool.digests)
         if inspect is not None:
             inspect(slots, written)
         for other in others:

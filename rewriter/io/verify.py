@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from rewriter.errors import ParityError
 from rewriter.graph.contents import Slot, all_nodes, stored_tensors
-from rewriter.tensors import drop_pages
-from rewriter.tensors.digest import digest_of, digest_of_range
+from rewriter.io.writes import Piece
 
 
 class Digests:
@@ -25,18 +23,22 @@ class Digests:
         self._pieces.setdefault(id(tensor), {})[start] = start, length, digest
 
     def of(self, tensor: ir.TensorProtocol) -> list[tuple[int, int, bytes]]:
-        """Returns start, bytes and digest of pieces that are all of a tensor; of a stored one, read now."""
+        """Returns start, bytes and digest of pieces that are all of a tensor; of one that was not computed, none."""
         found = self._pieces.get(id(tensor))
         if found is None:
-            digest = digest_stored(tensor, 0, tensor.nbytes)
-            drop_pages(tensor)
-            return [(0, tensor.nbytes, digest)]
+            return []
         if sum(length for _, length, _ in found.values()) != tensor.nbytes:
             raise AssertionError(f"not all of {tensor.name} was written")
         return list(found.values())
 
 
-def verify(model: ir.Model, given: Sequence[Slot], file: Path, streamed: Digests, workers: int) -> ir.Model:
+def verify(
+    model: ir.Model,
+    given: Sequence[Slot],
+    file: Path,
+    streamed: Digests,
+    read: Callable[[Sequence[Piece]], Iterable[bytes]],
+) -> ir.Model:
     """Reads a written model back; returns it.
 
     Its nodes must be those of the model, and read the same names; each tensor's bytes must have the digest that the
@@ -48,7 +50,7 @@ def verify(model: ir.Model, given: Sequence[Slot], file: Path, streamed: Digests
         given: its tensors, before any was computed or written.
         file: the written ``.onnx`` file.
         streamed: digests of what was computed.
-        workers: threads.
+        read: returns the digests of what is stored, in the order of the pieces.
 
     Raises:
         ParityError: the file holds something else.
@@ -59,29 +61,24 @@ def verify(model: ir.Model, given: Sequence[Slot], file: Path, streamed: Digests
     labels = [slot.label for slot in given]
     if labels != [slot.label for slot in held]:
         raise _fault(file, "the tensors have other names")
-
-    def check(pair: tuple[Slot, Slot]) -> str:
-        expected, actual = pair
-        same_form = _form(expected.tensor) == _form(actual.tensor)
-        if not same_form:
-            return expected.label
-        pieces = streamed.of(expected.tensor)
-        right = all(digest_stored(actual.tensor, start, length) == digest for start, length, digest in pieces)
-        return "" if right else expected.label
-
-    pairs = [pair for pair in zip(given, held, strict=True) if pair[0].tensor.dtype != ir.DataType.STRING]
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        for wrong in pool.map(check, pairs):
-            if wrong:
-                raise _fault(file, f"{wrong} does not hold what was computed for it")
+    pieces: list[tuple[str, Piece, bytes | Piece]] = []
+    for slot, actual in zip(given, (slot.tensor for slot in held), strict=True):
+        expected = slot.tensor
+        if expected.dtype == ir.DataType.STRING:
+            continue
+        if _form(expected) != _form(actual):
+            raise _fault(file, f"{slot.label} does not hold what was computed for it")
+        computed = streamed.of(expected)
+        pieces += [(slot.label, Piece(actual, start, length), digest) for start, length, digest in computed]
+        if not computed:
+            pieces.append((slot.label, Piece(actual, 0, actual.nbytes), Piece(expected, 0, expected.nbytes)))
+    sources = [right for *_, right in pieces if isinstance(right, Piece)]
+    found = list(read([*(piece for _, piece, _ in pieces), *sources]))
+    of_sources = iter(found[len(pieces) :])
+    for (label, _, right), digest in zip(pieces, found, strict=False):
+        if digest != (next(of_sources) if isinstance(right, Piece) else right):
+            raise _fault(file, f"{label} does not hold what was computed for it")
     return written
-
-
-def digest_stored(tensor: ir.TensorProtocol, start: int, length: int) -> bytes:
-    """Returns the digest of a part of a tensor in a file or in memory."""
-    if isinstance(tensor, ir.ExternalTensor):
-        return digest_of_range(Path(tensor.path), (tensor.offset or 0) + start, length)
-    return digest_of(tensor.tobytes()[start : start + length])
 
 
 def _form(tensor: ir.TensorProtocol) -> tuple[object, ...]:

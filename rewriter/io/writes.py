@@ -20,7 +20,7 @@ from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, StoredWei
 from rewriter.quantize.measured import Measured
 from rewriter.quantize.rows import shared_out
 from rewriter.tensors import drop_pages
-from rewriter.tensors.digest import Digest, DigestingFile, digest_of_range
+from rewriter.tensors.digest import Digest, DigestingFile, digest_of, digest_of_range
 
 STEP = 1 << 26
 """Weights that are quantized in one write, about a second's work of a core: a stack of more is written in several."""
@@ -34,6 +34,10 @@ class Range:
     offset: int
     length: int
 
+    def digest(self, folder: Path) -> bytes:
+        """Returns the digest of what a file of the folder holds there."""
+        return digest_of_range(folder / self.file, self.offset, self.length)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -42,6 +46,19 @@ class Piece:
     tensor: ir.TensorProtocol
     start: int
     length: int
+
+    @property
+    def lies(self) -> Range | None:
+        """Where it lies, in a file that is named by its whole path; None where the tensor is in memory."""
+        if not isinstance(self.tensor, ir.ExternalTensor):
+            return None
+        return Range(str(Path(self.tensor.path).absolute()), (self.tensor.offset or 0) + self.start, self.length)
+
+    def digest(self) -> bytes:
+        """Returns the digest of what is stored now."""
+        if (place := self.lies) is not None:
+            return place.digest(Path())
+        return digest_of(self.tensor.tobytes()[self.start : self.start + self.length])
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,11 @@ class Outcome:
 
 Task = Callable[[Path], Outcome]
 """Makes a write into a folder whose data files are there in their full size."""
+
+
+def make(tasks: Iterable[Task], folder: Path) -> list[Outcome]:
+    """Makes writes, one after the other."""
+    return [task(folder) for task in tasks]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +112,7 @@ class Write:
     def lies_in(self, folder: Path, outcome: Outcome) -> bool:
         """Whether a folder holds the bytes that an earlier run noted."""
         try:
-            found = [digest_of_range(folder / place.file, place.offset, place.length) for place in self.ranges]
+            found = [place.digest(folder) for place in self.ranges]
         except OSError:
             return False
         return found == list(outcome.digests) and len(outcome.measured) == len(self.jobs)

@@ -228,6 +228,10 @@ class ViewTensor(ir.LazyTensor):
         )
         self.view = view
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What it shows, and none of it."""
+        return type(self), (self.view,)
+
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for equal tensors, so that the commit can share them."""

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ import rewriter
 from rewriter import api
 from rewriter.calibration.capture import calibrate
 from rewriter.cli import main
-from rewriter.errors import RewriterWarning, UsageError
+from rewriter.errors import ParityError, RewriterWarning, UsageError
 from rewriter.graph.contents import stored_tensors
 from rewriter.io import writes
-from rewriter.io.cluster import perform
+from rewriter.io.cluster import Cluster, perform
 from rewriter.io.identity import code
 
 GRANITE = Path(__file__).parents[1] / "models" / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
@@ -95,6 +96,47 @@ def test_a_cluster_writes_the_same_bytes_and_reports_the_same_errors(
     assert (everything(tmp_path / "out"), result.report.weights) == whole
 
 
+@pytest.mark.parametrize("rules", ["moe-int4", "fuse-experts"])
+def test_workers_copy_and_read_back(
+    rules: str, client: Client, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = rewriter.apply(model, rules, overrides={"parity.local": "none"})
+    result.save(tmp_path / "here", max_shard_size=SHARDS)
+    for what in ("TensorTask.__call__", "QuantizeTask.__call__", "digest_of_range"):
+        monkeypatch.setattr(f"rewriter.io.writes.{what}", lambda *_: pytest.fail("done in this process"))
+    result.save(tmp_path / "there", max_shard_size=SHARDS, cluster=client)
+    assert everything(tmp_path / "here") == everything(tmp_path / "there")
+
+
+@pytest.mark.parametrize("place", [0, 20_000, -1])
+def test_a_byte_that_changes_after_it_was_written_is_found(
+    place: int, client: Client, model: Path, tmp_path: Path
+) -> None:
+    def change(done: int, total: int) -> None:
+        if done == total:
+            (file,) = tmp_path.glob(".*/*.data")
+            data = bytearray(file.read_bytes())
+            data[place] ^= 1
+            file.write_bytes(data)
+
+    with pytest.raises(ParityError, match="does not hold what was computed"):
+        rewriter.apply(model, **RULES).save(tmp_path / "out", cluster=client, data_name="m.data", progress=change)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_small_weights_are_sent_together(
+    together: bool, client: Client, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewriter.io.cluster.STEP", writes.STEP if together else 1)
+    monkeypatch.setattr("rewriter.io.cluster.ROUNDS", 2)
+    found = planned(rewriter.apply(model, **RULES))
+    with Cluster(client, 1) as pool:
+        groups = list(pool.grouped(found))
+    assert [write for group in groups for write in group] == list(found)
+    assert len(groups) <= 4 if together else len(groups) == len(found)
+
+
 def test_a_worker_that_dies_loses_nothing(client: Client, model: Path, whole: Any, tmp_path: Path) -> None:
     pids = iter(client.run(os.getpid).values())
 
@@ -145,7 +187,7 @@ def test_workers_keep_the_memory_that_they_free(client: Client, model: Path, tmp
     write = next(write for write in planned(rewriter.apply(model, **RULES)) if write.jobs)
     (tmp_path / "0.data").touch()
     for worker in client.scheduler_info()["workers"]:
-        client.submit(perform, write.task, tmp_path, code(), workers=[worker], pure=False).result()
+        client.submit(perform, partial(write.task, tmp_path), code(), workers=[worker], pure=False).result()
     found = client.run(pages_of_arrays, 100)
     assert len(found) == 2 and max(found.values()) < 100 * 256 / 4, found
 
@@ -201,7 +243,7 @@ def test_a_worker_that_does_not_see_the_files_is_named(
     if missing == "input":
         copy.with_name("model.data").rename(tmp_path / "moved.data")
     with pytest.raises(UsageError, match=r"worker tcp://.* cannot read the input or write the output .*No such file"):
-        client.submit(perform, write.task, tmp_path / "nowhere", code()).result()
+        client.submit(perform, partial(write.task, tmp_path / "nowhere"), code()).result()
 
 
 def test_the_command_line_goes_by_an_address(
