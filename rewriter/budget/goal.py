@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rewriter.budget.forms import Budget, Choice
 from rewriter.errors import UsageError
@@ -10,6 +10,9 @@ from rewriter.text import nbytes
 
 MARGIN = 0.8
 """Share of a KL divergence that is aimed at: on other tokens than the calibration's up to a fifth more was measured."""
+
+MORE_AIMS = 2
+"""How often forms are chosen anew, aimed lower, where more than the KL divergence asked for was measured."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +23,21 @@ class Goal:
         nbytes: the model is to take no more.
         bits: a quantized weight is to take no more, scales and zero points included.
         kl: the model is to lose no more, in nats.
+        share: of the KL divergence that is aimed at.
     """
 
     nbytes: int | None = None
     bits: float | None = None
     kl: float | None = None
+    share: float = MARGIN
+
+    def lower(self, measured: float) -> Goal:
+        """Returns the same goal, aimed at lower by as much as a KL divergence that was measured lies above it."""
+        return self if self.kl is None else replace(self, share=self.share * self.kl / measured)
 
     def __str__(self) -> str:
         if self.kl is not None:
-            return f"a KL of at most {self.kl:g} (aimed at {self.kl * MARGIN:.3g})"
+            return f"a KL of at most {self.kl:g} (aimed at {self.kl * self.share:.3g})"
         return f"at most {nbytes(self.nbytes)}" if self.nbytes is not None else f"at most {self.bits:g} bits a weight"
 
     def total(self, budget: Budget) -> int | None:
@@ -54,4 +63,4 @@ class Goal:
                 "no KL divergence is known of this model: it takes a calibration on tokens, an output named logits,"
                 " and a runtime on this machine that runs the model; give --size instead"
             )
-        return budget.reach(self.kl * MARGIN)
+        return budget.reach(self.kl * self.share)

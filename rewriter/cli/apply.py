@@ -15,7 +15,6 @@ from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Rules, Set
 from rewriter.cli.token_options import Sequences, Tokens, given_tokens
 
 if TYPE_CHECKING:
-    from rewriter.budget.goal import Goal
     from rewriter.report import Report
     from rewriter.report.quality import Quality
     from rewriter.report.sized import Sized
@@ -109,7 +108,7 @@ def apply(
         given(
             "X",
             "The same for the fewest bytes with an expected KL divergence below X; takes --calibration."
-            " With --tokens, fail where it is larger.",
+            " With --tokens, aim lower where it is larger, and fail where that does not help.",
             min=0,
         ),
     ] = None,
@@ -175,7 +174,7 @@ def apply(
     from rich.text import Text
 
     from rewriter import api
-    from rewriter.budget.goal import Goal
+    from rewriter.budget.goal import MORE_AIMS, Goal
     from rewriter.cli import against, report_files, tables
     from rewriter.cli.budget import fitted
     from rewriter.cli.console import byte_bar, console, count_bar, labelled, print_json, shout, show, working
@@ -217,41 +216,59 @@ def apply(
     silent = quiet or as_json
     if ids is not None:  # now, and not when all is written
         require_tokens(load(model), ids)
+
+    def rewritten(rule_set: RuleSet, place: Place) -> tuple[Result[Any], Path]:
+        with connected(cluster) as client:
+            with working(f"reading {model}", quiet=silent) as tell:
+                result: Result[Any] = api.apply(
+                    model,
+                    rule_set,
+                    target=target,
+                    imatrix=imatrix,
+                    calibration=calibration,
+                    progress=lambda phase, count: tell(options.progress(phase, count)),
+                    strict=strict,
+                )
+            with byte_bar(f"writing {out}", quiet=silent) as told:
+                saved = result.save(
+                    place,
+                    cluster=client,
+                    memory=memory,
+                    max_shard_size=max_shard_size,
+                    data_name=data_name,
+                    progress=told,
+                )
+        return result, saved
+
+    def on_tokens(saved: Path) -> Quality | None:
+        if ids is None:
+            return None
+        with count_bar("running both models", "sequences", quiet=silent) as told:
+            quality = compare_quality(model, saved, ids, provider=provider or "cpu", progress=told)
+        return dataclasses.replace(quality, failures=too_far(quality, max_kl))
+
     why: Sized | None = None
-    goal = Goal(size, bits, max_kl)
+    goal, fit = Goal(size, bits, max_kl), rule_set
+    inputs: dict[str, Any] = {"target": target, "imatrix": imatrix, "calibration": calibration}
     if goal != Goal() or write_plan is not None:
         if place.leftovers and calibration is None:
             warn("what --size and --bits choose is worked out anew; --write-plan keeps it as a rule set")
-        inputs: dict[str, Any] = {"target": target, "imatrix": imatrix, "calibration": calibration}
-        rule_set, why = fitted(model, rules, rule_set, goal, write_plan, tokens, quiet=silent, **inputs)
-    with connected(cluster) as client:
-        with working(f"reading {model}", quiet=silent) as tell:
-            result: Result[Any] = api.apply(
-                model,
-                rule_set,
-                target=target,
-                imatrix=imatrix,
-                calibration=calibration,
-                progress=lambda phase, count: tell(options.progress(phase, count)),
-                strict=strict,
-            )
-        with byte_bar(f"writing {out}", quiet=silent) as told:
-            saved = result.save(
-                place,
-                cluster=client,
-                memory=memory,
-                max_shard_size=max_shard_size,
-                data_name=data_name,
-                progress=told,
-            )
+        fit, why = fitted(model, rules, rule_set, goal, write_plan, tokens, quiet=silent, **inputs)
+    result, saved = rewritten(fit, place)
+    quality = on_tokens(saved)
+    for _ in range(MORE_AIMS):
+        if quality is None or not quality.failures or goal.kl is None:
+            break
+        goal = goal.lower(quality.kl.value)
+        warn(f"{quality.failures[0]} on these tokens: choosing anew for {goal}")
+        try:
+            fit, why = fitted(model, rules, rule_set, goal, write_plan, tokens, quiet=silent, **inputs)
+        except UsageError:  # no forms lose so little
+            break
+        result, saved = rewritten(fit, Place.of(out, overwrite=True, keep=[model]))
+        quality = on_tokens(saved)
     with working("comparing with the original", quiet=silent):
         found = against.compare(result, asked, provider)
-    quality = None
-    if ids is not None:
-        with count_bar("running both models", "sequences", quiet=silent) as told:
-            quality = compare_quality(model, saved, ids, provider=provider or "cpu", progress=told)
-        exceeded = [f"{line}{_lower(goal, quality)}" for line in too_far(quality, max_kl)]
-        quality = dataclasses.replace(quality, failures=tuple(exceeded))
     done = result.report
     origin = dataclasses.replace(done.provenance, command=shlex.join(["rewriter", *sys.argv[1:]]))
     done = dataclasses.replace(done, parity=found, provenance=origin, sized=why, quality=quality)
@@ -321,13 +338,6 @@ def _require_known(required: list[str], rule_set: RuleSet) -> None:
     for rule in required:
         if rule not in known:
             raise UsageError(f"--require {rule}: rule set '{rule_set.name}' has no such rule{nearest(rule, known)}")
-
-
-def _lower(goal: Goal, found: Quality) -> str:
-    """What to ask for where a KL divergence that was asked for is exceeded."""
-    if goal.kl is None or not found.kl.value:
-        return ""
-    return f"; --max-kl {goal.kl * goal.kl / found.kl.value:.2g} aims lower, and what was measured is kept for it"
 
 
 def _never_fired(required: list[str], report: Report) -> list[str]:
