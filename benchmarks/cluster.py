@@ -21,11 +21,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import streaming
 from distributed import Client, LocalCluster
 
 import rewriter
+from rewriter.io.cluster import warm
 
 LAYERS, EXPERTS = 10, 32
 
@@ -108,15 +108,6 @@ def workers(count: int) -> Iterator[Client]:
     ):
         client.run(warm)
         yield client
-
-
-def warm() -> None:
-    from rewriter.quantize import ALGORITHMS, WeightContext, WeightSpec, relative_rms
-
-    weight = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float16)
-    for name in ("rtn", "mse-search"):
-        context = WeightContext(WeightSpec(name), np.dtype(np.float16))
-        relative_rms(weight, ALGORITHMS[name](weight, context))
 
 
 def digest_of(folder: Path) -> str:

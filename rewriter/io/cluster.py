@@ -15,12 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from rewriter.errors import UsageError, warn
 from rewriter.io.identity import code
 from rewriter.io.making import Threads
 from rewriter.io.writes import STEP, Outcome, Piece, Range, Write, make
 from rewriter.memory import keep_freed
 from rewriter.process import limit_processors
+from rewriter.quantize import ALGORITHMS, WeightContext, WeightSpec, relative_rms
 from rewriter.tensors import MappedTensor, ViewTensor
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ _T = TypeVar("_T")
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Client | None]:
-    """Connects to the scheduler of a cluster as long as the block runs.
+    """Connects to the scheduler of a cluster as long as the block runs; its workers import and compile meanwhile.
 
     Args:
         address: ``tcp://host:8786``, or the file that ``dask scheduler --scheduler-file`` wrote; None for no cluster.
@@ -68,7 +71,10 @@ def connected(address: str | None) -> Iterator[Client | None]:
             f"no dask scheduler answers at '{address}'; give its address, as tcp://host:8786, or its scheduler file"
         ) from error
     with client:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        begun = [client.submit(warm, workers=[worker], pure=False) for worker in workers]
         yield client
+        del begun  # dask forgets what nobody asks for any more
 
 
 class Cluster(Threads):
@@ -175,6 +181,14 @@ def _work(write: Write) -> int:
 
 def _read(places: Iterable[Range]) -> list[bytes]:
     return [place.digest(Path()) for place in places]
+
+
+def warm() -> None:
+    """Imports and compiles what quantizes weights, so that no job waits for that."""
+    weight = np.resize(np.arange(-8, 8, dtype=np.float16), (64, 256))
+    for name, quantize in ALGORITHMS.items():
+        context = WeightContext(WeightSpec(name), weight.dtype)
+        relative_rms(weight, quantize(weight, context))
 
 
 def perform(job: Callable[[], _T], version: str) -> _T:

@@ -8,6 +8,8 @@ import platform
 import resource
 import shutil
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,8 +28,9 @@ from rewriter.cli import main
 from rewriter.errors import ParityError, RewriterWarning, UsageError
 from rewriter.graph.contents import stored_tensors
 from rewriter.io import writes
-from rewriter.io.cluster import Cluster, perform
+from rewriter.io.cluster import Cluster, connected, perform, warm
 from rewriter.io.identity import code
+from rewriter.quantize import ALGORITHMS
 
 GRANITE = Path(__file__).parents[1] / "models" / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
 RULES: dict[str, Any] = {"rules": "moe-int4", "overrides": {"parity.local": "none"}}
@@ -122,6 +125,31 @@ def test_a_byte_that_changes_after_it_was_written_is_found(
     with pytest.raises(ParityError, match="does not hold what was computed"):
         rewriter.apply(model, **RULES).save(tmp_path / "out", cluster=client, data_name="m.data", progress=change)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_algorithm_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for name, quantize in ALGORITHMS.items():
+        monkeypatch.setitem(ALGORITHMS, name, lambda *given, name=name, of=quantize: (of(*given), seen.append(name))[0])
+    warm()
+    assert seen == list(ALGORITHMS)
+
+
+def is_warm() -> bool:
+    """Whether a process has compiled, or found compiled, what the default algorithm runs."""
+    kernels = sys.modules.get("rewriter.quantize.kernels")
+    return kernels is not None and any(getattr(kernel, "signatures", ()) for kernel in vars(kernels).values())
+
+
+def test_workers_compile_while_this_process_does_other_things() -> None:
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
+    with LocalCluster(**options) as cluster, Client(cluster) as beside:
+        assert not any(beside.run(is_warm).values())
+        with connected(cluster.scheduler_address):
+            deadline = time.monotonic() + 60
+            while not all(beside.run(is_warm).values()):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
 
 
 @pytest.mark.parametrize("together", [False, True])
