@@ -18,18 +18,6 @@ from rewriter.testing.draw.linears import projections, quantized_projections
 from rewriter.testing.draw.moe_nodes import moe_nodes
 from rewriter.testing.draw.unrolled import unrolled_experts
 
-__all__ = [
-    "any_models",
-    "attention_projections",
-    "moe_models",
-    "moe_nodes",
-    "projections",
-    "quantized_experts",
-    "quantized_projections",
-    "tied_embeddings",
-    "unrolled_experts",
-]
-
 STRATEGIES: tuple[Callable[[], st.SearchStrategy[ir.Model]], ...] = (
     projections,
     unrolled_experts,

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from hypothesis import strategies as st
 
 from rewriter.testing.draw.checked import checked
-from rewriter.testing.draw.graph import DTYPES, OPERANDS, Scope, floats, sizes, small_weight
+from rewriter.testing.draw.graph import DTYPES, OPERANDS, Scope, sizes, small_weight
 from rewriter.testing.draw.model import MODERN, draw_model
 from rewriter.testing.draw.packed import BITS, Packing, multiply
 from rewriter.testing.draw.placements import PLACEMENTS
@@ -61,15 +61,7 @@ class _Linear:
         return scope.op("Add", bias, out) if self.bias == "before" else scope.op("Add", out, bias)
 
 
-@checked(
-    dtypes=DTYPES,
-    placements=PLACEMENTS,
-    packings=PACKINGS,
-    linears=LINEARS,
-    biases=ATTENTION_BIASES,
-    bits=BITS,
-    obstacles=ATTENTION_OBSTACLES,
-)
+@checked()
 @st.composite
 def attention_projections(
     draw: st.DrawFn,
@@ -116,7 +108,6 @@ def attention_projections(
     head, value = draw(sizes(max_size)), draw(sizes(max_size))
     obstacle = draw(st.sampled_from(("", *obstacles)))
     scope = Scope(draw(st.sampled_from(MODERN)), operands=draw(st.sampled_from(OPERANDS)))
-    scope.inputs["x"] = floats("x", dtype, [*linear.lead, linear.k])
 
     def body(inner: Scope, x: str) -> str:
         if packed == "separate":
@@ -137,15 +128,17 @@ def attention_projections(
         return inner.op("Add", y, inner.op("ReduceMax", q if packed == "separate" else whole, keepdims=0))
 
     name = "q_proj" if packed == "separate" else "qkv_proj"
+    weight = f"{name}_Q{linear.packing.bits}" if kind == "matmulnbits" else name
     return draw_model(
         draw,
         scope,
         body,
         dtype,
-        [*linear.lead, value],
+        [*linear.lead, linear.k],
+        value,
         placements=placements,
         typed=typed,
-        weight=f"{name}_Q{linear.packing.bits}" if kind == "matmulnbits" else name,
+        weight=weight,
         obstacle=obstacle,
     )
 

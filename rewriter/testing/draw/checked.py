@@ -24,16 +24,16 @@ _MAY_BE_WRITTEN = "routers"
 """Where an author's own function may be given in the place of a name."""
 
 
-def checked(**choices: Collection[Choice]) -> Callable[[Models[P]], Models[P]]:
+def checked(**more: Collection[Choice]) -> Callable[[Models[P]], Models[P]]:
     """Returns a decorator that holds the arguments of a strategy to what they may be.
 
-    A ``max_..`` is a positive integer. Each of ``choices`` is a collection of those names or numbers, and reaches the
-    strategy in their order, so that examples shrink the same whatever order was given; only ``obstacles`` may be empty.
-    ``routers`` may hold functions too, which come after the names.
+    A ``max_..`` is a positive integer. What has a tuple as default is a collection of names or numbers in it, the
+    plainest first, and reaches the strategy in that order, so that examples shrink the same whatever order was given;
+    only ``obstacles`` may be empty. ``routers`` may hold functions too, which come after the names.
     The docstring then shows them, and not what Hypothesis gives.
 
     Args:
-        choices: argument -> what it may hold, the plainest first.
+        more: argument -> what it may hold, where that is more than the default.
 
     Returns:
         A decorator; what it returns raises InvalidArgument, naming the nearest valid name.
@@ -41,6 +41,7 @@ def checked(**choices: Collection[Choice]) -> Callable[[Models[P]], Models[P]]:
 
     def decorate(strategy: Models[P]) -> Models[P]:
         arguments = inspect.signature(strategy).parameters
+        choices = {name: held.default for name, held in arguments.items() if isinstance(held.default, tuple)} | more
 
         @functools.wraps(strategy)
         def call(*args: P.args, **kwargs: P.kwargs) -> SearchStrategy[ir.Model]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rewriter.testing.draw.blocks import ROUTERS, Block, Router, write_block
 from rewriter.testing.draw.checked import checked
 from rewriter.testing.draw.combines import COMBINES, LOOPS, MISTAKES
-from rewriter.testing.draw.graph import DTYPES, OPERANDS, Scope, floats
+from rewriter.testing.draw.graph import DTYPES, OPERANDS, Scope
 from rewriter.testing.draw.model import MODERN, draw_model
 from rewriter.testing.draw.packed import BITS, Packing
 from rewriter.testing.draw.placements import PLACEMENTS
@@ -19,9 +19,7 @@ from rewriter.testing.draw.spellings import SELECTIONS, spellings
 BLOCK_SIZES = (16, 32)
 
 
-@checked(
-    dtypes=DTYPES, placements=PLACEMENTS, selections=SELECTIONS, routers=ROUTERS, combines=COMBINES, obstacles=MISTAKES
-)
+@checked(obstacles=MISTAKES)
 @st.composite
 def moe_models(
     draw: st.DrawFn,
@@ -74,7 +72,7 @@ def moe_models(
     return _layers(draw, block, max_layers, placements, typed)
 
 
-@checked(dtypes=DTYPES, placements=PLACEMENTS, routers=ROUTERS, bits=BITS, block_sizes=BLOCK_SIZES)
+@checked()
 @st.composite
 def quantized_experts(
     draw: st.DrawFn,
@@ -127,11 +125,12 @@ def _layers(draw: st.DrawFn, block: Block, max_layers: int, placements: Sequence
     depth = draw(st.integers(1, max_layers))
     opsets = [opset for opset in MODERN if opset >= 18] if block.combine in LOOPS else MODERN
     scope = Scope(draw(st.sampled_from(opsets)), operands=draw(st.sampled_from(OPERANDS)))
-    scope.inputs["x"] = floats("x", block.dtype, ["T", block.hidden])
 
     def body(inner: Scope, x: str) -> str:
         for layer in range(depth):
             x = write_block(inner, x, block, f"layers.{layer}." if depth > 1 else "")
         return x
 
-    return draw_model(draw, scope, body, block.dtype, ["T", block.hidden], placements=placements, typed=typed)
+    return draw_model(
+        draw, scope, body, block.dtype, ["T", block.hidden], block.hidden, placements=placements, typed=typed
+    )

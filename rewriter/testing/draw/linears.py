@@ -13,7 +13,7 @@ from rewriter.operators.layout.stored import Stored, by_name
 from rewriter.quantize.types import QuantizedShape
 from rewriter.testing.draw.checked import checked
 from rewriter.testing.draw.consumers import CONSUMERS, Product, consume
-from rewriter.testing.draw.graph import DTYPES, Scope, floats
+from rewriter.testing.draw.graph import DTYPES, Scope
 from rewriter.testing.draw.model import OPSETS, draw_model
 from rewriter.testing.draw.packed import BITS, LAYOUTS, ZERO_POINTS, Packing, multiply
 from rewriter.testing.draw.placements import PLACEMENTS
@@ -26,7 +26,7 @@ SHARED_OBSTACLES = WEIGHT_OBSTACLES[2:]
 BLOCK_SIZES = (16, 32, 64)
 
 
-@checked(dtypes=DTYPES, placements=PLACEMENTS, consumers=CONSUMERS, obstacles=WEIGHT_OBSTACLES)
+@checked()
 @st.composite
 def projections(
     draw: st.DrawFn,
@@ -59,7 +59,6 @@ def projections(
     shape: tuple[int, ...] = (n, k) if transposed else (k, n)
     rank = 2 if obstacle == "several-matrices" else draw(st.sampled_from((2, 2, 3)))
     scope = Scope(draw(st.sampled_from(OPSETS)), inline=obstacle == "constant-node")
-    scope.inputs["x"] = floats("x", dtype, ["T", k])
 
     def body(inner: Scope, x: str) -> str:
         terms = []
@@ -81,27 +80,11 @@ def projections(
         return inner.total(terms)
 
     return draw_model(
-        draw,
-        scope,
-        body,
-        dtype,
-        ["T", n],
-        placements=placements,
-        typed=typed,
-        weight="W0",
-        obstacle=obstacle,
+        draw, scope, body, dtype, ["T", k], n, placements=placements, typed=typed, weight="W0", obstacle=obstacle
     )
 
 
-@checked(
-    dtypes=DTYPES,
-    placements=PLACEMENTS,
-    bits=BITS,
-    block_sizes=BLOCK_SIZES,
-    zero_points=ZERO_POINTS,
-    layouts=LAYOUTS,
-    obstacles=SHARED_OBSTACLES,
-)
+@checked()
 @st.composite
 def quantized_projections(
     draw: st.DrawFn,
@@ -149,7 +132,6 @@ def quantized_projections(
         packing = replace(packing, layout=layout)
     obstacle = draw(st.sampled_from(("", *obstacles)))
     scope = Scope(draw(st.sampled_from(OPSETS)))
-    scope.inputs["x"] = floats("x", dtype, ["T", k])
 
     def body(inner: Scope, x: str) -> str:
         terms = []
@@ -166,7 +148,8 @@ def quantized_projections(
         scope,
         body,
         dtype,
-        ["T", n],
+        ["T", k],
+        n,
         placements=placements,
         typed=typed,
         weight=f"W0_Q{packing.bits}",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from rewriter.testing.draw.graph import Scope
+from rewriter.testing.draw.graph import Scope, floats
 from rewriter.testing.draw.placements import Body, finish, outer_shape, place
 
 OPSETS = (21, 18, 13, 11)
@@ -21,6 +21,7 @@ def draw_model(
     body: Body,
     dtype: str,
     shape: Sequence[int | str],
+    features: int,
     *,
     placements: Sequence[str],
     typed: bool | None,
@@ -32,10 +33,11 @@ def draw_model(
 
     Args:
         draw: of the strategy.
-        scope: an empty main graph; the body's input, the first of ``scope.inputs``, is declared.
-        body: what the model computes.
+        scope: an empty main graph.
+        body: what the model computes of its input ``x``.
         dtype: of input and output.
-        shape: of the body's output.
+        shape: of the input.
+        features: last dimension of the body's output, whose others are those of the input.
         placements: of ``PLACEMENTS``.
         typed: whether values carry types and shapes; None draws that.
         named: whether nodes have names; None draws that.
@@ -43,8 +45,8 @@ def draw_model(
         obstacle: one that ends in ``-is-input`` or ``-is-output`` makes the weight that.
     """
     placement = draw(st.sampled_from(placements))
-    (x, *_) = scope.inputs
-    output = place(body, placement, dtype, captures=draw(st.booleans()))(scope, x)
+    scope.inputs["x"] = floats("x", dtype, shape)
+    output = place(body, placement, dtype, captures=draw(st.booleans()))(scope, "x")
     found = weight in scope.initializers
     if found and obstacle.endswith("-is-output"):
         scope.expose_constant(weight)
@@ -52,7 +54,7 @@ def draw_model(
         scope,
         output,
         dtype,
-        [*outer_shape(placement), *shape],
+        [*outer_shape(placement), *shape[:-1], features],
         overridable=(weight,) if found and obstacle.endswith("-is-input") else (),
         typed=draw(st.sampled_from((True, True, True, False))) if typed is None else typed,
         named=draw(st.booleans()) if named is None else named,

@@ -19,7 +19,7 @@ from rewriter.operators.qmoe import QMOE, layout_named
 from rewriter.quantize.types import QuantizedShape
 from rewriter.testing.draw.checked import checked
 from rewriter.testing.draw.fused import EXPERT_BIASES, MARKS, MIXINGS, FusedNode, write_node
-from rewriter.testing.draw.graph import DTYPES, OPERANDS, Scope, floats, sizes
+from rewriter.testing.draw.graph import DTYPES, OPERANDS, Scope, sizes
 from rewriter.testing.draw.model import MODERN, draw_model
 from rewriter.testing.draw.packed import BITS, LAYOUTS, Packing
 from rewriter.testing.draw.placements import PLACEMENTS
@@ -47,17 +47,7 @@ BLOCK_SIZES = (16, 32, 0)
 """Input features per scale; 0 is the whole row."""
 
 
-@checked(
-    operators=OPERATORS,
-    dtypes=DTYPES,
-    placements=PLACEMENTS,
-    activations=ACTIVATIONS,
-    biases=EXPERT_BIASES,
-    bits=BITS,
-    block_sizes=BLOCK_SIZES,
-    layouts=LAYOUTS,
-    obstacles=NODE_OBSTACLES,
-)
+@checked()
 @st.composite
 def moe_nodes(
     draw: st.DrawFn,
@@ -128,7 +118,6 @@ def moe_nodes(
     depth = max(draw(st.integers(1, max_layers)), 2 if obstacle == "weight-shared" else 1)
     prefixes = ["" if depth == 1 or obstacle == "weight-shared" else f"layers.{layer}." for layer in range(depth)]
     scope = Scope(draw(st.sampled_from(MODERN)), operands=draw(st.sampled_from(OPERANDS)))
-    scope.inputs["x"] = floats("x", dtype, [*node.lead, hidden])
 
     def body(inner: Scope, x: str) -> str:
         for prefix in prefixes:
@@ -144,6 +133,7 @@ def moe_nodes(
         body,
         dtype,
         [*node.lead, hidden],
+        hidden,
         placements=placements,
         typed=typed,
         weight=f"{prefixes[0]}fc1",

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from rewriter.testing.draw.checked import checked
 from rewriter.testing.draw.consumers import CONSUMERS, Product, consume
-from rewriter.testing.draw.graph import DTYPES, FLOAT_TYPES, OPERANDS, Scope, floats
+from rewriter.testing.draw.graph import DTYPES, FLOAT_TYPES, OPERANDS, Scope
 from rewriter.testing.draw.model import OPSETS, draw_model
 from rewriter.testing.draw.placements import PLACEMENTS
 from rewriter.testing.draw.spellings import SELECTIONS, Stack, select, spellings
@@ -28,14 +28,7 @@ STACK_OBSTACLES = (
 """What keeps a selection from being folded, or makes it subtle; each model has at most one."""
 
 
-@checked(
-    dtypes=DTYPES,
-    placements=PLACEMENTS,
-    selections=SELECTIONS,
-    consumers=CONSUMERS,
-    obstacles=STACK_OBSTACLES,
-    names=NAMES,
-)
+@checked()
 @st.composite
 def unrolled_experts(
     draw: st.DrawFn,
@@ -80,7 +73,6 @@ def unrolled_experts(
     stack = Stack("W", count, rows, columns, stored, axis)
     scope = Scope(draw(st.sampled_from(OPSETS)), operands=draw(st.sampled_from(OPERANDS)))
     naming = draw(st.sampled_from(names))
-    scope.inputs["x"] = floats("x", dtype, ["T", k])
 
     def body(inner: Scope, x: str) -> str:
         inner.weight(stack.name, stack.shape, stored)
@@ -108,7 +100,8 @@ def unrolled_experts(
         scope,
         body,
         dtype,
-        ["T", n],
+        ["T", k],
+        n,
         placements=placements,
         typed=typed,
         named=naming != "unnamed",
