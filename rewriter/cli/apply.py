@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -199,13 +200,12 @@ def apply(
     place = Place.of(out, overwrite=overwrite, keep=[model], resume=resume)
     if report is not None and report_files.is_stdout(report):
         report, as_json = None, True
-    if html is not None and html.suffix not in report_files.PAGES:
-        raise UsageError(f"--html {html}: a page is a file as report.html")
     if report is not None and report.suffix in report_files.PAGES:
         raise UsageError(f"--report {report}: the report is JSON; --html {report} writes a page")
-    for file in (report, html):
-        if file is not None:
-            report_files.refuse(file, place.directory)
+    if report is not None:
+        report_files.refuse(report, place.directory)
+    if html is not None:
+        report_files.refuse_page(html, place.directory, "report.html")
     plan = rule_set.plan
     algorithms = {plan.default.algorithm, *(override.changes.get("algorithm") for override in plan.overrides)}
     if calibration is None and "gptq" in algorithms:
@@ -307,10 +307,12 @@ def apply(
     screen.print(labelled("Size", f"{done.shrunk} on disk"))
     screen.print(labelled("Output", saved), soft_wrap=True)
     if report is not None:
-        report_files.write(report, done)
+        report_files.write(report, json.dumps(done.to_json(), indent=1, allow_nan=False) + "\n")
         screen.print(labelled("Report", report), soft_wrap=True)
     if html is not None:
-        report_files.write_page(html, done)
+        from rewriter.html import page
+
+        report_files.write(html, page(done))
         screen.print(labelled("Page", html), soft_wrap=True)
     if as_json:
         print_json(done.to_json())

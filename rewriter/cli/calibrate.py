@@ -62,9 +62,7 @@ def calibrate(
     if feeds is not None and not feeds.is_dir():
         raise UsageError(f"--feeds {feeds}: there is no such directory; give one with an .npz file for each run")
     if html is not None:
-        if html.suffix not in report_files.PAGES:
-            raise UsageError(f"--html {html}: a page is a file as calibration.html")
-        report_files.refuse(html, out)
+        report_files.refuse_page(html, out, "calibration.html")
     files = None if feeds is None else sorted(feeds.glob("*.npz"))
     with count_bar(f"running {model}", "runs", quiet=quiet) as told:
         found = capture(
@@ -78,5 +76,7 @@ def calibrate(
     screen.print(labelled("Size", nbytes(sum((out / file).stat().st_size for file in found.files))))
     screen.print(labelled("Output", out), soft_wrap=True)
     if html is not None:
-        report_files.write_coverage(html, seen)
+        from rewriter.html import coverage_page
+
+        report_files.write(html, coverage_page(seen))
         screen.print(labelled("Page", html), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,8 @@ from rewriter.cli.options import AsJson, finite, given, size
 from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens, given_tokens
 
 if TYPE_CHECKING:
-    from rewriter.parity.runtime import Array
+    from rewriter.cli.console import Sheet
+    from rewriter.report import Comparison, Quality
 
 
 def check(
@@ -63,18 +65,17 @@ def check(
     """
     from dataclasses import replace
 
-    from rich.text import Text
-
     from rewriter.cli import tables
-    from rewriter.cli.console import console, print_json, shout, show, working
+    from rewriter.cli.console import count_bar, working
     from rewriter.errors import ParityError, UsageError, nearest
-    from rewriter.parity.limits import exceeded
+    from rewriter.parity.limits import exceeded, too_far
     from rewriter.parity.model import check
+    from rewriter.parity.quality import compare_quality
     from rewriter.parity.runs import read_feeds
     from rewriter.parity.runtime import runtime as find_runtime
-    from rewriter.report import document
     from rewriter.ruleset import ParitySettings
 
+    tell = partial(_tell, before, after, runtime, as_json=as_json, quiet=quiet)
     ids = given_tokens(tokens, text, tokenizer, length, sequences)
     if ids is not None:
         for option, given in (
@@ -84,7 +85,17 @@ def check(
         ):
             if given is not None:
                 raise UsageError(f"{option} is not about tokens; give the one or the other")
-        _check_quality(before, after, ids, runtime, logits, min_top1, max_kl, memory, as_json=as_json, quiet=quiet)
+        if len(logits) > 1:
+            raise UsageError("--logits may be given once with tokens")
+        with count_bar("running both models", "sequences", quiet=quiet or as_json) as told:
+            try:
+                found = compare_quality(
+                    before, after, ids, provider=runtime, logits="".join(logits), memory=memory, progress=told
+                )
+            except ParityError as error:  # no figure of a comparison, but two models that have none
+                raise UsageError(str(error)) from error
+        found = replace(found, failures=too_far(found, max_kl, min_top1))
+        tell(f"{found.sequences:,} sequences, {found.tokens:,} tokens", found, tables.quality(found))
         return
     if max_kl is not None:
         raise UsageError("--max-kl is about --tokens or --text")
@@ -100,65 +111,36 @@ def check(
     for name in logits:
         if name not in parity.outputs:
             raise UsageError(f"--logits {name}: the models have no such output{nearest(name, parity.outputs)}")
-    failures = exceeded(parity, limits)
-    if as_json:
-        print_json(document(replace(parity.comparison, failures=failures)), quiet=quiet)
-    else:
-        source = f"random inputs, seed {seed}" if inputs is None else str(inputs)
-        screen = console(quiet=quiet)
-        names = ((f"{after}", "bold"), " against ", (f"{before}", "bold"))
-        screen.print(Text.assemble(*names, f", run by {runtime} on {source}\n"), soft_wrap=True)
-        show(screen, tables.metrics("How far the outputs are apart", parity.outputs, limit=None))
-    for failure in failures:
-        shout(failure)
-    if failures:
-        raise typer.Exit(1)
+    source = f"random inputs, seed {seed}" if inputs is None else str(inputs)
+    sheet = tables.metrics("How far the outputs are apart", parity.outputs, limit=None)
+    tell(source, replace(parity.comparison, failures=exceeded(parity, limits)), sheet)
 
 
-def _check_quality(
+def _tell(
     before: Path,
     after: Path,
-    tokens: Array,
     runtime: str,
-    logits: list[str],
-    min_top1: float | None,
-    max_kl: float | None,
-    memory: int | None,
+    inputs: str,
+    found: Comparison | Quality,
+    sheet: Sheet,
     *,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Measures two language models on real tokens."""
-    from dataclasses import replace
+    """Prints what was found on some inputs; ends the command where limits do not hold."""
+    from rich.text import Text
 
-    from rich.text import Text as Line
-
-    from rewriter.cli import tables
-    from rewriter.cli.console import console, count_bar, print_json, shout, show
-    from rewriter.errors import ParityError, UsageError
-    from rewriter.parity.limits import too_far
-    from rewriter.parity.quality import compare_quality
+    from rewriter.cli.console import console, print_json, shout, show
     from rewriter.report import document
 
-    if len(logits) > 1:
-        raise UsageError("--logits may be given once with tokens")
-    with count_bar("running both models", "sequences", quiet=quiet or as_json) as told:
-        try:
-            found = compare_quality(
-                before, after, tokens, provider=runtime, logits="".join(logits), memory=memory, progress=told
-            )
-        except ParityError as error:  # no figure of a comparison, but two models that have none
-            raise UsageError(str(error)) from error
-    failures = too_far(found, max_kl, min_top1)
     if as_json:
-        print_json(document(replace(found, failures=failures)), quiet=quiet)
+        print_json(document(found), quiet=quiet)
     else:
         screen = console(quiet=quiet)
         names = ((f"{after}", "bold"), " against ", (f"{before}", "bold"))
-        where = f"{found.sequences:,} sequences, {found.tokens:,} tokens"
-        screen.print(Line.assemble(*names, f", run by {runtime} on {where}\n"), soft_wrap=True)
-        show(screen, tables.quality(found))
-    for failure in failures:
+        screen.print(Text.assemble(*names, f", run by {runtime} on {inputs}\n"), soft_wrap=True)
+        show(screen, sheet)
+    for failure in found.failures:
         shout(failure)
-    if failures:
+    if found.failures:
         raise typer.Exit(1)

@@ -58,16 +58,13 @@ def compare(
 
     from rewriter.cli import report_files
     from rewriter.cli.console import Sheet, console, labelled, print_json, show, working
-    from rewriter.errors import UsageError
     from rewriter.explanation.candidates import compare as compared
     from rewriter.report import document
     from rewriter.ruleset import parse_override
     from rewriter.text import nbytes
 
-    if html is not None and html.suffix not in report_files.PAGES:
-        raise UsageError(f"--html {html}: a page is a file as sets.html")
     if html is not None:
-        report_files.refuse(html, html.absolute().parent / ".none")
+        report_files.refuse_page(html, html.absolute().parent / ".none", "sets.html")
     ids = given_tokens(tokens, text, tokenizer, length, sequences)
     chosen = list(dict.fromkeys([*rules, *(more or [])])) or ["rtn", "k-quant", "moe-int4", "moe-int8"]
     for name in chosen:
@@ -84,7 +81,9 @@ def compare(
             overrides=dict(map(parse_override, settings)),
         )
     if html is not None:
-        report_files.write_candidates(html, found)
+        from rewriter.html import candidates_page
+
+        report_files.write(html, candidates_page(found))
     if as_json:
         print_json(document(found))
         return

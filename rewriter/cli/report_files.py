@@ -9,9 +9,6 @@ import tempfile
 from pathlib import Path
 
 from rewriter.errors import UsageError
-from rewriter.report import Report
-from rewriter.report.candidates import Candidates
-from rewriter.report.coverage import Coverage
 
 PAGES = (".html", ".htm")
 """Endings of the names of pages."""
@@ -39,49 +36,23 @@ def refuse(file: Path, output: Path) -> None:
         raise UsageError(f"the report '{file}' exists and is no report; choose another name, or remove it")
 
 
-def write(file: Path, report: Report) -> None:
-    """Writes a report as JSON.
+def refuse_page(file: Path, output: Path, example: str) -> None:
+    """As ``refuse``, for a page; ``example`` is what one is called.
+
+    Raises:
+        UsageError: likewise, or its name is not that of a page.
+    """
+    if file.suffix not in PAGES:
+        raise UsageError(f"--html {file}: a page is a file as {example}")
+    refuse(file, output)
+
+
+def write(file: Path, text: str) -> None:
+    """Writes a report.
 
     Raises:
         UsageError: it cannot be written; the file is as it was.
     """
-    _write(file, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
-
-
-def write_page(file: Path, report: Report) -> None:
-    """Writes a report as an HTML page.
-
-    Raises:
-        UsageError: it cannot be written; the file is as it was.
-    """
-    from rewriter.html import page
-
-    _write(file, page(report))
-
-
-def write_coverage(file: Path, coverage: Coverage) -> None:
-    """Writes what a calibration saw as an HTML page.
-
-    Raises:
-        UsageError: it cannot be written; the file is as it was.
-    """
-    from rewriter.html import coverage_page
-
-    _write(file, coverage_page(coverage))
-
-
-def write_candidates(file: Path, candidates: Candidates) -> None:
-    """Writes what several rule sets make of a model as an HTML page.
-
-    Raises:
-        UsageError: it cannot be written; the file is as it was.
-    """
-    from rewriter.html import candidates_page
-
-    _write(file, candidates_page(candidates))
-
-
-def _write(file: Path, text: str) -> None:
     if _is_stream(file):
         file.write_text(text, encoding="utf-8", errors="replace")
         return
