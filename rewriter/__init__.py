@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from rewriter.explanation.candidates import compare
     from rewriter.explanation.dry_run import explain
     from rewriter.explanation.focus import Concern
-    from rewriter.explanation.look import inspect
-    from rewriter.inspection.model import ModelInfo
+    from rewriter.inspection.model import ModelInfo, inspect
     from rewriter.parity.model import ModelParity, check
     from rewriter.quantize.types import QuantizedWeight, Quantizer, WeightContext, WeightSpec
     from rewriter.report import Report
@@ -71,8 +70,7 @@ _HOMES = {
     "rewriter.explanation.candidates": ("compare",),
     "rewriter.explanation.dry_run": ("explain",),
     "rewriter.explanation.focus": ("Concern",),
-    "rewriter.explanation.look": ("inspect",),
-    "rewriter.inspection.model": ("ModelInfo",),
+    "rewriter.inspection.model": ("ModelInfo", "inspect"),
     "rewriter.parity.model": ("ModelParity", "check"),
     "rewriter.quantize.types": ("QuantizedWeight", "Quantizer", "WeightContext", "WeightSpec"),
     "rewriter.report": ("Report",),

@@ -10,13 +10,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from rewriter import io
-from rewriter.budget.forms import Budget, Form, Group
+from rewriter.budget.forms import Budget
 from rewriter.calibration import Calibration
 from rewriter.calibration.store import KEPT, MANIFEST
 from rewriter.io.beside import locations
 from rewriter.io.reading import model_file
-from rewriter.quantize.types import WeightSpec
 from rewriter.report.provenance import versions
 from rewriter.ruleset import RuleSet, used
 from rewriter.target import Target
@@ -49,21 +50,9 @@ def place(model: io.Model, rule_set: RuleSet, seen: Calibration | None, options:
 
 def read(file: Path | None) -> Budget | None:
     """Returns what was kept; None where nothing was, or what lies there is something else."""
-    if file is None:
-        return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        groups = tuple(
-            Group(
-                **{
-                    **group,
-                    "forms": tuple(Form(**{**form, "spec": WeightSpec(**form["spec"])}) for form in group["forms"]),
-                }
-            )
-            for group in found["groups"]
-        )
-        return Budget(**{**found, "groups": groups})
-    except (OSError, ValueError, TypeError, KeyError):
+        return None if file is None else TypeAdapter(Budget).validate_json(file.read_bytes())
+    except (OSError, ValueError):
         return None
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from rewriter.calibration.sites import ExpertSite
 from rewriter.operators.moe import MOE
-from rewriter.operators.reference.experts import Attributes, Linear, feed_forward, mix, route
+from rewriter.operators.reference.experts import Linear, feed_forward, mix, route
 from rewriter.parity.runtime import Array, Feeds
 from rewriter.tensors import View, drop_pages
 
@@ -20,7 +20,7 @@ Float32 = npt.NDArray[np.float32]
 def choose(site: ExpertSite, logits: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     """Returns the experts that each token is sent to, [T, k], from logits [T, E] in any dtype."""
     flat = logits.reshape(-1, site.experts).astype(np.float32)
-    return route(MOE.name, _attributes(site), flat)[0].astype(np.uint16)
+    return route(MOE.name, site.form, flat)[0].astype(np.uint16)
 
 
 def down_inputs(site: ExpertSite, expert: int, x: Float32) -> Float32:
@@ -32,7 +32,7 @@ def down_inputs(site: ExpertSite, expert: int, x: Float32) -> Float32:
         return h
 
     fc3 = None if site.fc3 is None else _linear(site.fc3, site.fc3_bias)
-    feed_forward(MOE.name, _attributes(site), _linear(site.fc1, site.fc1_bias), down, fc3)(expert, x)
+    feed_forward(MOE.name, site.form, _linear(site.fc1, site.fc1_bias), down, fc3)(expert, x)
     return seen[0]
 
 
@@ -51,10 +51,9 @@ def outputs(site: ExpertSite, feeds: Sequence[Feeds]) -> list[Array]:
         np.concatenate([feed[value.name or ""].reshape(-1, width) for feed in feeds]).astype(np.float32)
         for value, width in ((site.x, site.fc1.shape[2]), (site.logits, site.experts))
     )
-    attributes = _attributes(site)
     fc1, fc2 = _linear(site.fc1, site.fc1_bias), _linear(site.fc2, site.fc2_bias)
     fc3 = None if site.fc3 is None else _linear(site.fc3, site.fc3_bias)
-    y = mix(x, *route(MOE.name, attributes, logits), feed_forward(MOE.name, attributes, fc1, fc2, fc3))
+    y = mix(x, *route(MOE.name, site.form, logits), feed_forward(MOE.name, site.form, fc1, fc2, fc3))
     ends = np.cumsum([array.size // x.shape[1] for array in given])[:-1]
     parts = zip(np.split(y, ends), given, strict=True)
     return [part.reshape(array.shape).astype(array.dtype) for part, array in parts]
@@ -68,7 +67,3 @@ def _linear(weight: View, bias: View | None) -> Linear:
         return y if bias is None else y + bias.index(0, expert).numpy().astype(np.float32)
 
     return run
-
-
-def _attributes(site: ExpertSite) -> Attributes:
-    return Attributes(**site.form.attributes())  # type: ignore[arg-type]  # a node's attributes have these types

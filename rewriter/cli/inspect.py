@@ -42,7 +42,7 @@ def inspect(
     from rewriter.cli import against
     from rewriter.cli.console import print_json, working
     from rewriter.explanation.sizes import FEW, outlooks
-    from rewriter.inspection.model import inspect as look
+    from rewriter.inspection.model import look
     from rewriter.io import load
     from rewriter.report import document
     from rewriter.ruleset import rule_sets

@@ -46,7 +46,7 @@ def outlooks(
         tell: told the name of each as its turn comes.
         names: of the rule sets.
     """
-    from rewriter.inspection.model import inspect  # noqa: PLC0415 -- the reader of a model is slow to import
+    from rewriter.inspection.model import look  # noqa: PLC0415 -- the reader of a model is slow to import
 
     for name in names:
         tell(f"trying {name}")
@@ -56,6 +56,6 @@ def outlooks(
         except RewriterError as error:
             yield Outlook(name, None, 0, 0, str(error))
             continue
-        left = [h for h in inspect(result.ir_model).weights if h.role.startswith("expert") and h.kind == "float"]
+        left = [h for h in look(result.ir_model).weights if h.role.startswith("expert") and h.kind == "float"]
         report = result.report
         yield Outlook(name, report.bytes_after, len(report.applications), sum(h.nbytes for h in left))

@@ -9,20 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rewriter.html.heat import Grid, HeatMap, grid, heat_maps
-from rewriter.report import Left, Metrics, Proof, Refusal, Report, Size, Weight
+from rewriter.report import Metrics, Proof, Report, Size
 from rewriter.text import names
-
-EXAMPLES = 5
-"""Places that are named where a rule declined."""
-
-LEFT = 8
-"""Weights left in float that are named."""
-
-GROUPS = 60
-"""Rows of a table that may be long."""
-
-WORST = 12
-"""Weights that are named."""
 
 _FAMILIES = ("expert", "shared_expert", "mlp", "attention", "lm_head", "embedding", "router", "")
 """The families that have a colour of their own, in the order in which a bar shows them."""
@@ -84,7 +72,16 @@ class Segment:
 
 
 class Figures:
-    """A report with what the templates need of it."""
+    """A report with what the templates need of it.
+
+    Attributes:
+        report: the report.
+        examples: places that are named where a rule declined.
+        groups: rows of a table that may be long.
+    """
+
+    examples = 5
+    groups = 60
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -106,26 +103,6 @@ class Figures:
     def _proofs(self, uses: Counter[int | None]) -> tuple[tuple[Proof, int], ...]:
         found = [(self.report.proofs[index], count) for index, count in uses.items() if index is not None]
         return tuple(sorted(found, key=lambda pair: -pair[0].max_relative))
-
-    @property
-    def refused(self) -> Sequence[Refusal]:
-        """Every reason for which a rule declined, what matters most first."""
-        return self.report.refusals
-
-    @property
-    def left(self) -> Sequence[Left]:
-        """The largest weights that stay float."""
-        return self.report.left[:LEFT]
-
-    @property
-    def examples(self) -> int:
-        """How many places are named where a rule declined."""
-        return EXAMPLES
-
-    @property
-    def groups(self) -> int:
-        """How many reasons are shown."""
-        return GROUPS
 
     @cached_property
     def bars(self) -> tuple[tuple[str, int, tuple[Segment, ...]], ...]:
@@ -152,11 +129,6 @@ class Figures:
     def grid(self) -> Grid | None:
         """Layers by role, for what is not an expert's."""
         return grid(self.report.weights)
-
-    @property
-    def worst(self) -> Sequence[Weight]:
-        """The weights with the largest errors."""
-        return self.report.weights[:WORST]
 
     @cached_property
     def mean_error(self) -> float | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from rewriter import io
 from rewriter.graph.contents import all_nodes, stored_tensors
 from rewriter.inspection.blocks import Block, find_blocks
 from rewriter.inspection.born import born_as
@@ -76,7 +77,20 @@ class ModelInfo:
     blocks: tuple[Block, ...]
 
 
-def inspect(model: ir.Model) -> ModelInfo:
+def inspect(model: io.Model) -> ModelInfo:
+    """Says what a model is: layers, MoE blocks and their form, weights by role. Nothing is quantized, run or written.
+
+    Args:
+        model: as for ``rewriter.apply``.
+
+    Raises:
+        ModelError: the model is unreadable or invalid.
+        UsageError: it is no model.
+    """
+    return look(io.as_model(model))
+
+
+def look(model: ir.Model) -> ModelInfo:
     """Looks at a model; reads a few integers, and a few blocks of one float weight of each role."""
     roles = find_roles(model)
     nodes = list(all_nodes(model))

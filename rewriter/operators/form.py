@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
 from rewriter.graph.contents import integer, number, text
 from rewriter.operators.activation import SWIGLU, activation_of
-from rewriter.operators.moe import MOE
+from rewriter.operators.moe import MOE, SHARED_ATTRIBUTES
 from rewriter.operators.operator import ExpertsOperator, input_at
 from rewriter.operators.qmoe import QMOE, ROUTER_WEIGHTS
 
@@ -48,6 +49,21 @@ class ExpertForm:
     sparse_mixer: bool = False
     gated: bool = False
     unknown: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, Any]) -> ExpertForm:
+        """Reads attributes; absent ones have the schema's defaults."""
+        found = {**SHARED_ATTRIBUTES, **attributes}
+        return cls(
+            k=found["k"],
+            activation=found["activation_type"],
+            alpha=found["activation_alpha"],
+            beta=found["activation_beta"],
+            limit=found["swiglu_limit"],
+            fusion=found["swiglu_fusion"],
+            normalize=bool(found["normalize_routing_weights"]),
+            sparse_mixer=bool(found["use_sparse_mixer"]),
+        )
 
     @property
     def glu(self) -> bool:

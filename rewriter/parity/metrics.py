@@ -66,14 +66,15 @@ def _distribution(expected: Doubles, actual: Doubles) -> tuple[float, float]:
         return 1.0, 0.0
     e, a = e[peaked], a[peaked]
     top1 = float(np.mean(np.argmax(e, axis=1) == np.argmax(a, axis=1)))
-    log_e, log_a = _log_softmax(e), _log_softmax(a)
+    log_e, log_a = log_softmax(e), log_softmax(a)
     p = np.exp(log_e)
     with np.errstate(invalid="ignore"):
         terms = np.where(p > 0, p * (log_e - log_a), 0.0)
     return top1, max(float(np.mean(terms.sum(axis=1))), 0.0)
 
 
-def _log_softmax(rows: Doubles) -> Doubles:
+def log_softmax(rows: Doubles) -> Doubles:
+    """Returns log(softmax) of each row of scores [T, V]."""
     shifted = rows - rows.max(axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         result: Doubles = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

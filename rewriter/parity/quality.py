@@ -14,12 +14,11 @@ import onnx_ir as ir
 
 from rewriter import io
 from rewriter.errors import ParityError, UsageError, nearest
+from rewriter.parity.metrics import Doubles, log_softmax
 from rewriter.parity.model import check_interface, read
 from rewriter.parity.runs import Progress, TokenRuns, run_many
 from rewriter.parity.runtime import Array, OrtRuntime
 from rewriter.report.quality import Estimate, Quality
-
-Doubles = npt.NDArray[np.float64]
 
 _RESAMPLED = 400
 """How often the sequences are drawn anew for an interval."""
@@ -193,7 +192,7 @@ def _measure(expected: Array, actual: Array, tokens: Array) -> _Sequence:
         raise ParityError(f"the logits differ in shape: {list(expected.shape)} and {list(actual.shape)}")
     losses: list[tuple[Doubles, Doubles, Doubles, npt.NDArray[np.bool_]]] = []
     for first in range(0, len(expected), _ROWS):
-        e, a = (_log_softmax(part[first : first + _ROWS].astype(np.float64)) for part in (expected, actual))
+        e, a = (log_softmax(part[first : first + _ROWS].astype(np.float64)) for part in (expected, actual))
         if not (np.isfinite(e.max(axis=1)).all() and np.isfinite(a.max(axis=1)).all()):
             raise ParityError("the logits of a model are not finite")
         p = np.exp(e)
@@ -203,13 +202,6 @@ def _measure(expected: Array, actual: Array, tokens: Array) -> _Sequence:
         rows = np.arange(len(following))
         losses.append((-e[rows, following], -a[rows, following], kl, e.argmax(axis=1) == a.argmax(axis=1)))
     return _Sequence(*(np.concatenate(parts) for parts in zip(*losses, strict=True)))
-
-
-def _log_softmax(rows: Doubles) -> Doubles:
-    shifted = rows - rows.max(axis=1, keepdims=True)
-    with np.errstate(divide="ignore"):
-        result: Doubles = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
 
 
 def _summed_up(found: list[_Sequence], runtime: str) -> Quality:

@@ -54,17 +54,6 @@ class Runtime(Protocol):
         """
 
 
-class Loaded(Protocol):
-    """A model that is ready to run, and may run many times."""
-
-    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Array]:
-        """Returns outputs by name: those that are named, or all.
-
-        Raises:
-            TargetError: the runtime cannot run the model.
-        """
-
-
 @dataclass(frozen=True)
 class OrtRuntime:
     """ONNX Runtime, on one thread unless more are given, so that the same model and feeds give the same numbers.
@@ -94,14 +83,14 @@ class OrtRuntime:
         """Returns the model's outputs by name; see :class:`Runtime`."""
         return _called("run", self.settings, _plain(model), dict(feeds), timeout=self.timeout)
 
-    def load(self, model: Source) -> Loaded:
+    def load(self, model: Source) -> Session:
         """Returns the model ready to run.
 
         Raises:
             UsageError: the runtime is not installed.
             TargetError: the runtime cannot load the model.
         """
-        return _Session(apart.call("load", self.settings, _plain(model), timeout=self.timeout), self.timeout)
+        return Session(apart.call("load", self.settings, _plain(model), timeout=self.timeout), self.timeout)
 
     @property
     def settings(self) -> Settings:
@@ -110,8 +99,8 @@ class OrtRuntime:
         return Settings(self.provider, self.optimize, self.threads)
 
 
-class _Session:
-    """A session of ONNX Runtime; see :class:`Loaded`."""
+class Session:
+    """A model that is ready to run in ONNX Runtime, and may run many times."""
 
     def __init__(self, number: int, timeout: float) -> None:
         self._number = number
@@ -119,6 +108,7 @@ class _Session:
         weakref.finalize(self, apart.later, "drop", number)
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Returns outputs by name: those that are named, or all; raises TargetError where the runtime cannot."""
         wanted = None if names is None else list(names)
         return _called("run_loaded", self._number, dict(feeds), wanted, timeout=self._timeout)
 

@@ -14,11 +14,10 @@ import onnx_ir as ir
 
 from rewriter.errors import QuantizationError
 from rewriter.graph.contents import integer
-from rewriter.graph.declines import OTHER_BLOCK_SIZE, Reason
+from rewriter.operators.layout import blocks
 from rewriter.operators.layout.packing import codes_per_byte
 from rewriter.operators.layout.stored import Layout, RowMajor, Stored
 from rewriter.operators.operator import Operator
-from rewriter.quantize.formats import INT
 from rewriter.quantize.job import Arrays, Part
 from rewriter.quantize.types import QuantizedShape, QuantizedWeight
 
@@ -33,36 +32,15 @@ DATA, INDICES, SCALES, ZERO_POINTS = range(4)
 
 
 def _refuse(shape: QuantizedShape) -> str | None:
-    bits, block, k = shape.bits, shape.block, shape.k
-    if shape.format != INT.name:
-        return f"codes are {shape.format}; GatherBlockQuantized takes integers"
-    if bits not in (2, 4, 8):
-        return f"bits is {bits}; GatherBlockQuantized takes 2, 4 or 8"
-    if not block:
-        return Reason(
-            "GatherBlockQuantized has no scale for a whole row, but for blocks of 16, 32, 64, ...", OTHER_BLOCK_SIZE
-        )
-    if block < 16 or block & (block - 1):
-        return Reason(
-            f"block size {block} is not a power of two of at least 16, as GatherBlockQuantized needs", OTHER_BLOCK_SIZE
-        )
-    if k % codes_per_byte(bits):
-        return f"a row of K = {k} codes of {bits} bits does not end on a byte, as GatherBlockQuantized needs"
-    return None
-
-
-def _refuse_tied(shape: QuantizedShape) -> str | None:
-    reason = _refuse(shape)
-    if reason is None and shape.k % shape.block:
-        return Reason(
-            f"K = {shape.k} is not divisible by the block size {shape.block}, as a table tied with MatMulNBits needs",
-            OTHER_BLOCK_SIZE,
-        )
+    reason = blocks.refuse(shape, GATHER_BLOCK_QUANTIZED.name)
+    if reason is None and shape.k % codes_per_byte(shape.bits):
+        row = f"a row of K = {shape.k} codes of {shape.bits} bits"
+        return f"{row} does not end on a byte, as GatherBlockQuantized needs"
     return reason
 
 
-def _per_block(shape: QuantizedShape) -> tuple[int, ...]:
-    return shape.n, shape.blocks
+def _refuse_tied(shape: QuantizedShape) -> str | None:
+    return _refuse(shape) or blocks.refuse_partial(shape, "a table tied with MatMulNBits")
 
 
 def _one_block_a_row(shape: QuantizedShape) -> tuple[int, ...]:
@@ -70,13 +48,9 @@ def _one_block_a_row(shape: QuantizedShape) -> tuple[int, ...]:
     return shape.n, shape.blocks, 1
 
 
-def _blobs(shape: QuantizedShape) -> tuple[int, ...]:
-    return shape.n, shape.blocks, shape.block * shape.bits // 8
-
-
 _NAMES = ("data", "scales", "zero_points")
-TABLE = Layout("table", "gather_block_quantized", RowMajor(), _refuse, _per_block, arrays=_NAMES)
-TIED = Layout("tied", "gather_block_quantized", RowMajor(), _refuse_tied, _one_block_a_row, _blobs, _NAMES)
+TABLE = Layout("table", "gather_block_quantized", RowMajor(), _refuse, blocks.per_block, arrays=_NAMES)
+TIED = Layout("tied", "gather_block_quantized", RowMajor(), _refuse_tied, _one_block_a_row, blocks.blobs, _NAMES)
 LAYOUTS = (TABLE, TIED)
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from rewriter.graph.contents import integer
-from rewriter.graph.declines import OTHER_BLOCK_SIZE, Reason
+from rewriter.operators.layout import blocks
 from rewriter.operators.layout.stored import Cutlass, Layout, RowMajor
 from rewriter.operators.operator import Operator
-from rewriter.quantize.formats import INT
 from rewriter.quantize.types import QuantizedShape
 
 MATMUL_NBITS = Operator(
@@ -34,48 +33,23 @@ BIAS = 5
 
 
 def _refuse(shape: QuantizedShape) -> str | None:
-    if shape.format != INT.name:
-        return f"codes are {shape.format}; MatMulNBits takes integers"
-    if shape.bits not in (2, 4, 8):
-        return f"bits is {shape.bits}; MatMulNBits takes 2, 4 or 8"
-    if not shape.block:
-        return Reason("MatMulNBits has no scale for a whole row, but for blocks of 16, 32, 64, ...", OTHER_BLOCK_SIZE)
-    if shape.block < 16 or shape.block & (shape.block - 1):
-        return Reason(
-            f"block size {shape.block} is not a power of two of at least 16, as MatMulNBits needs", OTHER_BLOCK_SIZE
-        )
-    return None
+    return blocks.refuse(shape, MATMUL_NBITS.name)
 
 
 def _refuse_prepacked(shape: QuantizedShape) -> str | None:
-    reason = _refuse(shape)
-    if reason is None and shape.k % shape.block:
-        return Reason(
-            f"K = {shape.k} is not divisible by the block size {shape.block}, as a prepacked MatMulNBits needs",
-            OTHER_BLOCK_SIZE,
-        )
-    return reason
-
-
-def _per_block(shape: QuantizedShape) -> tuple[int, ...]:
-    return shape.n, shape.blocks
-
-
-def _blobs(shape: QuantizedShape) -> tuple[int, ...]:
-    """[N, ceil(K / block), block * bits / 8]; a prepacked B keeps this shape."""
-    return shape.n, shape.blocks, shape.block * shape.bits // 8
+    return _refuse(shape) or blocks.refuse_partial(shape, "a prepacked MatMulNBits")
 
 
 _NAMES = ("B", "scales", "zero_points")
-RAW = Layout("raw", "matmul_nbits", RowMajor(), _refuse, _per_block, _blobs, _NAMES)
+RAW = Layout("raw", "matmul_nbits", RowMajor(), _refuse, blocks.per_block, blocks.blobs, _NAMES)
 """Padded as ONNX Runtime's own quantizers do it: codes past K are 0, zero points past the last block 2^(bits-1).
 
 (For 2 bits and K not a multiple of 4 the runtime leaves stale codes past K, which no kernel reads; here they are 0.)
 """
 LAYOUTS = (
     RAW,
-    Layout("cutlass-sm80", "matmul_nbits", Cutlass(80), _refuse_prepacked, _per_block, _blobs, _NAMES),
-    Layout("cutlass-sm90", "matmul_nbits", Cutlass(90), _refuse_prepacked, _per_block, _blobs, _NAMES),
+    Layout("cutlass-sm80", "matmul_nbits", Cutlass(80), _refuse_prepacked, blocks.per_block, blocks.blobs, _NAMES),
+    Layout("cutlass-sm90", "matmul_nbits", Cutlass(90), _refuse_prepacked, blocks.per_block, blocks.blobs, _NAMES),
 )
 """Layouts of a weight; ``weight_prepacked`` is the index."""
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from onnx.reference.op_run import OpRun
 
-from rewriter.operators.moe import MOE
+from rewriter.operators.form import ExpertForm
+from rewriter.operators.moe import MOE, SHARED_ATTRIBUTES
 from rewriter.operators.operator import DOMAIN
 from rewriter.operators.reference.common import Array, Float32, as_float32, malformed, reshaped, slots
 from rewriter.operators.reference.experts import (
-    Attributes,
     Linear,
     feed_forward,
     flatten_tokens,
@@ -38,32 +39,32 @@ class MoE(OpRun):
             ModelError: shapes that do not belong together, or an unknown attribute.
         """
         x, logits, w1, b1, w2, b2, w3, b3 = slots(OPERATOR, inputs, required=(0, 1, 2, 4), total=8)
-        shared = shared_attributes(OPERATOR, attributes)
+        form = shared_form(OPERATOR, attributes)
         experts, hidden, inter = _sizes(w1, w2)
-        wide = shared.fused * inter
+        wide = form.fused * inter
         fc1 = _linear("fc1", w1, b1, (experts, wide, hidden))
         fc2 = _linear("fc2", w2, b2, (experts, hidden, inter))
         fc3 = None if w3 is None else _linear("fc3", w3, b3, (experts, inter, hidden))
-        expert = feed_forward(OPERATOR, shared, fc1, fc2, fc3)
+        expert = feed_forward(OPERATOR, form, fc1, fc2, fc3)
         tokens = as_float32(flatten_tokens(OPERATOR, x, "input", hidden))
         probs = as_float32(flatten_tokens(OPERATOR, logits, "router_probs", experts))
-        selected, weights = route(OPERATOR, shared, probs)
+        selected, weights = route(OPERATOR, form, probs)
         return (mix(tokens, selected, weights, expert).reshape(x.shape).astype(x.dtype),)
 
 
-def shared_attributes(operator: str, attributes: dict[str, Any]) -> Attributes:
-    """Returns the attributes that MoE and QMoE share.
+def shared_form(operator: str, attributes: Mapping[str, Any]) -> ExpertForm:
+    """Returns what the attributes that MoE and QMoE share say.
 
     Raises:
         TargetError: an activation that ONNX Runtime does not define.
         ModelError: an attribute that the operator does not have.
     """
-    unknown = sorted(set(attributes) - set(Attributes.__dataclass_fields__))
+    unknown = sorted(attributes.keys() - SHARED_ATTRIBUTES.keys())
     if unknown:
         raise malformed(operator, f"unknown attributes {unknown}")
-    shared = Attributes(**attributes)
-    require_activation(operator, shared)
-    return shared
+    form = ExpertForm.of(attributes)
+    require_activation(operator, form)
+    return form
 
 
 def _sizes(w1: Array, w2: Array) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from rewriter.errors import QuantizationError, nearest
 from rewriter.graph.contents import integer, text
 from rewriter.graph.declines import OTHER_BLOCK_SIZE, Reason
+from rewriter.operators.layout import blocks
 from rewriter.operators.layout.stored import ColumnMajor, Cutlass, Layout, RowMajor, by_name
 from rewriter.operators.moe import SHARED_ATTRIBUTES
 from rewriter.operators.operator import ExpertsOperator, Slots, input_at
@@ -80,10 +81,8 @@ def _refuse(shape: QuantizedShape) -> str | None:
         return f"bits is {bits}; QMoE takes 2, 3, 4 or 8" if own is INT else f"bits is {bits}; {own.name} has 4"
     if own.block is not None and (block != own.block or not shape.symmetric):
         return Reason(f"{own.name} has blocks of {own.block}, and no zero points", OTHER_BLOCK_SIZE)
-    if block and (block < 16 or block & (block - 1)):
-        return Reason(f"block size {block} is not a power of two of at least 16, as QMoE needs", OTHER_BLOCK_SIZE)
-    if block and k % block:
-        return Reason(f"K = {k} is not divisible by the block size {block}, as QMoE needs", OTHER_BLOCK_SIZE)
+    if reason := blocks.refuse_odd(shape, QMOE.name) or blocks.refuse_partial(shape, QMOE.name):
+        return reason
     if k * bits % 8:
         return f"a row of K = {k} codes of {bits} bits does not end on a byte, as QMoE needs"
     return None

@@ -8,7 +8,7 @@ from onnx.reference.op_run import OpRun
 
 from rewriter.errors import QuantizationError
 from rewriter.operators.layout.stored import Layout, Refusal
-from rewriter.operators.moe.reference import shared_attributes
+from rewriter.operators.moe.reference import shared_form
 from rewriter.operators.operator import DOMAIN
 from rewriter.operators.qmoe import LAYOUT_KEY, QMOE, QUANT_TYPES, RAW, ROUTER_WEIGHTS, layout_named
 from rewriter.operators.qmoe import weights_prepacked as weights_prepacked_of
@@ -67,10 +67,10 @@ class QMoE(OpRun):
         taken = [own.global_scale for own in QMOE.projections] if own_format.global_scale else []
         if any(slot[extra] is not None for extra in range(ROUTER_WEIGHTS + 1, len(slot)) if extra not in taken):
             raise unsupported(OPERATOR, "activation scales, or global scales of integers")
-        shared = shared_attributes(OPERATOR, attributes)
+        form = shared_form(OPERATOR, attributes)
         x, logits, mixing = slot[0], slot[1], slot[ROUTER_WEIGHTS]
         experts, wide, hidden = slot[2].shape[0], slot[3].shape[1], x.shape[-1]
-        inter = wide // shared.fused
+        inter = wide // form.fused
         bits = [
             expert_weight_bits if own is None else own
             for own in (fc1_expert_weight_bits, fc2_expert_weight_bits, fc3_expert_weight_bits)
@@ -87,15 +87,15 @@ class QMoE(OpRun):
                 own.name, arrays, experts, layout, QuantizedShape(n, k, bits[index], block, symmetric, known)
             )
 
-        fc1 = linear(0, shared.fused * inter, hidden)
+        fc1 = linear(0, form.fused * inter, hidden)
         fc2 = linear(1, hidden, inter)
         fc3 = None if slot[QMOE.projections[2].weight] is None else linear(2, inter, hidden)
-        expert = feed_forward(OPERATOR, shared, fc1, fc2, fc3)
+        expert = feed_forward(OPERATOR, form, fc1, fc2, fc3)
         tokens = as_float32(flatten_tokens(OPERATOR, x, "input", hidden))
         probs = as_float32(flatten_tokens(OPERATOR, logits, "router_probs", experts))
         if mixing is not None:
             mixing = as_float32(flatten_tokens(OPERATOR, mixing, "router_weights", experts))
-        selected, weights = route(OPERATOR, shared, probs, mixing)
+        selected, weights = route(OPERATOR, form, probs, mixing)
         return (mix(tokens, selected, weights, expert).reshape(x.shape).astype(x.dtype),)
 
     def _layout(self, prepacked: int, own: FormatName) -> Layout:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from rewriter.operators.activation import Activation, activation_of
+from rewriter.operators.form import ExpertForm
 from rewriter.operators.reference.common import Array, Float32, malformed, unsupported
 
 SPARSE_MIXER_JITTER = np.float32(0.01)
@@ -22,28 +22,8 @@ Linear = Callable[[int, Float32], Float32]
 """``(expert, x [T', K]) -> [T', N]``: one projection of one expert."""
 
 
-@dataclass(frozen=True)
-class Attributes:
-    """The attributes that MoE and QMoE share, under their own names."""
-
-    k: int = 1
-    activation_type: str = "relu"
-    normalize_routing_weights: int = 0
-    use_sparse_mixer: int = 0
-    swiglu_fusion: int = 0
-    swiglu_limit: float | None = None
-    activation_alpha: float = 1.0
-    activation_beta: float = 0.0
-
-    @property
-    def fused(self) -> int:
-        """How many halves fc1 holds: 2 for a fused gate, else 1."""
-        known = activation_of(self.activation_type)
-        return 2 if known is not None and known.gated and self.swiglu_fusion else 1
-
-
 def route(
-    operator: str, attributes: Attributes, logits: Float32, mixing: Float32 | None = None
+    operator: str, form: ExpertForm, logits: Float32, mixing: Float32 | None = None
 ) -> tuple[npt.NDArray[np.intp], Float32]:
     """Selects k experts for each token.
 
@@ -52,7 +32,7 @@ def route(
 
     Args:
         operator: named in errors.
-        attributes: k, normalisation and sparse mixer.
+        form: k, normalisation and sparse mixer.
         logits: [T, E]; selects.
         mixing: [T, E] weights taken instead of the softmax (QMoE's router_weights), or None.
 
@@ -64,10 +44,10 @@ def route(
         ModelError: k is not within the number of experts.
     """
     experts = logits.shape[1]
-    k = attributes.k
+    k = form.k
     if not 1 <= k <= experts:
         raise malformed(operator, f"k = {k} of {experts} experts")
-    if attributes.use_sparse_mixer:
+    if form.sparse_mixer:
         if k != 2 or experts not in (8, 16) or mixing is not None:
             raise unsupported(operator, "a sparse mixer but for k = 2, 8 or 16 experts and no router_weights")
         return _sparse_mixer(logits)
@@ -75,11 +55,11 @@ def route(
     selected = experts - 1 - np.argsort(-logits[:, ::-1], axis=-1, kind="stable")[:, :k]
     if mixing is not None:
         weights = np.take_along_axis(mixing, selected, axis=-1)
-        if attributes.normalize_routing_weights:
+        if form.normalize:
             total = weights.sum(axis=-1, keepdims=True)
             weights = np.divide(weights, total, out=np.zeros_like(weights), where=total != 0)
         return selected, weights
-    if attributes.normalize_routing_weights:
+    if form.normalize:
         return selected, _softmax(np.take_along_axis(logits, selected, axis=-1))
     return selected, np.take_along_axis(_softmax(logits), selected, axis=-1)
 
@@ -95,29 +75,29 @@ def mix(
     return y
 
 
-def require_activation(operator: str, attributes: Attributes) -> Activation:
+def require_activation(operator: str, form: ExpertForm) -> Activation:
     """Returns the activation; asked before any shape, of which one that nobody defines may have its own.
 
     Raises:
         TargetError: ONNX Runtime does not define the activation.
     """
-    known = activation_of(attributes.activation_type)
+    known = activation_of(form.activation)
     if known is None:
-        raise unsupported(operator, f"activation_type '{attributes.activation_type}'")
+        raise unsupported(operator, f"activation_type '{form.activation}'")
     return known
 
 
-def feed_forward(operator: str, attributes: Attributes, fc1: Linear, fc2: Linear, fc3: Linear | None) -> Linear:
+def feed_forward(operator: str, form: ExpertForm, fc1: Linear, fc2: Linear, fc3: Linear | None) -> Linear:
     """Returns one expert: ``(expert, x [T', H]) -> [T', H]``.
 
     Raises:
         TargetError: a combination with fc3 that ONNX Runtime does not define.
         ModelError: an unfused gate without fc3.
     """
-    activation = require_activation(operator, attributes)
-    fusion = attributes.swiglu_fusion
-    if attributes.swiglu_limit is not None and not attributes.swiglu_limit >= 0:
-        raise malformed(operator, f"swiglu_limit={attributes.swiglu_limit}")
+    activation = require_activation(operator, form)
+    fusion = form.fusion
+    if not form.limit >= 0:
+        raise malformed(operator, f"swiglu_limit={form.limit}")
     if activation.gated:
         if fusion and fc3 is not None and fusion in activation.fusions:
             raise unsupported(operator, f"fc3 beside swiglu_fusion={fusion}, which holds it in fc1")
@@ -128,17 +108,14 @@ def feed_forward(operator: str, attributes: Attributes, fc1: Linear, fc2: Linear
     elif fc3 is not None and not activation.fc3:
         gated = "only silu and swiglu are gated"
         raise unsupported(operator, f"fc3 with activation_type '{activation.name}': {gated}")
-    elif fc3 is not None and not _is_plain(attributes):
+    elif fc3 is not None and (form.alpha, form.beta, form.limit) != (1, 0, math.inf):
         raise unsupported(operator, "silu with fc3 and activation_alpha, activation_beta or swiglu_limit")
-    limit = math.inf if attributes.swiglu_limit is None else attributes.swiglu_limit
 
     def run(expert: int, x: Float32) -> Float32:
         gate, linear = fc1(expert, x), None if fc3 is None else fc3(expert, x)
         if activation.gated and linear is None:
             gate, linear = _halves(fusion, gate)
-        return fc2(
-            expert, activation.apply(gate, linear, attributes.activation_alpha, attributes.activation_beta, limit)
-        )
+        return fc2(expert, activation.apply(gate, linear, form.alpha, form.beta, form.limit))
 
     return run
 
@@ -184,9 +161,3 @@ def _halves(fusion: int, h: Float32) -> tuple[Float32, Float32]:
         return h[:, 0::2], h[:, 1::2]
     half = h.shape[1] // 2
     return h[:, :half], h[:, half:]
-
-
-def _is_plain(attributes: Attributes) -> bool:
-    limit = attributes.swiglu_limit
-    unlimited = limit is None or math.isinf(limit)
-    return attributes.activation_alpha == 1 and attributes.activation_beta == 0 and unlimited
