@@ -48,7 +48,6 @@ class _Anything(Target):
     """A target that would run all experts."""
 
     def kernels(self, operator: str) -> tuple[Kernel, ...]:
-        """See :class:`Target`."""
         return (
             Kernel(
                 (0, 0),

@@ -60,12 +60,10 @@ class ExpertSite:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its weights."""
         return sum(view.nbytes for view in (self.fc1, self.fc2, self.fc3) if view is not None)
 
     @property
     def experts(self) -> int:
-        """E."""
         return self.fc1.shape[0]
 
     def parts(self, *weights: View | None) -> list[set[Part]]:
@@ -132,7 +130,6 @@ class Sites:
 
     @property
     def values(self) -> tuple[ir.Value, ...]:
-        """The values to look at."""
         values = [site.x for site in self.linears]
         values += [site.x for site in self.experts]
         values += [site.logits for site in self.experts]

@@ -108,7 +108,6 @@ class Sheet:
         return len(self._columns)
 
     def add(self, *cells: str | Text) -> None:
-        """Adds a row."""
         self._rows.append(tuple(map(_cut, cells)))
 
     def rest(self, left: int, where: str = "") -> None:

@@ -38,14 +38,12 @@ def finite(value: float | None) -> float | None:
 
 
 def complete_rule_sets(incomplete: str) -> list[str]:
-    """Completes the names of shipped rule sets."""
     from rewriter.ruleset.discover import set_offers
 
     return _starting(incomplete, set_offers())
 
 
 def complete_rules(incomplete: str) -> list[str]:
-    """Completes the names of installed rules."""
     from rewriter.ruleset.discover import rule_offers
 
     return _starting(incomplete, rule_offers())
@@ -74,7 +72,6 @@ def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def complete_rules_and_sets(incomplete: str) -> list[str]:
-    """Completes the names of rules and rule sets."""
     return [*complete_rules(incomplete), *complete_rule_sets(incomplete)]
 
 
@@ -123,7 +120,6 @@ DEFAULT_RULES = "moe-int4"
 
 
 def progress(phase: str, count: int) -> str:
-    """Says what the engine is doing."""
     return f"phase {phase}: matching and rewriting, {count:,} rewrites so far"
 
 

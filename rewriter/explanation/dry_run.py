@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 from rewriter import api, io
 from rewriter.explanation.focus import Concern, Focus
@@ -13,28 +13,20 @@ from rewriter.report import Report
 from rewriter.ruleset import RuleSetLike
 
 
-@overload
-def explain(
-    model: io.Model,
-    name: None = None,
-    rules: RuleSetLike = ...,
-    *,
-    target: str | None = ...,
-    overrides: Mapping[str, Any] | None = ...,
-    progress: Callable[[str, int], None] | None = ...,
-) -> Report: ...
+class DryRun(TypedDict, total=False):
+    """The options of :func:`explain`, for its types."""
+
+    target: str | None
+    overrides: Mapping[str, Any] | None
+    progress: Callable[[str, int], None] | None
 
 
 @overload
-def explain(
-    model: io.Model,
-    name: str,
-    rules: RuleSetLike = ...,
-    *,
-    target: str | None = ...,
-    overrides: Mapping[str, Any] | None = ...,
-    progress: Callable[[str, int], None] | None = ...,
-) -> Concern: ...
+def explain(model: io.Model, name: None = None, rules: RuleSetLike = ..., **options: Unpack[DryRun]) -> Report: ...
+
+
+@overload
+def explain(model: io.Model, name: str, rules: RuleSetLike = ..., **options: Unpack[DryRun]) -> Concern: ...
 
 
 def explain(
@@ -67,26 +59,13 @@ def explain(
 
 
 def explained(
-    model: io.Model,
-    name: str | None,
-    rules: RuleSetLike,
-    *,
-    target: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    progress: Callable[[str, int], None] | None = None,
+    model: io.Model, name: str | None, rules: RuleSetLike, **options: Unpack[DryRun]
 ) -> tuple[Report | Concern, Report, Focus | None]:
     """Returns what ``explain`` does, the report, and what was looked at of a name."""
     original = io.as_model(model)
     focus = None if name is None else Focus(name, original)
-    result = api.apply(
-        original,
-        rules,
-        target=target,
-        overrides=overrides,
-        prover=lambda rewrite, run: None,
-        progress=progress,
-        watch=None if focus is None else focus.watch,
-    )
+    watch = None if focus is None else focus.watch
+    result = api.apply(original, rules, prover=lambda rewrite, run: None, watch=watch, **options)
     label = os.fspath(model) if isinstance(model, str | os.PathLike) else result.report.model
     report = replace(result.report, model=label)
     return (report if focus is None else focus.concern(result)), report, focus

@@ -18,7 +18,6 @@ GENERATOR = "onnx-moe-rewriter"
 
 
 def page(report: Report) -> str:
-    """Returns a whole page."""
     return _render("page.html.j2", report)
 
 
@@ -28,7 +27,6 @@ def fragment(report: Report) -> str:
 
 
 def coverage_page(coverage: Coverage) -> str:
-    """Returns a page about what a calibration saw."""
     counts = [count for block in coverage.blocks for count in block.counts]
     return (
         _environment()
@@ -44,7 +42,6 @@ def coverage_page(coverage: Coverage) -> str:
 
 
 def candidates_page(candidates: Candidates) -> str:
-    """Returns a page about what several rule sets make of a model."""
     template = _environment().get_template("candidates.html.j2")
     return template.render(c=candidates, table=candidates.table, generator=GENERATOR)
 

@@ -50,7 +50,6 @@ class Fired:
 
     @property
     def runtimes(self) -> str:
-        """What ran them."""
         return names(sorted({proof.runtime for proof in self.run})) if self.run else ""
 
 

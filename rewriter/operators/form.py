@@ -95,12 +95,10 @@ class ExpertForm:
 
 
 def operator_of(node: ir.Node) -> ExpertsOperator | None:
-    """Returns MoE or QMoE, or None for a node that is neither."""
     return next((operator for operator in OPERATORS if operator.computes(node)), None)
 
 
 def is_experts(node: ir.Node) -> bool:
-    """Whether the node is com.microsoft::MoE or QMoE."""
     return operator_of(node) is not None
 
 

@@ -35,7 +35,6 @@ class Operator:
     quantized: bool = False
 
     def computes(self, node: ir.Node) -> bool:
-        """Whether a node is this operator."""
         return node.domain == DOMAIN and node.op_type == self.name
 
     def input_count(self, version: Version) -> int:

@@ -42,7 +42,6 @@ def exceeded(parity: ModelParity, limits: ParitySettings, expected: float = math
 
 
 def limited(limits: ParitySettings) -> bool:
-    """Says whether any limit is set."""
     return any(limit is not None for limit in (limits.max_relative_l2, limits.min_snr_db, limits.min_top1))
 
 

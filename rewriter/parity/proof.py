@@ -69,7 +69,6 @@ class Sides:
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
-        """Those of both sides."""
         return (*self.rewrite.matched, *self.rewrite.nodes)
 
     def sample(self, *limits: int) -> bool:
@@ -85,7 +84,6 @@ class Sides:
         return self.size <= limits[-1]
 
     def feeds(self, seed: int, how: Variation = FIRST) -> Feeds:
-        """Draws the inputs that both sides share."""
         fed = {value: self.names[value] for value in (*self.before.fed, *self.after.fed)}
         return random_feeds(fed, np.random.default_rng(seed), self.rewrite, self.before.experts, how)
 
@@ -119,7 +117,6 @@ class Sides:
         raise kind(self.rewrite.rule, self.rewrite.where, message) from found
 
     def compared(self, expected: Outputs, actual: Outputs) -> list[Difference]:
-        """Returns how far the outputs are apart."""
         return differences(self.rewrite, self.names, expected, actual)
 
 
@@ -141,7 +138,6 @@ class Verdict:
 
     @property
     def worst(self) -> Difference:
-        """The largest difference."""
         return max(self.found, key=lambda difference: difference.error)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,20 +22,6 @@ Progress = Callable[[int, int], None]
 
 Alone = Callable[[Sequence[Feeds]], Sequence[Array]]
 """Computes the output of one node from its inputs by name, for several runs at once."""
-
-
-class Runs(Protocol):
-    """Inputs of several runs; each may be asked for again."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def feeds(self, index: int) -> Feeds:
-        """Returns the inputs of one run by name.
-
-        Raises:
-            UsageError: they cannot be read.
-        """
 
 
 class TokenRuns:
@@ -62,7 +48,7 @@ class TokenRuns:
         return len(self.tokens)
 
     def feeds(self, index: int) -> Feeds:
-        """See :class:`Runs`."""
+        """Returns the inputs of one run by name."""
         return token_feeds(self._model, self.tokens[index : index + 1])
 
 
@@ -83,9 +69,13 @@ class GivenRuns:
         return len(self._feeds)
 
     def feeds(self, index: int) -> Feeds:
-        """See :class:`Runs`."""
+        """Returns the inputs of one run by name; raises UsageError where they cannot be read."""
         found = self._feeds[index]
         return read_feeds(found) if isinstance(found, Path) else found
+
+
+Runs = TokenRuns | GivenRuns
+"""Inputs of several runs; each may be asked for again."""
 
 
 def read_feeds(file: Path) -> Feeds:

@@ -157,7 +157,6 @@ def run_loaded(number: int, feeds: Feeds, names: Sequence[str] | None) -> dict[s
 
 
 def drop(number: int) -> None:
-    """Forgets a loaded model."""
     _SESSIONS.pop(number, None)
 
 

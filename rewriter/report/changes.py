@@ -27,7 +27,6 @@ class Change:
     weights: tuple[Weight, ...]
 
     def __str__(self) -> str:
-        """One line."""
         return f"{self.planned} -> {self.written}: {self.because}"
 
 

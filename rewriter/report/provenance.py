@@ -50,7 +50,6 @@ class Made:
 
     @classmethod
     def by(cls, rules: UsedRuleSet, target: str, given: tuple[str, ...]) -> Made:
-        """Describes a run of this version."""
         plan = [(line.kind, line.selects, line.values) for line in rules.plan]
         phases = [(phase.name, [(rule.name, rule.options) for rule in phase.rules]) for phase in rules.phases]
         text = json.dumps({"phases": phases, "plan": plan}, sort_keys=True, default=str, separators=(",", ":"))
@@ -81,7 +80,6 @@ class Provenance:
 
 
 def provenance(made: Made, before: tuple[Made, ...]) -> Provenance:
-    """Describes the circumstances of the present run."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = datetime.datetime.now(datetime.UTC)
     date = datetime.datetime.fromtimestamp(int(epoch), datetime.UTC) if epoch.isdecimal() else now
@@ -121,5 +119,4 @@ def made_by(properties: MutableMapping[str, str]) -> tuple[Made, ...]:
 
 
 def note(properties: MutableMapping[str, str], made: Made) -> None:
-    """Adds a run to a model's metadata."""
     properties[KEY] = json.dumps([asdict(entry) for entry in (*made_by(properties), made)], sort_keys=True)

@@ -19,31 +19,6 @@ SHIPPED = resources.files("rewriter") / "report.schema.json"
 
 _ATTRIBUTE = re.compile(r" {4}(\w+): (.*)")
 _NUMBER = {"anyOf": [{"type": "number"}, {"enum": ["inf", "-inf", "nan"]}]}
-_OUTPUT_ERROR: dict[str, dict[str, Any]] = {
-    "layer": {"anyOf": [{"type": "integer"}, {"type": "null"}], "description": "its index"},
-    "role": {"type": "string", "description": "what the weights are for"},
-    "count": {"type": "integer", "description": "how many there are whose output error is known"},
-    "mean": {**_NUMBER, "description": "of their output errors"},
-    "largest": {**_NUMBER, "description": "of them"},
-    "worst": {"type": "string", "description": "name of the weight that has it"},
-}
-_SUMMED_UP = {
-    "applied": {
-        "type": "object",
-        "additionalProperties": {"type": "integer"},
-        "description": "rule -> number of applications",
-    },
-    "output_errors": {
-        "type": "array",
-        "items": {
-            "type": "object",
-            "properties": _OUTPUT_ERROR,
-            "required": list(_OUTPUT_ERROR),
-            "additionalProperties": False,
-        },
-        "description": "output errors by layer and role, the worst first; empty without a calibration",
-    },
-}
 
 
 def json_schema(kind: type = report.Report) -> dict[str, Any]:
@@ -58,7 +33,8 @@ def json_schema(kind: type = report.Report) -> dict[str, Any]:
     for name, record in [(kind.__name__, found), *definitions.items()]:
         _describe(record, kinds[name])
     version = {"const": report.SCHEMA_VERSION, "description": "of this schema"}
-    properties = {"schema_version": version, **(_SUMMED_UP if kind is report.Report else {}), **found["properties"]}
+    summed_up = _summed_up() if kind is report.Report else {}
+    properties = {"schema_version": version, **summed_up, **found["properties"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"{kind.__name__} of onnx-moe-rewriter",
@@ -71,8 +47,21 @@ def json_schema(kind: type = report.Report) -> dict[str, Any]:
     }
 
 
+def _summed_up() -> dict[str, Any]:
+    """What a report as JSON holds beside the fields of its record."""
+    error = _tidied(TypeAdapter(report.LayerError).json_schema(mode="serialization"))
+    _describe(error, report.LayerError)
+    error["properties"]["worst"] = {"type": "string", "description": "name of the weight that has it"}
+    shown = {key: error[key] for key in ("type", "properties", "required", "additionalProperties")}
+    about = "output errors by layer and role, the worst first; empty without a calibration"
+    counts = {"type": "object", "additionalProperties": {"type": "integer"}}
+    return {
+        "applied": {**counts, "description": "rule -> number of applications"},
+        "output_errors": {"type": "array", "items": shown, "description": about},
+    }
+
+
 def schema_text() -> str:
-    """Returns the JSON Schema of a report as the text of a file."""
     return json.dumps(json_schema(), indent=2) + "\n"
 
 

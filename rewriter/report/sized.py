@@ -38,5 +38,4 @@ class Sized:
 
     @property
     def chosen(self) -> SizeGiven:
-        """What was taken."""
         return next(size for size in self.sizes if size.chosen)

@@ -43,7 +43,6 @@ class RuleOffer:
 
     @property
     def module(self) -> str:
-        """The module to import."""
         return f"{self.package}.{self.name.replace('-', '_')}"
 
 
@@ -115,7 +114,6 @@ def import_or_raise(module: str, what: str) -> ModuleType:
 
 
 def reason(error: BaseException) -> str:
-    """Returns an exception's kind and message."""
     return f"{type(error).__name__}: {error}"
 
 

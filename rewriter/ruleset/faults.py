@@ -59,6 +59,5 @@ def _message(fault: ErrorDetails, location: Location) -> str:
 
 
 def show(value: object) -> str:
-    """Returns a value as messages quote it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

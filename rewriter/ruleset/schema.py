@@ -46,7 +46,6 @@ def json_schema(*, rules: bool = True) -> dict[str, Any]:
 
 
 def schema_text(*, rules: bool = True) -> str:
-    """Returns the JSON Schema as the text of a file."""
     return json.dumps(json_schema(rules=rules), indent=2) + "\n"
 
 

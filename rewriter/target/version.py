@@ -13,9 +13,7 @@ class Row(Protocol):
     """What holds from a version on."""
 
     @property
-    def since(self) -> Version:
-        """The first version."""
-        ...
+    def since(self) -> Version: ...
 
 
 R = TypeVar("R", bound=Row)

@@ -44,7 +44,6 @@ class Seen:
             watcher.append(self)
 
     def add(self, report: Report) -> None:
-        """Counts a run."""
         self.drawn += 1
         self.fired += sum(report.applied.values())
         self.declined.update(reason for _, reason in report.declined)

@@ -96,7 +96,6 @@ class LinearAndTied:
         return codes, scales, zeros, by_byte._replace(name=f"{codes.name}_by_byte")
 
     def pack(self, weight: QuantizedWeight) -> Arrays:
-        """Returns the arrays."""
         return [*self.linear.pack(weight), self.rows.pack(weight)[2]]
 
     def unpack(self, arrays: Arrays) -> QuantizedWeight:

@@ -161,7 +161,6 @@ class Quantized:
 
 
 def quantized_of(node: ir.Node) -> Quantized:
-    """Reads how a QMoE node holds its weights."""
     common = integer(node, "expert_weight_bits", 4)
     bits = [integer(node, f"{slots.name}_expert_weight_bits", common) for slots in QMOE.projections]
     zeros = [input_at(node, slots.zero_points) is not None for slots in QMOE.projections]

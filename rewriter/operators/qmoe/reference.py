@@ -99,7 +99,6 @@ class QMoE(OpRun):
         return (mix(tokens, selected, weights, expert).reshape(x.shape).astype(x.dtype),)
 
     def _layout(self, prepacked: int, own: FormatName) -> Layout:
-        """Returns the layout of the weights."""
         stamps = {prop.key: prop.value for prop in self.onnx_node.metadata_props}
         if LAYOUT_KEY not in stamps:
             if prepacked == 1 or own != INT.name:

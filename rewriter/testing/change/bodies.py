@@ -46,11 +46,9 @@ class Constant:
 
     @property
     def name(self) -> str:
-        """The value's name."""
         return self.value.name or ""
 
     def put(self, array: npt.NDArray[np.generic], dtype: ir.DataType | None = None) -> None:
-        """Puts other contents there."""
         tensor = ir.tensor(np.asarray(array), dtype=dtype or self.dtype, name=self.name)
         node = self.value.producer()
         if node is None:

@@ -96,7 +96,6 @@ class Matrix:
 
 @st.composite
 def spellings(draw: st.DrawFn, selections: Sequence[str] = SELECTIONS) -> Spelling:
-    """Draws a spelling."""
     return Spelling(
         draw(st.sampled_from(selections)),
         draw(st.sampled_from(DROPS)),
@@ -209,6 +208,5 @@ def _noise(scope: Scope, noise: str, value: str, shape: tuple[int, ...], dtype: 
 
 
 def turn(scope: Scope, matrix: str, how: str) -> str:
-    """Writes a transposition of a matrix."""
     attributes: dict[str, Any] = {} if how == "transpose-default" else {"perm": [1, 0]}
     return scope.op("Transpose", matrix, **attributes)
