@@ -14,6 +14,7 @@ import typer
 from rewriter.cli import options
 from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Rules, Settings, TargetName, given
 from rewriter.cli.token_options import Sequences, Tokens, given_tokens
+from rewriter.errors import UsageError, nearest, warn
 
 if TYPE_CHECKING:
     from rewriter.report import Report
@@ -179,7 +180,6 @@ def apply(
     from rewriter.cli import against, report_files, tables
     from rewriter.cli.budget import fitted
     from rewriter.cli.console import byte_bar, console, count_bar, labelled, print_json, shout, show, working
-    from rewriter.errors import UsageError, warn
     from rewriter.explanation.coverage import unread_experts
     from rewriter.io import Place, load
     from rewriter.io.cluster import connected
@@ -326,16 +326,12 @@ def apply(
 
 
 def _require_directory(out: Path) -> None:
-    from rewriter.errors import UsageError
-
     if out.suffix == ".onnx" and out.parent == Path() and not out.is_dir():
         name = out.stem
         raise UsageError(f"the output '{out}' needs a directory, as -o {name} or -o {name}/{out}")
 
 
 def _require_known(required: list[str], rule_set: RuleSet) -> None:
-    from rewriter.errors import UsageError, nearest
-
     known = {rule.name for phase in rule_set.phases for rule in phase.rules}
     for rule in required:
         if rule not in known:

@@ -9,6 +9,8 @@ import typer
 
 from rewriter.cli.options import Model, given, size
 from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens
+from rewriter.errors import UsageError
+from rewriter.text import nbytes
 
 
 def calibrate(
@@ -53,8 +55,6 @@ def calibrate(
     from rewriter.cli import report_files, tables
     from rewriter.cli.console import console, count_bar, labelled, show
     from rewriter.cli.token_options import given_tokens
-    from rewriter.errors import UsageError
-    from rewriter.text import nbytes
 
     ids = given_tokens(tokens, text, tokenizer, length, sequences)
     if (ids is None) == (feeds is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import typer
 
 from rewriter.cli.options import AsJson, finite, given, size
 from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens, given_tokens
+from rewriter.errors import ParityError, UsageError, nearest
 
 if TYPE_CHECKING:
     from rewriter.cli.console import Sheet
@@ -63,11 +65,8 @@ def check(
     [bold]rewriter check model.onnx out/model.onnx --json[/bold]
         the same for a program
     """
-    from dataclasses import replace
-
     from rewriter.cli import tables
     from rewriter.cli.console import count_bar, working
-    from rewriter.errors import ParityError, UsageError, nearest
     from rewriter.parity.limits import exceeded, too_far
     from rewriter.parity.model import check
     from rewriter.parity.quality import compare_quality

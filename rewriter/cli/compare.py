@@ -10,6 +10,7 @@ import typer
 from rewriter.cli import options
 from rewriter.cli.options import AsJson, Model, Settings, TargetName, given
 from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens, given_tokens
+from rewriter.text import nbytes
 
 
 def compare(
@@ -61,7 +62,6 @@ def compare(
     from rewriter.explanation.candidates import compare as compared
     from rewriter.report import document
     from rewriter.ruleset import parse_override
-    from rewriter.text import nbytes
 
     if html is not None:
         report_files.refuse_page(html, html.absolute().parent / ".none", "sets.html")

@@ -10,6 +10,7 @@ import typer
 
 from rewriter.cli import options
 from rewriter.cli.options import DEFAULT_RULES, AsJson, Model, Rules, Settings, TargetName
+from rewriter.text import shrink
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,7 +81,6 @@ def _show_report(screen: Console, report: Report, unread: str) -> None:
 
     from rewriter.cli import tables
     from rewriter.cli.console import labelled, show
-    from rewriter.text import shrink
 
     head = f" on {report.model}, for {report.target}: a dry run, nothing is written\n"
     screen.print(Text.assemble((report.rule_set, "bold"), head))

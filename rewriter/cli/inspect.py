@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rewriter.cli.options import AsJson, Model, TargetName
+from rewriter.text import nbytes
 
 if TYPE_CHECKING:
     from rewriter.cli.console import Sheet
@@ -65,7 +66,6 @@ def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, few: bool) -
     from rich.text import Text
 
     from rewriter.cli.console import console, labelled, show
-    from rewriter.text import nbytes
 
     screen = console()
     screen.print(Text.assemble((model, "bold"), f"  {nbytes(info.nbytes)} of tensors"), soft_wrap=True)
@@ -126,7 +126,6 @@ def _weights(info: ModelInfo) -> Sheet:
     from rich.text import Text
 
     from rewriter.cli.console import Sheet
-    from rewriter.text import nbytes
 
     made = Sheet("Weights", "|role", "stored as", ">count", ">numbers", ">size", ">share")
     small = info.nbytes / 1000
@@ -149,7 +148,6 @@ def _changed(found: Sequence[Outlook]) -> list[Outlook]:
 
 def _sizes(info: ModelInfo, found: Sequence[Outlook]) -> Sheet | None:
     from rewriter.cli.console import Sheet
-    from rewriter.text import nbytes
 
     shown = _changed(found)
     if not shown:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rewriter.errors import RewriterError, RuleSetError
+
 if TYPE_CHECKING:
     from rewriter.ruleset import RuleSet
 
@@ -61,7 +63,6 @@ def complete_targets(incomplete: str) -> list[str]:
 
 def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Completes roles, and the names of weights and nodes of the model that the command line names."""
-    from rewriter.errors import RewriterError
     from rewriter.explanation.focus import names_of
     from rewriter.io import load
 
@@ -129,7 +130,6 @@ def rule_set(rules: str, settings: Sequence[str], parity: Level | None = None) -
     Raises:
         RuleSetError: it, or a change, is wrong.
     """
-    from rewriter.errors import RuleSetError
     from rewriter.ruleset import load, parse_override
 
     overrides: dict[str, object] = {}

@@ -9,6 +9,7 @@ import typer
 
 from rewriter.cli import options
 from rewriter.cli.options import AsJson
+from rewriter.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from rewriter.ruleset import OptionInfo, RuleInfo, RuleSetInfo
@@ -39,7 +40,6 @@ def rules(
         lets an editor check and complete rule sets
     """
     from rewriter.cli.console import console
-    from rewriter.errors import UsageError, nearest
     from rewriter.ruleset import catalogue, rule_sets, schema_text
 
     if schema:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rewriter.cli.options import given
+from rewriter.errors import UsageError
 
 if TYPE_CHECKING:
     from rewriter.parity.runtime import Array
@@ -27,7 +28,6 @@ def given_tokens(
     Raises:
         UsageError: both are given, or a tokenizer is missing, or a file cannot be read.
     """
-    from rewriter.errors import UsageError
     from rewriter.parity.tokens import read_tokens, tokenize
 
     if tokens is not None and text is not None:
