@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,10 @@ from rewriter.parity.model import check_interface, read
 from rewriter.parity.runs import Progress, TokenRuns, run_many
 from rewriter.parity.runtime import Array, OrtRuntime
 from rewriter.report.quality import Estimate, Quality
+
+_Measured = tuple[Doubles, Doubles, Doubles, npt.NDArray[np.bool_]]
+"""Of a sequence of S tokens: negative log-likelihoods [S - 1] of the next tokens by the first model and by the one that
+is measured, divergences [S], and whether the most likely token is the same [S]."""
 
 _RESAMPLED = 400
 """How often the sequences are drawn anew for an interval."""
@@ -75,17 +78,7 @@ class Baseline:
     ) -> None:
         """Prepares; the model is run when another is measured first.
 
-        Args:
-            model: what is expected.
-            tokens: [sequences, length] ids, at least two of each sequence.
-            directory: an empty one, for the logits.
-            provider: cpu or cuda.
-            logits: output with the scores [B, S, V]; by default that named so.
-            memory: bytes that a loaded model may take.
-
-        Raises:
-            UsageError: the model has no logits.
-            ModelError: the model cannot be read.
+        Arguments and errors are those of ``compare_quality``; the directory is an empty one, for the logits.
         """
         self._source, self._tokens, self._memory = model, tokens, memory
         self._model = read(model)
@@ -97,12 +90,7 @@ class Baseline:
     def measure(self, after: io.Plain, progress: Progress | None = None) -> Quality:
         """Runs a model on the tokens, each sequence from its beginning, and says how far it is from the first.
 
-        Args:
-            after: what is measured.
-            progress: told the runs done and the runs in all, of both models.
-
-        Raises:
-            As ``compare_quality``.
+        ``progress`` is told the runs done and the runs in all, of both models. Errors are as of ``compare_quality``.
         """
         model = read(after)
         check_interface(self._model, model)
@@ -110,7 +98,7 @@ class Baseline:
         if self._kind is None:
             self._kind = self._run(self._source, self._model, lambda _, array: _append(self._file, array), told, 0)
         shape, dtype = self._kind
-        found: list[_Sequence] = []
+        found: list[_Measured] = []
 
         def measure(index: int, actual: Array) -> None:
             offset = index * int(np.prod(shape)) * dtype.itemsize
@@ -170,27 +158,11 @@ def logits_of(model: ir.Model) -> str | None:
     return next((name for name in names if name.rpartition(".")[2] == "logits"), None)
 
 
-@dataclass(frozen=True)
-class _Sequence:
-    """What was measured of one sequence of S tokens.
-
-    Attributes:
-        before: negative log-likelihoods of the next tokens, [S - 1].
-        after: the same, of the model that is measured.
-        kl: divergences, [S].
-        same: whether the most likely token is the same, [S].
-    """
-
-    before: Doubles
-    after: Doubles
-    kl: Doubles
-    same: npt.NDArray[np.bool_]
-
-
-def _measure(expected: Array, actual: Array, tokens: Array) -> _Sequence:
+def _measure(expected: Array, actual: Array, tokens: Array) -> _Measured:
+    """Measures the logits [S, V] of one sequence of tokens [S]."""
     if expected.shape != actual.shape:
         raise ParityError(f"the logits differ in shape: {list(expected.shape)} and {list(actual.shape)}")
-    losses: list[tuple[Doubles, Doubles, Doubles, npt.NDArray[np.bool_]]] = []
+    losses: list[_Measured] = []
     for first in range(0, len(expected), _ROWS):
         e, a = (log_softmax(part[first : first + _ROWS].astype(np.float64)) for part in (expected, actual))
         if not (np.isfinite(e.max(axis=1)).all() and np.isfinite(a.max(axis=1)).all()):
@@ -201,13 +173,12 @@ def _measure(expected: Array, actual: Array, tokens: Array) -> _Sequence:
         following = tokens[first + 1 : first + 1 + _ROWS].astype(np.intp)
         rows = np.arange(len(following))
         losses.append((-e[rows, following], -a[rows, following], kl, e.argmax(axis=1) == a.argmax(axis=1)))
-    return _Sequence(*(np.concatenate(parts) for parts in zip(*losses, strict=True)))
+    before, after, kl, same = (np.concatenate(parts) for parts in zip(*losses, strict=True))
+    return before, after, kl, same
 
 
-def _summed_up(found: list[_Sequence], runtime: str) -> Quality:
-    before, after, kl, same = (
-        np.stack([getattr(sequence, name) for sequence in found]) for name in ("before", "after", "kl", "same")
-    )
+def _summed_up(found: list[_Measured], runtime: str) -> Quality:
+    before, after, kl, same = (np.stack(rows) for rows in zip(*found, strict=True))
     draws = np.random.default_rng(0).integers(0, len(found), (_RESAMPLED, len(found)))
 
     def estimate(figure: Callable[[npt.NDArray[np.intp]], float]) -> Estimate:
