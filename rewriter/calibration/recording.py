@@ -51,7 +51,7 @@ class Recorder:
         self._down: list[Rows] = []
         self._choices: list[Choice] = []
         self._weights: dict[Part, list[Seen]] = {}
-        self._importance = _Importance()
+        self._squares: dict[Part, tuple[Doubles, int]] = {}
 
     def see(self, name: str, array: Array, kept: npt.NDArray[np.bool_] | None) -> None:
         """Takes note of a value in one run; the runs of a value come in one order for all values.
@@ -94,7 +94,7 @@ class Recorder:
         for index, (lookup, counts) in enumerate(zip(self._sites.lookups, self._lookups, strict=True)):
             frequencies[lookup.source] = f"f{index}"
             np.save(self._folder / f"f{index}.npy", counts)
-        np.savez(self._folder / CALIBRATED, **self._importance.arrays())  # type: ignore[arg-type]
+        np.savez(self._folder / CALIBRATED, **self._importance())  # type: ignore[arg-type]
         tokens = self._lookups[0].sum() if self._lookups else max((entry.rows for entry in rows), default=0)
         return Calibration(self._folder, int(tokens), [*rows, *self._down], self._choices, self._weights, frequencies)
 
@@ -142,8 +142,17 @@ class Recorder:
         self._choices.append(Choice(name, len(chosen), site.experts, k, site.layer, tuple(counts)))
 
     def _note(self, part: Part, seen: Seen, squares: Doubles, count: int) -> None:
+        """Counts ``count`` rows whose squares add up to ``squares`` [K]."""
         self._weights.setdefault(part, []).append(seen)
-        self._importance.add(part, squares, count)
+        before, rows = self._squares.get(part, (np.zeros_like(squares), 0))
+        self._squares[part] = (before + squares, rows + count)
+
+    def _importance(self) -> dict[str, Float32]:
+        """Mean squares [K], or [E, K] of a stack, by source; experts that saw nothing have what the others have."""
+        by_source: dict[str, dict[int | None, tuple[Doubles, int]]] = {}
+        for part, entry in self._squares.items():
+            by_source.setdefault(part.source, {})[part.expert] = entry
+        return {source: _means(entries) for source, entries in by_source.items()}
 
 
 def _aligned(ids: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64] | None:
@@ -153,25 +162,6 @@ def _aligned(ids: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64] | N
     if ids.size and ids.size % rows == 0:
         return ids.reshape(rows, -1)
     return np.repeat(ids, rows // ids.size)[:, None] if ids.size and rows % ids.size == 0 else None
-
-
-class _Importance:
-    """Mean squares of what each stored matrix saw."""
-
-    def __init__(self) -> None:
-        self._sums: dict[Part, tuple[Doubles, int]] = {}
-
-    def add(self, part: Part, squares: Doubles, count: int) -> None:
-        """Counts ``count`` rows whose squares add up to ``squares`` [K]."""
-        before, seen = self._sums.get(part, (np.zeros_like(squares), 0))
-        self._sums[part] = (before + squares, seen + count)
-
-    def arrays(self) -> dict[str, Float32]:
-        """Returns [K], or [E, K] of a stack, by source; experts that saw nothing have what the others have together."""
-        by_source: dict[str, dict[int | None, tuple[Doubles, int]]] = {}
-        for part, entry in self._sums.items():
-            by_source.setdefault(part.source, {})[part.expert] = entry
-        return {source: _means(entries) for source, entries in by_source.items()}
 
 
 def _means(entries: Mapping[int | None, tuple[Doubles, int]]) -> Float32:

@@ -17,10 +17,10 @@ from rewriter.graph.declines import GLU_ON_CUDA, HALVES, ONE_SPEC, OTHER_BITS, O
 from rewriter.operators.activation import SWIGLU
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.moe import MOE
+from rewriter.operators.operator import Version
 from rewriter.operators.qmoe import QMOE
 from rewriter.quantize.formats import FormatName
 from rewriter.quantize.types import QuantizedShape
-from rewriter.target.version import Version
 
 Blocks = Mapping[int, tuple[int, ...]]
 """Bits -> block sizes."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from rewriter.graph.declines import HALVES, OTHER_BITS, OTHER_BLOCK_SIZE, OTHER_TARGET, Reason
-from rewriter.target.version import Version
+from rewriter.operators.operator import Version
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rewriter.graph.declines import HALVES, OTHER_BITS, Reason
-from rewriter.target.version import Version
+from rewriter.operators.operator import Version
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from rewriter.errors import TargetError, nearest
 from rewriter.graph.declines import OTHER_TARGET, Reason
@@ -14,11 +15,13 @@ from rewriter.operators.form import OPERATORS as EXPERTS
 from rewriter.operators.form import ExpertForm
 from rewriter.operators.gather_block_quantized import GATHER_BLOCK_QUANTIZED
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
+from rewriter.operators.operator import Version
 from rewriter.operators.qmoe import QMOE, ROUTER_WEIGHTS
 from rewriter.target.experts import KERNELS, Kernel
 from rewriter.target.linears import LINEARS, LinearKernel
 from rewriter.target.lookups import LOOKUPS, LookupKernel
-from rewriter.target.version import R, Version, row_at
+
+Row = TypeVar("Row", Kernel, LinearKernel, LookupKernel)
 
 PROVIDERS = ("cpu", "cuda", "webgpu", "dml")
 _OLDEST = (1, 23)
@@ -81,12 +84,12 @@ class Target:
     @property
     def linear(self) -> LinearKernel:
         """What the provider's MatMulNBits runs."""
-        return _at(LINEARS[self.provider], self.version)
+        return _until(LINEARS[self.provider], self.version)[-1]
 
     @property
     def lookup(self) -> LookupKernel:
         """What the provider's GatherBlockQuantized reads."""
-        return _at(LOOKUPS[self.provider], self.version)
+        return _until(LOOKUPS[self.provider], self.version)[-1]
 
     @property
     def takes_router_weights(self) -> bool:
@@ -97,8 +100,8 @@ class Target:
 
     def kernels(self, operator: str) -> tuple[Kernel, ...]:
         """Returns the provider's kernels of MoE or QMoE, the preferred first; empty where it has none."""
-        rows = (row_at(rows, self.version) for rows in KERNELS.get((self.provider, operator), ()))
-        return tuple(self._of_architecture(row) for row in rows if row is not None)
+        newest = (_until(rows, self.version)[-1:] for rows in KERNELS.get((self.provider, operator), ()))
+        return tuple(self._of_architecture(row) for rows in newest for row in rows)
 
     def runs(self, operator: str, form: ExpertForm, dtype: str, *, weighted: bool = False) -> tuple[Kernel, ...] | str:
         """Returns the provider's kernels that compute such a node as it is meant, or why none does.
@@ -144,10 +147,9 @@ def _fault(text: str) -> str:
     return f"target '{text}' is not PROVIDER[:sm80|sm90][@VERSION], as cpu, cuda:sm90 or webgpu@1.30"
 
 
-def _at(rows: Sequence[R], version: Version) -> R:
-    row = row_at(rows, version)
-    assert row is not None, "no target is older than the first row"
-    return row
+def _until(rows: Sequence[Row], version: Version) -> list[Row]:
+    """Returns the rows that are no newer than a version, the newest last; no target is older than a linear's first."""
+    return [row for row in rows if row.since <= version]
 
 
 @functools.cache
