@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import math
+import statistics
 from collections.abc import Iterable
 
 import onnx_ir as ir
@@ -51,7 +52,7 @@ def _error(weights: Iterable[Weight]) -> float:
     for weight in weights:
         key = (weight.layer, weight.role or weight.name)
         groups.setdefault(key, []).append(weight.relative_rms**2)
-    return math.sqrt(math.fsum(_mean(group) for group in groups.values()))
+    return math.sqrt(math.fsum(statistics.fmean(group) for group in groups.values()))
 
 
 def _reads(model: ir.Model) -> int:
@@ -67,10 +68,6 @@ def _reads(model: ir.Model) -> int:
 
 def _nbytes(value: ir.Value) -> int:
     return value.const_value.nbytes if value.const_value is not None else 0
-
-
-def _mean(numbers: list[float]) -> float:
-    return math.fsum(numbers) / len(numbers)
 
 
 def _is_routed(model: ir.Model) -> bool:

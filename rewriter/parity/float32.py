@@ -25,11 +25,8 @@ def widened(model: onnx.ModelProto, many: Sequence[Feeds]) -> tuple[onnx.ModelPr
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     _widen(wide.graph)
-    return wide, [{name: _wide(array) for name, array in feeds.items()} for feeds in many]
-
-
-def _wide(array: Array) -> Array:
-    return array.astype(np.float32) if array.dtype in HALVES else array
+    fed = [{n: a.astype(np.float32) if a.dtype in HALVES else a for n, a in feeds.items()} for feeds in many]
+    return wide, fed
 
 
 def _widen(graph: onnx.GraphProto) -> None:

@@ -50,7 +50,7 @@ def compare(expected: Array, actual: Array, *, logits: bool = False) -> Metrics:
         relative_l2=error / size if size else math.inf,
         max_abs=float(difference.reshape(-1)[worst]),
         worst_index=_index(worst, difference.shape),
-        cosine=_clip(float(np.dot(e / size, a / other))) if size and other else 0.0,
+        cosine=float(np.clip(np.dot(e / size, a / other), -1.0, 1.0)) if size and other else 0.0,
         snr_db=20 * math.log10(size / error) if size and error else (math.inf if not error else -math.inf),
         top1=top1,
         kl=kl,
@@ -83,7 +83,3 @@ def log_softmax(rows: Doubles) -> Doubles:
 
 def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(flat, shape))
-
-
-def _clip(cosine: float) -> float:
-    return max(-1.0, min(1.0, cosine))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import typing
@@ -116,7 +117,8 @@ def bind(info: RuleInfo, options: Mapping[str, object], source: Source, location
         if name not in known:
             hint = nearest(str(name), known) or " (it has none)"
             raise source.error(place, f"unknown option '{name}' of rule {info.name}{hint}", key=True)
-        values[name] = _validated(known[name], value, source, place)
+        validate = functools.partial(known[name].adapter.validate_python, value)
+        values[name] = translated(source, place, validate)
     try:
         made = info.factory(**values)
     except (Exception, SystemExit) as error:
@@ -126,10 +128,6 @@ def bind(info: RuleInfo, options: Mapping[str, object], source: Source, location
         if not isinstance(rule, Rule):
             raise source.error(inner, f"rule {info.name} made a {type(rule).__name__}, not an onnxscript rule")
     return BoundRule(info.name, values, rules)
-
-
-def _validated(option: OptionInfo, value: object, source: Source, location: Location) -> object:
-    return translated(source, location, lambda: option.adapter.validate_python(value))
 
 
 def _options(factory: Callable[..., object], what: str) -> tuple[OptionInfo, ...]:

@@ -208,9 +208,11 @@ class Stored:
             scale_dtype: of the scales, where the format of the codes says none.
         """
         own = self._format
+        if own.scale_dtype is not None:
+            scale_dtype = ir.DataType.from_numpy(own.scale_dtype)
         found = [
             Part(f"q{self.shape.bits}" if own is INT else own.name, ir.DataType.UINT8, self.codes),
-            Part("scales", _element_type(own) or scale_dtype, self.scales),
+            Part("scales", scale_dtype, self.scales),
         ]
         if own.global_scale:
             found.append(Part("global_scale", ir.DataType.FLOAT, ()))
@@ -285,10 +287,6 @@ class Stored:
     @property
     def _ordered(self) -> Shape:
         return self.layout.order.shape(self.shape)
-
-
-def _element_type(format_: Format) -> ir.DataType | None:
-    return None if format_.scale_dtype is None else ir.DataType.from_numpy(format_.scale_dtype)
 
 
 def by_name(layouts: Sequence[Layout], name: str) -> Layout | None:
