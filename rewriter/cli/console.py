@@ -107,6 +107,9 @@ class Sheet:
     def __len__(self) -> int:
         return len(self._columns)
 
+    def __bool__(self) -> bool:
+        return bool(self._rows or self.caption)
+
     def add(self, *cells: str | Text) -> None:
         self._rows.append(tuple(map(_cut, cells)))
 
@@ -172,10 +175,13 @@ def _cut(shown: T) -> T:
 
 
 def show(out: Console, *sheets: Sheet | None) -> None:
-    """Prints tables, each followed by an empty line; None is nothing. The terminal breaks lines that it cannot hold."""
+    """Prints tables that have rows or a caption, each followed by an empty line.
+
+    The terminal breaks lines that it cannot hold.
+    """
     room = out.width
     for sheet in sheets:
-        if sheet is not None:
+        if sheet:
             made, out.width, below = sheet.table(room)
             out.print(made)
             out.width = room

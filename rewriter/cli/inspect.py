@@ -91,12 +91,10 @@ def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, few: bool) -
         screen.print(f"With {info.nodes:,} nodes, a few rule sets were tried; --sizes tries all", style="dim")
 
 
-def _blocks(blocks: Sequence[Block]) -> Sheet | None:
+def _blocks(blocks: Sequence[Block]) -> Sheet:
     """The blocks, equal ones in one row."""
     from rewriter.cli.console import Sheet
 
-    if not blocks:
-        return None
     groups: dict[Block, list[Block]] = {}
     for block in blocks:
         groups.setdefault(dataclasses.replace(block, layer=None, first=""), []).append(block)

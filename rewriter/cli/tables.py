@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from rewriter.report.quality import Quality
 
 
-def fired(report: Report) -> Sheet | None:
-    """Rule, count, how it was proved; None where nothing fired."""
-    if not report.applications:
-        return None
+def fired(report: Report) -> Sheet:
+    """Rule, count, how it was proved."""
     made = Sheet("What fired", "|rule", ">count", ">max error", "proof")
     proofs = _by_rule(report.proofs)
     for rule, count in report.applied.items():
@@ -35,10 +33,8 @@ def fired(report: Report) -> Sheet | None:
     return made
 
 
-def would_fire(report: Report) -> Sheet | None:
-    """Rule, count and first node; None where nothing would fire."""
-    if not report.applications:
-        return None
+def would_fire(report: Report) -> Sheet:
+    """Rule, count and first node."""
     made = Sheet("What would fire", "|rule", ">count", "first node")
     first = {a.rule: a.node for a in reversed(report.applications)}
     for rule, count in report.applied.items():
@@ -46,10 +42,8 @@ def would_fire(report: Report) -> Sheet | None:
     return made
 
 
-def declined(refusals: Sequence[Refusal], where: str) -> Sheet | None:
-    """What each rule refused and why, what matters most first; None where nothing declined."""
-    if not refusals:
-        return None
+def declined(refusals: Sequence[Refusal], where: str) -> Sheet:
+    """What each rule refused and why, what matters most first."""
     made = Sheet("What declined", ">count", "rule, reason, and first node")
     for refusal in refusals[:TOP]:
         together = " together" if len(refusal.declines) > 1 else ""
@@ -60,10 +54,8 @@ def declined(refusals: Sequence[Refusal], where: str) -> Sheet | None:
     return made
 
 
-def changed(changes: Sequence[Change], where: str) -> Sheet | None:
-    """Where another form was written than the plan says, and why; None where none was."""
-    if not changes:
-        return None
+def changed(changes: Sequence[Change], where: str) -> Sheet:
+    """Where another form was written than the plan says, and why."""
     made = Sheet("Other forms than planned", ">count", "|role", "planned -> written, and why")
     for change in changes[:TOP]:
         made.add(f"{len(change.weights):,}", change.role or Text("(no role)", style="dim"), str(change))
@@ -71,23 +63,19 @@ def changed(changes: Sequence[Change], where: str) -> Sheet | None:
     return made
 
 
-def misfits(report: Report) -> Sheet | None:
-    """What the target refuses or computes wrongly in the rewritten model, by reason; None where there is nothing."""
+def misfits(report: Report) -> Sheet:
+    """What the target refuses or computes wrongly in the rewritten model, by reason."""
     groups: dict[str, list[str]] = {}
     for misfit in report.misfits:
         groups.setdefault(misfit.reason, []).append(misfit.node)
-    if not groups:
-        return None
     made = Sheet(f"What {report.target} refuses, or computes wrongly", ">count", "operator, reason, and first node")
     for reason, nodes in sorted(groups.items(), key=lambda group: -len(group[1])):
         made.add(f"{len(nodes):,}", Text(reason).append(f"\n{nodes[0]}", style="dim"))
     return made
 
 
-def left(weights: Sequence[Left], top: int) -> Sheet | None:
-    """The largest weights that stay float, and why; None where all are quantized."""
-    if not weights:
-        return None
+def left(weights: Sequence[Left], top: int) -> Sheet:
+    """The largest weights that stay float, and why."""
     made = Sheet("Largest weights left in float", ">size", "weight, what reads it, and why it stays")
     for weight in weights[:top]:
         role = f" ({weight.role})" if weight.role else ""
