@@ -14,7 +14,6 @@ import onnx_ir as ir
 from rewriter.graph.contents import all_nodes, subgraphs
 
 T = TypeVar("T")
-Change = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Place:
     """
 
     what: str
-    change: Change = field(repr=False)
+    change: Callable[[], object] = field(repr=False)
 
 
 @dataclass(frozen=True)

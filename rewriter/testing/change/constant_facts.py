@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rewriter.testing.change.bodies import Bodies, Change, Constant, Place, neighbours
+from rewriter.testing.change.bodies import Bodies, Constant, Place, neighbours
 from rewriter.testing.change.legal import swapped_neighbours
 
 Array = npt.NDArray[Any]
@@ -66,10 +67,10 @@ def type_changed(bodies: Bodies) -> Iterator[Place]:
     for constant in bodies.constants:
         narrow, stored = _NARROW.get(constant.dtype), _STORED.get(constant.dtype)
         if narrow is not None:
-            yield Place(f"{_label(constant)}: {constant.dtype} -> {narrow}", _narrowed(constant, narrow))
+            yield Place(f"{_label(constant)}: {constant.dtype} -> {narrow}", partial(_narrow, constant, narrow))
         if stored is not None:
             what = f"{_label(constant)}: stored as {stored}, behind a Cast"
-            yield Place(what, _cast(bodies, constant, stored))
+            yield Place(what, partial(_cast, bodies, constant, stored))
 
 
 def unshared(bodies: Bodies) -> Iterator[Place]:
@@ -78,18 +79,20 @@ def unshared(bodies: Bodies) -> Iterator[Place]:
         uses = list(constant.value.uses())
         if len(uses) > 1:
             (node, index), label = uses[-1], _label(constant)
-            yield Place(f"{label}: its last reader has a copy", _own(bodies, constant, node, index, None))
+            yield Place(f"{label}: its last reader has a copy", partial(_own, bodies, constant, node, index))
             for where in list(_elements(constant.array))[:1]:
                 for other in list(_other_numbers(constant, where))[:1]:
                     what = f"{label}: its last reader has a copy, {list(where)} changed"
-                    yield Place(what, _own(bodies, constant, node, index, (where, other)))
+                    yield Place(what, partial(_own, bodies, constant, node, index, (where, other)))
 
 
 def shared(bodies: Bodies) -> Iterator[Place]:
     """A constant is another one of its shape: both have the same readers."""
     stored = [constant for constant in bodies.constants if constant.value.producer() is None]
     for one, other in neighbours(stored, lambda c: (c.dtype, c.array.shape, id(c.value.graph))):
-        yield Place(f"{_label(other)}: '{one.name}' in its place", _replaced(other.value, one.value))
+        yield Place(
+            f"{_label(other)}: '{one.name}' in its place", partial(other.value.replace_all_uses_with, one.value)
+        )
 
 
 def _changed(constant: Constant, where: tuple[int, ...]) -> Iterator[Place]:
@@ -132,36 +135,26 @@ def _label(constant: Constant) -> str:
 
 
 def _put(constant: Constant, array: Array, what: str) -> Place:
-    return Place(f"{_label(constant)}: {what}", lambda: constant.put(array))
+    return Place(f"{_label(constant)}: {what}", partial(constant.put, array))
 
 
-def _narrowed(constant: Constant, dtype: ir.DataType) -> Change:
+def _narrow(constant: Constant, dtype: ir.DataType) -> None:
     array = np.clip(constant.array, int(ir.DataType.INT32.min), int(ir.DataType.INT32.max))
-    return lambda: constant.put(array.astype(dtype.numpy()), dtype)
+    constant.put(array.astype(dtype.numpy()), dtype)
 
 
-def _cast(bodies: Bodies, constant: Constant, stored: ir.DataType) -> Change:
-    def change() -> None:
-        uses = list(constant.value.uses())
-        cast = bodies.read(constant.value, "Cast", to=constant.dtype.value)
-        for node, index in uses:
-            node.replace_input_with(index, cast)
-        constant.put(constant.array.astype(stored.numpy()), stored)
-
-    return change
+def _cast(bodies: Bodies, constant: Constant, stored: ir.DataType) -> None:
+    uses = list(constant.value.uses())
+    cast = bodies.read(constant.value, "Cast", to=constant.dtype.value)
+    for node, index in uses:
+        node.replace_input_with(index, cast)
+    constant.put(constant.array.astype(stored.numpy()), stored)
 
 
 def _own(
-    bodies: Bodies, constant: Constant, node: ir.Node, index: int, other: tuple[tuple[int, ...], float] | None
-) -> Change:
-    def change() -> None:
-        copy = bodies.copy(constant)
-        if other is not None:
-            copy.put(_with(constant.array, *other))
-        node.replace_input_with(index, copy.value)
-
-    return change
-
-
-def _replaced(value: ir.Value, by: ir.Value) -> Change:
-    return lambda: value.replace_all_uses_with(by)
+    bodies: Bodies, constant: Constant, node: ir.Node, index: int, other: tuple[tuple[int, ...], float] | None = None
+) -> None:
+    copy = bodies.copy(constant)
+    if other is not None:
+        copy.put(_with(constant.array, *other))
+    node.replace_input_with(index, copy.value)

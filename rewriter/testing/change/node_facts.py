@@ -8,7 +8,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from rewriter.testing.change.bodies import Bodies, Change, Place, neighbours, node_label
+from rewriter.testing.change.bodies import Bodies, Place, neighbours, node_label
 from rewriter.testing.change.legal import Plain, defaults, is_optional_input, is_required, others, plain
 
 _SIBLINGS = (
@@ -31,7 +31,7 @@ def attribute_changed(bodies: Bodies) -> Iterator[Place]:
             value = plain(attribute)
             for other in () if value is None else others(node, attribute.name, value):
                 change = f"{attribute.name} {_shown(value)} -> {_shown(other)}"
-                yield Place(f"{node_label(node)}: {change}", _set(node, attribute.name, other))
+                yield Place(f"{node_label(node)}: {change}", partial(_set, node, attribute.name, other))
 
 
 def attribute_removed(bodies: Bodies) -> Iterator[Place]:
@@ -47,7 +47,7 @@ def attribute_added(bodies: Bodies) -> Iterator[Place]:
     for node in _not_constant(bodies):
         for name, default in defaults(node, bodies.version(node)).items():
             for other in others(node, name, default):
-                yield Place(f"{node_label(node)}: {name} {_shown(other)} added", _set(node, name, other))
+                yield Place(f"{node_label(node)}: {name} {_shown(other)} added", partial(_set, node, name, other))
 
 
 def inputs_swapped(bodies: Bodies) -> Iterator[Place]:
@@ -55,7 +55,7 @@ def inputs_swapped(bodies: Bodies) -> Iterator[Place]:
     for node in bodies.nodes:
         for i, j in itertools.combinations(range(len(node.inputs)), 2):
             if node.inputs[i] is not node.inputs[j] and _same_type(node.inputs[i], node.inputs[j]):
-                yield Place(f"{node_label(node)}: inputs {i} and {j} swapped", _exchange(node, i, node, j))
+                yield Place(f"{node_label(node)}: inputs {i} and {j} swapped", partial(_exchange, node, i, node, j))
 
 
 def input_dropped(bodies: Bodies) -> Iterator[Place]:
@@ -63,7 +63,7 @@ def input_dropped(bodies: Bodies) -> Iterator[Place]:
     for node in bodies.nodes:
         for index, value in enumerate(node.inputs):
             if value is not None and is_optional_input(node, index, bodies.version(node)):
-                yield Place(f"{node_label(node)}: input {index} ('{value.name}') dropped", _drop(node, index))
+                yield Place(f"{node_label(node)}: input {index} ('{value.name}') dropped", partial(_drop, node, index))
 
 
 def inputs_exchanged(bodies: Bodies) -> Iterator[Place]:
@@ -72,7 +72,7 @@ def inputs_exchanged(bodies: Bodies) -> Iterator[Place]:
         for i, (one, other) in enumerate(zip(first.inputs, second.inputs, strict=False)):
             if one is not other and _same_type(one, other):
                 what = f"{node_label(first)} and {node_label(second)}: input {i} exchanged"
-                yield Place(what, _exchange(first, i, second, i))
+                yield Place(what, partial(_exchange, first, i, second, i))
 
 
 def operator_replaced(bodies: Bodies) -> Iterator[Place]:
@@ -81,7 +81,7 @@ def operator_replaced(bodies: Bodies) -> Iterator[Place]:
         for group in _SIBLINGS if node.domain == "" else ():
             for other in group if node.op_type in group else ():
                 if other != node.op_type:
-                    yield Place(f"{node_label(node)}: {other} in its place", _rename(node, other))
+                    yield Place(f"{node_label(node)}: {other} in its place", partial(_rename, node, other))
 
 
 def _not_constant(bodies: Bodies) -> Iterator[ir.Node]:
@@ -93,33 +93,24 @@ def _shown(value: Plain | None) -> str:
     return f"'{value}'" if isinstance(value, str) else str(value)
 
 
-def _set(node: ir.Node, name: str, value: Plain) -> Change:
-    return lambda: node.attributes.update({name: ir.convenience.convert_attribute(name, value)})
+def _set(node: ir.Node, name: str, value: Plain) -> None:
+    node.attributes[name] = ir.convenience.convert_attribute(name, value)
 
 
-def _exchange(first: ir.Node, i: int, second: ir.Node, j: int) -> Change:
-    def change() -> None:
-        one, other = first.inputs[i], second.inputs[j]
-        first.replace_input_with(i, other)
-        second.replace_input_with(j, one)
-
-    return change
+def _exchange(first: ir.Node, i: int, second: ir.Node, j: int) -> None:
+    one, other = first.inputs[i], second.inputs[j]
+    first.replace_input_with(i, other)
+    second.replace_input_with(j, one)
 
 
-def _drop(node: ir.Node, index: int) -> Change:
-    def change() -> None:
-        node.replace_input_with(index, None)
-        while node.inputs and node.inputs[-1] is None:
-            node.resize_inputs(len(node.inputs) - 1)
-
-    return change
+def _drop(node: ir.Node, index: int) -> None:
+    node.replace_input_with(index, None)
+    while node.inputs and node.inputs[-1] is None:
+        node.resize_inputs(len(node.inputs) - 1)
 
 
-def _rename(node: ir.Node, op_type: str) -> Change:
-    def change() -> None:
-        node.op_type = op_type
-
-    return change
+def _rename(node: ir.Node, op_type: str) -> None:
+    node.op_type = op_type
 
 
 def _same_type(one: ir.Value | None, other: ir.Value | None) -> bool:

@@ -7,7 +7,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from rewriter.testing.change.bodies import Bodies, Change, Constant, Place
+from rewriter.testing.change.bodies import Bodies, Constant, Place
 
 _OTHER_WIDTH = {ir.DataType.FLOAT: ir.DataType.FLOAT16, ir.DataType.FLOAT16: ir.DataType.FLOAT}
 
@@ -34,7 +34,7 @@ def value_is_output(bodies: Bodies) -> Iterator[Place]:
 def second_reader(bodies: Bodies) -> Iterator[Place]:
     """An intermediate value has another reader."""
     for value in _intermediate(bodies):
-        yield Place(f"value '{value.name}': another reader", _read_again(bodies, value))
+        yield Place(f"value '{value.name}': another reader", partial(_read_again, bodies, value))
 
 
 def value_rounded(bodies: Bodies) -> Iterator[Place]:
@@ -42,7 +42,7 @@ def value_rounded(bodies: Bodies) -> Iterator[Place]:
     for value in _intermediate(bodies):
         width = None if value.dtype is None else _OTHER_WIDTH.get(value.dtype)
         if width is not None:
-            yield Place(f"value '{value.name}': cast to {width} and back", _rounded(bodies, value, width))
+            yield Place(f"value '{value.name}': cast to {width} and back", partial(_round, bodies, value, width))
 
 
 def _intermediate(bodies: Bodies) -> Iterator[ir.Value]:
@@ -60,16 +60,13 @@ def _fed_safely(bodies: Bodies) -> Iterator[Constant]:
     return (c for c in bodies.constants if not c.value.is_graph_output())
 
 
-def _read_again(bodies: Bodies, value: ir.Value) -> Change:
-    return lambda: bodies.expose(bodies.read(value, "Neg"))
+def _read_again(bodies: Bodies, value: ir.Value) -> None:
+    bodies.expose(bodies.read(value, "Neg"))
 
 
-def _rounded(bodies: Bodies, value: ir.Value, width: ir.DataType) -> Change:
-    def change() -> None:
-        uses, dtype = list(value.uses()), value.dtype
-        assert dtype is not None
-        back = bodies.read(bodies.read(value, "Cast", to=width.value), "Cast", to=dtype.value)
-        for node, index in uses:
-            node.replace_input_with(index, back)
-
-    return change
+def _round(bodies: Bodies, value: ir.Value, width: ir.DataType) -> None:
+    uses, dtype = list(value.uses()), value.dtype
+    assert dtype is not None
+    back = bodies.read(bodies.read(value, "Cast", to=width.value), "Cast", to=dtype.value)
+    for node, index in uses:
+        node.replace_input_with(index, back)
