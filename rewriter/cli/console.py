@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 from rich import box
@@ -30,6 +30,9 @@ from rich.text import Text
 from rewriter.text import nbytes, printable, shortened
 
 T = TypeVar("T")
+
+Told = Callable[[int, int], None]
+"""Is told how much is done, and of how much."""
 
 TOP = 10
 """Rows of a table that may be long."""
@@ -231,26 +234,22 @@ def working(text: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
             yield status.update
 
 
-@contextmanager
-def count_bar(text: str, unit: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def count_bar(text: str, unit: str, *, quiet: bool) -> AbstractContextManager[Told | None]:
     """Shows how many things are done, with the time left; gives what tells it how many, and of how many."""
     columns = (MofNCompleteColumn(), TextColumn(unit))
-    with _bar(text, columns, lambda done, total: f"{done:,} of {total:,} {unit}", quiet=quiet) as told:
-        yield told
+    return _bar(text, columns, lambda done, total: f"{done:,} of {total:,} {unit}", quiet=quiet)
 
 
-@contextmanager
-def byte_bar(text: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def byte_bar(text: str, *, quiet: bool) -> AbstractContextManager[Told | None]:
     """Shows how many bytes are done, with the time left; gives what tells it bytes done and bytes in all."""
     columns = (DownloadColumn(), TransferSpeedColumn())
-    with _bar(text, columns, lambda done, total: f"{nbytes(done)} of {nbytes(total)}", quiet=quiet) as told:
-        yield told
+    return _bar(text, columns, lambda done, total: f"{nbytes(done)} of {nbytes(total)}", quiet=quiet)
 
 
 @contextmanager
 def _bar(
     text: str, columns: Sequence[ProgressColumn], said: Callable[[int, int], str], *, quiet: bool
-) -> Iterator[Callable[[int, int], None] | None]:
+) -> Iterator[Told | None]:
     """Shows a bar on a terminal, elsewhere a line now and then."""
     if quiet:
         yield None

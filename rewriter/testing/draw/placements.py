@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import onnx
@@ -28,7 +29,8 @@ def place(body: Body, placement: str, dtype: str, *, captures: bool) -> Body:
         captures: whether the constants of subgraphs are those of the graph around them.
     """
     for wrapper in reversed(placement.split("-")):
-        body = _WRAPPERS[wrapper](body, dtype, captures)
+        if wrapper != "main":
+            body = partial(_WRAPPERS[wrapper], body, dtype, captures)
     return body
 
 
@@ -78,77 +80,61 @@ def finish(
     return ir.from_proto(proto)
 
 
-def _main(body: Body, dtype: str, captures: bool) -> Body:
-    return body
+def _if(body: Body, dtype: str, captures: bool, scope: Scope, x: str) -> str:
+    scope.inputs["cond"] = helper.make_tensor_value_info("cond", TensorProto.BOOL, [])
+    branches = [scope.child(captures=captures) for _ in range(2)]  # both have the same names to choose from
+    outputs = [body(inner, x) for inner in branches]
+    for inner in branches:
+        inner.outputs.clear()
+    first, second = (
+        scope.close(inner, [], [floats(name, dtype)]) for inner, name in zip(branches, outputs, strict=True)
+    )
+    return scope.op("If", "cond", then_branch=first, else_branch=second)
 
 
-def _if(body: Body, dtype: str, captures: bool) -> Body:
-    def wrapped(scope: Scope, x: str) -> str:
-        scope.inputs["cond"] = helper.make_tensor_value_info("cond", TensorProto.BOOL, [])
-        branches = [scope.child(captures=captures) for _ in range(2)]  # both have the same names to choose from
-        outputs = [body(inner, x) for inner in branches]
-        for inner in branches:
-            inner.outputs.clear()
-        first, second = (
-            scope.close(inner, [], [floats(name, dtype)]) for inner, name in zip(branches, outputs, strict=True)
-        )
-        return scope.op("If", "cond", then_branch=first, else_branch=second)
-
-    return wrapped
-
-
-def _loop(body: Body, dtype: str, captures: bool) -> Body:
-    def wrapped(scope: Scope, x: str) -> str:
-        trips = scope.constant("trips", np.array(_TRIPS, dtype=np.int64))
-        always = scope.constant("always", np.array(True))
-        inner = scope.child(captures=captures)
-        inputs = [
-            helper.make_tensor_value_info("step", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            floats("state", dtype),
-        ]
-        output = body(inner, "state")
-        going = helper.make_tensor_value_info(inner.op("Identity", "go"), TensorProto.BOOL, [])
-        kept = inner.op("Identity", "state")
-        graph = scope.close(inner, inputs, [going, floats(kept, dtype), floats(output, dtype)])
-        _, result, *more = scope.ops("Loop", trips, always, x, count=2 + len(inner.outputs), body=graph)
-        for name in more:
-            scope.expose(name, dtype)
-        return result
-
-    return wrapped
+def _loop(body: Body, dtype: str, captures: bool, scope: Scope, x: str) -> str:
+    trips = scope.constant("trips", np.array(_TRIPS, dtype=np.int64))
+    always = scope.constant("always", np.array(True))
+    inner = scope.child(captures=captures)
+    inputs = [
+        helper.make_tensor_value_info("step", TensorProto.INT64, []),
+        helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        floats("state", dtype),
+    ]
+    output = body(inner, "state")
+    going = helper.make_tensor_value_info(inner.op("Identity", "go"), TensorProto.BOOL, [])
+    kept = inner.op("Identity", "state")
+    graph = scope.close(inner, inputs, [going, floats(kept, dtype), floats(output, dtype)])
+    _, result, *more = scope.ops("Loop", trips, always, x, count=2 + len(inner.outputs), body=graph)
+    for name in more:
+        scope.expose(name, dtype)
+    return result
 
 
-def _scan(body: Body, dtype: str, captures: bool) -> Body:
-    def wrapped(scope: Scope, x: str) -> str:
-        rows = unsqueeze(scope, x, (0,))
-        inner = scope.child(captures=captures)
-        output = body(inner, "row")
-        graph = scope.close(inner, [floats("row", dtype)], [floats(output, dtype)])
-        count = 1 + len(inner.outputs)
-        result, *more = scope.ops("Scan", rows, count=count, body=graph, num_scan_inputs=1)
-        for name in more:
-            scope.expose(name, dtype)
-        return result
-
-    return wrapped
+def _scan(body: Body, dtype: str, captures: bool, scope: Scope, x: str) -> str:
+    rows = unsqueeze(scope, x, (0,))
+    inner = scope.child(captures=captures)
+    output = body(inner, "row")
+    graph = scope.close(inner, [floats("row", dtype)], [floats(output, dtype)])
+    count = 1 + len(inner.outputs)
+    result, *more = scope.ops("Scan", rows, count=count, body=graph, num_scan_inputs=1)
+    for name in more:
+        scope.expose(name, dtype)
+    return result
 
 
-def _function(body: Body, dtype: str, captures: bool) -> Body:
-    def wrapped(scope: Scope, x: str) -> str:
-        inner = Scope(scope.opset, inline=True, operands=scope.operands)
-        output = body(inner, "x")
-        names = [output, *(value.name for value in inner.outputs)]
-        function = helper.make_function("local", "Experts", ["x", *inner.inputs], names, inner.nodes, inner.opsets())
-        scope.functions.append(function)
-        scope.domains |= {"local", *inner.domains}
-        scope.inputs.update(inner.inputs)
-        result, *more = scope.ops("Experts", x, *inner.inputs, count=len(names), domain="local")
-        for name in more:
-            scope.expose(name, dtype)
-        return result
-
-    return wrapped
+def _function(body: Body, dtype: str, captures: bool, scope: Scope, x: str) -> str:
+    inner = Scope(scope.opset, inline=True, operands=scope.operands)
+    output = body(inner, "x")
+    names = [output, *(value.name for value in inner.outputs)]
+    function = helper.make_function("local", "Experts", ["x", *inner.inputs], names, inner.nodes, inner.opsets())
+    scope.functions.append(function)
+    scope.domains |= {"local", *inner.domains}
+    scope.inputs.update(inner.inputs)
+    result, *more = scope.ops("Experts", x, *inner.inputs, count=len(names), domain="local")
+    for name in more:
+        scope.expose(name, dtype)
+    return result
 
 
 def _forget_types(graph: onnx.GraphProto) -> None:
@@ -169,10 +155,4 @@ def _forget_names(nodes: Iterable[onnx.NodeProto]) -> None:
 
 _TRIPS = 2
 _EXTENTS = {"loop": _TRIPS, "scan": 1}
-_WRAPPERS: dict[str, Callable[[Body, str, bool], Body]] = {
-    "main": _main,
-    "if": _if,
-    "loop": _loop,
-    "scan": _scan,
-    "function": _function,
-}
+_WRAPPERS = {"if": _if, "loop": _loop, "scan": _scan, "function": _function}
