@@ -1,4 +1,4 @@
-"""What was measured, kept in the folder of the calibration: a second size of the same model takes seconds."""
+"""Keeps what a budget measured in the calibration's folder, so that a second size of the same model takes seconds."""
 
 from __future__ import annotations
 

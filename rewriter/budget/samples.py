@@ -1,4 +1,4 @@
-"""The weights of a model that is to be quantized: who they are, what they take, and samples that say what they lose."""
+"""The weights that a rule set would quantize: their groups, the bytes of each form, and errors measured on a sample."""
 
 from __future__ import annotations
 

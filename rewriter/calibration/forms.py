@@ -1,8 +1,9 @@
-"""The forms of a model in which it is looked at: fused as far as the provider runs it, and known as far as it can be.
+"""Rewrites a model before it is run for a calibration, so that one sees what goes to each expert.
 
-What fuses runs faster, and shows the tokens and the router's choice. A block that would fuse but for the provider's
-kernels stays as it is and runs so; another copy of the model, in which it is fused, tells what its tokens and its
-router's logits are, and what computes these is written beside the block.
+Blocks that the provider runs as one MoE node become that: it runs faster, and its inputs are the tokens and the router's
+logits. A block that would fuse but for the provider's kernels runs as it is. A second copy of the model, in which it is
+fused all the same, tells which values its tokens and logits are; what computes the logits is added to the model that
+runs.
 """
 
 from __future__ import annotations

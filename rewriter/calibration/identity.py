@@ -1,4 +1,4 @@
-"""Which stored tensor, and which expert of it, a weight is a part of: one name, however a graph was rewritten."""
+"""Names a weight by the stored tensor, and the expert in it, that it is a part of, however the graph was rewritten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rewritten model against the original: whether to compare, and what failing means."""
+"""Comparing a rewritten model with the original after ``apply``: whether it is done, and what counts as a failure."""
 
 from __future__ import annotations
 

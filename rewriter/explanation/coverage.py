@@ -1,4 +1,4 @@
-"""What a rule set quantizes nowhere, because none of its rules begins there, and which shipped rule set does."""
+"""Float experts and embeddings that stay so because no rule of the set begins at the operator that reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rules came nearest to a node, and what stopped each: seen while the run goes on."""
+"""Notes during a run which rules were tried at some nodes, and what stopped each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a float weight was before it was widened: whether a few of its blocks lie on a grid of few bits."""
+"""Whether a float weight was quantized before and widened again: then a few of its blocks lie on a grid of few bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a stored tensor takes part in a weight: as a float matrix, as codes and scales, or as a bias."""
+"""Tells whether a stored tensor is a float matrix, codes or scales of a quantized one, or a bias."""
 
 from __future__ import annotations
 

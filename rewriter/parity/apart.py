@@ -1,4 +1,4 @@
-"""Calls into the worker process; it is started when it is first needed, and anew after something ended it."""
+"""Calls into the process that runs models; it is started when first needed, and anew where something ended it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a rule says of a value that a proof feeds must be so: what makes the value is run on any numbers.
+"""Checks what a rule claims of the values that a block reads, as that a router's scores are positive.
 
-A proof feeds what a rule told of a value, so that alone it shows nothing of that: of scores that are said to be
-positive, both sides are given positive ones.
+A proof draws inputs that fit the claim, and so would not notice that it is false. Here the nodes that make such a value
+are run on random logits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Inputs that a proof tries besides the first: other numbers of rows, and values at the edges of operators."""
+"""Further inputs of a proof: other numbers of rows, infinite logits, rows of zeros, numbers beyond what is clamped."""
 
 from __future__ import annotations
 

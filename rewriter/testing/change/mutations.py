@@ -1,4 +1,4 @@
-"""One fact of a model changed: every kind of change, and the model that comes of it where that is one at all."""
+"""Every kind of change to one fact of a model, and a check that the changed model is valid and runs."""
 
 from __future__ import annotations
 
