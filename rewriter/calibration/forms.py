@@ -1,9 +1,9 @@
 """Rewrites a model before it is run for a calibration, so that one sees what goes to each expert.
 
-Blocks that the provider runs as one MoE node become that: it runs faster, and its inputs are the tokens and the router's
-logits. A block that would fuse but for the provider's kernels runs as it is. A second copy of the model, in which it is
-fused all the same, tells which values its tokens and logits are; what computes the logits is added to the model that
-runs.
+Blocks that the provider runs as one MoE node become that: it runs faster, and its inputs are the tokens and the
+router's logits. A block that would fuse but for the provider's kernels runs as it is. A second copy of the model, in
+which it is fused all the same, tells which values its tokens and logits are; what computes the logits is added to the
+model that runs.
 """
 
 from __future__ import annotations
