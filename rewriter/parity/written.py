@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,9 @@ from rewriter.quantize.error import relative_rms
 from rewriter.quantize.job import Parts, PartTensor, QuantizationJob
 from rewriter.report import Weight
 from rewriter.tensors import RowsTensor, View, ViewTensor, drop_pages
+
+_Written = tuple[QuantizationJob, int | None, tuple[PartTensor, ...]]
+"""What quantized a weight, the position of its expert in a stack, and its parts in their order."""
 
 _SAMPLE = 16
 """Weights that are looked at: those whose names have the smallest digests, which is as good as drawn by lot."""
@@ -54,9 +56,9 @@ def require_sources(
     for slot in given:
         if isinstance(slot.tensor, ir.LazyTensor) and not isinstance(slot.tensor, PartTensor):
             _require_copied(slot.tensor, held[slot.label], slot.label)
-    for one in _sample(given):
-        job, unpack = one.job, one.tensors[0].parts.stored.unpack
-        arrays = [_part(held[names[id(tensor)]], one.position) for tensor in one.tensors]
+    for job, position, tensors in _sample(given):
+        unpack = tensors[0].parts.stored.unpack
+        arrays = [_part(held[names[id(tensor)]], position) for tensor in tensors]
         record = recorded(job)
         if record is None:
             raise ParityError(f"weight '{job.context.weight}' was written and never quantized; nothing was written")
@@ -90,27 +92,8 @@ def _require_copied(tensor: ir.LazyTensor, written: ir.TensorProtocol, label: st
             raise ParityError(f"row {row} of {label} is not its source's as it was written; nothing was written")
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A weight that was written.
-
-    Attributes:
-        tensors: its parts, in their order.
-        position: of its expert in a stack, or None.
-        job: what quantized it.
-    """
-
-    tensors: tuple[PartTensor, ...]
-    position: int | None
-    job: QuantizationJob
-
-    @property
-    def lot(self) -> bytes:
-        """As good as drawn, and the same in every run."""
-        return hashlib.sha256(f"{self.job.context.weight} {self.job.context.node}".encode()).digest()
-
-
 def _sample(given: Sequence[Slot]) -> list[_Written]:
+    """Draws by lot some of the weights that were written: the same ones in every run."""
     groups: dict[Parts, dict[int, PartTensor]] = {}
     for slot in given:
         if isinstance(slot.tensor, PartTensor):
@@ -119,10 +102,14 @@ def _sample(given: Sequence[Slot]) -> list[_Written]:
     for group in groups.values():
         tensors = tuple(group[index] for index in sorted(group))
         if tensors[0].stacked:
-            found += [_Written(tensors, position, job) for position, job in enumerate(tensors[0].jobs)]
+            found += [(job, position, tensors) for position, job in enumerate(tensors[0].jobs)]
         else:
-            found.append(_Written(tensors, None, tensors[0].jobs[0]))
-    return sorted((one for one in found if one.job.weight.size <= _LARGEST), key=lambda one: one.lot)[:_SAMPLE]
+            found.append((tensors[0].jobs[0], None, tensors))
+    return sorted((one for one in found if one[0].weight.size <= _LARGEST), key=lambda one: _lot(one[0]))[:_SAMPLE]
+
+
+def _lot(job: QuantizationJob) -> bytes:
+    return hashlib.sha256(f"{job.context.weight} {job.context.node}".encode()).digest()
 
 
 def _part(tensor: ir.TensorProtocol, position: int | None) -> npt.NDArray[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -30,25 +29,6 @@ TYINGS = (
 """How the two hold their tables: apart; one, turned for the one or the other; two of equal or nearly equal contents;
 or the bytes of a MatMulNBits, reshaped for a GatherBlockQuantized."""
 BLOCK_SIZE = 16
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """An embedding [V, H] and an output projection of H features to V."""
-
-    tying: str
-    vocabulary: int
-    hidden: int
-    dtype: str
-    biased: bool
-    packing: Packing
-
-    @property
-    def table(self) -> str:
-        """Name of the constant that both read, or the embedding alone."""
-        if self.tying == "quantized":
-            return f"lm_head_Q{self.packing.bits}"
-        return "lm_head" if self.tying == "transposed-embedding" else "embedding"
 
 
 @checked()
@@ -88,16 +68,19 @@ def tied_embeddings(
     zeros = draw(st.sampled_from(("none", "packed")))
     packing = Packing(draw(st.sampled_from(bits)), BLOCK_SIZE, zeros)
     dtype = draw(st.sampled_from(dtypes))
-    pair = _Pair(tying, vocabulary, hidden, dtype, draw(st.booleans()), packing)
+    biased = draw(st.booleans())
+    table = "lm_head" if tying == "transposed-embedding" else "embedding"
+    if tying == "quantized":
+        table = f"lm_head_Q{packing.bits}"
     obstacle = draw(st.sampled_from(("", *obstacles)))
     scope = Scope(draw(st.sampled_from(MODERN)), operands=draw(st.sampled_from(OPERANDS)))
 
     def body(inner: Scope, x: str) -> str:
         inner.inputs["ids"] = helper.make_tensor_value_info("ids", TensorProto.INT64, ["T"])
-        y = _write_pair(inner, x, pair)
+        y = _write_pair(inner, x, tying, (vocabulary, hidden), dtype, packing, biased=biased)
         if obstacle != "weight-also-read":
             return y
-        read = "lm_head_scales" if tying == "quantized" else pair.table
+        read = "lm_head_scales" if tying == "quantized" else table
         return inner.op("Add", y, inner.op("ReduceMax", read, keepdims=0))
 
     return draw_model(
@@ -109,35 +92,37 @@ def tied_embeddings(
         vocabulary,
         placements=placements,
         typed=typed,
-        weight=pair.table,
+        weight=table,
         obstacle=obstacle,
     )
 
 
-def _write_pair(scope: Scope, x: str, pair: _Pair) -> str:
-    """Writes both; returns the logits [T, V]."""
-    v, h = pair.vocabulary, pair.hidden
-    bias = scope.weight("bias", (v,), pair.dtype) if pair.biased else ""
-    if pair.tying == "quantized":
-        x = scope.op("Add", x, look_up(scope, "ids", "lm_head", (v, h), pair.packing, pair.dtype))
-        return multiply(scope, x, "lm_head", (v, h), pair.packing, pair.dtype, bias=bias)
-    array = weight("embedding", (v, h), pair.dtype)
-    if pair.tying == "transposed-embedding":
+def _write_pair(
+    scope: Scope, x: str, tying: str, size: tuple[int, int], dtype: str, packing: Packing, *, biased: bool
+) -> str:
+    """Writes an embedding [V, H] and an output projection of H features to V; returns the logits [T, V]."""
+    v, h = size
+    bias = scope.weight("bias", (v,), dtype) if biased else ""
+    if tying == "quantized":
+        x = scope.op("Add", x, look_up(scope, "ids", "lm_head", (v, h), packing, dtype))
+        return multiply(scope, x, "lm_head", (v, h), packing, dtype, bias=bias)
+    array = weight("embedding", (v, h), dtype)
+    if tying == "transposed-embedding":
         head = scope.constant("lm_head", array.T)
         looked_up = scope.op("Transpose", head, perm=[1, 0])
     else:
         looked_up = head = scope.constant("embedding", array)
     x = scope.op("Add", x, scope.op("Gather", looked_up, "ids"))
-    if pair.tying in ("equal", "equal-gemm", "unequal"):
-        if pair.tying == "unequal":
+    if tying in ("equal", "equal-gemm", "unequal"):
+        if tying == "unequal":
             array = array.copy()
-            array[-1, -1] += np.array(1 / 32, pair.dtype)
-        head = scope.constant("lm_head", array if pair.tying == "equal-gemm" else array.T)
-    elif pair.tying == "untied":
-        head = scope.weight("lm_head", (h, v), pair.dtype)
-    elif pair.tying == "transposed-head":
+            array[-1, -1] += np.array(1 / 32, dtype)
+        head = scope.constant("lm_head", array if tying == "equal-gemm" else array.T)
+    elif tying == "untied":
+        head = scope.weight("lm_head", (h, v), dtype)
+    elif tying == "transposed-head":
         head = scope.op("Transpose", head, perm=[1, 0])
-    if pair.tying in ("gemm-head", "equal-gemm"):
+    if tying in ("gemm-head", "equal-gemm"):
         return scope.op("Gemm", x, head, *([bias] if bias else []), transB=1)
     logits = scope.op("MatMul", x, head)
     return scope.op("Add", logits, bias) if bias else logits
