@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -18,36 +19,26 @@ GENERATOR = "onnx-moe-rewriter"
 
 
 def page(report: Report) -> str:
-    return _render("page.html.j2", report)
+    return _render("page.html.j2", f=Figures(report))
 
 
 def fragment(report: Report) -> str:
     """Returns what a notebook shows: the page's body with its style, which touches nothing outside of it."""
-    return _render("fragment.html.j2", report)
+    return _render("fragment.html.j2", f=Figures(report))
 
 
 def coverage_page(coverage: Coverage) -> str:
     counts = [count for block in coverage.blocks for count in block.counts]
-    return (
-        _environment()
-        .get_template("coverage.html.j2")
-        .render(
-            c=coverage,
-            map=coverage_map(coverage.blocks),
-            low=min(counts, default=0),
-            high=max(counts, default=0),
-            generator=GENERATOR,
-        )
-    )
+    low, high = min(counts, default=0), max(counts, default=0)
+    return _render("coverage.html.j2", c=coverage, map=coverage_map(coverage.blocks), low=low, high=high)
 
 
 def candidates_page(candidates: Candidates) -> str:
-    template = _environment().get_template("candidates.html.j2")
-    return template.render(c=candidates, table=candidates.table, generator=GENERATOR)
+    return _render("candidates.html.j2", c=candidates, table=candidates.table)
 
 
-def _render(name: str, report: Report) -> str:
-    return _environment().get_template(name).render(f=Figures(report), generator=GENERATOR)
+def _render(name: str, **values: Any) -> str:
+    return _environment().get_template(name).render(values, generator=GENERATOR)
 
 
 @functools.cache

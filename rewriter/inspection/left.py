@@ -86,10 +86,11 @@ def _readers(slot: Slot, fixed: Collection[ir.Value]) -> tuple[Sequence[ir.Node]
     def behind(use: Use) -> list[Use]:
         node, position = use
         shows = (position == 0 and node.op_type in MOVES) or _is_fixed(node, fixed)
-        return [(found.node, found.idx) for value in node.outputs for found in value.uses()] if shows else []
+        return [found for value in node.outputs for found in value.uses()] if shows else []
 
     whole = owner.outputs[0] if isinstance(owner, ir.Node) else owner
-    uses = list(walk([(use.node, use.idx) for use in whole.uses()], behind, limit=None))
+    first: Iterable[Use] = whole.uses()
+    uses = list(walk(first, behind, limit=None))
     shown = {whole, *fixed}
     return [node for node, _ in uses], [n for n, at in uses if n.inputs[at] in shown and not _is_fixed(n, fixed)]
 

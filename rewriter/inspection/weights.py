@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -59,20 +59,16 @@ def readers(slot: Slot) -> Iterator[ir.Node]:
         yield slot.owner
         return
     whole = slot.owner.outputs[0] if isinstance(slot.owner, ir.Node) else slot.owner
-    for node, _ in walk(_uses(whole), _moved_uses, limit=None):
+    uses: Iterable[tuple[ir.Node, int]] = whole.uses()
+    for node, _ in walk(uses, _moved_uses, limit=None):
         yield node
-
-
-def _uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """Which nodes read a value, each with the input at which it does."""
-    return [(use.node, use.idx) for use in value.uses()]
 
 
 def _moved_uses(use: tuple[ir.Node, int]) -> list[tuple[ir.Node, int]]:
     """Who reads what the use makes of a tensor, where it only moves it."""
     node, position = use
     moves = position == 0 and node.op_type in MOVES
-    return [behind for value in node.outputs for behind in _uses(value)] if moves else []
+    return [behind for value in node.outputs for behind in value.uses()] if moves else []
 
 
 def operators(slot: Slot) -> tuple[str, ...]:
