@@ -172,14 +172,21 @@ def _expert_inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def _holder(before: Constants, job: QuantizationJob) -> tuple[ir.Value, View]:
-    """The constant of the matched subgraph that holds the job's weight, and what it shows."""
+    """The constant of the matched subgraph that holds the job's weight, and what it shows.
+
+    Of two that show the same numbers, as where a down projection is the up projection transposed, it is the one that
+    shows them as the job does.
+    """
     low, high = job.weight.span
+    holders = []
     for value, tensor in before.constants.items():
         view = View.whole(tensor, "")
         first, last = view.span
         if view.source == job.weight.source and first <= low and high <= last:
-            return value, view
-    raise Declined(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
+            holders.append((value, view))
+    if not holders:
+        raise Declined(f"weight '{job.context.weight}' is not among the constants of what its rule matched")
+    return max(holders, key=lambda held: held[1].strides[-2:] == job.weight.strides)
 
 
 def _buffer(view: View, dtype: ir.DataType, *, whole: bool) -> Array:

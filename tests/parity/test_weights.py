@@ -112,3 +112,26 @@ def test_fed_or_stored_a_proof_says_the_same(path, monkeypatch):
         assert all(proof.max_relative <= proof.tolerance for proof in report.proofs)
         said.append([(p.rule, p.runtime, p.tolerance, p.node, p.skipped, p.because) for p in report.proofs])
     assert said[0] == said[1]
+
+
+def experts_that_go_up_and_down_by_one_matrix():
+    steps = """
+        scores = Softmax(logits)  weights, chosen = TopK(scores, two)"""
+    for e in range(2):
+        steps += f"""
+        w{e} = Gather(w, number{e})  t{e} = Transpose(w{e})
+        up{e} = MatMul(x, t{e})  act{e} = Relu(up{e})  down{e} = MatMul(act{e}, w{e})
+        is{e} = Equal(chosen, number{e})  mask{e} = Cast<to = 1>(is{e})
+        slots{e} = Mul(weights, mask{e})  share{e} = ReduceSum(slots{e}, last)  part{e} = Mul(down{e}, share{e})"""
+    text = f"""<ir_version: 10, opset_import: ["" : 21]>
+    tied (float[T,32] x, float[T,2] logits) => (float[T,32] y) <
+        float[2,64,32] w, int64 number0 = {{0}}, int64 number1 = {{1}}, int64[1] two = {{2}}, int64[1] last = {{-1}}
+    > {{{steps}
+        y = Add(part0, part1)
+    }}"""
+    return ir.from_onnx_text(text, initializers=[ir.tensor(random(2, 64, 32), name="w")])
+
+
+def test_one_matrix_that_is_read_both_ways_is_dequantized_as_each_projection_reads_it():
+    report = rewriter.apply(experts_that_go_up_and_down_by_one_matrix(), ["fuse-experts", "moe-to-qmoe"]).report
+    assert report.applied == {"fuse-experts": 1, "moe-to-qmoe": 1}
