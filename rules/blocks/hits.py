@@ -250,6 +250,8 @@ def gather(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value) -> Loca
     rows = taken or token_rows(facts, data)
     if rows is None:
         return None
+    if held.router.k == 1:
+        rows, dims = _of_one_slot(rows), tuple(map(_without_slot, dims))
     at = integer_attribute(node, "axis", 0) % rows.rank if node.op_type == "Gather" else 0
     if unify(rows.axes[at : at + len(dims)], dims) != dims:
         return None
@@ -259,6 +261,18 @@ def gather(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value) -> Loca
     elif isinstance(content, Order | RowToken) and isinstance(held, Hit):
         content = _pair_at(content, held)
     return None if content is None else Located(content, (*rows.axes[:at], *where, *rows.axes[at + len(dims) :]))
+
+
+def _of_one_slot(rows: Located) -> Located:
+    """Where a token has one expert, what there is for each slot as what there is for each token."""
+    held = rows.content
+    if isinstance(held, Mixing) and held.slot is None:
+        held = dataclasses.replace(held, slot=0)
+    return Located(held, tuple(map(_without_slot, rows.axes)))
+
+
+def _without_slot(dim: Dim) -> Dim:
+    return tuple(atom for atom in dim if atom.kind != "slot")
 
 
 def _share_at(mixing: Mixing, held: Hits | Hit, slotted: bool) -> Share | None:

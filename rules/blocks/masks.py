@@ -24,6 +24,7 @@ from rewriter.rules.blocks.elementwise import masked
 from rewriter.rules.blocks.laws import of_two
 from rewriter.rules.blocks.mixing import Chosen, Every, Mask, Mixing, Share, Sparse, Without, first_slots
 from rewriter.rules.blocks.routers import last_axis, scores_of
+from rewriter.rules.blocks.rows import chosen_of
 from rewriter.rules.blocks.token_axes import token_axes
 from rewriter.rules.blocks.uniform import NOTHING, seeded, uniform_of
 from rewriter.tensors import View
@@ -36,8 +37,9 @@ def equal(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located | No
     """The slots that hold an expert; with all experts' numbers along a dimension, of every expert."""
     for chosen, numbers in ((a, b), (b, a)):
         located, view = facts.get(chosen, Located), facts.get(numbers, View)
-        if located is not None and view is not None and isinstance(located.content, Chosen):
-            return _mask(located, located.content, view)
+        choice = None if located is None else chosen_of(located) or located
+        if choice is not None and view is not None and isinstance(choice.content, Chosen):
+            return _mask(choice, choice.content, view)
     return None
 
 

@@ -233,6 +233,11 @@ class Stack(Content):
     view: View
     by: Router | Slot
 
+    def part(self, atom: Atom, start: int, count: int, step: int) -> Content | None:
+        if atom.kind != "weight":
+            return super().part(atom, start, count, step)
+        return Stack(self.view.slice(atom.index, start, count, step), self.by)
+
 
 # Sums. Compared by identity: they are as long as a block.
 

@@ -81,11 +81,22 @@ def moved(facts: Facts, node: ir.Node, data: ir.Value, *operands: ir.Value | Non
             return None
         found = read(facts, node, held.dims)
         if known is None and node.op_type in ("Reshape", "Transpose"):  # tokens are what they are, in no other shape
-            nothing = (Regroup(held.dims),), (Permute(tuple(range(held.rank))),)
-            found = {value: () for value, moves in found.items() if moves in nothing}
+            found = {value: moves for value, moves in found.items() if _leaves_tokens(held.dims, moves)}
         return _each(found, held, _located_moved)
     except (Declined, IndexError, ValueError, ZeroDivisionError):  # an operand depends on an input, or does not fit
         return None
+
+
+def _leaves_tokens(dims: Dims, moves: Moves | Parts) -> bool:
+    """Whether a reshape or transposition does nothing but add dimensions of one position."""
+    match moves:
+        case (Regroup(sizes),) if len(sizes) > len(dims):
+            return [size for size in sizes if size != ONE] == [size for size in dims if size != ONE]
+        case (Regroup(sizes),):
+            return sizes == dims
+        case (Permute(order),):
+            return order == tuple(range(len(dims)))
+    return False
 
 
 def _each(

@@ -30,7 +30,7 @@ def token_axes(facts: Facts, value: ir.Value) -> Axes | None:
 
     def before(at: ir.Value) -> list[ir.Value]:
         found = ((given, shape_of(facts, given)) for given in producers(at))
-        return [given for given, own in found if own and own[:-1] == lead]
+        return [given for given, own in found if own and own[: len(lead)] == lead and len(own) > len(lead)]
 
     with contextlib.suppress(GaveUp):
         for at in walk([value], before, limit=_NEAR):

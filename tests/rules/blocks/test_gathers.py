@@ -16,6 +16,14 @@ def test_a_choice_from_a_constant(body):
     assert kinds(f"{CHOICE} {body}") == [("token",), ("slot",), ("weight",), ("weight",)]
 
 
+def test_a_part_of_a_choice_from_a_constant():
+    body = f"{CHOICE} w = Gather (ups, i) z, y = Split <axis = 3> (w, halves)"
+    found = held(body)
+    assert isinstance(found, Stack) and (found.view.shape, found.view.offset) == ((4, 8, 3), 3)
+    assert kinds(body) == [("token",), ("slot",), ("weight",), ("weight",)]
+    assert held(f"{CHOICE} w = Gather (ups, i) y = Slice (w, first, second, second)") is None  # of one slot
+
+
 def test_one_slot_from_a_constant():
     found = held(f"{CHOICE} j = Gather <axis = 1> (i, one) y = Gather (gates, j)")
     assert isinstance(found.by, Slot) and found.by.number == 1

@@ -33,6 +33,15 @@ def test_what_lies_there():
     assert held(f"{HITS} y = Gather (v, t)") is None  # a token's weights, of both slots
 
 
+def test_what_lies_there_where_a_token_has_one_expert():
+    only = HITS.replace("(p, k)", "(p, second)")
+    flat = "f = Flatten (v) q = Mul (t, one) n = Add (q, s)"  # TorchScript's w[t, s]
+    for body in ("y = Gather (v, t)", "u = Unsqueeze (t, last) y = GatherND (v, u)", f"{flat} y = Gather (f, n)"):
+        share = held(f"{only} {body}")
+        assert isinstance(share, Share) and (share.expert, share.slots) == (1, {0})
+        assert kinds(f"{only} {body}") == [("group",), ()]
+
+
 def test_flat_positions():
     flat = f"{HITS} q = Mul (t, two) n = Add (q, s)"
     assert [atom.kind for atom in held(f"{flat} y = Identity (n)").along] == ["token", "slot"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stated import CHOICE, held, kinds
+from stated import CHOICE, SORTED, held, kinds
 
 from rewriter.rules.blocks.mixing import Mask, Without
 
@@ -30,3 +30,11 @@ def test_masks_that_are_none():
 
 def test_where_a_mask_does_not_hold():
     assert isinstance(held(f"{CHOICE} m = Equal (i, one) y = Not (m)"), Without)
+
+
+def test_a_mask_of_sorted_rows():
+    found = held(f"{SORTED} y = Equal (s, one)")
+    assert isinstance(found, Mask) and found.expert == 1
+    assert kinds(f"{SORTED} y = Equal (s, one)") == [("row",)]
+    assert held(f"{SORTED} y = Equal (d, one)") is None  # which pair it is, and not which expert
+    assert held(f"{SORTED} h = Div (s, two) y = Equal (h, one)") is None  # two experts have that number

@@ -16,8 +16,15 @@ def test_a_value_of_rows_is_tokens(body):
     assert isinstance(content, Tokens) and content.x.name == "x"
 
 
-def test_tokens_in_another_shape_are_none():
-    assert held("s = Constant <value_ints = [-1, 4]> () y = Reshape (x, s)") is None
+def test_tokens_with_a_dimension_between_are_tokens():
+    body = "s = Constant <value_ints = [-1, 1, 8]> () y = Reshape (x, s)"
+    assert held(body).x.name == "x"
+    assert kinds(body) == [("token",), (), ("feature",)]
+
+
+@pytest.mark.parametrize("shape", ["-1, 4", "-1, 2, 4", "-1, 2, 8"])
+def test_tokens_in_another_shape_are_none(shape):
+    assert held(f"s = Constant <value_ints = [{shape}]> () y = Reshape (x, s)") is None
 
 
 def test_a_part_of_a_linear_is_a_linear_of_a_part():

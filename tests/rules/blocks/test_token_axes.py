@@ -52,6 +52,8 @@ def axes_of_y(body: str, inputs: str, declared: str = "") -> list[list[str]]:
         "v = Reshape (x, rows) y = Sigmoid (v)",
         # a mask of groups is made of the same tokens, which it has flattened already
         "v = Reshape (x, rows) g = Reshape (v, groups) b = Greater (g, zero) m = Reshape (b, rows) y = Where (m, v, v)",
+        # and so are scores in groups, and put together again
+        "v = Reshape (x, rows) g = Reshape (v, groups) s = Sigmoid (g) y = Reshape (s, rows)",
     ],
 )
 def test_tokens_lie_as_they_were_flattened(body, outer, inner):
