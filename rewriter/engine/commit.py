@@ -13,10 +13,10 @@ from rewriter.engine.interface import contradicts
 from rewriter.engine.listed import ListedNodes
 from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_of_order
 from rewriter.errors import RuleError
-from rewriter.graph._onnxscript import MatchFailureError
+from rewriter.graph._onnxscript import MatchFailureError, unhook
 from rewriter.graph.contents import bodies, nodes_of, subgraphs
 from rewriter.quantize.job import PartTensor
-from rewriter.tensors import View, ViewTensor, constant
+from rewriter.tensors import View, ViewTensor
 
 Container = ir.Graph | ir.Function
 _SMALL = 256
@@ -53,7 +53,7 @@ class Committer:
         """
         root = self._roots[rewrite.graph]
         self._check(rewrite, root)
-        for container in {id(c): c for c in (root, self._model.graph)}.values():
+        for container in (root, self._model.graph):
             for domain, version in rewrite.opsets.items():
                 container.opset_imports.setdefault(domain, version)
         shared, constants = self._place_constants(rewrite, root)
@@ -89,9 +89,10 @@ class Committer:
             self._values.update(v.name for v in graph.inputs if v.name)
             self._values.update(graph.initializers)
             for value in graph.initializers.values() if graph is root else ():
-                view = constant(value)
-                if view is not None:
-                    self._constants.setdefault((root, ("view", view)), value)
+                tensor = value.const_value
+                if tensor is not None and not value.is_graph_input():
+                    key = tensor.key if isinstance(tensor, ViewTensor) else ("view", tensor)
+                    self._constants.setdefault((root, key), value)
             self._stored.update(id(value.const_value) for value in graph.initializers.values())
 
     def _check(self, rewrite: Rewrite, root: Container) -> None:
@@ -99,7 +100,7 @@ class Committer:
             have = root.opset_imports.get(domain, version)
             if have != version:
                 raise self._fault(rewrite, f"it needs opset {domain or 'ai.onnx'} {version}; the model has {have}")
-        made = {out for node in rewrite.nodes for out in node.outputs} | set(rewrite.initializers)
+        made = rewrite.initializers
         for old, new in rewrite.outputs.items():
             if new.producer() is None and new not in made and not new.is_initializer() and not new.is_graph_input():
                 raise self._fault(rewrite, f"the replacement of '{old.name}' is defined nowhere")
@@ -135,8 +136,8 @@ class Committer:
             tensor = value.const_value
             assert tensor is not None
             key = (root, _key(tensor))
-            home = self._constants.get(key)
-            if home is None or not _is_present(home):
+            home = self._constants.setdefault(key, value)
+            if home is value or not _is_present(home):
                 home = value
                 if id(tensor) in self._stored:  # a tensor has one name, and the given model knows this one by its own
                     home.const_value = tensor = ViewTensor(View.whole(tensor, value.name or ""))
@@ -212,11 +213,11 @@ class Committer:
             ):
                 continue
             removed[node] = None
-            sources = _unhook(node)
+            sources = unhook(node)
             for graph in subgraphs(node):
                 self.listed.forget()
                 for inner in nodes_of(graph):
-                    sources += _unhook(inner)
+                    sources += unhook(inner)
             for value in sources:
                 producer = value.producer()
                 if producer is not None:
@@ -260,8 +261,8 @@ def _heir(rewrite: Rewrite, nodes: Sequence[ir.Node]) -> ir.Node | None:
     """The one new node of the root's operator, which takes over its name (a plan's globs go on matching), or None."""
     root = rewrite.root
     same = [node for node in nodes if (node.domain, node.op_type) == (root.domain, root.op_type)]
-    leaves = all(out in rewrite.outputs or not out.uses() for out in root.outputs)
-    return same[0] if len(same) == 1 and leaves else None
+    leaves = len(same) == 1 and all(out in rewrite.outputs or not out.uses() for out in root.outputs)
+    return same[0] if leaves else None
 
 
 def _is_present(constant: ir.Value) -> bool:
@@ -274,7 +275,7 @@ def _key(tensor: ir.TensorProtocol) -> object:
     """Equal for equal tensors: lazy ones by what they are computed from, small ones by what they hold."""
     if isinstance(tensor, ir.Tensor) and tensor.nbytes <= _SMALL:
         return tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes()
-    return getattr(tensor, "key", None) or ("view", View.whole(tensor, ""))
+    return getattr(tensor, "key", None) or ("view", tensor)
 
 
 def _tensor_of(constant: ir.Value) -> ir.TensorProtocol | None:
@@ -291,16 +292,6 @@ def _hold_the_same(one: ir.TensorProtocol | None, other: ir.TensorProtocol | Non
         return isinstance(one, PartTensor) == isinstance(other, PartTensor)
     weights = [[(job.weight, job.context.spec) for job in tensor.jobs] for tensor in (one, other)]
     return one.index == other.index and weights[0] == weights[1]
-
-
-def _unhook(node: ir.Node) -> list[ir.Value]:
-    """Makes a node read nothing; returns what it read."""
-    read: list[ir.Value] = []
-    for index, value in enumerate(node.inputs):
-        if value is not None:
-            read.append(value)
-            node.replace_input_with(index, None)
-    return read
 
 
 def _may_take_name(value: ir.Value, graph: ir.Graph) -> bool:

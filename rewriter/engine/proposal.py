@@ -14,7 +14,7 @@ from rewriter.quantize.job import PartTensor, QuantizationJob
 from rewriter.rule import Fed
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Rewrite:
     """A match and its replacement, both complete; nothing of the model has changed yet.
 

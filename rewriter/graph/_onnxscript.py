@@ -1,4 +1,4 @@
-"""The only place that touches onnxscript's private names.
+"""The only place that touches private names of onnxscript and onnx-ir.
 
 onnxscript offers matching and replacing only together, in a driver that edits the model before the rewrite is accepted.
 This engine needs the two apart, so it reads a rule's compiled pattern and replacement, and raises onnxscript's own
@@ -8,8 +8,8 @@ with the same result in a third of the time.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -28,6 +28,8 @@ from onnxscript.rewriter._matcher import SimplePatternMatcher
 from onnxscript.rewriter._pattern_ir import NodeOutputPattern, Var
 from onnxscript.rewriter._rewrite_rule import ReplacementSubgraph
 
+from rewriter.graph.tree import Part, Read, binds, only_these_read
+
 __all__ = [
     "MatchFailureError",
     "OpKey",
@@ -35,6 +37,7 @@ __all__ = [
     "replaced_outputs",
     "replacement",
     "root_operator",
+    "unhook",
     "wrong_arity",
 ]
 
@@ -79,6 +82,11 @@ class _Tree(RewriteRule):
             name=rule.name,
             remove_nodes=rule.remove_nodes,
         )
+        pattern = rule._target_pattern
+        parts: dict[Any, Part] = {}
+        self._root = _part(pattern.output_nodes[0], parts)
+        self._made = [(parts[value.producer()], value.output_index) for value in pattern.outputs]
+        self._variables = [variable.name for variable in pattern.inputs]
         asked = getattr(self._condition_function, "__func__", None)
         self._checks = asked is not RewriteRuleClassBase.check
 
@@ -93,19 +101,20 @@ class _Tree(RewriteRule):
         tracer: MatchingTracer | None = None,
     ) -> MatchResult:
         """Overrides onnxscript's search."""
-        pattern: Any = self._target_pattern
         found = MatchResult()
-        bound: dict[Any, ir.Node] = {}
-        if not _binds(pattern.output_nodes[0], node, found, bound):
+        known = found._current_match
+        names = known._bindings
+        bound: dict[Part, ir.Node] = {}
+        if not binds(self._root, node, names, bound, found):
             return found.fail()
-        outputs = [bound[value.producer()].outputs[value.output_index] for value in pattern.outputs]
-        if check_nodes_are_removable and not _only_these_read(bound.values(), outputs):
+        outputs = [bound[part].outputs[index] for part, index in self._made]
+        nodes = bound.values()
+        if check_nodes_are_removable and not only_these_read(nodes, outputs):
             return found.fail()
-        for part, matched in bound.items():
-            found.bind_node(part, matched)
-        found.outputs.extend(outputs)
-        for variable in pattern.inputs:
-            found.bindings.setdefault(variable.name, None)
+        known._matched_nodes, known._outputs = list(nodes), outputs
+        known._node_bindings.update((part.pattern, matched) for part, matched in bound.items())
+        for variable in self._variables:
+            names.setdefault(variable, None)
         if self._checks:
             self._check(MatchContext(model, graph_or_function, node, found), found)
             if not found and tracer is not None:
@@ -123,55 +132,22 @@ class _Tree(RewriteRule):
             found.fail(said.reason, said.failure_nodes_and_values)
 
 
-def _binds(pattern: Any, node: ir.Node, found: MatchResult, bound: dict[Any, ir.Node]) -> bool:
-    """Whether a node, and what it reads, is what a part of a tree asks for; binds them as onnxscript does."""
-    if pattern in bound:
-        return bound[pattern] is node
-    domain, operator, *_ = pattern.op_identifier()
-    wanted, given = pattern.inputs, node.inputs
-    if node.op_type != operator or node.domain != domain:
-        return False
-    if (pattern.attributes or not pattern.allow_other_attributes) and not pattern.matches(node, found):
-        return False
-    if len(given) > len(wanted):
-        if not pattern.allow_other_inputs:
-            return False
-        given = given[: len(wanted)]
-    bound[pattern] = node
-    names = found.bindings
-    for part, value in itertools.zip_longest(wanted, given):
-        if part is None:
-            if value is not None:
-                return False
-            continue
-        if value is None and not part.can_match_none:
-            return False
-        if part.name is not None and names.setdefault(part.name, value) is not value:
-            return False
-        producer = part.producer()
-        if producer is None:
-            continue
-        if value is None or (made := value.producer()) is None:
-            return False
-        if made.graph is not node.graph or value.index() != part.output_index:
-            return False
-        if not _binds(producer, made, found, bound):
-            return False
-    if len(pattern.outputs) > len(node.outputs):
-        return False
-    for part, value in zip(pattern.outputs, node.outputs, strict=False):
-        if part.name is not None and names.setdefault(part.name, value) is not value:
-            return False
-    return True
-
-
-def _only_these_read(nodes: Collection[ir.Node], outputs: Sequence[ir.Value]) -> bool:
-    """Whether nothing but these nodes reads what they make, apart from some outputs."""
-    for node in nodes:
-        for value in node.outputs:
-            if value not in outputs and (value.is_graph_output() or any(use.node not in nodes for use in value.uses())):
-                return False
-    return True
+def _part(pattern: Any, parts: dict[Any, Part]) -> Part:
+    """Reads a node of onnxscript's pattern, and those that it reads, once each."""
+    if pattern not in parts:
+        inputs: list[Read | None] = []
+        for value in pattern.inputs:
+            producer = None if value is None else value.producer()
+            part = None if producer is None else _part(producer, parts)
+            index = 0 if producer is None else value.output_index
+            inputs.append(None if value is None else (value.name, value.can_match_none, part, index))
+        domain, operator, *_ = pattern.op_identifier()
+        attributes = pattern.matches if pattern.attributes or not pattern.allow_other_attributes else None
+        outputs = tuple(value.name for value in pattern.outputs)
+        parts[pattern] = Part(
+            pattern, domain, operator, attributes, tuple(inputs), outputs, takes_more=pattern.allow_other_inputs
+        )
+    return parts[pattern]
 
 
 def root_operator(rule: Any) -> OpKey | None:
@@ -201,6 +177,10 @@ def wrong_arity(rule: Any) -> str:
 class _Tape(TapeRewriterContext):
     """onnxscript's builder without its optional steps, none of which a rewriter turns on."""
 
+    def __getattr__(self, op_type: str) -> Any:
+        """Overrides ``op.Relu(x)``."""
+        return functools.partial(self.op, op_type)
+
     def call_op(
         self,
         op_type: str,
@@ -214,12 +194,22 @@ class _Tape(TapeRewriterContext):
     ) -> ir.Value | Sequence[ir.Value]:
         """Overrides the making of a node."""
         attributes = ir.convenience.convert_attributes(kwargs) if kwargs else ()
-        named = self._adapt_outputs(outputs, op_type)
         count = outputs if isinstance(outputs, int) else None
+        named = None if isinstance(outputs, int) else self._adapt_outputs(outputs, op_type)
         node = ir.Node(domain, op_type, args, attributes, num_outputs=count, outputs=named, version=version, name=name)
-        self._add_node(node)
-        self._record_opset(domain, version)
+        self._nodes.append(node)
+        self._used_opsets.add((domain, version))
         return node.outputs[0] if len(node.outputs) == 1 else node.outputs
+
+    def initializer(self, tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
+        """Overrides the making of a constant, whose every extent is a number."""
+        name = name or tensor.name
+        if name is None:
+            raise ValueError("Name must be provided for initializer.")
+        type_, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+        value = ir.Value(name=name, shape=shape, type=type_, const_value=tensor)
+        self._initializers.append(value)
+        return value
 
 
 def replacement(rule: Any, match: MatchResult) -> ReplacementSubgraph | None:
@@ -241,10 +231,25 @@ def replacement(rule: Any, match: MatchResult) -> ReplacementSubgraph | None:
     return ReplacementSubgraph(match, outputs, tape.nodes, tape.initializers, tape.used_opsets)
 
 
+def unhook(node: ir.Node) -> list[ir.Value]:
+    """Makes a node read nothing, for good; returns what it read.
+
+    ``replace_input_with`` makes the tuple of all inputs anew for each of them: three times as long, and quadratic where
+    a node joins what hundreds of experts give.
+    """
+    read = []
+    for index, value in enumerate(node.inputs):
+        if value is not None:
+            value._remove_usage(node, index)
+            read.append(value)
+    node._inputs = ()
+    return read
+
+
 def replaced_outputs(built: ReplacementSubgraph) -> Mapping[ir.Value, ir.Value]:
     """Returns old value -> new value; a rule returns that mapping itself where its root has any number of outputs."""
     new: Sequence[Any] = built.new_outputs
-    mapped = len(new) == 1 and isinstance(new[0], Mapping)
+    mapped = len(new) == 1 and not isinstance(new[0], ir.Value) and isinstance(new[0], Mapping)
     if not mapped and len(new) != len(built.match.outputs):
         raise ValueError(f"the replacement has {len(new)} outputs where the pattern has {len(built.match.outputs)}")
     outputs = dict(new[0]) if mapped else dict(zip(built.match.outputs, new, strict=True))

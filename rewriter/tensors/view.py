@@ -235,7 +235,7 @@ class ViewTensor(ir.LazyTensor):
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for equal tensors, so that the commit can share them."""
-        return ("view", self.view)
+        return "view", self.view.source if self.view.is_whole else self.view
 
     def tofile(self, file: Any) -> None:
         """Writes a stack one expert at a time."""
