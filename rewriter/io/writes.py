@@ -16,14 +16,13 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.graph.contents import Slot
-from rewriter.quantize.job import Arrays, PartTensor, QuantizationJob, StoredWeight, packed_arrays
+from rewriter.quantize.job import PartTensor, QuantizationJob, StoredWeight, packed_arrays
 from rewriter.quantize.measured import Measured
-from rewriter.quantize.rows import shared_out
 from rewriter.tensors import drop_pages
 from rewriter.tensors.digest import Digest, DigestingFile, digest_of, digest_of_range
 
-STEP = 1 << 26
-"""Weights that are quantized in one write, about a second's work of a core: a stack of more is written in several."""
+STEP = 1 << 25
+"""Weights that one core quantizes in one write: a stack of more is written in several, for all cores to have some."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,8 @@ class QuantizeTask:
         digests = [Digest() for _ in self.parts]
         with ExitStack() as stack:
             files = {place.file: stack.enter_context((folder / place.file).open("r+b")) for _, place in self.parts}
-            for position, arrays in enumerate(shared_out(self._packed, range(len(self.jobs)))):
+            for position, job in enumerate(self.jobs):
+                arrays = packed_arrays(job, self.stored)
                 for digest, (index, place) in zip(digests, self.parts, strict=True):
                     data = np.ascontiguousarray(arrays[index]).reshape(-1).view(np.uint8).data
                     digest.add(data)
@@ -144,9 +144,6 @@ class QuantizeTask:
                     files[place.file].write(data)
         measured = (job.measured for job in self.jobs)
         return Outcome(tuple(d.value() for d in digests), tuple(found for found in measured if found is not None))
-
-    def _packed(self, position: int) -> Arrays:
-        return packed_arrays(self.jobs[position], self.stored)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from rewriter.quantize.compiling import compiled
 from rewriter.quantize.formats import FORMATS
-from rewriter.quantize.kernels import Codes, Floats, compiled
-from rewriter.quantize.rows import over_rows
+from rewriter.quantize.halves import Halves, widen
+from rewriter.quantize.kernels import Codes, Floats
+from rewriter.quantize.rows import floats_or_halves, frozen, over_rows, over_stored_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight
 
 
@@ -30,13 +34,13 @@ def relative_rms(weight: FloatArray, quantized: QuantizedWeight) -> float:
     if values is not None:
         return _relative_rms_of_floats(weight, quantized, np.array(values, np.float32))
 
-    def sums(first: int, chunk: Floats) -> tuple[float, float]:
+    def sums(first: int, chunk: Floats | Halves) -> tuple[float, float]:
         rows = slice(first, first + len(chunk))
         scales = np.ascontiguousarray(quantized.scales[rows], np.float32)
         zeros = middle if quantized.zero_points is None else np.ascontiguousarray(quantized.zero_points[rows])
-        return squares(chunk, np.ascontiguousarray(quantized.codes[rows]), scales, zeros, block)
+        return squares(*floats_or_halves(chunk), np.ascontiguousarray(quantized.codes[rows]), scales, zeros, block)
 
-    return _relative(over_rows(weight, sums))
+    return _relative(over_stored_rows(weight, sums))
 
 
 def _relative_rms_of_floats(weight: FloatArray, quantized: QuantizedWeight, values: Floats) -> float:
@@ -80,15 +84,47 @@ def relative_output_rms(weight: FloatArray, quantized: QuantizedWeight, inputs: 
     return error / total if total else None
 
 
+def equal(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Whether two arrays of one size have the same bytes."""
+    a, b = (frozen(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for array in (one, other))
+    return bool(equal_bytes(a, b))
+
+
+@compiled(inline=False)
+def equal_bytes(one: Codes, other: Codes) -> bool:
+    """Whether all bytes are the same."""
+    differ = np.uint8(0)
+    for i in range(one.size):
+        differ = np.uint8(differ | np.uint8(one[i] ^ other[i]))
+    return bool(differ == 0)
+
+
 @compiled({"reassoc", "contract", "nsz"})
-def squares(rows: Floats, codes: Codes, scales: Floats, zeros: Codes, block: int) -> tuple[float, float]:
-    """Returns the sums of the squared error and of the squared weights of a chunk; ``zeros`` may be one for all."""
+def squares(
+    rows: Floats, halves: Halves, codes: Codes, scales: Floats, zeros: Codes, block: int
+) -> tuple[float, float]:
+    """Returns the sums of the squared error and of the squared weights of a chunk.
+
+    Args:
+        rows: [R, K] the weights; of no rows where ``halves`` has some.
+        halves: [R, K] the weights as the bits of float16 numbers; of no rows where ``rows`` has some.
+        codes: [R, K].
+        scales: [R, B].
+        zeros: [R, B], or [1, 1] for all.
+        block: weights that share a scale; a last block may be shorter.
+    """
     error, total = 0.0, 0.0
-    for r in range(rows.shape[0]):
+    widened = np.empty(block, np.float32)
+    for r in range(codes.shape[0]):
         for b in range(scales.shape[1]):
             scale = scales[r, b]
             zero = np.float32(zeros[r, b] if zeros.size > 1 else zeros[0, 0])
-            own, code = rows[r, b * block : (b + 1) * block], codes[r, b * block : (b + 1) * block]
+            code = codes[r, b * block : (b + 1) * block]
+            if halves.shape[0]:
+                own = widened[: code.size]
+                widen(halves[r, b * block : (b + 1) * block], own)
+            else:
+                own = rows[r, b * block : (b + 1) * block]
             for i in range(own.size):  # of a slice: any other index could be negative, which takes thrice as long
                 value = np.float64(own[i])
                 rest = (np.float32(code[i]) - zero) * scale - value

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from rewriter.quantize.compiling import compiled
 from rewriter.quantize.four_bit_floats import LEVELS, nearest_level
-from rewriter.quantize.kernels import F0, REORDER, Codes, Floats, compiled
+from rewriter.quantize.kernels import F0, REORDER, Codes, Floats
 
 
 @compiled(REORDER)

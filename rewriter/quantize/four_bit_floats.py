@@ -15,9 +15,10 @@ import ml_dtypes
 import numpy as np
 
 from rewriter.errors import QuantizationError
+from rewriter.quantize.compiling import compiled
 from rewriter.quantize.formats import E2M1, FORMATS, MXFP4, Format
 from rewriter.quantize.grids import E4M3_LARGEST, E8M0_BIAS
-from rewriter.quantize.kernels import Codes, Floats, compiled, exponent_of, power_of_two
+from rewriter.quantize.kernels import Codes, Floats, exponent_of, power_of_two
 from rewriter.quantize.rows import checked_importance, over_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight, WeightContext
 

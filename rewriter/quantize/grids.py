@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rewriter.quantize.kernels import Codes, Floats, Stored, compiled, exponent_of, power_of_two, to_stored
+from rewriter.quantize.compiling import compiled
+from rewriter.quantize.kernels import Codes, Floats, Stored, exponent_of, power_of_two, to_stored
 
 LEVELS = np.array([6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5], np.float32)
 """Magnitudes of e2m1, the largest first."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rewriter.errors import OverflowingError, QuantizationError, RewriterError
-from rewriter.quantize.measured import Measured, measure
+from rewriter.quantize.measured import Measured, measure, same
 from rewriter.quantize.types import (
     FloatArray,
     QuantizedShape,
@@ -22,11 +22,11 @@ from rewriter.quantize.types import (
     WeightContext,
     WeightSpec,
     check_promise,
+    largest,
 )
 from rewriter.tensors import View, drop_pages
 
-_CHUNK = 1 << 20
-"""Numbers of a weight that are looked at together."""
+_LARGEST_HALF = 65504
 
 Arrays = Sequence[npt.NDArray[Any]]
 
@@ -143,10 +143,9 @@ class QuantizationJob:
         """Kernels compute in the weight's type, and a code next to the largest half float may stand for more."""
         if self.weight.dtype != ir.DataType.FLOAT16:
             return
-        largest = np.finfo(np.float16).max
         # No code stands for more than 2^bits: a look at the scales is enough for all but the largest numbers.
-        most = np.abs(result.scales.astype(np.float32)).max(initial=0) * result.global_scale * (1 << result.bits)
-        if most > largest and np.abs(result.dequantize()).max() > largest:
+        most = largest(result.scales) * result.global_scale * (1 << result.bits)
+        if most > _LARGEST_HALF and np.abs(result.dequantize()).max() > _LARGEST_HALF:
             name = self.context.weight
             raise OverflowingError(
                 f"weight '{name}' holds the largest numbers of float16; quantized, they are infinite"
@@ -155,12 +154,6 @@ class QuantizationJob:
 
 def _to_nobody(*_: object) -> None:
     pass
-
-
-def _chunks(matrix: npt.NDArray[np.generic]) -> Iterator[slice]:
-    """Yields rows that are looked at together, so that what is made of them stays small."""
-    step = max(1, _CHUNK // max(1, matrix.shape[1]))
-    yield from (slice(first, first + step) for first in range(0, len(matrix), step))
 
 
 @contextlib.contextmanager
@@ -280,13 +273,7 @@ def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:
     weight = None if job._kept else job.weight.numpy()  # once: a stack may have to be put together
     quantized = job.quantize(weight)
     arrays = stored.pack(quantized)
-    back = stored.unpack(arrays)
-    same = back.codes.shape == quantized.codes.shape and np.array_equal(back.scales, quantized.scales)
-    same = same and all(np.array_equal(back.codes[rows], quantized.codes[rows]) for rows in _chunks(back.codes))
-    if back.zero_points is not None and quantized.zero_points is not None:
-        same = same and np.array_equal(back.zero_points, quantized.zero_points)
-    same = same and back.global_scale == quantized.global_scale
-    if not same or (back.zero_points is None) != (quantized.zero_points is None):
+    if not same(stored.unpack(arrays), quantized):
         raise QuantizationError(f"weight '{job.context.weight}': the bytes of layout {stored.name} do not read back")
     if weight is not None:
         nbytes = sum(a.nbytes for a in arrays)

@@ -1,7 +1,7 @@
 """Compiled kernels: blocks in, their codes, scales and zero points out.
 
 They share one file because the cache of compiled code is renewed when the file of a kernel changes, not when the
-files of what it calls do; only the type of lanes stands apart.
+files of what it calls do; only the type of lanes and the reading of halves stand apart.
 
 A block is fitted in a scratch copy, divided by a power of two so that no square over- or underflows. Its grid is
 ``scale * (code - zero)``; the scale is positive. A symmetric grid with a negative scale is written as its mirror image,
@@ -10,13 +10,11 @@ with zero point half - 1, until the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from rewriter.quantize.compiling import compiled
+from rewriter.quantize.halves import Halves, widen
 from rewriter.quantize.lanes import (
     LANES,
     TURNED,
@@ -38,7 +36,6 @@ from rewriter.quantize.lanes import (
     turn,
 )
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 Stored = tuple[int, int]
@@ -72,9 +69,6 @@ SAME_LEVEL = np.float32(1e-6)
 NEARBY = 64
 """Columns that are transposed before the next ones: what is read and written of them stays in the fastest cache."""
 
-WIDER = np.float32(2.0**112)
-"""Between the biases of the exponents of float32 and float16."""
-
 FILLED = 4 * TURNED
 """Weights of a block are filled up to a multiple of this, so that their codes can be transposed four to a number."""
 
@@ -85,27 +79,6 @@ MAGNITUDE = np.int32(0x7FFFFFFF)
 
 REORDER = {"reassoc", "contract", "nsz"}
 """Lets sums become vector sums, and leaves NaN and infinity as they are."""
-
-
-def compiled(fastmath: set[str] | bool = False, *, inline: bool = True) -> Callable[[Function], Function]:
-    """Returns a decorator: compile on the first call, keep on disk, run without the GIL.
-
-    Four things are needed for vector code in blocks of 32: no test of every divisor, as Python's division makes it; no
-    calls, which cost as much as a short loop; loops over ``range``, not over an array's values; selections instead of
-    branches.
-    """
-
-    def decorate(function: Function) -> Function:
-        def jit(cache: bool) -> Function:
-            made = numba.njit(nogil=True, cache=cache, fastmath=fastmath, error_model="numpy", forceinline=inline)
-            return cast("Function", made(function))
-
-        try:
-            return jit(cache=True)
-        except RuntimeError:  # nowhere to keep it: an installation that is read-only, for a user without a home
-            return jit(cache=False)
-
-    return decorate
 
 
 @compiled()
@@ -460,6 +433,7 @@ def code(value: Lanes, inverse: Lanes, zero: Lanes, top: Lanes) -> Lanes:
 @compiled(inline=False)
 def quantize(
     blocks: Floats,
+    halves: Halves,
     importance: Floats | None,
     lengths: Floats,
     method: int,
@@ -474,7 +448,8 @@ def quantize(
     """Quantizes T >= LANES blocks, LANES at a time.
 
     Args:
-        blocks: [T, N], each filled up with zeros to N, a multiple of FILLED.
+        blocks: [T, N], each filled up with zeros to N, a multiple of FILLED; of no rows where ``halves`` has some.
+        halves: [T, N], the blocks as the bits of float16 numbers; of no rows where ``blocks`` has some.
         importance: [B + LANES, N] weights of the squared error, of the blocks of a row over and over; None is 1 for
             each.
         lengths: [B + LANES] weights in each block of a row, over and over.
@@ -491,14 +466,19 @@ def quantize(
         DONE, NOT_FINITE or SCALE_OVERFLOW.
     """
     digits, least, largest = dtype
-    size, in_row, four_codes = blocks.shape[1], lengths.size - LANES, codes.view(np.float32)
+    size, in_row, four_codes = codes.shape[1], lengths.size - LANES, codes.view(np.float32)
     tile, coded = np.empty((size, LANES), np.float32), np.empty((size // 4, LANES), np.float32)
     weights = np.empty((size if method == K_QUANT else 0, LANES), np.float32)
+    widened, flat = np.empty((LANES if halves.shape[0] else 0, size), np.float32), halves.reshape(-1)
     weighing = None if importance is None else np.empty((size, LANES), np.float32)
     grids, limits = np.empty((FIGURES, LANES), np.float32), (np.float32(top), np.float32(digits))
     for group in range(0, scales.size, LANES):
         first = min(group, scales.size - LANES)
-        transpose(blocks, first, tile)
+        if halves.shape[0]:
+            widen(flat[first * size : (first + LANES) * size], widened.reshape(-1))
+            transpose(widened, 0, tile)
+        else:
+            transpose(blocks, first, tile)
         if not normalise(tile, grids, least):
             return NOT_FINITE
         plain_grids(grids, symmetric, limits)
@@ -520,17 +500,3 @@ def quantize(
                 return SCALE_OVERFLOW
             scales[first + lane, 0], zeros[first + lane, 0] = scale, np.uint8(grids[ZERO, lane])
     return DONE
-
-
-@compiled()
-def widen(halves: npt.NDArray[np.int16], rows: Floats, column: int) -> None:
-    """Writes float16 numbers, given as their bits, as float32 from a column on; NumPy converts them one by one."""
-    for n in range(halves.shape[0]):
-        own, row = halves[n], rows[n, column : column + halves.shape[1]].view(np.int32)
-        for i in range(own.size):
-            bits = np.int32(own[i])
-            magnitude = np.int32(np.int32(bits & np.int32(0x7FFF)) << np.int32(13))
-            # A product, since it makes normal numbers of subnormal ones.
-            value = np.float32(magnitude.view(np.float32) * WIDER).view(np.int32)
-            value = np.int32(value | (np.int32(0x7F800000) if magnitude >= np.int32(0x0F800000) else np.int32(0)))
-            row[i] = np.int32(value | np.int32(np.int32(bits >> np.int32(15)) << np.int32(31)))

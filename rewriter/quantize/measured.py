@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rewriter.quantize import error
 from rewriter.quantize.types import FloatArray, QuantizedWeight
 
 
@@ -25,11 +26,19 @@ class Measured:
     algorithm: str = ""
 
 
+def same(one: QuantizedWeight, other: QuantizedWeight) -> bool:
+    """Whether two quantized weights are made of the same bits."""
+    if (one.shape, one.scales.dtype, one.global_scale) != (other.shape, other.scales.dtype, other.global_scale):
+        return False
+    pairs = [(one.codes, other.codes), (one.scales, other.scales)]
+    if one.zero_points is not None and other.zero_points is not None:
+        pairs.append((one.zero_points, other.zero_points))
+    return all(a.shape == b.shape and error.equal(a, b) for a, b in pairs)
+
+
 def measure(
     weight: FloatArray, quantized: QuantizedWeight, nbytes: int, inputs: Callable[[], FloatArray] | None
 ) -> Measured:
     """Compares a quantized weight [N, K] with the float one, and their outputs on inputs [T, K] where there are any."""
-    from rewriter.quantize import error  # noqa: PLC0415 -- compiled loops, which planning needs none of
-
     output = None if inputs is None else error.relative_output_rms(weight, quantized, inputs())
     return Measured(nbytes, error.relative_rms(weight, quantized), output, quantized.algorithm)

@@ -1,4 +1,4 @@
-"""Feeds compiled kernels with bounded chunks of a weight's rows, in float32, on all cores."""
+"""Feeds compiled kernels with bounded chunks of a weight's rows: float32, or halves as they are stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +17,7 @@ from rewriter.errors import QuantizationError
 from rewriter.process import processors
 from rewriter.quantize import kernels
 from rewriter.quantize.formats import INT
+from rewriter.quantize.halves import Halves, widen_rows
 from rewriter.quantize.kernels import Codes, Floats
 from rewriter.quantize.lanes import LANES
 from rewriter.quantize.steps import steps
@@ -27,6 +28,9 @@ Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 CHUNK = 1 << 18
 """Weights in one chunk: 1 MiB of float32, which stays in a core's own cache."""
+
+SHARED = 1 << 22
+"""Weights from which on all cores work on one chunk each: of fewer, whoever asks is sooner done alone."""
 
 TILE = 256
 """Columns copied at a time from a weight whose rows are not contiguous; whole rows are five times slower."""
@@ -40,7 +44,7 @@ DTYPES = {
 
 
 def over_rows(weight: FloatArray, task: Callable[[int, Floats], Result], rows: int | None = None) -> list[Result]:
-    """Runs ``task(first_row, chunk)`` for every chunk of rows; a weight of several chunks uses all cores.
+    """Runs ``task(first_row, chunk)`` for every chunk of rows; a weight of ``SHARED`` or more uses all cores.
 
     Args:
         weight: [N, K] in any float dtype and any strides; only read.
@@ -51,13 +55,32 @@ def over_rows(weight: FloatArray, task: Callable[[int, Floats], Result], rows: i
     Returns:
         The tasks' results, in row order.
     """
-    n, k = weight.shape
-    step = rows or max(1, CHUNK // max(k, 1))
+    return _over(weight, lambda first, part: task(first, _read(part)), rows or max(1, CHUNK // max(weight.shape[1], 1)))
 
+
+def over_stored_rows(
+    weight: FloatArray, task: Callable[[int, Floats | Halves], Result], rows: int | None = None
+) -> list[Result]:
+    """As ``over_rows``, but halves that follow one another in memory are given as their bits, with nothing copied.
+
+    Args:
+        weight: [N, K] in any float dtype and any strides; only read.
+        task: is given the index of the chunk's first row, and the chunk: float32, or int16, the bits of float16.
+        rows: rows of a chunk, at least.
+    """
+    step = max(rows or 1, CHUNK // max(weight.shape[1], 1))
+    if weight.dtype != np.float16 or not weight.flags.c_contiguous:
+        return _over(weight, lambda first, part: task(first, _read(part)), step)
+    step = step if weight.size >= SHARED else max(1, len(weight))
+    return _over(weight, lambda first, part: task(first, _bits(part)), step)
+
+
+def _over(weight: FloatArray, task: Callable[[int, FloatArray], Result], step: int) -> list[Result]:
     def run(first: int) -> Result:
-        return task(first, _read(weight[first : first + step]))
+        return task(first, weight[first : first + step])
 
-    return list(_each(run, range(0, n, step)))
+    starts = range(0, len(weight), step)
+    return [run(first) for first in starts] if weight.size < SHARED else list(_each(run, starts))
 
 
 def shared_out(task: Callable[[int], Result], items: Sequence[int]) -> Iterator[Result]:
@@ -88,7 +111,7 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
     importance = checked_importance(weight, context)
     codes, scales, zeros = empty(weight, context)
 
-    def task(first: int, chunk: Floats) -> int:
+    def task(first: int, chunk: Floats | Halves) -> int:
         rows = slice(first, first + len(chunk))
         exact = np.empty(scales[rows].shape, np.float32)
         grid = (spec.block_size or weight.shape[1], (1 << spec.bits) - 1, spec.symmetric, DTYPES[context.scale_dtype])
@@ -98,7 +121,7 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
         return end
 
     # A tile is full of blocks, also of rows that are one block.
-    ends = over_rows(weight, task, max(CHUNK // weight.shape[1], -(-LANES // scales.shape[1])))
+    ends = over_stored_rows(weight, task, -(-LANES // scales.shape[1]))
     if kernels.NOT_FINITE in ends:
         raise QuantizationError(
             f"weight '{context.weight}' holds NaN or infinity; it cannot be quantized "
@@ -111,7 +134,7 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
 
 def quantize_chunk(
     method: int,
-    rows: Floats,
+    rows: Floats | Halves,
     importance: Floats | None,
     block: int,
     top: int,
@@ -125,7 +148,7 @@ def quantize_chunk(
 
     Args:
         method: ``kernels.RTN``, ``K_QUANT`` or ``MSE_SEARCH``.
-        rows: [R, K] float32, C-contiguous and read-only.
+        rows: [R, K] float32, or the bits of float16; C-contiguous and read-only.
         importance: [K] weights of the squared error; None is 1 for each.
         block: weights that share a scale; a last block may be shorter.
         top: the largest code, 2^bits - 1.
@@ -150,14 +173,21 @@ def quantize_chunk(
         else [np.empty((len(blocks), n), a.dtype) for a, n in ((codes, blocks.shape[1]), (scales, 1), (zeros, 1))]
     )
     tried = steps(method, top, symmetric)
-    end = kernels.quantize(blocks, weighing, lengths, method, top, symmetric, dtype, tried, *made)
+    given = (*floats_or_halves(blocks), weighing, lengths)
+    end = kernels.quantize(*given, method, top, symmetric, dtype, tried, *made)
     if not whole:
         codes[:] = made[0][: scales.size, :block].reshape(len(rows), -1)[:, :k]
         scales[:], zeros[:] = (a[: scales.size].reshape(scales.shape) for a in made[1:])
     return int(end)
 
 
-def _blocks(rows: Floats, block: int) -> Floats:
+def floats_or_halves(rows: Floats | Halves) -> tuple[Floats, Halves]:
+    """Returns rows as compiled loops take them, which are compiled once for both: one of the two is of no rows."""
+    is_float = rows.dtype == np.float32
+    return cast("tuple[Floats, Halves]", (rows, _NO_HALVES) if is_float else (_NO_FLOATS, rows))
+
+
+def _blocks(rows: npt.NDArray[Any], block: int) -> npt.NDArray[Any]:
     """Returns the blocks of rows [R, K] as the kernels take them: at least LANES, each filled up with zeros."""
     if rows.shape[1] % block or block % kernels.FILLED or rows.size < block * LANES:
         rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % block))).reshape(-1, block)
@@ -211,10 +241,14 @@ def _read(rows: FloatArray) -> Floats:
         for column in range(0, rows.shape[1], tile):
             part = rows[:, column : column + tile]
             if rows.dtype == np.float16:
-                kernels.widen(frozen(np.ascontiguousarray(part).view(np.int16)), chunk, column)
+                widen_rows(_bits(np.ascontiguousarray(part)), chunk, column)
             else:
                 chunk[:, column : column + tile] = part
     return frozen(chunk)
+
+
+def _bits(halves: FloatArray) -> Halves:
+    return frozen(halves.view(np.int16))
 
 
 def frozen(array: Array) -> Array:
@@ -233,6 +267,8 @@ def _pool() -> ThreadPoolExecutor:
 
 
 _THREAD = threading.local()
+
+_NO_FLOATS, _NO_HALVES = frozen(np.empty((0, 1), np.float32)), frozen(np.empty((0, 1), np.int16))
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -183,6 +184,17 @@ def dequantize(
     return floats
 
 
+def largest(scales: FloatArray) -> float:
+    """Returns the largest magnitude; NaN where one is, and 0 of none."""
+    if not scales.size:
+        return 0.0
+    if scales.dtype.itemsize == 1:
+        return float(np.abs(scales.astype(np.float32)).max())
+    # But for the sign, bits of floats are in the order of their magnitudes, NaN last; NumPy has no loops for halves.
+    bits = scales.view(f"u{scales.dtype.itemsize}")
+    return float((bits & ((1 << (8 * bits.itemsize - 1)) - 1)).max().view(scales.dtype))
+
+
 class Calibration(Protocol):
     """What the weights of one model saw when it was run on a user's inputs."""
 
@@ -242,10 +254,10 @@ def check_promise(result: QuantizedWeight, shape: tuple[int, int], context: Weig
         )
     if (result.zero_points is None) != spec.symmetric:
         raise broken("zero points must be given if and only if the weight is asymmetric")
-    if not np.isfinite(result.scales.astype(np.float32)).all():
+    if not math.isfinite(largest(result.scales)):
         raise broken("a scale is not finite")
     top = (1 << spec.bits) - 1
-    if result.codes.size and int(result.codes.max()) > top:
+    if spec.bits < 8 and result.codes.size and int(result.codes.max()) > top:
         raise broken(f"a code exceeds {top}")
     if result.zero_points is not None:
         zeros = result.zero_points

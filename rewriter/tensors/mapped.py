@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import mmap
 import os
 import threading
@@ -14,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.errors import ModelError
-from rewriter.tensors.view import Array, RowsTensor, View, ViewTensor
+from rewriter.tensors.view import Array, View, ViewTensor, is_in_rows
 
 
 class Map(mmap.mmap):
@@ -115,15 +116,15 @@ class MappedTensor(ir.ExternalTensor):
 
     def numpy(self) -> Array:
         """Returns the elements, straight from the mapped file (unpacked where they are narrower than a byte)."""
-        shape = tuple(int(d) for d in self.shape.numpy())
-        if not self.size:
+        shape = self.shape.numpy()
+        if not (size := math.prod(shape)):
             return np.empty(shape, self.dtype.numpy())
         start = self.offset or 0
         if self.dtype.bitwidth < 8:
             packed = np.frombuffer(self._file.map(), np.uint8, self.nbytes, start)
             return np.asarray(ir.PackedTensor(packed, self.dtype, shape=shape).numpy())
         little = np.dtype(self.dtype.numpy()).newbyteorder("<")
-        return np.frombuffer(self._file.map(), little, self.size, start).reshape(shape)
+        return np.frombuffer(self._file.map(), little, size, start).reshape(shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.asarray(self.numpy(), dtype=dtype)
@@ -163,7 +164,7 @@ def drop_pages(source: ir.TensorProtocol | View) -> None:
         source: a tensor, or a view: only the bytes between its first and its last element are dropped.
     """
     for tensor, start, stop in _extents(source):
-        if isinstance(tensor, MappedTensor):
+        if type(tensor) is MappedTensor:
             tensor.drop(start, stop)
         elif isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
             origin = tensor.offset or 0
@@ -172,21 +173,21 @@ def drop_pages(source: ir.TensorProtocol | View) -> None:
 
 def _extents(source: ir.TensorProtocol | View) -> Iterator[tuple[ir.TensorProtocol, int, int]]:
     """The stored tensors behind ``source``, each with the byte range of it that ``source`` reads."""
-    if isinstance(source, ViewTensor):
+    if isinstance(source, View):
+        if source.size and is_in_rows(source.source):
+            for view in source.source.shown(*source.source_rows):
+                yield from _extents(view)
+        elif source.size:
+            low, high = source.span
+            bits = source.source.dtype.bitwidth
+            yield source.source, low * bits // 8, -(-(high + 1) * bits // 8)
+    elif isinstance(source, ViewTensor):
         yield from _extents(source.view)
-    elif isinstance(source, RowsTensor):
+    elif is_in_rows(source):
         for view in source.shown(0, int(source.shape.numpy()[0])):
             yield from _extents(view)
-    elif not isinstance(source, View):
+    else:
         yield source, 0, source.nbytes
-    elif isinstance(source.source, RowsTensor):
-        first, count = source.source_rows if source.size else (0, 0)
-        for view in source.source.shown(first, count):
-            yield from _extents(view)
-    elif source.size:
-        low, high = source.span
-        bits = source.source.dtype.bitwidth
-        yield source.source, low * bits // 8, -(-(high + 1) * bits // 8)
 
 
 def _drop(mapped: mmap.mmap, start: int, stop: int) -> None:

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -85,8 +85,12 @@ class View:
     @property
     def is_contiguous(self) -> bool:
         """True where the elements follow one another in memory."""
-        wanted = contiguous(self.shape)
-        return not self.size or all(e == 1 or s == w for e, s, w in zip(self.shape, self.strides, wanted, strict=True))
+        wanted = 1
+        for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if extent != 1 and stride != wanted:
+                return not self.size
+            wanted *= extent
+        return True
 
     def slice(self, axis: int, start: int, count: int, step: int = 1) -> View:
         """Returns ``count`` positions along ``axis`` from ``start``, ``step`` apart."""
@@ -142,28 +146,27 @@ class View:
 
     def numpy(self) -> Array:
         """Returns the elements; without a copy unless a cast is due."""
-        shown = self.source.shown_by(self) if isinstance(self.source, RowsTensor) and self.size else None
-        if shown is not None:
-            elements = shown.numpy()
-            return elements if self.dtype == self.source.dtype else elements.astype(self.dtype.numpy())
-        flat, offset = self._elements()
-        item = flat.itemsize
-        window = np.lib.stride_tricks.as_strided(
-            flat[offset:] if self.size else flat[:0],
-            self.shape,
-            tuple(s * item for s in self.strides),
-            writeable=False,
-        )
-        return window if self.dtype == self.source.dtype else window.astype(self.dtype.numpy())
-
-    def _elements(self) -> tuple[Array, int]:
-        """The flattened part of the source that holds the view, and the position of the view's first element in it."""
         source = self.source
-        if not (isinstance(source, RowsTensor) and self.size):
-            return row_major(np.asarray(source.numpy())).reshape(-1), self.offset
-        first, count = self.source_rows
-        part = source.rows(first, count)
-        return row_major(part).reshape(-1), self.offset - first * (part.size // count)
+        shown = source.shown_by(self) if self.size and is_in_rows(source) else None
+        elements = self._elements() if shown is None else shown.numpy()
+        return elements if self.dtype == source.dtype else elements.astype(self.dtype.numpy())
+
+    def _elements(self) -> Array:
+        """What the view shows of the part of the source that holds it; only to be read."""
+        source, offset = self.source, self.offset
+        if self.size and is_in_rows(source):
+            first, count = self.source_rows
+            part = source.rows(first, count)
+            offset -= first * (part.size // count)
+        else:
+            part = np.asarray(source.numpy())
+        flat = row_major(part).reshape(-1)
+        if self.is_contiguous:  # which is most, and as_strided takes ten times as long
+            window = flat[offset : offset + self.size].reshape(self.shape)
+            window.flags.writeable = False
+            return window
+        steps = [step * flat.itemsize for step in self.strides]
+        return np.lib.stride_tricks.as_strided(flat[offset:], self.shape, steps, writeable=False)
 
     @property
     def source_rows(self) -> tuple[int, int]:
@@ -181,7 +184,7 @@ class View:
     @property
     def leaves(self) -> tuple[View, ...]:
         """The parts of constants that it shows: several where it stacks, joins or interleaves them."""
-        if not (isinstance(self.source, RowsTensor) and self.size):
+        if not (self.size and is_in_rows(self.source)):
             return (self,)
         return tuple(leaf for view in self.source.shown(*self.source_rows) for leaf in view.leaves) or (self,)
 
@@ -294,6 +297,11 @@ class RowsTensor(ir.LazyTensor):
         """Writes one row at a time, so that a stack of experts is never in memory whole."""
         for row in range(int(self.shape.numpy()[0])):
             ir.Tensor(row_major(self.rows(row, 1)), dtype=self.dtype).tofile(file)
+
+
+def is_in_rows(tensor: ir.TensorProtocol) -> TypeGuard[RowsTensor]:
+    """Tells a ``RowsTensor``: ``isinstance`` looks for every attribute of a protocol, which takes ten times as long."""
+    return RowsTensor in type(tensor).__mro__
 
 
 class ContiguousCopy(RowsTensor):

@@ -10,7 +10,7 @@ import pytest
 
 import rewriter
 from rewriter.quantize import ALGORITHMS
-from rewriter.quantize.rows import CHUNK, over_rows, shared_out
+from rewriter.quantize.rows import CHUNK, SHARED, over_rows, shared_out
 
 MODEL = "tests/models/mobius/qwen3_moe_dense_experts_f32.onnx"
 """Two layers of four experts; gate, up and down of each are weights of their own."""
@@ -78,7 +78,7 @@ def test_a_proof_quantizes_each_weight_once():
 
 def test_a_weight_quantized_by_one_of_several_threads_waits_for_none_of_them():
     """As where the experts of a stack are computed at once, each large enough to be shared out itself."""
-    weight = np.ones((8, CHUNK), np.float32)
+    weight = np.ones((SHARED // CHUNK, CHUNK), np.float32)
     found = []
 
     def work():
@@ -88,4 +88,4 @@ def test_a_weight_quantized_by_one_of_several_threads_waits_for_none_of_them():
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(60)
-    assert found == [28 + number for number in range(64)]
+    assert found == [sum(range(len(weight))) + number for number in range(64)]

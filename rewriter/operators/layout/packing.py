@@ -9,20 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rewriter.errors import QuantizationError
+from rewriter.operators.layout.bits import pack_rows, unpack_rows
 from rewriter.quantize.types import CodeArray
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _CHUNK = 1 << 17
-"""Codes packed at a time: small enough for temporaries to stay in cache and out of the memory budget."""
-
-_WORD: dict[int, np.dtype[np.unsignedinteger]] = {2: np.dtype("<u4"), 4: np.dtype("<u2")}
-"""The little-endian word that holds one byte's worth of unpacked codes, a code per byte."""
-
-_SPREAD = {2: (12, 6), 4: (4,)}
-"""Shifts that move each code of a packed byte to the byte of its own within the word; packing runs them backwards."""
-
-_MASK = {2: 0x03030303, 4: 0x0F0F}
+"""Codes of 3 bits packed at a time: temporaries stay in cache and out of the memory budget."""
 
 
 def codes_per_byte(bits: int) -> int:
@@ -62,29 +55,16 @@ def pack_codes(codes: CodeArray, bits: int, *, pad: int = 0) -> CodeArray:
     """
     if bits == 3:
         return _pack_threes(codes)
-    per = codes_per_byte(bits)
+    codes_per_byte(bits)
     _require_uint8(codes, "codes")
-    k = codes.shape[-1]
-    width = packed_width(k, bits)
+    width = packed_width(codes.shape[-1], bits)
     if bits == 8:
         return codes.copy(order="C")
     packed: CodeArray = np.empty((*codes.shape[:-1], width), np.uint8)
     if packed.size == 0:
         return packed
-    rows, out = codes.reshape(-1, k), packed.reshape(-1, width)
-    step = max(1, _CHUNK // k)
-    for start in range(0, len(rows), step):
-        chunk = rows[start : start + step]
-        if int(chunk.max()) >> bits:
-            raise QuantizationError(f"code {int(chunk.max())} does not fit in {bits} bits")
-        if width * per != k:
-            padded: CodeArray = np.full((len(chunk), width * per), pad, np.uint8)
-            padded[:, :k] = chunk
-            chunk = padded
-        word = np.ascontiguousarray(chunk).view(_WORD[bits])
-        for shift in reversed(_SPREAD[bits]):
-            word = word | (word >> shift)
-        out[start : start + step] = word.astype(np.uint8)  # the codes met in the lowest byte; the rest is dropped
+    if pack_rows(_rows(codes), bits, pad, packed.reshape(-1, width)) >> bits:
+        raise QuantizationError(f"code {int(codes.max())} does not fit in {bits} bits")
     return packed
 
 
@@ -102,7 +82,8 @@ def unpack_codes(packed: CodeArray, bits: int, k: int) -> CodeArray:
     Raises:
         QuantizationError: wrong bits or dtype, or rows shorter than K.
     """
-    per = 0 if bits == 3 else codes_per_byte(bits)
+    if bits != 3:
+        codes_per_byte(bits)
     _require_uint8(packed, "packed codes")
     width = packed_width(k, bits)
     if packed.shape[-1] < width:
@@ -114,16 +95,15 @@ def unpack_codes(packed: CodeArray, bits: int, k: int) -> CodeArray:
     codes: CodeArray = np.empty((*packed.shape[:-1], k), np.uint8)
     if codes.size == 0:
         return codes
-    rows, out = packed.reshape(-1, packed.shape[-1]), codes.reshape(-1, k)
-    step = max(1, _CHUNK // k)
-    for start in range(0, len(rows), step):
-        word = rows[start : start + step, :width].astype(_WORD[bits], order="C")
-        for shift in _SPREAD[bits]:
-            word |= word << shift
-        word &= _MASK[bits]
-        spread = word.view(np.uint8)
-        out[start : start + step] = spread if width * per == k else spread[:, :k]
+    unpack_rows(_rows(packed), bits, codes.reshape(-1, k))
     return codes
+
+
+def _rows(array: CodeArray) -> CodeArray:
+    """Returns rows for compiled loops: what is read only, and what is not, would each be compiled for."""
+    rows = np.ascontiguousarray(array).reshape(-1, array.shape[-1]).view()
+    rows.flags.writeable = False
+    return rows
 
 
 _TOGETHER = np.arange(8, dtype=np.uint32) * 3
