@@ -217,6 +217,8 @@ def add_sums(first: Located, second: Located, node: ir.Node) -> Content | None:
     """Returns the sum of two sums of experts, or of two shares of one expert."""
     a, b = _alone(first.content, node), _alone(second.content, node)
     if isinstance(a, Mixed) and isinstance(b, Mixed):
+        if a.complete and b.complete:  # two blocks with one router
+            return None
         return Mixed(a.mixing if a.mixing.fault else b.mixing, (a, b)) if a.mixing == b.mixing else None
     if not isinstance(a, Share) or not isinstance(b, Share) or (a.mixing, a.expert) != (b.mixing, b.expert):
         return None

@@ -12,7 +12,7 @@ from rewriter.graph.declines import INLINE, Reason
 from rewriter.graph.walk import GaveUp, producers, walk
 from rewriter.operators.operator import DOMAIN
 from rewriter.rules.blocks.axes import Located
-from rewriter.rules.blocks.contents import Output
+from rewriter.rules.blocks.contents import Features, Output
 from rewriter.rules.blocks.mixing import Carried, Share, Weighted
 from rewriter.tensors import View
 
@@ -30,8 +30,10 @@ def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.N
 
     def before(at: ir.Value) -> list[ir.Value]:
         located = facts.get(at, Located)
-        if located is not None and isinstance(located.content, Carried):
-            return [factor.linear.x for factor in located.content.features.factors]
+        held = None if located is None else located.content
+        held = held.features if isinstance(held, Carried) else held
+        if isinstance(held, Features):
+            return [factor.linear.x for factor in held.factors]
         followed = located is None or _is_faulty(located)
         return [v for v in producers(at) if not is_number(facts, v)] if followed else []
 

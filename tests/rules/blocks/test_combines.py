@@ -70,3 +70,12 @@ def test_all_experts_at_once():
     assert isinstance(found, Weighted) and found.over == "expert" and found.output.by == "all"
     assert isinstance(held(f"{weighed} q = Mul (o, u) y = ReduceSum <keepdims = 0> (q, first)"), Complete)
     assert held(f"{weighed} q = Mul (o, u) y = ReduceSum <keepdims = 0> (q, last)") is None
+
+
+def test_two_blocks_with_one_router_are_no_sum_of_one():
+    each = "n{0} = Equal (i, {0}) d{0} = Cast <to = 1> (n{0}) b{0} = Mul (v, d{0}) "
+    each += "t{0} = ReduceSum (b{0}, last) p{0} = Mul (t{0}, o)"
+    body = " ".join([CHOICE, PLAIN, *(each.format(e) for e in ("zero", "one", "two", "three"))])
+    half = f"{body} q = Add (pzero, pone) s = Add (q, ptwo)"
+    assert held(f"{half} y = Add (s, pthree)").complete
+    assert held(f"{half} f = Add (s, pthree) y = Add (f, f)") is None
