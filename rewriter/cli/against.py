@@ -7,7 +7,7 @@ from typing import Any
 
 from rewriter.api import QUANTIZED_OPERATORS
 from rewriter.errors import ParityError, TargetError, UsageError
-from rewriter.graph.contents import all_nodes
+from rewriter.graph.contents import all_nodes, is_random, name_of
 from rewriter.parity.expected import expected_l2
 from rewriter.parity.limits import exceeded, limited
 from rewriter.parity.model import OriginalError
@@ -45,6 +45,10 @@ def compare(result: Result[Any], asked: bool | None, provider: str | None = None
         return _impossible(f"there is no {own} runtime on this machine", wanted)
     if reason := missing(own):
         return _impossible(reason, wanted)
+    drawn = next((n for n in all_nodes(result.ir_model) if is_random(n) and "seed" not in n.attributes), None)
+    if drawn is not None:
+        random = f"node '{name_of(drawn)}' ({drawn.op_type}) draws other numbers each time that it runs"
+        return _impossible(f"{random}; export the model for inference", wanted)
     try:
         parity = result.check(runtime=runtime(own, limits.timeout))
     except (OriginalError, UsageError) as error:

@@ -46,6 +46,15 @@ class Slot:
         return lambda: owner.attributes.update({self.key: attribute})
 
 
+def is_random(node: ir.Node) -> bool:
+    """Whether a node gives other numbers each time that it runs; a Dropout does where it trains."""
+    if node.op_type == "Dropout":
+        trains = node.inputs[2] if len(node.inputs) > 2 else None
+        told = None if trains is None else trains.const_value
+        return trains is not None and (told is None or bool(told.numpy()))
+    return node.op_type.startswith(("Random", "Multinomial", "Bernoulli"))
+
+
 def stored_tensors(model: ir.Model) -> Iterator[Slot]:
     """Yields every tensor that the model holds, in the order of the model.
 

@@ -194,6 +194,11 @@ def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
                     f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type}) says no type; export the"
                     " model again"
                 )
+            if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
+                raise ModelError(
+                    f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type}) is sparse, which is not"
+                    " supported; export the model with dense tensors"
+                )
             if attribute.type == onnx.AttributeProto.TENSOR:
                 _check_data(attribute.t)
             elif attribute.type == onnx.AttributeProto.GRAPH:

@@ -88,6 +88,8 @@ def read_proto(file: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf's DecodeError has no public import that type checkers know
         raise ModelError(f"'{file}' is not an ONNX model, or is truncated; {_hint(data)}") from error
     if not is_whole(proto):
+        if len(proto.graph.node) and not proto.opset_import:
+            raise ModelError(f"'{file}' does not say which operators it imports (opset_import); export the model again")
         raise ModelError(f"'{file}' is not an ONNX model, or is truncated; {_hint(data)}")
     return proto
 

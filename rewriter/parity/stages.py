@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from rewriter.graph.contents import subgraphs
+from rewriter.graph.contents import is_random, subgraphs
 
 _UNCUT = 1 << 40
 """What a value counts for that cannot cross from one part to another."""
@@ -90,7 +90,7 @@ class _Flow:
                     moving.append(value)
                 elif producer is not None:
                     own |= constants[producer]
-            if moving or any(value in wanted for value in node.outputs) or not _is_pure(node):
+            if moving or any(value in wanted for value in node.outputs) or is_random(node):
                 self.nodes.append(node)
                 self.reads[node] = moving
                 self._constants.append(frozenset(own))
@@ -151,11 +151,6 @@ def _is_sequence(node: ir.Node, value: ir.Value) -> bool:
     return (made and node.op_type not in ("SequenceAt", "SequenceLength")) or (
         value.type is not None and not isinstance(value.type, ir.TensorType)
     )
-
-
-def _is_pure(node: ir.Node) -> bool:
-    """Whether a node gives the same each time, so that it may be run in each part that reads it."""
-    return not node.op_type.startswith(("Random", "Multinomial", "Bernoulli"))
 
 
 def _nbytes(value: ir.Value) -> int:

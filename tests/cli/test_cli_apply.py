@@ -185,6 +185,21 @@ def test_whole_models_are_compared_where_that_is_cheap_and_possible(run, monkeyp
     assert "Against the original" in run("apply", model, "-o", "5", "--set", "parity.min_snr_db=1")[1]
 
 
+def test_a_model_that_draws_numbers_is_not_compared(run):
+    for number, op in enumerate(("RandomUniformLike <low = 0.99, high = 1.01> (x)", "Dropout (x, half, yes)")):
+        model = onnx.load(linear())
+        values = "float half = {0.5}, bool yes = {1}"
+        drawn = onnx.parser.parse_graph(f"g (float[n, 64] x) => (float[n, 64] d) <{values}> {{ d = {op} }}")
+        model.graph.initializer.extend(drawn.initializer)
+        model.graph.node[0].input[0] = "d"
+        model.graph.node.insert(0, drawn.node[0])
+        onnx.save(model, f"random{number}.onnx")
+        code, out, _ = run("apply", f"random{number}.onnx", "-o", str(number))
+        assert code == 0 and "draws other numbers each time that it runs" in out
+        code, _, err = run("apply", f"random{number}.onnx", "-o", f"{number}-check", "-q", "--check")
+        assert code == 1 and "cannot be made: node 'd'" in failures(err)[0]
+
+
 def test_a_rewritten_model_that_does_not_run_fails(run, monkeypatch):
     def broken(self, *args, **kwargs):
         raise TargetError("ONNX Runtime (cpu) cannot load the model: no")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from cli_models import GRANITE, MODELS, linear, tree
 
@@ -20,6 +21,13 @@ def not_onnx():
 
 def empty():
     Path("m.onnx").touch()
+    return "m.onnx"
+
+
+def no_imports():
+    model = onnx.load(linear())
+    model.ClearField("opset_import")
+    Path("m.onnx").write_bytes(model.SerializeToString())
     return "m.onnx"
 
 
@@ -47,6 +55,7 @@ BAD = {
     "no file": (lambda: "nowhere.onnx", r"there is no file 'nowhere.onnx'"),
     "no ONNX": (not_onnx, r"m.onnx' is not an ONNX model"),
     "empty": (empty, r"m.onnx' is not an ONNX model.*the file is empty"),
+    "no imports": (no_imports, r"m.onnx' does not say which operators it imports"),
     "no model in it": (lambda: Path().absolute(), r"holds no .onnx file"),
     "data missing": (lambda: linear(external="w.data"), r"initializer 'w'.*w.data' cannot be read.*put it beside"),
     "data truncated": (lambda: linear(external="w.data", size=100), r"initializer 'w'.*is truncated: it has 100 bytes"),

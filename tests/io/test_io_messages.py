@@ -44,6 +44,12 @@ def with_tensor(tensor: onnx.TensorProto) -> onnx.ModelProto:
     return proto
 
 
+def sparse_constant(proto: onnx.ModelProto) -> None:
+    values, at = helper.make_tensor("v", 1, [1], [1.0]), helper.make_tensor("i", 7, [1], [3])
+    sparse = helper.make_sparse_tensor(values, at, [4])
+    proto.graph.node.insert(0, helper.make_node("Constant", [], ["c"], sparse_value=sparse))
+
+
 @pytest.mark.parametrize("name", TYPED)
 def test_typed_data_of_the_right_length_are_read(name: str) -> None:
     dtype = ir.DataType[name]
@@ -71,6 +77,7 @@ def test_strings_are_counted() -> None:
         (lambda proto: proto.training_info.add(), "training information"),
         (lambda proto: proto.graph.sparse_initializer.add(), "sparse initializers"),
         (lambda proto: proto.graph.initializer[0].ClearField("raw_data"), "takes 2,048 entries and has 0"),
+        (sparse_constant, "attribute 'sparse_value' of node '' (Constant) is sparse"),
     ],
 )
 def test_what_would_be_lost_is_refused(change: Callable[[onnx.ModelProto], object], word: str) -> None:
