@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ class Journal:
     def add(self, write: Write, outcome: Outcome) -> None:
         """Notes a write whose bytes are in their files."""
         digests = [digest.hex() for digest in outcome.digests]
-        entry = {"write": _key(write), "digests": digests, "measured": [asdict(found) for found in outcome.measured]}
+        entry = {"write": _key(write), "digests": digests, "measured": [vars(found) for found in outcome.measured]}
         self._append(json.dumps(entry))
 
     def _append(self, line: str) -> None:

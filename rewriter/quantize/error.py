@@ -99,6 +99,13 @@ def equal_bytes(one: Codes, other: Codes) -> bool:
     return bool(differ == 0)
 
 
+_WIDENED = 4096
+"""Halves that are widened at a time."""
+
+_LEAST, _MOST = np.float32(1e-18), np.float32(1e30)
+"""Between these, the sum of a block's squares has lost nothing in float32."""
+
+
 @compiled({"reassoc", "contract", "nsz"})
 def squares(
     rows: Floats, halves: Halves, codes: Codes, scales: Floats, zeros: Codes, block: int
@@ -113,23 +120,30 @@ def squares(
         zeros: [R, B], or [1, 1] for all.
         block: weights that share a scale; a last block may be shorter.
     """
-    error, total = 0.0, 0.0
-    widened = np.empty(block, np.float32)
+    error, total, k = 0.0, 0.0, codes.shape[1]
+    some = max(1, _WIDENED // k) if halves.shape[0] else codes.shape[0]
+    widened, flat = np.empty((some if halves.shape[0] else 0, k), np.float32), halves.reshape(-1)
     for r in range(codes.shape[0]):
+        if halves.shape[0] and r % some == 0:
+            last = min(r + some, codes.shape[0])
+            widen(flat[r * k : last * k], widened.reshape(-1)[: (last - r) * k])
+        row = widened[r % some] if halves.shape[0] else rows[r]
         for b in range(scales.shape[1]):
             scale = scales[r, b]
             zero = np.float32(zeros[r, b] if zeros.size > 1 else zeros[0, 0])
-            code = codes[r, b * block : (b + 1) * block]
-            if halves.shape[0]:
-                own = widened[: code.size]
-                widen(halves[r, b * block : (b + 1) * block], own)
-            else:
-                own = rows[r, b * block : (b + 1) * block]
+            own, code = row[b * block : (b + 1) * block], codes[r, b * block : (b + 1) * block]
+            rests, weights = np.float32(0), np.float32(0)
             for i in range(own.size):  # of a slice: any other index could be negative, which takes thrice as long
+                rest = (np.float32(code[i]) - zero) * scale - own[i]
+                rests += rest * rest
+                weights += own[i] * own[i]
+            if _LEAST < weights < _MOST and rests < _MOST:
+                error, total = error + np.float64(rests), total + np.float64(weights)
+                continue
+            for i in range(own.size):  # squares that float32 has no room for
                 value = np.float64(own[i])
-                rest = (np.float32(code[i]) - zero) * scale - value
-                error += rest * rest
-                total += value * value
+                exact = (np.float32(code[i]) - zero) * scale - value
+                error, total = error + exact * exact, total + value * value
     return error, total
 
 

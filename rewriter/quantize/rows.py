@@ -162,8 +162,7 @@ def quantize_chunk(
         ``kernels.DONE``, ``NOT_FINITE`` or ``SCALE_OVERFLOW``.
     """
     k, block = rows.shape[1], min(block, rows.shape[1])
-    around = np.arange(scales.shape[1] + LANES) % scales.shape[1]
-    lengths = np.minimum(block, k - block * around).astype(np.float32)
+    around, lengths = _in_a_row(k, block)
     weighing = None if importance is None or method == kernels.RTN else _blocks(importance[None], block)[around]
     blocks = _blocks(rows, block)
     whole = blocks.size == rows.size
@@ -179,6 +178,14 @@ def quantize_chunk(
         codes[:] = made[0][: scales.size, :block].reshape(len(rows), -1)[:, :k]
         scales[:], zeros[:] = (a[: scales.size].reshape(scales.shape) for a in made[1:])
     return int(end)
+
+
+@functools.lru_cache(256)
+def _in_a_row(k: int, block: int) -> tuple[npt.NDArray[np.intp], Floats]:
+    """Returns the blocks of a row over and over, LANES more than there are, by number and by how long they are."""
+    blocks = -(-k // block)
+    around = np.arange(blocks + LANES) % blocks
+    return around, np.minimum(block, k - block * around).astype(np.float32)
 
 
 def floats_or_halves(rows: Floats | Halves) -> tuple[Floats, Halves]:

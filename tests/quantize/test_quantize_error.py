@@ -40,6 +40,24 @@ def test_large_weights_do_not_overflow():
     assert relative_rms(weight, rtn.quantize(weight, context("rtn"))) < 1e-6
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-25, 1e-9, 1, 1e18, 1e37])
+def test_squares_that_float32_has_no_room_for_count_too(size):
+    weight = (size * np.random.default_rng(0).standard_normal((70, 64))).astype(np.float32)
+    weight[:, 32:] *= np.float32(1e-6)
+    result = rtn.quantize(weight, context("rtn"))
+    assert relative_rms(weight, result) == pytest.approx(relative(weight, result), rel=1e-5)
+    wrong = QuantizedWeight(result.codes, 3 * result.scales, result.zero_points, 4, 32)
+    assert relative_rms(weight, wrong) == pytest.approx(relative(weight, wrong), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(300, 32), (1, 9000), (5, 4097), (41, 100)])
+def test_halves_are_measured_row_by_row_however_many_are_read_at_once(shape):
+    weight = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+    weight[-1] *= 100
+    result = rtn.quantize(weight, context("rtn", 4, 32, False, np.float16))
+    assert relative_rms(weight, result) == pytest.approx(relative(weight, result), rel=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_the_error_of_the_output_is_that_of_the_products(dtype):
     rng = np.random.default_rng(0)

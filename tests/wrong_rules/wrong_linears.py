@@ -14,7 +14,7 @@ from rewriter.testing import projections, unrolled_experts
 
 MOVES = "rewriter/facts/moves.py"
 MATMUL_NBITS, EMIT = "rules/blocks/matmul_nbits.py", "rewriter/emit.py"
-PACKING, STORED = "rewriter/operators/layout/packing.py", "rewriter/operators/layout/stored.py"
+STORED = "rewriter/operators/layout/stored.py"
 
 UNSTACK, MATMUL, GEMM = "unstack", "matmul-to-matmul-nbits", "gemm-to-matmul-nbits"
 LAYOUT, EINSUM = "matmul-nbits-layout", "einsum-to-matmul"
@@ -149,13 +149,10 @@ LINEARS = (
     Mistake(
         MATMUL,
         "low and high nibble swapped",
-        PACKING,
+        STORED,
         [
-            (
-                "out[start : start + step] = word.astype(np.uint8)",
-                "out[start : start + step] = word.astype(np.uint8) << 4 | word.astype(np.uint8) >> 4",
-            ),
-            ('width].astype(_WORD[bits], order="C")', 'width].astype(_WORD[bits], order="C") * 257 >> 4 & 255'),
+            ("return pack_codes(codes, bits)", "return (lambda p: p << 4 | p >> 4)(pack_codes(codes, bits))"),
+            ("return unpack_codes(packed, shape", "return unpack_codes(packed << 4 | packed >> 4, shape"),
         ],
         lambda: MODELS[MATMUL],
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -185,17 +186,17 @@ class Stored:
         """Equal for weights whose arrays mean the same."""
         return f"{self.layout.operator}-{self.layout.name}"
 
-    @property
+    @cached_property
     def codes(self) -> Shape:
         """Shape of the codes' bytes."""
         return (self.layout.codes or self.layout.order.shape)(self.shape)
 
-    @property
+    @cached_property
     def scales(self) -> Shape:
         """Shape of the scales."""
         return self.layout.per_block(self.shape)
 
-    @property
+    @cached_property
     def zero_points(self) -> Shape | None:
         """Shape of the zero points; None where there are none."""
         *lead, last = self.layout.per_block(self.shape)
@@ -284,7 +285,7 @@ class Stored:
     def _format(self) -> Format:
         return FORMATS[self.shape.format]
 
-    @property
+    @cached_property
     def _ordered(self) -> Shape:
         return self.layout.order.shape(self.shape)
 
