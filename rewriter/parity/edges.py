@@ -1,4 +1,8 @@
-"""Further inputs of a proof: other numbers of rows, infinite logits, rows of zeros, numbers beyond what is clamped."""
+"""Further inputs of a proof: other numbers of rows, infinite logits, rows of zeros, numbers where functions turn.
+
+Those are beyond what is clamped or saturates, so large that exponentials overflow, halves of what is rounded, and so
+small that a norm is its epsilon.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,15 @@ _BEYOND = 16
 _LARGEST = 1000
 """Limit above which it is none of an activation, but what keeps a half float finite."""
 
+_OVERFLOWS = 128
+"""What the exponential of is no float32 any more."""
+
+_SMALL = 1 / 512
+"""What makes numbers of size one so small that their mean square is near the epsilons that norms add to it."""
+
+_CODES = 255
+"""Most steps that a quantized number is from zero."""
+
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _RANKS = ("TopK", "Softmax", "Sigmoid", "ArgMax", "ReduceMax")
 _CLAMPS = ("Clip", "Min", "Max")
@@ -43,12 +56,14 @@ class Variation:
         infinite: what the least logit of a row becomes; numbers that are not at their edges where it is 0.
         scale: what other numbers are multiplied by, so that they reach the limits of clamps.
         ties: whether a row may hold nothing but zeros, as padding does, so that all experts are alike to it.
+        halved: whether numbers are whole ones and halves, which may be rounded up, down or to even ones.
     """
 
     rows: int | None = None
     infinite: float = 0.0
     scale: float = 1.0
     ties: bool = False
+    halved: bool = False
 
 
 def variations(fed: Iterable[ir.Value], rewrite: Rewrite) -> list[Variation]:
@@ -58,10 +73,17 @@ def variations(fed: Iterable[ir.Value], rewrite: Rewrite) -> list[Variation]:
     halves = any(value.dtype in _HALVES for value in fed)  # of few rows, what they round is much of the largest value
     rows = (_ROWS[-1] if halves else _FEW) if free else None
     scale, alike = _beyond(fed, rewrite), _decide_alike(rewrite)
+    halved = any(node.op_type == "Round" for node in rewrite.matched)
     return [
         *(Variation(rows) for rows in (_ROWS if free else ())),
-        *(Variation(rows, infinite, scale, alike) for infinite in (-math.inf, math.inf)[: 1 + alike]),
+        *(Variation(rows, infinite, scale, alike, halved) for infinite in (-math.inf, math.inf)[: 1 + alike]),
+        *([Variation(rows, -math.inf, _SMALL)] if not halves and _divides_by_norm(rewrite) else ()),
     ]
+
+
+def _divides_by_norm(rewrite: Rewrite) -> bool:
+    nodes = (*rewrite.matched, *rewrite.nodes)
+    return any(n.op_type.endswith("Normalization") or n.op_type in ("ReduceMean", "ReduceL2") for n in nodes)
 
 
 def _decide_alike(rewrite: Rewrite) -> bool:
@@ -93,7 +115,10 @@ def _beyond(fed: Sequence[ir.Value], rewrite: Rewrite) -> float:
         limits += [abs(node.attributes[name].as_float()) for name in names]
         views = [constant(v) for v in node.inputs if v is not None] if node.op_type in _CLAMPS else []
         limits += [abs(view.number) for view in views if view is not None and view.size == 1]
-    return _BEYOND * max(limit for limit in limits if limit <= _LARGEST)
+        steps = constant(node.inputs[1]) if node.op_type == "QuantizeLinear" and node.inputs[1] is not None else None
+        limits += [] if steps is None or not steps.size else [_CODES * float(np.max(steps.numpy()))]
+    overflowing = _OVERFLOWS if any(node.op_type == "Exp" for node in rewrite.nodes) else 1.0
+    return max(overflowing, _BEYOND * max(limit for limit in limits if limit <= _LARGEST))
 
 
 def are_scores(value: ir.Value, rewrite: Rewrite) -> bool:
@@ -113,6 +138,7 @@ def floats_at_edges(drawn: Array, how: Variation, *, logits: bool, positive: boo
     if not how.infinite or drawn.ndim < 2 or not drawn.size or positive:
         return drawn
     found = drawn if logits else drawn * how.scale
+    found = np.round(found * 2) / 2 if how.halved else found
     rows = found.reshape(-1, found.shape[-1])
     if logits:
         rows[np.arange(len(rows)), rows.argmin(axis=1)] = how.infinite
