@@ -113,8 +113,8 @@ class Result(Generic[M]):
             overwrite: replace files of the same names in the directory; no other file there is touched.
             resume: go on where a run into the directory ended that was killed, if model and options are the same, and
                 leave what was written where this one is interrupted. The model must have been given as a path.
-            cluster: a ``dask.distributed.Client``: its workers quantize, copy and read back what lies in data files. They
-                must see input and output under the same paths, and run the same version.
+            cluster: a ``dask.distributed.Client``: its workers quantize, copy and read back what lies in data files.
+                They must see input and output under the same paths, and run the same version.
             memory: bytes of weights in flight.
             max_shard_size: bytes after which a new data file is begun.
             data_name: of the data file, as ``model.onnx_data``; by default ``<name>.data``.

@@ -83,7 +83,7 @@ def save(
             files is read and held to its digests, and not computed again. An interrupted run leaves what it wrote.
         identity: what decides the bytes of the weights, beside the input's data files, in words; None where nobody can
             say, as for a model in memory: such a run cannot be resumed.
-        cluster: of dask; its workers quantize, copy and read back what lies in data files, if they see input and output.
+        cluster: of dask; its workers quantize, copy and read back what lies in data files, if they see these.
         memory: bytes of computed tensors in flight at once; one larger tensor is let through alone.
         max_workers: threads that compute and write; all processors by default.
         max_shard_size: bytes of each data file; one file by default.
