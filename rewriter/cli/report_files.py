@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
@@ -56,22 +55,13 @@ def write(file: Path, text: str) -> None:
     if _is_stream(file):
         file.write_text(text, encoding="utf-8", errors="replace")
         return
-    partial: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", errors="replace", dir=file.absolute().parent, prefix=f".{file.name}.", delete=False
-        ) as stream:
-            partial = Path(stream.name)
-            stream.write(text)
-        partial.chmod(0o666 & ~_umask())
-        partial.replace(file)
-    except BaseException as error:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-        if isinstance(error, OSError):
-            raise UsageError(f"cannot write the report '{file}' ({error.strerror}); choose another place") from error
-        raise
+        with tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=".report.") as folder:
+            partial = Path(folder) / file.name
+            partial.write_text(text, encoding="utf-8", errors="replace")
+            partial.replace(file)
+    except OSError as error:
+        raise UsageError(f"cannot write the report '{file}' ({error.strerror}); choose another place") from error
 
 
 def _is_stream(file: Path) -> bool:
@@ -92,9 +82,3 @@ def _is_page(file: Path) -> bool:
 
     with file.open("rb") as stream:
         return f'name="generator" content="{GENERATOR}"'.encode() in stream.read(1 << 10)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
