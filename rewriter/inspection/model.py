@@ -11,14 +11,19 @@ import onnx_ir as ir
 from rewriter import io
 from rewriter.graph.contents import all_nodes, stored_tensors
 from rewriter.inspection.blocks import Block, find_blocks
-from rewriter.inspection.born import born_as
 from rewriter.inspection.kinds import Kind, is_bias, quantization
 from rewriter.inspection.weights import with_roles
+from rewriter.quantize.born import look as look_at
+from rewriter.quantize.lossless import bits_per_weight, show
 from rewriter.report.provenance import Made, made_by
 from rewriter.roles import Role, find_roles
+from rewriter.tensors import View
 
 _TOP = 12
 """Operators that are counted by name."""
+
+_LEAST = 1 << 10
+"""Elements of a weight that is looked at."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def _holdings(model: ir.Model, roles: Mapping[ir.Node, Role]) -> tuple[Holding, 
         if kind == "float" and role.name:
             seen = (role.name, name, len(tensor.shape))
             if seen not in born:
-                born[seen] = born_as(tensor)
+                born[seen] = _born_as(tensor)
             name = ", ".join(filter(None, (name, born[seen])))
         key = (role.name, stored.get(kind, name), kind)
         sizes[key] += tensor.nbytes
@@ -144,3 +149,28 @@ def _holdings(model: ir.Model, roles: Mapping[ir.Node, Role]) -> tuple[Holding, 
             elements[key] += tensor.nbytes * 8 // bits if operator else tensor.size
     found = [Holding(*key, counts[key], elements[key], nbytes) for key, nbytes in sizes.items()]
     return tuple(sorted(found, key=lambda h: (-h.nbytes, h.role, h.stored)))
+
+
+def _born_as(tensor: ir.TensorProtocol) -> str:
+    """Returns the grid on which a sample of a float weight lies, and its bits per weight; empty where it lies on none.
+
+    Args:
+        tensor: [N, K] or [K, N], or a stack of such.
+    """
+    if tensor.size < _LEAST or not tensor.dtype.is_floating_point() or len(tensor.shape) not in (2, 3):
+        return ""
+    found = [
+        (bits_per_weight(spec, view.shape[-1], view.dtype.numpy()), show(spec))
+        for view in _turned(View.whole(tensor, tensor.name or ""))
+        for spec in look_at(view).specs[:1]
+    ]
+    if not found:
+        return ""
+    bits, grid = min(found)  # the other way round, a weight may lie on a longer one by chance
+    return f"on a grid of {grid}: {bits:.4g} bits without loss"
+
+
+def _turned(view: View) -> Iterator[View]:
+    """The weight with its last axis as input features, and with the one before it."""
+    yield view
+    yield view.transpose((*range(view.rank - 2), view.rank - 1, view.rank - 2))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewriter.report.changes import Change, changes
-from rewriter.report.grids import KEPT, on_grids
-from rewriter.report.layers import LayerError, by_layer
 from rewriter.report.provenance import Made, Provenance
 from rewriter.report.quality import Estimate, Quality
 from rewriter.report.records import (
@@ -28,6 +25,7 @@ from rewriter.report.records import (
 )
 from rewriter.report.refusals import Refusal, refusals
 from rewriter.report.sized import Sized, SizeGiven
+from rewriter.report.summaries import KEPT, Change, LayerError, by_layer, changes, on_grids, summarize
 from rewriter.report.used import PlanLine, UsedPhase, UsedRule, UsedRuleSet
 from rewriter.text import shrink
 
@@ -181,27 +179,6 @@ def document(record: Any) -> dict[str, Any]:
     """
     plain: dict[str, Any] = _plain(dataclasses.asdict(record))
     return {"schema_version": SCHEMA_VERSION, **plain}
-
-
-def summarize(weights: Iterable[Weight]) -> tuple[RoleSummary, ...]:
-    """Sums weights up by role, the most bytes first."""
-    groups: dict[str, list[Weight]] = {}
-    for weight in weights:
-        groups.setdefault(weight.role, []).append(weight)
-    summaries = [
-        RoleSummary(
-            role=role,
-            count=len(group),
-            bits=tuple(sorted({w.bits for w in group})),
-            elements=sum(math.prod(w.shape) for w in group),
-            bytes_before=sum(w.bytes_before for w in group),
-            bytes_after=sum(w.bytes_after for w in group),
-            mean_relative_rms=sum(w.relative_rms for w in group) / len(group),
-            worst=max(group, key=lambda w: w.relative_rms),
-        )
-        for role, group in groups.items()
-    ]
-    return tuple(sorted(summaries, key=lambda s: (-s.bytes_before, s.role)))
 
 
 def _plain(value: Any) -> Any:
