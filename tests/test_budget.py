@@ -22,7 +22,7 @@ from rewriter.budget import kept, sensitivity
 from rewriter.budget.forms import Budget, Choice, Form, Group, worth_taking
 from rewriter.budget.goal import MARGIN, Goal
 from rewriter.budget.measured import measure
-from rewriter.budget.plan import chosen, explained, fit
+from rewriter.budget.plan import explain_choice, fit, with_choice
 from rewriter.budget.samples import group_jobs, mean_errors, quantized_jobs
 from rewriter.calibration import Calibration
 from rewriter.calibration.capture import calibrate
@@ -115,7 +115,7 @@ def test_the_file_is_no_larger_than_asked(budget, share, tmp_path):
     start = budget.smallest
     total = int(start + share * (budget.choose(10**9).nbytes - start))
     _, choice = fit(MODEL, load("moe-int4"), budget, Goal(total))
-    result = rewriter.apply(MODEL, chosen(load("moe-int4"), choice))
+    result = rewriter.apply(MODEL, with_choice(load("moe-int4"), choice))
     saved = result.save(tmp_path / "o")
     size = sum(file.stat().st_size for file in saved.parent.iterdir())
     assert size <= total
@@ -130,7 +130,7 @@ def test_metadata_of_graphs_and_types_of_weights_count_too(name, tmp_path):
     budget = measure(model, rules)
     total = budget.smallest + (budget.choose(10**9).nbytes - budget.smallest) // 4
     _, choice = fit(model, rules, budget, Goal(total))
-    saved = rewriter.apply(model, chosen(rules, choice), prover=lambda *_: None).save(tmp_path / "o")
+    saved = rewriter.apply(model, with_choice(rules, choice), prover=lambda *_: None).save(tmp_path / "o")
     assert sum(file.stat().st_size for file in saved.parent.iterdir()) <= total
 
 
@@ -342,5 +342,5 @@ def test_a_size_at_which_a_smaller_one_is_better_is_not_listed():
     chosen_one = choice(50, 0.13)
     others = [choice(40, 0.3), choice(45, 0.4), choice(55, 0.18), choice(60, 0.12), choice(70, 0.12)]
     budget = SimpleNamespace(tokens=1, beside=lambda _: others, bits_of=float)
-    found = explained(budget, chosen_one, Goal(50))
+    found = explain_choice(budget, chosen_one, Goal(50))
     assert [(size.nbytes, size.chosen) for size in found.sizes] == [(40, False), (50, True), (60, False)]

@@ -120,7 +120,7 @@ def test_it_speaks_json(capsys):
 
 
 def test_on_a_large_model_a_few_rule_sets_are_tried_without_being_asked(capsys, monkeypatch):
-    monkeypatch.setattr("rewriter.cli.against.MOST_NODES", 10)
+    monkeypatch.setattr("rewriter.cli.comparison.MOST_NODES", 10)
     assert main(["inspect", str(GRANITE)]) == 0
     out = capsys.readouterr().out
     assert "--sizes tries all" in out and "moe-int4" in out and "k-quant" not in out

@@ -22,7 +22,7 @@ from rewriter.ruleset import RuleSet
 _CHOSEN = ("bits", "block_size", "symmetric")
 
 
-def chosen(rule_set: RuleSet, choice: Choice) -> RuleSet:
+def with_choice(rule_set: RuleSet, choice: Choice) -> RuleSet:
     """Returns the rule set with what was chosen as the last overrides of its plan."""
     added = tuple(
         Override(
@@ -53,7 +53,7 @@ def fit(model: Model, rule_set: RuleSet, budget: Budget, goal: Goal, **options: 
     """
     while True:
         choice, total = goal.choose(budget), goal.total(budget)
-        result = api.apply(model, chosen(rule_set, choice), prover=lambda *_: None, **options)
+        result = api.apply(model, with_choice(rule_set, choice), prover=lambda *_: None, **options)
         found = group_jobs(quantized_jobs(result))
         groups = []
         for group, form in choice.forms.items():
@@ -70,7 +70,7 @@ def fit(model: Model, rule_set: RuleSet, budget: Budget, goal: Goal, **options: 
         budget = dataclasses.replace(budget, groups=tuple(groups), rest=budget.rest + missing)
 
 
-def explained(budget: Budget, choice: Choice, goal: Goal) -> Sized:
+def explain_choice(budget: Budget, choice: Choice, goal: Goal) -> Sized:
     """Returns why these forms: what was asked for, and what other sizes would give."""
     whole = 1.0 if budget.tokens else choice.error or 1.0
     taken = {other.nbytes: other for other in budget.beside(choice.nbytes) if other.forms != choice.forms}

@@ -177,8 +177,8 @@ def apply(
 
     from rewriter import api
     from rewriter.budget.goal import MORE_AIMS, Goal
-    from rewriter.cli import against, report_files, tables
-    from rewriter.cli.budget import fitted
+    from rewriter.cli import comparison, report_files, tables
+    from rewriter.cli.budget import fit_to_goal
     from rewriter.cli.console import byte_bar, console, count_bar, labelled, print_json, shout, show, working
     from rewriter.explanation.coverage import unread_experts
     from rewriter.io import Place, load
@@ -253,7 +253,7 @@ def apply(
     if goal != Goal() or write_plan is not None:
         if place.leftovers and calibration is None:
             warn("what --size and --bits choose is worked out anew; --write-plan keeps it as a rule set")
-        fit, why = fitted(model, rules, rule_set, goal, write_plan, tokens, quiet=silent, **inputs)
+        fit, why = fit_to_goal(model, rules, rule_set, goal, write_plan, tokens, quiet=silent, **inputs)
     result, saved = rewritten(fit, place)
     quality = on_tokens(saved)
     for _ in range(MORE_AIMS):
@@ -262,13 +262,13 @@ def apply(
         goal = goal.lower(quality.kl.value)
         warn(f"{quality.failures[0]} on these tokens: choosing anew for {goal}")
         try:
-            fit, why = fitted(model, rules, rule_set, goal, write_plan, tokens, quiet=silent, **inputs)
+            fit, why = fit_to_goal(model, rules, rule_set, goal, write_plan, tokens, quiet=silent, **inputs)
         except UsageError:  # no forms lose so little
             break
         result, saved = rewritten(fit, Place.of(out, overwrite=True, keep=[model]))
         quality = on_tokens(saved)
     with working("comparing with the original", quiet=silent):
-        found = against.compare(result, asked, provider)
+        found = comparison.compare(result, asked, provider)
     done = result.report
     origin = dataclasses.replace(done.provenance, command=shlex.join(["rewriter", *sys.argv[1:]]))
     done = dataclasses.replace(done, parity=found, provenance=origin, sized=why, quality=quality)

@@ -15,7 +15,7 @@ from rewriter.ruleset import RuleSet
 from rewriter.text import nbytes
 
 
-def fitted(
+def fit_to_goal(
     model: Path,
     base: str,
     rule_set: RuleSet,
@@ -42,7 +42,7 @@ def fitted(
         UsageError: not one goal, or one that cannot be reached.
     """
     from rewriter.budget.measured import measure
-    from rewriter.budget.plan import chosen, explained, fit, plan_text
+    from rewriter.budget.plan import explain_choice, fit, plan_text, with_choice
 
     if [goal.nbytes, goal.bits, goal.kl].count(None) != 2:
         raise UsageError("give one of --size, --bits and --max-kl; --write-plan goes with it")
@@ -53,7 +53,7 @@ def fitted(
         tell("choosing forms")
         budget, choice = fit(model, rule_set, budget, goal, **options)
     screen = console(quiet=quiet)
-    why = explained(budget, choice, goal)
+    why = explain_choice(budget, choice, goal)
     expected = f", expected KL {choice.error:.4f}" if budget.tokens else ""
     screen.print(labelled("Budget", f"{why.asked}; the forms chosen take {nbytes(choice.nbytes)}{expected}"))
     if goal.kl is not None and tokens is None:
@@ -64,4 +64,4 @@ def fitted(
         screen.print(labelled("Plan", write_plan), soft_wrap=True)
     screen.print()
     show(screen, sizes(why))
-    return chosen(rule_set, choice), why
+    return with_choice(rule_set, choice), why

@@ -56,12 +56,12 @@ def explain(
     """
     from rewriter.cli.console import console, print_json, working
     from rewriter.explanation.coverage import unread_experts
-    from rewriter.explanation.dry_run import explained
+    from rewriter.explanation.dry_run import explain_with_focus
     from rewriter.report import Report, document
 
     rule_set = options.rule_set(rules, settings)
     with working(f"reading {model}", quiet=as_json) as tell:
-        found, report, focus = explained(
+        found, report, focus = explain_with_focus(
             model,
             name,
             rule_set,

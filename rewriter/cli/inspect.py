@@ -40,7 +40,7 @@ def inspect(
     [bold]rewriter inspect model.onnx --json[/bold]
         the same for a program
     """
-    from rewriter.cli import against
+    from rewriter.cli import comparison
     from rewriter.cli.console import print_json, working
     from rewriter.explanation.sizes import FEW, outlooks
     from rewriter.inspection.model import look
@@ -54,7 +54,7 @@ def inspect(
     with working(f"reading {model}", quiet=as_json) as tell:
         original = load(model)
         info = look(original)
-        few = sizes is None and info.nodes > against.MOST_NODES
+        few = sizes is None and info.nodes > comparison.MOST_NODES
         found = () if sizes is False else tuple(outlooks(original, target, tell, FEW if few else rule_sets()))
     if as_json:
         print_json({**document(info), "rule_sets": [dataclasses.asdict(outlook) for outlook in found]})

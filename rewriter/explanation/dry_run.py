@@ -55,10 +55,10 @@ def explain(
         UsageError: nothing in the model has this name.
         RewriterError: as ``rewriter.apply``.
     """
-    return explained(model, name, rules, target=target, overrides=overrides, progress=progress)[0]
+    return explain_with_focus(model, name, rules, target=target, overrides=overrides, progress=progress)[0]
 
 
-def explained(
+def explain_with_focus(
     model: io.Model, name: str | None, rules: RuleSetLike, **options: Unpack[DryRun]
 ) -> tuple[Report | Concern, Report, Focus | None]:
     """Returns what ``explain`` does, the report, and what was looked at of a name."""

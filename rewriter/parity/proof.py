@@ -182,7 +182,7 @@ def prove(
                 raise ProofError(rewrite.rule, rewrite.where, f"{difference} ({judge.name})")
     if several:
         require_positive(rewrite, (*sides.before.fed, *sides.after.fed), judge, sides.facts, seed)
-    reasons = [_smoked(sides, runtime, verdicts[0].feeds, because)] if judge.name == "reference" and because else []
+    reasons = [_smoke_test(sides, runtime, verdicts[0].feeds, because)] if judge.name == "reference" and because else []
     rounded = next((v.rounded for v in verdicts if v.rounded is not None), None)
     if rounded is not None:
         reasons.append(f"{rounded.dtype} rounds more than {rounded.tolerance:g} on the way: held to it in float32")
@@ -274,7 +274,7 @@ def _excuse_rounding(sides: Sides, runtime: Runtime, verdicts: Sequence[Verdict]
         ]
 
 
-def _smoked(sides: Sides, runtime: Runtime, feeds: Feeds, because: str) -> str:
+def _smoke_test(sides: Sides, runtime: Runtime, feeds: Feeds, because: str) -> str:
     """Runs a replacement whose numbers prove nothing; it must run all the same."""
     if cannot_run(sides.rewrite.nodes, runtime.name):
         return because

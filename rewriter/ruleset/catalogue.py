@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter
 
 from rewriter.errors import RuleSetError, nearest
 from rewriter.ruleset.discover import RuleOffer, import_or_raise, reason, require_only, rule_offers, skip
-from rewriter.ruleset.faults import translated
+from rewriter.ruleset.faults import validated
 from rewriter.ruleset.fields import exact
 from rewriter.ruleset.model import BoundRule, Rule
 from rewriter.ruleset.source import Location, Source
@@ -118,7 +118,7 @@ def bind(info: RuleInfo, options: Mapping[str, object], source: Source, location
             hint = nearest(str(name), known) or " (it has none)"
             raise source.error(place, f"unknown option '{name}' of rule {info.name}{hint}", key=True)
         validate = functools.partial(known[name].adapter.validate_python, value)
-        values[name] = translated(source, place, validate)
+        values[name] = validated(source, place, validate)
     try:
         made = info.factory(**values)
     except (Exception, SystemExit) as error:

@@ -12,7 +12,7 @@ from rewriter.quantize import plan
 from rewriter.quantize.formats import FormatName
 from rewriter.quantize.lossless import NAME as LOSSLESS
 from rewriter.quantize.types import WeightSpec
-from rewriter.ruleset.faults import fault, translated
+from rewriter.ruleset.faults import fault, validated
 from rewriter.ruleset.fields import Algorithm, Layers, Names, Ratio, RuleField, exact
 from rewriter.ruleset.model import LocalParity, ParitySettings, Phase, RuleSet
 from rewriter.ruleset.source import Source
@@ -181,4 +181,4 @@ def read(source: Source) -> RuleSetDocument:
     """
     if not isinstance(source.data, dict):
         raise source.error((), f"a rule set is a mapping, not {_KINDS.get(type(source.data), 'a value')}")
-    return translated(source, (), lambda: RuleSetDocument.model_validate(source.data))
+    return validated(source, (), lambda: RuleSetDocument.model_validate(source.data))

@@ -19,7 +19,7 @@ def fault(message: str) -> PydanticCustomError:
     return PydanticCustomError("fault", "{message}", {"message": message})
 
 
-def translated(source: Source, base: Location, validate: Callable[[], T]) -> T:
+def validated(source: Source, base: Location, validate: Callable[[], T]) -> T:
     """Runs a validation of the part of the source at ``base``.
 
     Raises:

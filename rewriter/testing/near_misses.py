@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from rewriter.parity.runtime import Runtime
-from rewriter.testing.change.mutations import RefusedError, copied, places, settled
+from rewriter.testing.change.mutations import RefusedError, copy_model, places, require_runnable
 from rewriter.testing.check import check_drawn, describe, run
 from rewriter.testing.drawing import Seen, terse
 from rewriter.testing.strategies import any_models
@@ -100,13 +100,13 @@ def _near(model: ir.Model, data: st.DataObject) -> tuple[ir.Model, str, str]:
     """
     reason = ""
     for _ in range(_TRIES):
-        changed = copied(model)
+        changed = copy_model(model)
         there = places(changed)
         kind = data.draw(st.sampled_from(list(there)), "mutation")
         place = data.draw(st.sampled_from(there[kind]), "place")
         place.change()
         try:
-            return settled(changed, model), kind, place.what
+            return require_runnable(changed, model), kind, place.what
         except RefusedError as refused:
             reason = f"{place.what}: {' '.join(str(refused).split())}"
     raise RefusedError(reason)

@@ -16,7 +16,7 @@ from cli_models import GRANITE, NEEDS_FC3, linear, tree
 
 import rewriter
 from rewriter import api
-from rewriter.cli import against
+from rewriter.cli import comparison
 from rewriter.errors import TargetError
 from rewriter.parity import runtime
 from rewriter.rules import matmul_to_matmul_nbits
@@ -171,15 +171,15 @@ def test_whole_models_are_compared_where_that_is_cheap_and_possible(run, monkeyp
     code, _, err = run("apply", NEEDS_FC3, "-o", "2", "-q", "--check")
     assert code == 1
     assert "the comparison that was asked for cannot be made: the original does not run" in failures(err)[0]
-    monkeypatch.setattr(against, "LARGEST", 100)
+    monkeypatch.setattr(comparison, "LARGEST", 100)
     model = linear()
     assert "has 8.19 kB of weights (--check compares all the same)" in run("apply", model, "-o", "3")[1]
     assert "Against the original" in run("apply", model, "-o", "4", "--check")[1]
-    monkeypatch.setattr(against, "LARGEST", 1 << 30)
-    monkeypatch.setattr(against, "MOST_NODES", 0)
+    monkeypatch.setattr(comparison, "LARGEST", 1 << 30)
+    monkeypatch.setattr(comparison, "MOST_NODES", 0)
     assert "the model has 1 nodes (--check" in run("apply", model, "-o", "6")[1]
     nodes = len(onnx.load(GRANITE).graph.node)
-    monkeypatch.setattr(against, "MOST_NODES", nodes - 10)
+    monkeypatch.setattr(comparison, "MOST_NODES", nodes - 10)
     assert "nodes (--check" in run("apply", GRANITE, "-o", "7", "-r", "fuse-experts")[1]
     assert len(onnx.load("7/" + GRANITE.name).graph.node) < nodes - 20, "it is the given model that is large"
     assert "Against the original" in run("apply", model, "-o", "5", "--set", "parity.min_snr_db=1")[1]
@@ -211,7 +211,7 @@ def test_a_rewritten_model_that_does_not_run_fails(run, monkeypatch):
 
 
 def test_without_the_targets_runtime_nothing_is_compared(run, monkeypatch):
-    monkeypatch.setattr(against, "missing", lambda name: f"no {name} here")
+    monkeypatch.setattr(comparison, "missing", lambda name: f"no {name} here")
     code, out, _ = run("apply", linear(), "-o", "out")
     assert code == 0
     assert "Not compared with the original: no cpu here." in out
@@ -279,7 +279,7 @@ def test_what_a_killed_run_left_is_gone_on_with(run, tmp_path, monkeypatch):
 
 
 def test_what_a_size_chose_is_worked_out_anew_and_said_so(run, monkeypatch):
-    monkeypatch.setattr("rewriter.cli.budget.fitted", lambda model, rules, rule_set, *_, **__: (rule_set, None))
+    monkeypatch.setattr("rewriter.cli.budget.fit_to_goal", lambda model, rules, rule_set, *_, **__: (rule_set, None))
     given = ("apply", linear(), "-o", "out", "-q", "--no-check", "--max-shard-size", "1MB", "--resume", "--bits", "5")
     with monkeypatch.context() as patched:
         patched.setattr("rewriter.io.saving.verify", interrupted)

@@ -13,7 +13,7 @@ from rewriter.graph.contents import all_nodes
 from rewriter.parity import apart
 from rewriter.testing import projections, unrolled_experts
 from rewriter.testing.change.legal import others
-from rewriter.testing.change.mutations import MUTATIONS, RefusedError, copied, places, settled
+from rewriter.testing.change.mutations import MUTATIONS, RefusedError, copy_model, places, require_runnable
 from rewriter.testing.draw.placements import PLACEMENTS
 from rewriter.testing.promises.agreement import draw_feeds
 
@@ -57,7 +57,7 @@ CHANGES = {
 
 def changed(model, kind, what):
     """The model with one change, before it is looked at."""
-    copy = copied(model)
+    copy = copy_model(model)
     place = next(place for place in places(copy)[kind] if place.what == what)
     place.change()
     return copy
@@ -65,7 +65,7 @@ def changed(model, kind, what):
 
 def nested_place(model, kind):
     """The last place of a kind: the one that is furthest inside."""
-    return places(copied(model))[kind][-1].what
+    return places(copy_model(model))[kind][-1].what
 
 
 def test_every_mutation_is_shown():
@@ -80,14 +80,14 @@ def test_each_changes_one_fact(kind):
     assert ir.to_proto(model).SerializeToString() == before, "the given model is left as it is"
     if kind == "numbers_swapped":
         return
-    near = settled(other, model)
+    near = require_runnable(other, model)
     assert ir.to_proto(near).SerializeToString() != before
     run(near, draw_feeds(near, 0))
 
 
 def refused(reason, model, kind, what):
     with pytest.raises(RefusedError, match=reason):
-        settled(changed(model, kind, what), model)
+        require_runnable(changed(model, kind, what), model)
 
 
 def test_a_model_that_does_not_run_is_refused():
@@ -102,7 +102,7 @@ def test_what_would_end_the_process_is_refused(scales):
     text = f"g (float[3,16] x, float[3,1] r, {weights}) => (float[3,16] y) {{ [q] y = com.microsoft.QMoE"
     attributes = '<k = 1, expert_weight_bits = 4, block_size = 16, activation_type = "identity">'
     model = parse(f'{text} {attributes} (x, r, w, s, "", w, s) }}', domains=domains)
-    settled(copied(model), model)
+    require_runnable(copy_model(model), model)
     refused(r"_scales\) is missing", model, "input_dropped", f"QMoE node 'q': input {scales} ('s') dropped")
 
 
@@ -111,14 +111,14 @@ def test_what_only_the_runtime_knows_it_judges():
         "g (float[8] x) => (float[8] y) { [q] y = com.microsoft.QuickGelu <alpha = 1.0> (x) }",
         domains=', "com.microsoft" : 1',
     )
-    assert [node.op_type for node in settled(copied(model), model).graph] == ["QuickGelu"]
+    assert [node.op_type for node in require_runnable(copy_model(model), model).graph] == ["QuickGelu"]
 
 
 def test_what_rounding_alone_changes_is_refused():
     """Nothing can be demanded of a rewrite that may round otherwise."""
     model = parse("g (float[8] x) => (float[8] y) <float c = {30}> { a = Mul (x, x) b = Mul (a, c) y = Sqrt (b) }")
     calm, wild = "Sqrt node of 'y': Reciprocal in its place", "Sqrt node of 'y': Exp in its place"
-    settled(changed(model, "operator_replaced", calm), model)
+    require_runnable(changed(model, "operator_replaced", calm), model)
     refused("rounding of its inputs alone changes output 'y'", model, "operator_replaced", wild)
 
 
@@ -141,7 +141,7 @@ def test_an_inner_value_reaches_the_outputs_of_the_model(placement, kind):
     model = example(placement)
     inner = next(node for node in all_nodes(model) if node.op_type == "Gather")
     what = {"value_is_output": "also a graph output", "second_reader": "another reader"}[kind]
-    near = settled(changed(model, kind, f"value '{inner.outputs[0].name}': {what}"), model)
+    near = require_runnable(changed(model, kind, f"value '{inner.outputs[0].name}': {what}"), model)
     assert len(near.graph.outputs) == len(model.graph.outputs) + 1
 
 
@@ -149,7 +149,7 @@ def test_an_inner_value_reaches_the_outputs_of_the_model(placement, kind):
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_an_inner_constant_becomes_an_input_of_the_model(placement, kind):
     model = example(placement)
-    near = settled(changed(model, kind, nested_place(model, kind)), model)
+    near = require_runnable(changed(model, kind, nested_place(model, kind)), model)
     assert len(near.graph.inputs) > len(model.graph.inputs)
 
 
@@ -172,7 +172,7 @@ def test_attributes_of_the_runtime_stay_legal(name):
 def test_every_mutation_finds_places_in_what_is_drawn():
     found = set()
     for strategy in (unrolled_experts(placements=["loop-if"]), projections(placements=["main"])):
-        found |= set(places(copied(find(strategy, lambda m: len(list(all_nodes(m))) > 4, settings=SEARCH))))
+        found |= set(places(copy_model(find(strategy, lambda m: len(list(all_nodes(m))) > 4, settings=SEARCH))))
     assert {"attribute_changed", "number_changed", "constant_overridable", "second_reader"} <= found
 
 
@@ -191,5 +191,5 @@ def test_what_ends_the_process_is_no_model_and_the_next_is(ends, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(apart._Worker, "answer", hit)
         with pytest.raises(RefusedError, match="killed"):
-            settled(copied(model), model)
-    assert [node.op_type for node in settled(copied(model), model).graph] == ["Neg"]
+            require_runnable(copy_model(model), model)
+    assert [node.op_type for node in require_runnable(copy_model(model), model).graph] == ["Neg"]

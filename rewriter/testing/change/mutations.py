@@ -71,13 +71,13 @@ def places(model: ir.Model) -> dict[str, list[Place]]:
     return {name: there for name, there in found.items() if there}
 
 
-def copied(model: ir.Model) -> ir.Model:
+def copy_model(model: ir.Model) -> ir.Model:
     """Returns a model that shares nothing with the given one."""
     copy: ir.Model = ir.from_proto(ir.to_proto(model))
     return copy
 
 
-def settled(changed: ir.Model, original: ir.Model) -> ir.Model:
+def require_runnable(changed: ir.Model, original: ir.Model) -> ir.Model:
     """Returns a changed model with the types that its values have now.
 
     What ends the process that infers its types or runs it, which is another one, is a model that does not run.
@@ -121,7 +121,7 @@ def _require_safe(proto: onnx.ModelProto, model: ir.Model) -> None:
 
 
 def _run(proto: onnx.ModelProto, model: ir.Model) -> Outputs:
-    """Returns what the model computes; refuses one that does not run, or says little: see ``settled``."""
+    """Returns what the model computes; refuses one that does not run, or says little: see ``require_runnable``."""
     for seed in range(2):
         try:
             feeds = draw_feeds(model, seed)
