@@ -89,9 +89,6 @@ def attention_projections(
         bits: of a MatMulNBits, widths of a code, of ``BITS``.
         obstacles: what may stand in the way, of ``ATTENTION_OBSTACLES``; at most one in a model, and often none.
         typed: whether values carry types and shapes; None draws that too.
-
-    Raises:
-        InvalidArgument: a name or number is unknown, or a number is not positive.
     """
     packed = draw(st.sampled_from(packings))
     kind = draw(st.sampled_from(linears))

@@ -61,12 +61,13 @@ def checked(**more: Collection[Choice]) -> Callable[[Models[P]], Models[P]]:
 
 
 def _shown(text: str, choices: Mapping[str, Collection[Choice]]) -> str:
-    """The docstring with names in the place of those of the constants that hold them."""
+    """The docstring with names in the place of those of the constants that hold them, and with what is raised."""
     text = re.sub(r"\n +draw: .*", "", text)
     for name, known in choices.items():
         values = ", ".join(map(repr, known))
         text = re.sub(rf"(\n +{name}: [^`\n]*)``[A-Z_]+``", rf"\g<1>{values}", text)
-    return text
+    raises = "InvalidArgument: a name or number is unknown, or a number is not positive."
+    return f"{text.rstrip()}\n\n    Raises:\n        {raises}\n    "
 
 
 def _known(what: str, given: object, known: Collection[Choice]) -> tuple[Choice | Callable[..., Any], ...]:

@@ -57,9 +57,6 @@ def tied_embeddings(
         bits: of a quantized pair, widths of a code, of ``BITS``.
         obstacles: what may stand in the way, of ``SHARED_OBSTACLES``; at most one in a model, and often none.
         typed: whether values carry types and shapes; None draws that too.
-
-    Raises:
-        InvalidArgument: a name or number is unknown, or a number is not positive.
     """
     tying = draw(st.sampled_from(tyings))
     vocabulary, hidden = draw(sizes(max_vocabulary)), draw(sizes(max_hidden))

@@ -50,9 +50,6 @@ def moe_models(
         combines: how the chosen are put together, of ``COMBINES``; loops are drawn from opset 18 on.
         obstacles: what makes a block another one, of ``MISTAKES``; each model has at most one.
         typed: whether values carry types and shapes; None draws that too.
-
-    Raises:
-        InvalidArgument: a name is unknown or a number is not positive.
     """
     count = draw(st.integers(1, max_experts))
     block = Block(
@@ -101,9 +98,6 @@ def quantized_experts(
         bits: widths of a code, of ``BITS``.
         block_sizes: input features per scale, of ``BLOCK_SIZES``.
         typed: whether values carry types and shapes; None draws that too.
-
-    Raises:
-        InvalidArgument: a name is unknown or a number is not positive.
     """
     count = draw(st.integers(1, max_experts))
     size = draw(st.sampled_from(block_sizes))

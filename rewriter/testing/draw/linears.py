@@ -48,9 +48,6 @@ def projections(
         consumers: what multiplies, of ``CONSUMERS``.
         obstacles: what may stand in the way, of ``WEIGHT_OBSTACLES``; at most one in a model, and often none.
         typed: whether values carry types and shapes; None draws that too.
-
-    Raises:
-        InvalidArgument: a name is unknown or a number is not positive.
     """
     dtype = draw(st.sampled_from(dtypes))
     k, n = draw(st.integers(1, max_size)), draw(st.integers(1, max_size))
@@ -114,9 +111,6 @@ def quantized_projections(
         layouts: of B, of ``LAYOUTS``; raw where no other is legal.
         obstacles: what may stand in the way, of ``SHARED_OBSTACLES``; at most one in a model, and often none.
         typed: whether values carry types and shapes; None draws that too.
-
-    Raises:
-        InvalidArgument: a name or number is unknown, or a number is not positive.
     """
     dtype = draw(st.sampled_from(dtypes))
     packing = Packing(

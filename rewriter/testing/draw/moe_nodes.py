@@ -86,9 +86,6 @@ def moe_nodes(
         layouts: of QMoE's weights, of ``LAYOUTS``; raw where no other is legal.
         obstacles: what may stand in the way, of ``NODE_OBSTACLES``; at most one in a model, and often none.
         typed: whether values carry types and shapes; None draws that too.
-
-    Raises:
-        InvalidArgument: a name or number is unknown, or a number is not positive.
     """
     operator = draw(st.sampled_from(operators))
     dtype = draw(st.sampled_from(dtypes))

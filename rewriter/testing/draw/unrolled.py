@@ -58,9 +58,6 @@ def unrolled_experts(
         names: how nodes and values are named, of ``NAMES``.
         typed: whether values carry types and shapes; None draws that too.
         repeats: whether an expert may be taken more than once, in different spellings.
-
-    Raises:
-        InvalidArgument: a name is unknown or a number is not positive.
     """
     dtype = draw(st.sampled_from(dtypes))
     k, n = draw(st.integers(1, max_size)), draw(st.integers(1, max_size))
