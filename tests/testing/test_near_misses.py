@@ -155,7 +155,7 @@ def test_where_nothing_near_runs_the_last_refusal_is_told(monkeypatch):
     def refuses(changed, original):
         raise RefusedError("it is not\nto be had")
 
-    monkeypatch.setattr(sys.modules[near_misses.__module__], "settled", refuses)
+    monkeypatch.setattr(sys.modules[near_misses.__module__], "require_runnable", refuses)
     rule, text = RULES["axis"]
     with pytest.raises(
         AssertionError, match=r"guarded: the runtime refuses .* fires; the last, .*: it is not to be had$"
