@@ -103,7 +103,7 @@ def _show_set(entry: RuleSetInfo) -> None:
     from rich.text import Text
 
     from rewriter.cli.console import Sheet, console, labelled, show
-    from rewriter.quantize.plan import QuantizationPlan
+    from rewriter.quantize.lossless import show as show_form
     from rewriter.ruleset import load
 
     out = console()
@@ -119,11 +119,8 @@ def _show_set(entry: RuleSetInfo) -> None:
     show(out, rows)
     plan, parity = rule_set.plan, rule_set.parity
     facts = []
-    if plan != QuantizationPlan():  # else nothing is quantized
-        spec = plan.default
-        zero = "symmetric" if spec.symmetric else "with zero points"
-        block = f"blocks of {spec.block_size}" if spec.block_size else "one scale per output"
-        facts.append(("plan", f"{spec.bits} bits, {block}, {zero}, {spec.algorithm}"))
+    if rule_set.quantizes:
+        facts.append(("plan", f"{show_form(plan.default)}, {plan.default.algorithm}"))
     facts += [("only", str(selector)) for selector in plan.include] + [("except", str(s)) for s in plan.exclude]
     facts += [("override", f"{o.selector}: {dict(o.changes)}") for o in plan.overrides]
     if rule_set.rounded_activations or rule_set.accuracy_level:
