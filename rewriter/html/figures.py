@@ -96,8 +96,9 @@ class Figures:
         return tuple(self._fired(rule, found, uses[rule]) for rule, found in changes.items())
 
     def _fired(self, rule: str, changes: Counter[Change], uses: Counter[int | None]) -> Fired:
-        ((most, _),) = changes.most_common(1)
-        return Fired(rule, uses.total(), _change(*most), self._proofs(uses), uses[None])
+        (((went, came), _),) = changes.most_common(1)
+        change = f"{_listed(went)} → {_listed(came) or 'nothing'}"
+        return Fired(rule, uses.total(), change, self._proofs(uses), uses[None])
 
     def _proofs(self, uses: Counter[int | None]) -> tuple[tuple[Proof, int], ...]:
         found = [(self.report.proofs[index], count) for index, count in uses.items() if index is not None]
@@ -150,10 +151,6 @@ def _segments(sizes: Sequence[tuple[Size, int]], widest: int) -> tuple[Segment, 
     return tuple(
         Segment(_kind(size.family), size.family, 100 * nbytes / widest, nbytes) for size, nbytes in sizes if nbytes
     )
-
-
-def _change(replaced: Sequence[str], by: Sequence[str]) -> str:
-    return f"{_listed(replaced)} → {_listed(by) or 'nothing'}"
 
 
 def _listed(operators: Sequence[str]) -> str:

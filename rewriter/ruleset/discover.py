@@ -86,7 +86,7 @@ def set_offers() -> dict[str, SetOffer]:
         SetOffer(path.name.removesuffix(".yaml"), package, path)
         for package, folders in _packages()
         for folder in folders
-        for path in _yaml_files(Path(folder) / "sets")
+        for path in sorted(Path(folder, "sets").glob("*.yaml"))
     )
 
 
@@ -137,10 +137,6 @@ def _packages() -> Iterator[tuple[str, list[str]]]:
             skip(f"the entry point '{name}' of group {GROUP}", f"{why}; mend or uninstall what installed it")
         else:
             yield name, list(spec.submodule_search_locations)
-
-
-def _yaml_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name.endswith(".yaml")) if folder.is_dir() else []
 
 
 def _by_name(offers: Iterable[Offer]) -> dict[str, Offer]:

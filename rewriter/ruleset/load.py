@@ -105,12 +105,9 @@ def _bound(reader: Reader, rule: object, index: int) -> BoundRule:
         except Exception as error:
             raise source.error((index,), f"cannot make the rule: {reason(error)}") from error
     if not isinstance(rule, Rule):
-        raise source.error((index,), f"a rule is an onnxscript rule or a rule's id, not {_type_name(rule)}")
+        kind = rule if isinstance(rule, type) else type(rule)
+        raise source.error((index,), f"a rule is an onnxscript rule or a rule's id, not {kind.__name__}")
     return BoundRule(_kebab(rule.name or type(rule).__name__), {}, (rule,))
-
-
-def _type_name(value: object) -> str:
-    return value.__name__ if isinstance(value, type) else type(value).__name__
 
 
 def _kebab(name: str) -> str:
