@@ -181,14 +181,16 @@ class Facts:
 
     def _state(self, node: ir.Node) -> None:
         """States the facts about a node's outputs, of which nothing is known."""
-        asked, outputs = self._by_operator.get((node.domain, node.op_type), ()), node.outputs
-        if not asked or not outputs:
+        asked = self._by_operator.get((node.domain, node.op_type))
+        if asked is None or not (outputs := node.outputs):
             return
         inputs = node.inputs
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
+        count = len(inputs)
+        present = inputs.index(None) if None in inputs else count
         for recogniser in asked:
-            if not recogniser.takes(inputs):
+            if present < recogniser.least or count > recogniser.most:
                 continue
             try:
                 stated = recogniser.function(self, node, *inputs)
@@ -200,9 +202,11 @@ class Facts:
                 raise RuleError(who, where, f"{type(error).__name__}: {error}") from error
             if stated is None:
                 continue
-            by_value = stated if isinstance(stated, Mapping) else {outputs[0]: stated}
-            for value, fact in by_value.items():
-                known = self._facts.setdefault(value, {})
+            for value, fact in stated.items() if isinstance(stated, Mapping) else ((outputs[0], stated),):
+                known = self._facts.get(value)
+                if known is None:
+                    self._facts[value] = {type(fact): fact}
+                    continue
                 if _AGREED.get() and known.get(type(fact), fact) != fact and not recogniser.overrides:
                     other = f"states {fact} of '{value.name}', of which another states {known[type(fact)]}"
                     raise RuleError(f"{recogniser.name} (a recogniser)", name_of(node), other)

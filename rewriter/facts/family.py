@@ -11,7 +11,8 @@ A recogniser is a transfer function: from what is known of a node's inputs it st
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,8 +34,8 @@ class Transfer:
         domain: the operator's.
         op_type: the operator.
         function: called with the facts, the node and its inputs.
-        least: how many inputs must be there.
-        most: how many there may be; None for any number.
+        least: how many inputs must be there, the first ones.
+        most: how many there may be.
         overrides: whether what it states goes before what another has stated of the value.
     """
 
@@ -43,18 +44,13 @@ class Transfer:
     op_type: str
     function: Callable[..., Stated]
     least: int
-    most: int | None
+    most: float
     overrides: bool = False
 
     @property
     def name(self) -> str:
         """How messages name it."""
         return f"{self.family}.{self.function.__name__}"
-
-    def takes(self, given: Sequence[ir.Value | None]) -> bool:
-        """Whether the function can be called with a node's inputs: these are as many as it takes."""
-        count = len(given)
-        return self.least <= count and (self.most is None or count <= self.most) and None not in given[: self.least]
 
 
 class Family:
@@ -97,21 +93,21 @@ class Family:
         return register
 
 
-def _require_inputs(function: Callable[..., Any], op_type: str, domain: str, least: int, most: int | None) -> None:
+def _require_inputs(function: Callable[..., Any], op_type: str, domain: str, least: int, most: float) -> None:
     """Refuses a function that no node of the operator can be given to: it would silently never be asked."""
     if domain or not onnx.defs.has(op_type):
         return
     schema = onnx.defs.get_schema(op_type)
-    if least > schema.max_input or (most is not None and most < schema.min_input):
+    if least > schema.max_input or most < schema.min_input:
         takes = str(schema.min_input) if schema.min_input == schema.max_input else f"at least {schema.min_input}"
         takes = takes if least <= schema.max_input else f"at most {schema.max_input}"
-        given = least if least == most else f"{least} to {most}" if most is not None else f"{least} or more"
+        given = least if least == most else f"{least} to {most}" if most < math.inf else f"{least} or more"
         raise TypeError(f"{function.__name__} names {given} inputs after facts and node, and {op_type} has {takes}")
 
 
-def _arity(function: Callable[..., Any]) -> tuple[int, int | None]:
-    """How many inputs a function needs and takes; None for any number."""
+def _arity(function: Callable[..., Any]) -> tuple[int, float]:
+    """How many inputs a function needs and takes."""
     given = list(inspect.signature(function).parameters.values())[2:]
     named = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     least = sum(p.default is p.empty for p in named)
-    return least, None if any(p.kind is p.VAR_POSITIONAL for p in given) else len(named)
+    return least, math.inf if any(p.kind is p.VAR_POSITIONAL for p in given) else len(named)

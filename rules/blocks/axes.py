@@ -7,6 +7,7 @@ content on other axes, and layouts and contents add instead of multiplying.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -94,6 +95,7 @@ class Uniform(Content):
     value: float
 
 
+@functools.cache
 def feature(size: int) -> Dim:
     """Returns a dimension of ``size`` features."""
     return (Atom("feature", Size.of(size)),)
@@ -131,7 +133,8 @@ def unify(a: Axes, b: Axes) -> Axes | None:
             return None
         dims.append(dim)
     wide = [dim for dim in dims if dim and dim[0].kind != "repeat"]
-    return tuple(dims) if len(set(wide)) == len(wide) else None  # an index is that of one dimension
+    twice = len(wide) > 1 and any(dim in wide[:at] for at, dim in enumerate(wide))
+    return None if twice else tuple(dims)  # an index is that of one dimension
 
 
 def unify_dim(a: Dim, b: Dim) -> Dim | None:

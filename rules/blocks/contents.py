@@ -223,7 +223,7 @@ class Linear:
         bias = self.bias
         if bias is not None:
             bias = bias.slice(bias.rank - 1, start, count, step)
-        return dataclasses.replace(self, weight=self.weight.rows(start, count, step), bias=bias)
+        return Linear(self.x, self.weight.rows(start, count, step), bias, self.by, self.share)
 
     def expert(self, position: int) -> Linear:
         """Returns one expert of a linear of all."""

@@ -5,7 +5,8 @@ Facts stated: ``Located``, ``Integers``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import onnx_ir as ir
 
@@ -18,6 +19,7 @@ from rewriter.rules.blocks.laws import of_any, of_constant, of_number, of_two
 from rewriter.tensors import View
 
 elementwise = Family("elementwise")
+_T = TypeVar("_T")
 _COMMUTE = ("Mul", "Add", "Min", "Max")
 
 
@@ -50,7 +52,7 @@ def _ordered(facts: Facts, a: ir.Value, b: ir.Value, node: ir.Node) -> Located |
             return both
     view = facts.get(b, View)
     if first is not None and view is not None:
-        held = _first(law(first, view, node) for law in of_constant.of(node.op_type))
+        held = _first(of_constant.of(node.op_type), first, view, node)
         if held is None and view.rank <= first.rank:
             held = _with_number(first, number_of(facts, b), node)
         return None if held is None else Located(held, first.axes)
@@ -76,20 +78,24 @@ def product(facts: Facts, a: tuple[ir.Value, Located], b: Located, node: ir.Node
 
 def _of_both(op_type: str, a: Located, b: Located, node: ir.Node) -> Located | None:
     axes = unify(a.axes, b.axes)
-    both = _first(law(a, b, node) for law in of_two.of(op_type)) if axes is not None else None
+    both = None if axes is None else _first(of_two.of(op_type), a, b, node)
     return None if both is None or axes is None else Located(both, axes)
 
 
 def _of_any(
     facts: Facts, op_type: str, a: tuple[ir.Value, Located | None], b: Located, node: ir.Node
 ) -> Located | None:
-    asked = (law(facts, *a, b, node) for law in of_any.of(op_type))
-    return next((found for found in asked if found is not None), None)
+    return _first(of_any.of(op_type), facts, *a, b, node)
 
 
 def _with_number(a: Located, number: float | None, node: ir.Node) -> Content | None:
-    return None if number is None else _first(law(a, number, node) for law in of_number.of(node.op_type))
+    return None if number is None else _first(of_number.of(node.op_type), a, number, node)
 
 
-def _first(asked: Iterable[Content | None]) -> Content | None:
-    return next((found for found in asked if found is not None), None)
+def _first(laws: Sequence[Callable[..., _T | None]], *about: object) -> _T | None:
+    """What the first law says that is about these."""
+    for law in laws:
+        found = law(*about)
+        if found is not None:
+            return found
+    return None

@@ -6,7 +6,7 @@ the tables. A law returns None where it is not about these contents, and every o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import onnx_ir as ir
@@ -44,9 +44,9 @@ class Laws(Generic[_L]):
 
         return register
 
-    def of(self, op_type: str) -> Iterator[_L]:
-        """Yields the laws of an operator."""
-        yield from self._by_operator.get(op_type, ())
+    def of(self, op_type: str) -> Sequence[_L]:
+        """Returns the laws of an operator."""
+        return self._by_operator.get(op_type, ())
 
 
 of_two: Laws[OfTwo] = Laws()

@@ -166,7 +166,8 @@ def _cut(data: Located, axis: int, start: int, count: int, step: int) -> Located
     if len(dim) != 1:
         return None
     part = (as_features(data.content) or data.content).part(dim[0], start, count, step)
-    return None if part is None else Located(part, put(data.axes, axis, (replace(dim[0], size=Size.of(count)),)))
+    atom = Atom(dim[0].kind, Size.of(count), dim[0].index)
+    return None if part is None else Located(part, put(data.axes, axis, (atom,)))
 
 
 def _pick(data: Located, axis: int, position: int) -> Located | None:
