@@ -89,13 +89,16 @@ def _attribute_type(declared: onnx.defs.OpSchema.AttrType) -> ir.AttributeType:
     return ir.AttributeType[str(declared).rpartition(".")[2]]
 
 
-def check_operands(node: ir.Node) -> str | None:
-    """Returns what is impossible about the operands whose shape is certain, or None.
+OperandCheck = Callable[[ir.Node], str | None]
+"""Returns what is impossible about a node's operands whose shape is certain, or None.
 
-    Shapes declared for intermediate values are often stale, and runtimes ignore them: only initializers are judged.
-    """
-    check = _CHECKS.get((node.domain, node.op_type))
-    return check(node) if check else None
+Shapes declared for intermediate values are often stale, and runtimes ignore them: only initializers are judged.
+"""
+
+
+def operand_check(domain: str, op_type: str) -> OperandCheck | None:
+    """Returns what judges the operands of an operator, where there is anything to judge."""
+    return _CHECKS.get((domain, op_type))
 
 
 def _constant(node: ir.Node, index: int) -> tuple[Shape, ir.DataType, str] | None:
@@ -230,7 +233,7 @@ def _gather_block_quantized(node: ir.Node) -> str | None:
     return None
 
 
-_CHECKS: dict[tuple[str, str], Callable[[ir.Node], str | None]] = {
+_CHECKS: dict[tuple[str, str], OperandCheck] = {
     ("", "MatMul"): _matmul,
     ("", "Gemm"): _gemm,
     (DOMAIN, MOE.name): _moe,

@@ -6,7 +6,7 @@ check does not, and it knows the operators of com.microsoft that hold expert wei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 
 import onnx_ir as ir
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from rewriter.errors import ModelError
 from rewriter.graph.contents import Body, bodies, name_of, nodes_of, subgraphs
 from rewriter.io.calls import require_bounded_calls
-from rewriter.io.signatures import Signature, check_operands, signature
+from rewriter.io.signatures import OperandCheck, Signature, operand_check, signature
 
 _AGAIN = "export the model again"
 
@@ -33,7 +33,7 @@ def validate(model: ir.Model) -> list[Body]:
         ModelError: names the node or value and what is wrong with it.
     """
     require_bounded_calls(model)
-    functions = {(domain, name) for domain, name, _ in model.functions}
+    functions = {(domain, name): _NOTHING for domain, name, _ in model.functions}
     unsorted: list[Body] = []
     for body in bodies(model):
         label = f"function {body.domain}::{body.name}" if isinstance(body, ir.Function) else "the graph"
@@ -43,9 +43,12 @@ def validate(model: ir.Model) -> list[Body]:
         if not scopes.in_order:
             unsorted.append(body)
         imports = model.opset_imports | body.opset_imports
+        required: dict[tuple[str, str], tuple[Signature | None, OperandCheck | None]] = {**functions}
         for node in nodes_of(body):
-            if (node.domain, node.op_type) not in functions:
-                _check_node(node, imports)
+            operator = domain, op_type = node.domain, node.op_type
+            if operator not in required:
+                required[operator] = signature(domain, op_type, imports.get(domain)), operand_check(domain, op_type)
+            _check_node(node, *required[operator])
     return unsorted
 
 
@@ -131,18 +134,24 @@ def _producers(node: ir.Node) -> list[ir.Node]:
     return [p for v in values if v is not None and (p := v.producer()) is not None]
 
 
-def _check_node(node: ir.Node, imports: Mapping[str, int]) -> None:
-    problems = [check_operands(node)]
-    known = signature(node.domain, node.op_type, imports.get(node.domain))
+_NOTHING = (None, None)
+"""What is required of a call of the model's own function: its body says more than any signature."""
+
+
+def _check_node(node: ir.Node, known: Signature | None, impossible: OperandCheck | None) -> None:
+    arity = attributes = None
     if known is not None:
-        problems[:0] = _arity(node, known), _attributes(node, known)
-    if any(problems):
-        raise ModelError(f"{describe(node)}: {'; '.join(filter(None, problems))}; {_AGAIN}")
+        arity, attributes = _arity(node, known), _attributes(node, known)
+    operands = None if impossible is None else impossible(node)
+    if arity or attributes or operands:
+        raise ModelError(f"{describe(node)}: {'; '.join(filter(None, (arity, attributes, operands)))}; {_AGAIN}")
 
 
 def _arity(node: ir.Node, known: Signature) -> str | None:
     inputs = node.inputs
     given = len(inputs)
+    if given <= known.most and None not in inputs and (not known.required or known.required[-1] < given):
+        return None
     while given and inputs[given - 1] is None:
         given -= 1
     if given > known.most:

@@ -127,7 +127,7 @@ def sigmoid_of_sparse(facts: Facts, node: ir.Node, x: ir.Value) -> Located | Non
 @routers.at(*_UNNAMED, *_PASSING)
 def composed(facts: Facts, node: ir.Node, x: ir.Value, *others: ir.Value | None) -> Composed | None:
     """What a value is a function of, where that has no name of its own: the report says it if nothing can be done."""
-    if node.op_type in _PASSING and not any([facts.get(v, Composed) for v in (x, *others)]):
+    if node.op_type in _PASSING and not any(facts.get(v, Composed) for v in (x, *others)):
         return None
     if node.op_type in ("Cast", "Identity"):
         return facts.get(x, Composed)
