@@ -180,6 +180,7 @@ def _rewritten(
         note(ours.metadata_props, made)
     circumstances = provenance(made, earlier)
 
+    @without_cycle_collection()
     def report() -> Report:
         after = bytes_by_family(ours, run.role)
         return Report(
