@@ -28,7 +28,7 @@ from rewriter.report import Weight
 from rewriter.roles import Role, find_roles
 from rewriter.rule import Declined, Run
 from rewriter.target import Target
-from rewriter.tensors import View, weight_name
+from rewriter.tensors import View, names_of
 from rewriter.text import natural
 
 _NO_ROLE = Role("", None, None)
@@ -127,7 +127,7 @@ class ModelRun(Run):
         found = self.role(reader)
         if expert is None:
             expert = weight.expert if found.expert is None else found.expert
-        name, sources = weight_name(weight), weight.stored
+        name, sources = names_of(weight)
         role = role or found.name
         node = reader.name or ""
         self.readers += [(node, known) for known in (name, weight.name, *sources)]

@@ -280,8 +280,18 @@ class QuantizationPlan:
         for index in picking.exclude:
             helps = "take its role or name out of quantization.exclude of the rule set"
             return Reason(f"excluded by the plan ({self.exclude[index]})", helps, expected=True)
+        if picking.overrides not in self._specs:
+            self._specs[picking.overrides] = self._overridden(picking.overrides)
+        return self._specs[picking.overrides]
+
+    @cached_property
+    def _specs(self) -> dict[tuple[int, ...], WeightSpec]:
+        """The spec that some overrides make: a plan of few lines is asked for that of many thousand weights."""
+        return {}
+
+    def _overridden(self, overrides: Sequence[int]) -> WeightSpec:
         changes: dict[str, Any] = {}
-        for index in picking.overrides:
+        for index in overrides:
             changes.update(self.overrides[index].changes)
         spec = replace(self.default, **changes)
         own = FORMATS[spec.format]

@@ -3,7 +3,7 @@
 from rewriter.tensors.constant import constant
 from rewriter.tensors.joined import joined
 from rewriter.tensors.mapped import MappedTensor, drop_pages
-from rewriter.tensors.names import weight_name
+from rewriter.tensors.names import names_of, weight_name
 from rewriter.tensors.stack import StackedCopy, interleaved, scaled, stacked
 from rewriter.tensors.view import Array, ContiguousCopy, RowsTensor, View, ViewTensor, same_elements
 
@@ -19,6 +19,7 @@ __all__ = [
     "drop_pages",
     "interleaved",
     "joined",
+    "names_of",
     "same_elements",
     "scaled",
     "stacked",

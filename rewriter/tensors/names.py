@@ -16,15 +16,20 @@ def weight_name(view: View) -> str:
     ``w`` for all of a constant, however it is turned; ``w__slice_3`` for one matrix of a stack;
     ``w__rows_0_63`` for some rows (both ends included); ``{gate,up}.weight`` for two constants in one.
     """
+    return names_of(view)[0]
+
+
+def names_of(view: View) -> tuple[str, tuple[str, ...]]:
+    """Returns the name of a view, and those of the constants that it shows a part of."""
     boxes: dict[str, tuple[tuple[int, ...], list[int], list[int]]] = {}
     for leaf in view.leaves:
-        shape = tuple(int(d) for d in leaf.source.shape.numpy())
+        shape = tuple(leaf.source.shape.numpy())
         low, high = (_position(at, shape) for at in leaf.span)
         if leaf.name in boxes:
             _, lowest, highest = boxes[leaf.name]
             low, high = list(map(min, low, lowest)), list(map(max, high, highest))
         boxes[leaf.name] = (shape, low, high)
-    return braced([name + _part(*box) for name, box in boxes.items()])
+    return braced([name + _part(*box) for name, box in boxes.items()]), tuple(boxes)
 
 
 def braced(names: Sequence[str]) -> str:
@@ -53,8 +58,8 @@ def _position(at: int, shape: tuple[int, ...]) -> list[int]:
     found: list[int] = []
     for extent in reversed(shape):
         at, index = divmod(at, extent or 1)
-        found.insert(0, index)
-    return found
+        found.append(index)
+    return found[::-1]
 
 
 def _part(shape: tuple[int, ...], low: Sequence[int], high: Sequence[int]) -> str:

@@ -189,11 +189,6 @@ class View:
         return tuple(leaf for view in self.source.shown(*self.source_rows) for leaf in view.leaves) or (self,)
 
     @property
-    def stored(self) -> tuple[str, ...]:
-        """Names of the constants that it shows a part of."""
-        return tuple(dict.fromkeys(leaf.name for leaf in self.leaves))
-
-    @property
     def label(self) -> str:
         """The canonical name: ``<stack>__slice_<e>`` for one expert of a stack, ``__T`` where it is transposed."""
         outer = tuple(int(d) for d in self.source.shape.numpy())
