@@ -31,16 +31,8 @@ def walk(start: Iterable[T], step: Callable[[T], Iterable[T]], *, limit: int | N
     Raises:
         GaveUp: there are more than ``limit``.
     """
-    seen: set[T] = set()
-    pending: deque[T] = deque()
-
-    def add(places: Iterable[T]) -> None:
-        for place in places:
-            if place not in seen:
-                seen.add(place)
-                pending.append(place)
-
-    add(start)
+    pending: deque[T] = deque(dict.fromkeys(start))
+    seen: set[T] = set(pending)
     count = 0
     while pending:
         place = pending.popleft()
@@ -51,7 +43,10 @@ def walk(start: Iterable[T], step: Callable[[T], Iterable[T]], *, limit: int | N
             )
         count += 1
         yield place
-        add(step(place))
+        for other in step(place):
+            if other not in seen:
+                seen.add(other)
+                pending.append(other)
 
 
 def producers(value: ir.Value | None) -> list[ir.Value]:
