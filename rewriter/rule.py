@@ -119,10 +119,12 @@ class Rule(RewriteRuleClassBase):
 
     Attributes:
         recognisers: what must have been stated, beside what is constant, before this rule is tried.
+        explains: whether it never fires, and only says why others did not: asked where nothing fires any more.
         run: facts, target and quantizer of the present run.
     """
 
     recognisers: ClassVar[Iterable[Transfer]] = ()
+    explains: ClassVar[bool] = False
     run: Run
 
     def may_begin(self, node: ir.Node) -> bool:

@@ -243,6 +243,7 @@ class Unfused(AtOperator):
     """Says at one operator why experts stay apart, where none completes a block."""
 
     recognisers: ClassVar[Iterable[Transfer]] = experts.RECOGNISERS
+    explains: ClassVar[bool] = True
 
     def __init__(self, op_type: str, begins: Callable[[Run, ir.Node], bool], decline: Decline) -> None:
         super().__init__("fuse-experts", op_type, remove_nodes=False)  # one output of several is enough to match

@@ -109,6 +109,23 @@ def test_a_rule_that_has_something_to_say_where_it_may_not_begin_is_found_by_tes
         rewriter.apply(parse(RELUS), [AtMiddle(rewrite=rewrite)], overrides=NO_PROOF)
 
 
+class Explains(AtMiddle):
+    explains = True
+
+
+def test_a_rule_that_explains_is_asked_where_nothing_fires_any_more():
+    def at_middle(op, x, y):
+        if y.producer().name != "middle":
+            raise Declined("it is elsewhere", x)
+        return op.Abs(x)
+
+    why = Explains(lambda node: True, declining)
+    result = rewriter.apply(parse(RELUS), [why, Returns(at_middle)], overrides=NO_PROOF)
+    assert result.report.sweeps["rules"] == 2 and why.asked == ["first", "last"]
+    told = [(decline.node, decline.reason) for decline in result.report.declines]
+    assert told == [(node, reason) for node in ("first", "last") for reason in ("it is none", "it is elsewhere")]
+
+
 def test_a_look_that_fails_is_the_rules_fault():
     with pytest.raises(RuleError, match=r"at-middle.*first.*ZeroDivisionError"):
         rewriter.apply(parse(RELUS), [AtMiddle(lambda node: 1 // 0)], overrides=NO_PROOF)

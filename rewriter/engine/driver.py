@@ -70,6 +70,7 @@ class _Candidate:
     name: str
     rule: RewriteRule
     may_begin: Callable[[ir.Node], bool]
+    explains: bool
 
 
 class Engine:
@@ -155,8 +156,8 @@ class Engine:
                 if isinstance(own, Rule):
                     own.run = self._run
                     recognisers |= dict.fromkeys(own.recognisers)
-                may_begin = own.may_begin if isinstance(own, Rule) else _anywhere
-                candidate = _Candidate(bound.name, compiled(own), may_begin)
+                may_begin, explains = (own.may_begin, own.explains) if isinstance(own, Rule) else (_anywhere, False)
+                candidate = _Candidate(bound.name, compiled(own), may_begin, explains)
                 if wrong := wrong_arity(candidate.rule):
                     raise RuleSetError(f"rule {bound.name} can never fire: {wrong}")
                 key = root_operator(candidate.rule)
@@ -167,25 +168,29 @@ class Engine:
         self, phase: Phase, sweep: int, table: dict[OpKey, list[_Candidate]], everywhere: Sequence[_Candidate]
     ) -> tuple[list[tuple[str, str]], list[Decline]]:
         fired: list[tuple[str, str]] = []
-        declines: list[Decline] = []
+        declines: list[tuple[int, int, Decline]] = []
         tracer = DeclineTracer()
         nodes = list(all_nodes(self._run.model)) if everywhere else self._committer.listed.of(table)
-        for node in nodes:
-            if node.graph is None:
-                continue
-            for candidate in (*table.get((node.domain, node.op_type), ()), *everywhere):
-                rewrite = self._match(candidate, node, tracer, nodes)
-                if rewrite is not None and self._commit(rewrite, phase.name, sweep, tracer):
-                    fired.append((candidate.name, rewrite.where))
-                    break
-                if tracer.failed:
-                    failed = tracer.record(candidate.name, phase.name, node)
-                    self._failed.setdefault((failed.rule, failed.node), failed)
-                elif tracer.reason:
-                    declines.append(tracer.record(candidate.name, phase.name, node))
-                if self._watch is not None:
-                    self._watch.attempted(phase.name, candidate.name, node, tracer)
-        return fired, declines
+        kinds = {candidate.explains for candidates in (*table.values(), everywhere) for candidate in candidates}
+        for explains in sorted(kinds):
+            for place, node in enumerate(() if fired else nodes):
+                if node.graph is None:
+                    continue
+                for order, candidate in enumerate((*table.get((node.domain, node.op_type), ()), *everywhere)):
+                    if candidate.explains is not explains:
+                        continue
+                    rewrite = self._match(candidate, node, tracer, nodes)
+                    if rewrite is not None and self._commit(rewrite, phase.name, sweep, tracer):
+                        fired.append((candidate.name, rewrite.where))
+                        break
+                    if tracer.failed:
+                        failed = tracer.record(candidate.name, phase.name, node)
+                        self._failed.setdefault((failed.rule, failed.node), failed)
+                    elif tracer.reason:
+                        declines.append((place, order, tracer.record(candidate.name, phase.name, node)))
+                    if self._watch is not None:
+                        self._watch.attempted(phase.name, candidate.name, node, tracer)
+        return fired, [decline for *_, decline in sorted(declines, key=lambda told: told[:2])]
 
     def _later(self, candidate: _Candidate, root: ir.Node, nodes: Sequence[ir.Node]) -> Iterator[Rewrite]:
         """Yields what a rule would make of the nodes of a sweep behind one, from the last on."""
