@@ -96,7 +96,8 @@ def _shown(view: View, moves: Moves, node: ir.Node) -> View:
             case Insert(axes):
                 view = view.reshape(inserted(view.shape, axes, 1))
             case Drop(axes):
-                view = view.reshape([d for i, d in enumerate(view.shape) if i not in axes])
+                for axis in reversed(axes):
+                    view = view.index(axis, 0)
             case Regroup(sizes):
                 view = view.reshape([size.factor for size in sizes])
             case Select():

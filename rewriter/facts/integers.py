@@ -46,7 +46,7 @@ def integers_of(facts: Facts, value: ir.Value | None) -> Integers | None:
     if told is not None and told.integers is not None:
         return told.integers
     view = facts.get(value, View)
-    return None if view is None or not _is_operand(view) else Integers(tuple(map(Size, view.integers)), view.rank == 0)
+    return None if view is None or not _is_operand(view) else Integers(tuple(map(Size.of, view.integers)), view.rank == 0)
 
 
 def _is_operand(view: View) -> bool:
@@ -65,13 +65,15 @@ def static(
         attribute: what the operand is in older opsets.
         default: what it is where it is absent.
     """
-    if attribute and attribute in node.attributes:
+    if attribute and attribute in node.attributes.data:
         return integers_attribute(node, attribute, ())
-    if position >= len(node.inputs) or node.inputs[position] is None:
+    inputs = node.inputs
+    given = inputs[position] if position < len(inputs) else None
+    if given is None:
         return None if default is None else list(default)
-    view = facts.get(node.inputs[position], View)
+    view = facts.get(given, View)
     if view is not None and _is_operand(view):
         return list(view.integers)
-    known = integers_of(facts, node.inputs[position])
+    known = integers_of(facts, given)
     values = [size.constant for size in known.sizes] if known is not None else [None]
     return None if None in values else [v for v in values if v is not None]

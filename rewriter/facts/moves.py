@@ -112,7 +112,7 @@ def read(facts: Facts, node: ir.Node, dims: Sequence[Size]) -> Mapping[ir.Value,
     if reader is None or node.domain:
         return {}
     found = reader(facts, node, tuple(dims))
-    return found if isinstance(found, Mapping) else {node.outputs[0]: found}
+    return {node.outputs[0]: found} if isinstance(found, tuple) else found
 
 
 def moved(dims: Dims, moves: Moves) -> Dims:
@@ -122,9 +122,9 @@ def moved(dims: Dims, moves: Moves) -> Dims:
             case Permute(order):
                 dims = tuple(dims[p] for p in order)
             case Cut(axis, _, count, _):
-                dims = (*dims[:axis], Size(count), *dims[axis + 1 :])
+                dims = (*dims[:axis], Size.of(count), *dims[axis + 1 :])
             case Select(axis, positions):
-                dims = (*dims[:axis], Size(len(positions)), *dims[axis + 1 :])
+                dims = (*dims[:axis], Size.of(len(positions)), *dims[axis + 1 :])
             case Take(axis, _):
                 dims = (*dims[:axis], *dims[axis + 1 :])
             case Insert(axes):

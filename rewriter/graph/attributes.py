@@ -44,7 +44,7 @@ def cast_type(node: ir.Node) -> ir.DataType | None:
 
 def _attribute(node: ir.Node, name: str) -> ir.Attr | None:
     """Returns the attribute, or declines: a function's caller sets it."""
-    attribute = node.attributes.get(name)
+    attribute = node.attributes.data.get(name)
     if attribute is not None and attribute.is_ref():
         raise Declined(f"{name} is set by the caller of a function", node, remedy=INLINE)
     return attribute

@@ -89,19 +89,19 @@ def integer(node: ir.Node, name: str, default: int) -> int:
     Raises:
         TypeError: it is of another type.
     """
-    attribute = node.attributes.get(name)
+    attribute = node.attributes.data.get(name)
     return default if attribute is None or attribute.is_ref() else attribute.as_int()
 
 
 def number(node: ir.Node, name: str, default: float) -> float:
     """Returns a float attribute; the default where it is absent, or given by a function's caller."""
-    attribute = node.attributes.get(name)
+    attribute = node.attributes.data.get(name)
     return default if attribute is None or attribute.is_ref() else attribute.as_float()
 
 
 def text(node: ir.Node, name: str, default: str) -> str:
     """Returns a text attribute; the default where it is absent, or given by a function's caller."""
-    attribute = node.attributes.get(name)
+    attribute = node.attributes.data.get(name)
     return default if attribute is None or attribute.is_ref() else attribute.as_string()
 
 
