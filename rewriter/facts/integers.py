@@ -46,7 +46,9 @@ def integers_of(facts: Facts, value: ir.Value | None) -> Integers | None:
     if told is not None and told.integers is not None:
         return told.integers
     view = facts.get(value, View)
-    return None if view is None or not _is_operand(view) else Integers(tuple(map(Size.of, view.integers)), view.rank == 0)
+    return (
+        None if view is None or not _is_operand(view) else Integers(tuple(map(Size.of, view.integers)), view.rank == 0)
+    )
 
 
 def _is_operand(view: View) -> bool:

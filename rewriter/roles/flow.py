@@ -76,7 +76,9 @@ class Flow:
         if value is None:
             return None
         fact = self.facts.get(value)
-        if fact is None and value not in self.facts and value.producer() is None:
+        if fact is None:
+            if value in self.facts or value.producer() is not None:
+                return None
             fact = self.facts[value] = self._leaf(value)
         if isinstance(fact, Linear) and fact.source.router:
             return Route(fact.source, None, dense=True)
@@ -97,7 +99,7 @@ class Flow:
         if op_type == "Constant":
             outputs: Outputs = weights.stored(self._known, node.outputs[0]) if node.outputs else None
         else:
-            outputs = self._apply(node, op_type, [self.read(value) for value in node.inputs])
+            outputs = self._apply(node, op_type, list(map(self.read, node.inputs)))
         if isinstance(outputs, list):
             self.facts.update(zip(node.outputs, outputs, strict=False))
         else:
@@ -107,9 +109,10 @@ class Flow:
     def _apply(self, node: ir.Node, op_type: str, facts: list[Fact]) -> Outputs:
         if op_type in operators.SHAPE or not facts:
             return None
-        known = [fact for fact in facts if isinstance(fact, Constant)]
-        if len(known) == len(node.inputs) - node.inputs.count(None) and op_type not in _FOLLOWED:
-            return weights.computed(known, node) if known else None
+        if op_type not in _FOLLOWED:
+            known = [fact for fact in facts if isinstance(fact, Constant)]
+            if len(known) == len(node.inputs) - node.inputs.count(None):
+                return weights.computed(known, node) if known else None
         handler = _HANDLERS.get(op_type)
         return handler(self, node, facts) if handler is not None else self._rules.opaque(facts)
 

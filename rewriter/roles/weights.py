@@ -51,7 +51,7 @@ def parts(facts: Facts, node: ir.Node, constant: Constant) -> list[Constant]:
     """Returns what an operator that moves elements, or picks some, makes of a constant, for each output."""
     views = [facts.get(output, View) for output in node.outputs]
     if (constant.rank < 3 or constant.expert is not None) and None not in views:  # no more is to be learned from moves
-        return [constant._replace(shape=view.shape, rank=view.rank) for view in views if view is not None]
+        return [Constant(constant.root, view.shape, view.rank, *constant[3:]) for view in views if view is not None]
     dims = tuple(map(Size.of, constant.shape or [_FAR] * constant.rank))
     moves = _moves(facts, node, dims)
     return [_part(constant, dims, moves.get(output), output) for output in node.outputs]
@@ -85,7 +85,7 @@ def _part(constant: Constant, dims: Dims, moves: Moves | Parts | None, output: i
     expert = constant.expert
     if expert is None and constant.rank >= 3:
         expert = _position(moves, axis=0)
-    return constant._replace(shape=shape, rank=len(sizes), expert=expert)
+    return Constant(constant.root, shape, len(sizes), expert, constant.gathers, constant.route)
 
 
 def _position(moves: Moves | Parts | None, axis: int | None = None) -> int | None:
