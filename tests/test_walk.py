@@ -46,8 +46,10 @@ def test_steps_along_a_graph():
 
 ROOT = Path(__file__).parent.parent
 OWN = {
+    "rewriter/engine/commit.py": "a node is tried once more for each reader that went: it may be dead then",
     "rewriter/facts/facts.py": "a fixpoint: a node is visited again when what is known of its inputs changed",
     "rewriter/facts/shapes.py": "a value's extents come after those that they follow from, whatever asked first",
+    "rewriter/graph/walk.py": "the walk that the others are written with",
     "rewriter/parity/subgraph.py": "puts nodes in order: one is listed after all that it reads",
     "rules/blocks/axes.py": "indices taken off one end of a dimension until they make up an extent, no graph",
     "rules/blocks/mixing.py": "leaves of a tree from left to right, no graph",
