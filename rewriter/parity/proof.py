@@ -116,9 +116,6 @@ class Sides:
         message = f"what is to take its place does not run: {found}"
         raise kind(self.rewrite.rule, self.rewrite.where, message) from found
 
-    def compared(self, expected: Outputs, actual: Outputs) -> list[Difference]:
-        return differences(self.rewrite, self.names, expected, actual)
-
 
 @dataclass
 class Verdict:
@@ -228,7 +225,7 @@ def _verdicts(sides: Sides, judges: Sequence[Runtime], seed: int, *, several: bo
                     refusals.setdefault(judge.name, own)
                     continue
                 given = other if how is FIRST else _undefined_alike(sides, own, other)
-                ran[how] = Verdict(feeds, (own, given), sides.compared(own, given))
+                ran[how] = Verdict(feeds, (own, given), differences(sides.rewrite, sides.names, own, given))
             if not ran.keys().isdisjoint((FIRST, *alike)):
                 return judge, list(ran.values())
     message = f"what it replaces cannot be run, so nothing can be proved: {'; '.join(map(str, refusals.values()))}"
@@ -264,7 +261,7 @@ def _excuse_rounding(sides: Sides, runtime: Runtime, verdicts: Sequence[Verdict]
         if isinstance(exact, TargetError):
             continue
         expected, actual = verdict.outputs
-        wide = sides.compared(exact, replaced)
+        wide = differences(sides.rewrite, sides.names, exact, replaced)
         outputs = [(sides.names[old], sides.names[new]) for old, new in sides.rewrite.outputs.items()]
         rounding = [relative(exact[old], expected[old])[0] for old, _ in outputs]
         own = [relative(exact[old], actual[new])[0] for old, new in outputs]
