@@ -13,7 +13,7 @@ from rewriter.quantize.compiling import compiled
 from rewriter.quantize.formats import FORMATS
 from rewriter.quantize.halves import Halves, widen
 from rewriter.quantize.kernels import Codes, Floats
-from rewriter.quantize.rows import floats_or_halves, frozen, over_rows, over_stored_rows
+from rewriter.quantize.rows import floats, floats_or_halves, frozen, over_rows, over_stored_rows
 from rewriter.quantize.types import FloatArray, QuantizedWeight
 
 
@@ -36,7 +36,7 @@ def relative_rms(weight: FloatArray, quantized: QuantizedWeight) -> float:
 
     def sums(first: int, chunk: Floats | Halves) -> tuple[float, float]:
         rows = slice(first, first + len(chunk))
-        scales = np.ascontiguousarray(quantized.scales[rows], np.float32)
+        scales = floats(quantized.scales[rows])
         zeros = middle if quantized.zero_points is None else np.ascontiguousarray(quantized.zero_points[rows])
         return squares(*floats_or_halves(chunk), np.ascontiguousarray(quantized.codes[rows]), scales, zeros, block)
 
@@ -85,9 +85,14 @@ def relative_output_rms(weight: FloatArray, quantized: QuantizedWeight, inputs: 
 
 
 def equal(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
-    """Whether two arrays of one size have the same bytes."""
-    a, b = (frozen(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for array in (one, other))
-    return bool(equal_bytes(a, b))
+    """Whether two arrays have the same type, shape and bytes."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return bool(equal_bytes(_bytes(one), _bytes(other)))
+
+
+def _bytes(array: npt.NDArray[Any]) -> Codes:
+    return frozen(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 @compiled(inline=False)

@@ -25,8 +25,12 @@ from rewriter.quantize.types import (
     largest,
 )
 from rewriter.tensors import View, drop_pages
+from rewriter.tensors.strides import row_major
 
 _LARGEST_HALF = 65504
+
+_COPIED = 1 << 23
+"""Bytes of a weight that is copied where its rows lie apart; a larger one is read in chunks."""
 
 Arrays = Sequence[npt.NDArray[Any]]
 
@@ -271,6 +275,8 @@ def packed_arrays(job: QuantizationJob, stored: StoredWeight) -> Arrays:
         QuantizationError: the weight cannot be quantized, or its bytes do not read back.
     """
     weight = None if job._kept else job.weight.numpy()  # once: a stack may have to be put together
+    if weight is not None and weight.nbytes <= _COPIED:
+        weight = row_major(weight)  # to be quantized and to be measured, columns would be read twice
     quantized = job.quantize(weight)
     arrays = stored.pack(quantized)
     if not same(stored.unpack(arrays), quantized):

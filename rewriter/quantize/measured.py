@@ -28,12 +28,16 @@ class Measured:
 
 def same(one: QuantizedWeight, other: QuantizedWeight) -> bool:
     """Whether two quantized weights are made of the same bits."""
-    if (one.shape, one.scales.dtype, one.global_scale) != (other.shape, other.scales.dtype, other.global_scale):
-        return False
-    pairs = [(one.codes, other.codes), (one.scales, other.scales)]
-    if one.zero_points is not None and other.zero_points is not None:
-        pairs.append((one.zero_points, other.zero_points))
-    return all(a.shape == b.shape and error.equal(a, b) for a, b in pairs)
+
+    def kind(weight: QuantizedWeight) -> tuple[object, ...]:
+        return weight.bits, weight.block_size, weight.format, weight.global_scale, weight.zero_points is None
+
+    return (
+        kind(one) == kind(other)
+        and error.equal(one.codes, other.codes)
+        and error.equal(one.scales, other.scales)
+        and (one.zero_points is None or other.zero_points is None or error.equal(one.zero_points, other.zero_points))
+    )
 
 
 def measure(

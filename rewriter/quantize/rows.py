@@ -55,7 +55,8 @@ def over_rows(weight: FloatArray, task: Callable[[int, Floats], Result], rows: i
     Returns:
         The tasks' results, in row order.
     """
-    return _over(weight, lambda first, part: task(first, _read(part)), rows or max(1, CHUNK // max(weight.shape[1], 1)))
+    step = rows or max(1, CHUNK // max(weight.shape[1], 1))
+    return _over(weight, lambda first, part: task(first, floats(part)), step)
 
 
 def over_stored_rows(
@@ -70,7 +71,7 @@ def over_stored_rows(
     """
     step = max(rows or 1, CHUNK // max(weight.shape[1], 1))
     if weight.dtype != np.float16 or not weight.flags.c_contiguous:
-        return _over(weight, lambda first, part: task(first, _read(part)), step)
+        return _over(weight, lambda first, part: task(first, floats(part)), step)
     step = step if weight.size >= SHARED else max(1, len(weight))
     return _over(weight, lambda first, part: task(first, _bits(part)), step)
 
@@ -239,11 +240,14 @@ def checked_importance(weight: FloatArray, context: WeightContext) -> Floats | N
     return np.asarray(importance / largest, np.float32)
 
 
-def _read(rows: FloatArray) -> Floats:
+def floats(rows: FloatArray) -> Floats:
+    """Returns rows [N, K] in float32, C-contiguous and read-only."""
     if rows.dtype == np.float32 and rows.flags.c_contiguous:
-        chunk = rows.view()
+        return frozen(rows.view())
+    chunk = np.empty(rows.shape, np.float32)
+    if rows.dtype == np.float16 and rows.flags.c_contiguous:
+        widen_rows(_bits(rows).reshape(1, -1), chunk.reshape(1, -1), 0)
     else:
-        chunk = np.empty(rows.shape, np.float32)
         tile = TILE if rows.strides[1] != rows.itemsize else rows.shape[1]
         for column in range(0, rows.shape[1], tile):
             part = rows[:, column : column + tile]

@@ -7,7 +7,6 @@ import math
 import mmap
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,31 +162,29 @@ def drop_pages(source: ir.TensorProtocol | View) -> None:
     Args:
         source: a tensor, or a view: only the bytes between its first and its last element are dropped.
     """
-    for tensor, start, stop in _extents(source):
-        if type(tensor) is MappedTensor:
-            tensor.drop(start, stop)
-        elif isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
-            origin = tensor.offset or 0
-            _drop(tensor.raw, origin + start, origin + stop)
-
-
-def _extents(source: ir.TensorProtocol | View) -> Iterator[tuple[ir.TensorProtocol, int, int]]:
-    """The stored tensors behind ``source``, each with the byte range of it that ``source`` reads."""
     if isinstance(source, View):
         if source.size and is_in_rows(source.source):
             for view in source.source.shown(*source.source_rows):
-                yield from _extents(view)
+                drop_pages(view)
         elif source.size:
             low, high = source.span
             bits = source.source.dtype.bitwidth
-            yield source.source, low * bits // 8, -(-(high + 1) * bits // 8)
+            _drop_part(source.source, low * bits // 8, -(-(high + 1) * bits // 8))
     elif isinstance(source, ViewTensor):
-        yield from _extents(source.view)
+        drop_pages(source.view)
     elif is_in_rows(source):
         for view in source.shown(0, int(source.shape.numpy()[0])):
-            yield from _extents(view)
+            drop_pages(view)
     else:
-        yield source, 0, source.nbytes
+        _drop_part(source, 0, source.nbytes)
+
+
+def _drop_part(tensor: ir.TensorProtocol, start: int, stop: int) -> None:
+    if type(tensor) is MappedTensor:
+        tensor.drop(start, stop)
+    elif isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
+        origin = tensor.offset or 0
+        _drop(tensor.raw, origin + start, origin + stop)
 
 
 def _drop(mapped: mmap.mmap, start: int, stop: int) -> None:

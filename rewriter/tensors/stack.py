@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
@@ -58,7 +59,8 @@ class StackedCopy(RowsTensor):
 
     def shown_by(self, view: View) -> View | None:
         """Returns what a view of one of the views shows of it."""
-        return part_of(self.sources, self._axis, view)
+        in_turn = view.size > math.prod(self.sources[0].shape[self._axis :]) and view.is_contiguous
+        return None if in_turn else part_of(self.sources, self._axis, view)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StackedCopy) and self._key == other._key

@@ -178,8 +178,13 @@ class View:
     @property
     def span(self) -> tuple[int, int]:
         """First and last position of the flattened source that the view shows."""
-        reach = [(d - 1) * s for d, s in zip(self.shape, self.strides, strict=True)]
-        return self.offset + sum(r for r in reach if r < 0), self.offset + sum(r for r in reach if r > 0)
+        low = high = self.offset
+        for extent, stride in zip(self.shape, self.strides, strict=True):
+            if stride < 0:
+                low += (extent - 1) * stride
+            else:
+                high += (extent - 1) * stride
+        return low, high
 
     @property
     def leaves(self) -> tuple[View, ...]:
