@@ -114,3 +114,40 @@ def test_opset_imports_are_merged_where_the_node_goes(where):
     for function in result.model.functions.values():
         assert function.opset_imports["com.microsoft"] == 1
     run(result.model, {"x": X})
+
+
+class Branch(RewriteRuleClassBase):
+    """Relu(x) -> an If, both branches of which read x."""
+
+    def pattern(self, op, x):
+        return op.Relu(x)
+
+    def rewrite(self, op, x):
+        def branch(name):
+            node = ir.node("Neg", [x], name=f"{name}_neg")
+            node.outputs[0].name = f"{name}_out"
+            return ir.Graph([], node.outputs, nodes=[node], opset_imports={"": 21}, name=name)
+
+        yes = op.initializer(ir.tensor(np.array(True), name="yes"))
+        return op.If(yes, then_branch=branch("t"), else_branch=branch("e"))
+
+
+BRANCHING = "g (float[2,3] x, float[2,3] z) => (float[2,3] y) { a = Abs (x) b = Relu (a) y = Add (b, z) }"
+
+
+def test_bodies_that_a_rule_made_are_rewritten():
+    result = rewriter.apply(parse(BRANCHING), [Branch(), Swap("Neg", "Exp")], overrides=NO_PROOF)
+    assert result.report.applied == {"branch": 1, "neg-to-exp": 2}
+    assert histogram(result.model) == {"Abs": 1, "If": 1, "Exp": 2, "Add": 1}
+
+
+def test_bodies_that_a_rule_made_go_with_all_that_only_they_read():
+    class Last(RewriteRuleClassBase):
+        def pattern(self, op, c, z):
+            return op.Add(op.If(c), z)
+
+        def rewrite(self, op, c, z):
+            return op.Identity(z)
+
+    result = rewriter.apply(parse(BRANCHING), [Branch(), Last()], overrides=NO_PROOF)
+    assert histogram(result.model) == {"Identity": 1}

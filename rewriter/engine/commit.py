@@ -34,16 +34,12 @@ class Committer:
         self._roots: dict[ir.Graph, Container] = {}
         self._released: dict[ir.Value, None] = {}
         self._stored: set[int] = set()
+        self._nested = False
+        """Whether a node may hold a body."""
         self.listed = ListedNodes(model)
         for root in bodies(model):
-            self._survey(root)
-        for node in self.listed.walk():
-            self._values.update([v.name for v in node.outputs if v.name])
-            if node.name:
-                self._node_names.add(node.name)
-            for attribute in node.attributes.data.values():
-                if attribute.type == ir.AttributeType.TENSOR:
-                    self._stored.add(id(attribute.value))
+            self._survey(root, self._body(root))
+        self._know(list(self.listed.walk()))
 
     def commit(self, rewrite: Rewrite) -> Change:
         """Applies the rewrite.
@@ -53,6 +49,10 @@ class Committer:
         """
         root = self._roots[rewrite.graph]
         self._check(rewrite, root)
+        inner = [graph for node in rewrite.nodes for graph in subgraphs(node)]
+        for graph in inner:
+            self._survey(root, graph)
+            self._know(list(nodes_of(graph)))
         for container in (root, self._model.graph):
             for domain, version in rewrite.opsets.items():
                 container.opset_imports.setdefault(domain, version)
@@ -74,7 +74,7 @@ class Committer:
         change = Change(self._remove_dead(rewrite.matched), [*constants, *nodes], list(outputs.values()))
         if unordered:
             rewrite.graph.sort()
-        if unordered or any(subgraphs(node) for node in nodes):
+        if unordered or inner:
             self.listed.forget()
         self.listed.follow(change.removed, change.added)
         return change
@@ -83,9 +83,11 @@ class Committer:
         """Returns the opset imports that hold in ``graph``: a subgraph has none of its own."""
         return self._roots[graph].opset_imports
 
-    def _survey(self, root: Container) -> None:
-        for graph in (self._body(root), *root.subgraphs()):
+    def _survey(self, root: Container, body: ir.Graph) -> None:
+        """Takes note of a body of the root and of all that stand within it."""
+        for graph in (body, *body.subgraphs()):
             self._roots[graph] = root
+            self._nested |= graph is not self._body(root)
             self._values.update(v.name for v in graph.inputs if v.name)
             self._values.update(graph.initializers)
             for value in graph.initializers.values() if graph is root else ():
@@ -94,6 +96,13 @@ class Committer:
                     key = tensor.key if isinstance(tensor, ViewTensor) else ("view", tensor)
                     self._constants.setdefault((root, key), value)
             self._stored.update(id(value.const_value) for value in graph.initializers.values())
+
+    def _know(self, nodes: Sequence[ir.Node]) -> None:
+        """Takes note of what is named, and of tensors that have a name."""
+        self._values.update({name for node in nodes for value in node.outputs if (name := value.name)})
+        self._node_names.update({name for node in nodes if (name := node.name)})
+        held = (a for node in nodes for a in node.attributes.data.values() if a.type == ir.AttributeType.TENSOR)
+        self._stored.update([id(attribute.value) for attribute in held])
 
     def _check(self, rewrite: Rewrite, root: Container) -> None:
         for domain, version in rewrite.opsets.items():
@@ -214,7 +223,7 @@ class Committer:
                 continue
             removed[node] = None
             sources = unhook(node)
-            for graph in subgraphs(node):
+            for graph in subgraphs(node) if self._nested else ():
                 self.listed.forget()
                 for inner in nodes_of(graph):
                     sources += unhook(inner)

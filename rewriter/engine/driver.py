@@ -41,6 +41,9 @@ Prover = Callable[[Rewrite, ModelRun], Proof | None]
 
 _TOLD_EVERY = 256
 
+_PLAIN = Replacement({}, ())
+"""What a rule says that returns new values alone."""
+
 _TRIED = 64
 """Nodes at which a rule is tried beforehand, to find the last that it fires on."""
 
@@ -239,21 +242,22 @@ class Engine:
                 tracer.decline(match.reason, match.failure_nodes_and_values)
                 return None
             returned = built.new_outputs[0] if len(built.new_outputs) == 1 else None
-            block = returned if isinstance(returned, Replacement) else Replacement(replaced_outputs(built), ())
+            block = returned if isinstance(returned, Replacement) else _PLAIN
+            outputs = replaced_outputs(built) if block is _PLAIN else block.outputs
         except RewriterError:
             raise
         except Exception as error:
             raise _broken(candidate, node, error) from error
         imports = self._committer.imports(graph)
         opsets = {d: imports.get(d, 1) if version is None else version for d, version in built.used_opsets}
-        producers = (n for out in block.outputs if (n := out.producer()) is not None)
+        producers = [n for out in outputs if (n := out.producer()) is not None]
         matched = tuple(dict.fromkeys([*match.nodes, *producers, *block.covers]))
         return Rewrite(
             rule=candidate.name,
             graph=graph,
             root=node,
             matched=matched,
-            outputs=block.outputs,
+            outputs=outputs,
             nodes=built.new_nodes,
             initializers=built.new_initializers,
             opsets=opsets,
@@ -271,7 +275,7 @@ class Engine:
             jobs = rewrite.jobs
             with quantized_once(jobs) if jobs else contextlib.nullcontext():
                 proof = self._prove(rewrite, self._run)
-            replaced = tuple(n.op_type for n in rewrite.matched)
+            replaced = tuple([n.op_type for n in rewrite.matched])
             proved = _forms(rewrite)
             change = self._committer.commit(rewrite)
             if _forms(rewrite) != proved:
@@ -292,9 +296,9 @@ class Engine:
         self._run.follow(rewrite.root, change, rewrite.roles)
         if proof is not None:
             self._proofs.setdefault(proof, len(self._proofs))
-        by = tuple(n.op_type for n in change.added)
+        by = tuple([n.op_type for n in change.added])
         index = None if proof is None else self._proofs[proof]
-        removed = tuple(n.name for n in change.removed if n.name)
+        removed = tuple([name for n in change.removed if (name := n.name)])
         application = Application(rewrite.rule, phase, sweep, where, replaced, by, index, removed)
         self.outcome.applications.append(application)
         if len(self.outcome.applications) % _TOLD_EVERY == 0:

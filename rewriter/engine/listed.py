@@ -35,8 +35,9 @@ class ListedNodes:
 
     def follow(self, removed: Iterable[ir.Node], added: Iterable[ir.Node]) -> None:
         """Takes note of a commit that left the order of the others as it was."""
+        places = self._places
         for node in removed:
-            self._places[node.domain, node.op_type].pop(node, None)
+            places[node.domain, node.op_type].pop(node, None)
         if self._stale is not None:
             self._stale.update([(node.domain, node.op_type) for node in added])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -59,8 +60,9 @@ class Rewrite:
         """The weights that it quantizes, each once."""
         found: dict[object, QuantizationJob] = {}
         for value in self.initializers:
-            if isinstance(value.const_value, PartTensor):
-                found.update((job.key, job) for job in value.const_value.jobs)
+            tensor = value.const_value
+            if isinstance(tensor, PartTensor):
+                found.update((job.key, job) for job in tensor.jobs)
         return list(found.values())
 
     def discard(self) -> None:
@@ -70,8 +72,7 @@ class Rewrite:
                 node.replace_input_with(index, None)
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What a commit did.
 
     Attributes:

@@ -77,16 +77,18 @@ def binds(part: Part, node: ir.Node, names: dict[str, Any], bound: dict[Part, ir
     outputs = node.outputs
     if len(part.outputs) > len(outputs):
         return False
-    return all(
-        name is None or names.setdefault(name, value) is value
-        for name, value in zip(part.outputs, outputs, strict=False)
-    )
+    for name, value in zip(part.outputs, outputs, strict=False):
+        if name is not None and names.setdefault(name, value) is not value:
+            return False
+    return True
 
 
 def only_these_read(nodes: Collection[ir.Node], outputs: Sequence[ir.Value]) -> bool:
     """Whether nothing but these nodes reads what they make, apart from some outputs."""
     for node in nodes:
         for value in node.outputs:
-            if value not in outputs and (value.is_graph_output() or any(use.node not in nodes for use in value.uses())):
+            if value in outputs:
+                continue
+            if value.is_graph_output() or any(use.node not in nodes for use in value.uses()):
                 return False
     return True
