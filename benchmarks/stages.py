@@ -4,7 +4,8 @@
 
 Makes the model of benchmarks/streaming.py and rewrites it in a process of its own for each number of processors. The
 stages: import; load; match (facts, roles, rules, commits, validation, the report); prove, the quantizing of proofs
-included; quantize, the wall time being that during which at least one weight was in work; write, the rest of saving.
+included; quantize: weights are read, quantized, packed, read back and measured, the wall time being that during which
+at least one was in work; write, the rest of saving.
 Proofs run models in one more process, whose processor seconds are a line of their own. Last, what loading the model
 by onnx-ir and writing it again takes, and the sum of all stages to that.
 """
@@ -68,18 +69,18 @@ def measure(model: Path, rules: str, output: Path) -> dict[str, tuple[float, flo
     with importing.running(time.process_time):
         import rewriter
         from rewriter import io, ruleset
+        from rewriter.io import writes
         from rewriter.parity.local import LocalProver
         from rewriter.quantize import rows
-        from rewriter.quantize.job import QuantizationJob
 
     io.own_copy = loading.around(io.own_copy)
     prover = proving.around(LocalProver(ruleset.load(rules).parity))
     with applying.running(time.process_time):
         result = rewriter.apply(model, rules, prover=prover)
-    pool, quantize = rows._pool(), QuantizationJob.quantize
+    pool = rows._pool()
     plain_map = pool.map
     pool.map = lambda task, *items: plain_map(quantizing.around(task, time.thread_time), *items)
-    QuantizationJob.quantize = quantizing.around(quantize, time.thread_time)
+    writes.packed_arrays = quantizing.around(writes.packed_arrays, time.thread_time)
     with saving.running(time.process_time):
         result.save(output)
     with applying.running(time.process_time):

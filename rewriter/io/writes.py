@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.graph.contents import Slot
+from rewriter.quantize import ALGORITHMS
 from rewriter.quantize.job import PartTensor, QuantizationJob, StoredWeight, packed_arrays
 from rewriter.quantize.measured import Measured
 from rewriter.tensors import drop_pages
@@ -23,6 +24,10 @@ from rewriter.tensors.digest import Digest, DigestingFile, digest_of, digest_of_
 
 STEP = 1 << 25
 """Weights that one core quantizes in one write: a stack of more is written in several, for all cores to have some."""
+
+
+SLOW_STEP = 1 << 20
+"""As ``STEP``, where it takes far longer: by what the weights saw, or by a quantizer of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,8 @@ def _writes(pairs: Sequence[tuple[ir.TensorProtocol, Range]]) -> Iterator[Write]
         yield Write((Piece(tensor, 0, tensor.nbytes),), (place,), TensorTask(tensor, place))
         return
     jobs = tensor.jobs if tensor.stacked else tensor.jobs[:1]  # others are equal to the first
-    some = max(1, STEP // jobs[0].weight.size)
+    is_quick = jobs[0].context.activations is None and jobs[0].quantizer in ALGORITHMS.values()
+    some = max(1, (STEP if is_quick else SLOW_STEP) // jobs[0].weight.size)
     for first in range(0, len(jobs), some):
         own = jobs[first : first + some]
         pieces, ranges = [], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,9 +14,13 @@ import pytest
 from io_models import content, external, files, lazy, linear
 from onnx import TensorProto, numpy_helper
 
+import rewriter
 from rewriter import io
 from rewriter.errors import ModelError, QuantizationError, UsageError
 from rewriter.graph.contents import stored_tensors, total_bytes
+from rewriter.io import writes
+from rewriter.quantize import ALGORITHMS, QuantizedWeight, Quantizer, WeightContext
+from rewriter.quantize.job import PartTensor
 from rewriter.tensors import MappedTensor
 
 
@@ -188,3 +193,19 @@ def test_more_than_two_gigabytes(tmp_path: Path) -> None:
     saved = io.load(io.save(model, tmp_path / "out", max_workers=1))
     assert saved.graph.initializers["l2"].const_value.numpy()[-1] == 1  # type: ignore[union-attr]
     assert time.monotonic() - started < 120
+
+
+def test_weights_that_may_take_long_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that all cores have some; quick ones of a stack are written together."""
+    monkeypatch.setattr(writes, "SLOW_STEP", 1)
+
+    def own(weight: Any, context: WeightContext) -> QuantizedWeight:
+        return ALGORITHMS["rtn"](weight, context)
+
+    def most(quantizer: Quantizer | None) -> int:
+        model = "tests/models/mobius/qwen3_moe_dense_experts_f32.onnx"
+        result = rewriter.apply(model, "rtn", quantizer=quantizer, overrides={"parity.local": "none"})
+        slots = [slot for slot in stored_tensors(result.model) if isinstance(slot.tensor, PartTensor)]
+        return max(len(write.jobs) for write in writes.plan(slots, lambda index, count: "w.data", None).writes)
+
+    assert (most(None), most(own)) == (4, 1)
