@@ -176,6 +176,7 @@ def prove(
     for verdict in verdicts:
         for difference in verdict.found:
             if not difference.holds:
+                _require_finite(sides.before)
                 raise ProofError(rewrite.rule, rewrite.where, f"{difference} ({judge.name})")
     if several:
         require_positive(rewrite, (*sides.before.fed, *sides.after.fed), judge, sides.facts, seed)
@@ -187,6 +188,13 @@ def prove(
     experts = None if sides.before.experts is None else len(sides.before.experts)
     why = "; ".join(reasons)
     return Proof(rewrite.rule, judge.name, worst.error, worst.tolerance, rewrite.where, because=why, experts=experts)
+
+
+def _require_finite(matched: Subgraph) -> None:
+    """Declines where a weight is not finite: what has no part in a token may be multiplied by 0, or left out."""
+    for value, tensor in matched.constants.items():
+        if tensor.dtype.is_floating_point() and not np.isfinite(tensor.numpy().astype(np.float32)).all():
+            raise Declined(f"weight '{value.name}' holds NaN or infinity, with which nothing can be proved", value)
 
 
 def _judges(sides: Sides, runtime: Runtime, reference: Runtime) -> tuple[list[Runtime], str]:

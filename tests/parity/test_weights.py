@@ -114,7 +114,7 @@ def test_fed_or_stored_a_proof_says_the_same(path, monkeypatch):
     assert said[0] == said[1]
 
 
-def experts_that_go_up_and_down_by_one_matrix():
+def experts_that_go_up_and_down_by_one_matrix(weight=None):
     steps = """
         scores = Softmax(logits)  weights, chosen = TopK(scores, two)"""
     for e in range(2):
@@ -129,7 +129,15 @@ def experts_that_go_up_and_down_by_one_matrix():
     > {{{steps}
         y = Add(part0, part1)
     }}"""
-    return ir.from_onnx_text(text, initializers=[ir.tensor(random(2, 64, 32), name="w")])
+    return ir.from_onnx_text(text, initializers=[ir.tensor(random(2, 64, 32) if weight is None else weight, name="w")])
+
+
+def test_a_weight_that_is_no_number_is_named_and_no_rule_is_blamed():
+    weight = random(2, 64, 32)
+    weight[1, 3, 5] = np.nan
+    report = rewriter.apply(experts_that_go_up_and_down_by_one_matrix(weight), ["fuse-experts"]).report
+    ((_, reason),) = report.declined
+    assert "holds NaN or infinity" in reason and not any(decline.failed for decline in report.declines)
 
 
 def test_one_matrix_that_is_read_both_ways_is_dequantized_as_each_projection_reads_it():
