@@ -86,6 +86,17 @@ def _divides_by_norm(rewrite: Rewrite) -> bool:
     return any(n.op_type.endswith("Normalization") or n.op_type in ("ReduceMean", "ReduceL2") for n in nodes)
 
 
+def lacks_rows(value: ir.Value, found: Array, fed: Iterable[ir.Value]) -> bool:
+    """Whether an array of nothing has another shape than its value declares, where all that is fed has no rows.
+
+    A Reshape to -1 has nothing to go by then, and says 1.
+    """
+    names = {dim.value for v in fed for dim in v.shape or () if isinstance(dim, ir.SymbolicDim)}
+    dims = () if value.shape is None else value.shape
+    rows = [isinstance(dim, ir.SymbolicDim) and dim.value is not None and dim.value in names for dim in dims]
+    return not found.size and any(size for size, none in zip(found.shape, rows, strict=False) if none)
+
+
 def _decide_alike(rewrite: Rewrite) -> bool:
     """Whether both sides say the same of equal logits and of infinite ones: kernels of MoE and QMoE do not.
 

@@ -16,7 +16,7 @@ from rewriter.errors import ProofError, RuntimeEndedError, TargetError, Unproved
 from rewriter.facts import Facts
 from rewriter.parity.claims import require_positive
 from rewriter.parity.difference import Difference, differences, relative
-from rewriter.parity.edges import Variation, variations
+from rewriter.parity.edges import Variation, lacks_rows, variations
 from rewriter.parity.float32 import HALVES, widened
 from rewriter.parity.judge import cannot_judge, cannot_run
 from rewriter.parity.runtime import TIMEOUT, ReferenceRuntime, Runtime, run_both
@@ -231,6 +231,10 @@ def _verdicts(sides: Sides, judges: Sequence[Runtime], seed: int, *, several: bo
             for how, feeds, (own, other) in zip(hows, drawn, found, strict=True):
                 if isinstance(own, TargetError):
                     refusals.setdefault(judge.name, own)
+                    continue
+                if how.rows == 0 and any(
+                    lacks_rows(old, own[sides.names[old]], sides.before.fed) for old in sides.rewrite.outputs
+                ):
                     continue
                 given = other if how is FIRST else _undefined_alike(sides, own, other)
                 ran[how] = Verdict(feeds, (own, given), differences(sides.rewrite, sides.names, own, given))

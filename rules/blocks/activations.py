@@ -49,6 +49,13 @@ def as_features(held: Content | None) -> Features | None:
     return None
 
 
+def is_plain_linear(held: Content | None) -> bool:
+    """Whether a content is one linear, of no expert among others, and nothing more: it may be tokens itself."""
+    features = as_features(held)
+    factor = features.factors[0] if features is not None and len(features.factors) == 1 else None
+    return factor is not None and not factor.steps and factor.linear.by == "one" and factor.linear.share is None
+
+
 def then(held: Content | None, step: Step) -> Features | None:
     """Returns the features after one more elementwise function; None where they are a product already."""
     features = as_features(held)

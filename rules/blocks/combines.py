@@ -331,7 +331,7 @@ def summed(located: Located, axis: int, node: ir.Node, *, keep: bool) -> Located
         assert value is not None
         return Located(Complete(Weighted(held.gate.share.mixing, plain, value, "expert", node)), left)
     if isinstance(held, Mixed) and only(located.axes[axis], "slot"):  # each pair of token and slot has one expert
-        return Located(held, left)
+        return Located(Mixed(held.mixing, (held,)), left)
     if isinstance(held, Mixed | Complete) and not located.axes[axis]:
         return Located(held, left)
     if isinstance(held, Weighted) and only(located.axes[axis], held.over):

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Family
 from rewriter.facts.size import Size
 from rewriter.graph.attributes import integer_attribute
-from rewriter.rules.blocks.activations import number_of
+from rewriter.rules.blocks.activations import is_plain_linear, number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Located, only, put, total, unify
 from rewriter.rules.blocks.contents import Output, Slot
 from rewriter.rules.blocks.mixing import Chosen, Stack
@@ -113,7 +113,9 @@ def taken(facts: Facts, data: ir.Value, index: Located | None, axis: int) -> Loc
         return by_choice or _sorted_choice(constant, index, axis)
     if axis:
         return None
-    located = facts.get(data, Located) or token_rows(facts, data)
+    located = facts.get(data, Located)
+    if located is None or is_plain_linear(located.content):
+        located = token_rows(facts, data)
     return None if located is None else gathered_rows(located, index)
 
 

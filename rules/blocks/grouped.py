@@ -25,7 +25,7 @@ from rewriter.rules.blocks.counted import group_of, require_whole_numbers
 from rewriter.rules.blocks.guards import FLOATS
 from rewriter.rules.blocks.joined import joined, router_of
 from rewriter.rules.blocks.laws import of_two
-from rewriter.rules.blocks.mixing import Chosen, Complete, Weighted
+from rewriter.rules.blocks.mixing import Chosen, Complete, Mixed, Weighted
 from rewriter.rules.blocks.rows import (
     Arange,
     Count,
@@ -270,6 +270,8 @@ def concatenate_rows(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.V
     if leading is None or not leading.rank:
         return None
     if not only(leading.axes[0], "group"):
+        if isinstance(leading.content, Mixed):
+            return _piled(facts, node, leading)
         return _outputs(facts, node, leading) if isinstance(leading.content, Output) else None
     if integer_attribute(node, "axis", 0) % leading.rank:
         return None
@@ -288,6 +290,17 @@ def concatenate_rows(facts: Facts, node: ir.Node, first: ir.Value, *others: ir.V
     pairs = facts.get(router.indices, Located)
     flat = () if pairs is None else tuple(atom for dim in pairs.axes for atom in dim)
     return Located(together, ((row(router, flat),), *leading.axes[1:]))
+
+
+def _piled(facts: Facts, node: ir.Node, leading: Located) -> Located | None:
+    """Weighted outputs along a new dimension, over which they are summed next, as over slots."""
+    parts = [facts.get(value, Located) for value in node.inputs]
+    held = [part.content for part in parts if part is not None and part.axes == leading.axes]
+    sums = [part for part in held if isinstance(part, Mixed)]
+    axis = integer_attribute(node, "axis", 0) % leading.rank
+    if leading.axes[axis] or len(sums) != len(parts) or any(part.mixing != sums[0].mixing for part in sums):
+        return None
+    return Located(Mixed(sums[0].mixing, tuple(sums)), put(leading.axes, axis, (Atom("slot", Size(len(sums))),)))
 
 
 def _outputs(facts: Facts, node: ir.Node, leading: Located) -> Located | None:

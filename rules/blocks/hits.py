@@ -18,7 +18,7 @@ from rewriter.facts import Facts, Family
 from rewriter.facts.integers import static
 from rewriter.facts.size import ONE, Integers, Size
 from rewriter.graph.attributes import integer_attribute
-from rewriter.rules.blocks.activations import number_of
+from rewriter.rules.blocks.activations import is_plain_linear, number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Dim, Located, Uniform, only, put, total, unify
 from rewriter.rules.blocks.contents import Router
 from rewriter.rules.blocks.laws import of_number, of_two
@@ -247,7 +247,7 @@ def gather(facts: Facts, node: ir.Node, data: ir.Value, index: ir.Value) -> Loca
     if located is None or facts.get(data, View) is not None:
         return None
     dims, held, where = located
-    rows = taken or token_rows(facts, data)
+    rows = token_rows(facts, data) if taken is None or is_plain_linear(taken.content) else taken
     if rows is None:
         return None
     if held.router.k == 1:

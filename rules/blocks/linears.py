@@ -20,7 +20,7 @@ from rewriter.graph.walk import GaveUp, producers, walk
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.operators.operator import DOMAIN
 from rewriter.rule import Declined
-from rewriter.rules.blocks.activations import as_features
+from rewriter.rules.blocks.activations import as_features, is_plain_linear
 from rewriter.rules.blocks.axes import Atom, Axes, Content, Located, feature, only, put, unify
 from rewriter.rules.blocks.biases import with_bias
 from rewriter.rules.blocks.classify import classify
@@ -73,8 +73,7 @@ def operand(facts: Facts, value: ir.Value, k: int | None = None) -> Located | No
 
 def _tokens_behind(facts: Facts, data: Located, read: ir.Value) -> Located:
     """What one expert's plain linear made, as the tokens of others: where it was before it was moved about."""
-    held = as_features(data.content)
-    if held is None or len(held.factors) != 1 or held.factors[0].steps or held.factors[0].linear.by != "one":
+    if not is_plain_linear(data.content):
         return data
     there = facts.get(read, Located)
 

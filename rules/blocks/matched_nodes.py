@@ -55,7 +55,7 @@ def matched_nodes_of(facts: Facts, block: Block, routing: Routing) -> MatchedNod
         going, _ = _reached(facts, block.out, {*stops, router.indices, *router.node.outputs})
     if not any(_is_read_outside(node, going, block.out) for node in going):
         return MatchedNodes(list(reached), (*going, *static))
-    nodes = _without_shared_shapes(facts, going, block.out)
+    nodes = _without_shared_shapes(facts, going, block)
     for node in nodes:
         for value in node.outputs:
             if value is block.out:
@@ -106,16 +106,19 @@ def _is_outline(facts: Facts, value: ir.Value) -> bool:
     return inside and all(use.node.op_type == "Shape" for use in value.uses())
 
 
-def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], out: ir.Value) -> dict[ir.Node, None]:
+def _without_shared_shapes(facts: Facts, reached: dict[ir.Node, None], block: Block) -> dict[ir.Node, None]:
     """The nodes without those that others read too and that cost nothing to keep: shapes, zeros, x by other names."""
     nodes = dict(reached)
 
     def spared(tried: Tried) -> list[Tried]:
         """Takes a node out that something outside reads; then what comes before it is read from outside too."""
         node, _ = tried
-        if node not in nodes or out in node.outputs or not all(_is_cheap(facts, value) for value in node.outputs):
+        if node not in nodes or block.out in node.outputs:
             return []
-        if not _is_read_outside(node, nodes, out):
+        flattened = node.op_type == "Reshape" and node.inputs[0] is block.x
+        if not flattened and not all(_is_cheap(facts, value) for value in node.outputs):
+            return []
+        if not _is_read_outside(node, nodes, block.out):
             return []
         del nodes[node]
         return [(producer, node) for v in node.inputs if v is not None and (producer := v.producer()) is not None]

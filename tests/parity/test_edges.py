@@ -10,7 +10,7 @@ from support import parse
 
 import rewriter
 from rewriter.parity import proof
-from rewriter.parity.edges import Variation, floats_at_edges
+from rewriter.parity.edges import Variation, floats_at_edges, lacks_rows
 
 
 def constant(op, array, name):
@@ -151,3 +151,10 @@ def test_rows_are_of_the_edge_and_of_others():
     scores = floats_at_edges(drawn.copy(), how, logits=True)
     assert not scores[:2].any() and np.isneginf(scores[2:, 0]).all() and np.array_equal(scores[2:, 1:], drawn[2:, 1:])
     assert floats_at_edges(drawn.copy(), Variation(4, -np.inf), logits=False).all()
+
+
+@pytest.mark.parametrize(("shape", "lacks"), [((0, 0, 4), False), ((0, 1, 4), True), ((1, 1, 4), False)])
+def test_an_array_of_nothing_may_break_the_shape_that_is_declared(shape, lacks):
+    x, y = (ir.val(name, ir.DataType.FLOAT, ["b", "s", 4]) for name in "xy")
+    assert lacks_rows(y, np.zeros(shape, np.float32), [x]) is lacks
+    assert not lacks_rows(ir.val("y", ir.DataType.FLOAT, ["n", "m", 4]), np.zeros(shape, np.float32), [x])

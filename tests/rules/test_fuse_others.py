@@ -347,3 +347,22 @@ CHOOSING = """
 def test_what_no_token_chooses_says_so():
     declines(block(SOFT, batch=[1, -1, H], last=[-1]), "every expert reads mixtures of all tokens, as in Soft MoE")
     declines(block(CHOOSING, last=[-1]), "the experts choose their tokens, and not each token its experts")
+
+
+FLATTENED = """
+    b = Reshape(x, rows) l = MatMul(b, r) v, i = TopK<axis=-1>(l, l2) w = Softmax<axis=-1>(v)
+    zs = Shape(l) z = ConstantOfShape(zs) p = ScatterElements<axis=-1>(z, i, w)
+    t = Tile(b, copies) x3 = Reshape(t, flat) h = MatMul(x3, u) a = Relu(h) o = MatMul(a, d)
+    xs = Shape(x) bs = Slice(xs, l0, l1) to = Concat<axis=0>(l3, bs, last, width) o4 = Reshape(o, to)
+    pt = Transpose<perm=[1, 0]>(p) ps = Concat<axis=0>(l3, bs, last) p3 = Reshape(pt, ps) p4 = Unsqueeze(p3, last)
+    m = Mul(o4, p4) y = ReduceSum<keepdims=0>(m, l0)"""
+"""All experts read rows that the router reads too; their sum has the shape of the tokens (GPT-OSS in transformers)."""
+
+
+def test_rows_that_the_router_reads_too():
+    """Without tokens the original says that there is one in a sequence: Reshape to -1 has nothing to go by."""
+    model = block(FLATTENED, last=[-1], width=[H], copies=[3, 1])
+    for value in (*model.graph.input, *model.graph.output):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, 1, ["B", "S", H]))
+    x = np.random.default_rng(1).standard_normal((4, 5, H)).astype(np.float32)
+    assert operators(exact(model, x=x))["MoE"] == 1

@@ -151,6 +151,13 @@ SPELLINGS |= {
 }  # fmt: skip
 
 
+SPELLINGS["weighted outputs side by side, summed"] = (
+    PLAIN.removesuffix(SUM).format(TERMS)
+    + "".join(f"z{e} = Unsqueeze(t{e}, l0) " for e in range(3))
+    + "z = Concat<axis=0>(z0, z1, z2) y = ReduceSum<keepdims=0>(z, l0)"
+)
+
+
 def spelled(text):
     held = {"last": [-1], "far": [2**63 - 1], "pairs": [-1, 2, H], "unit": np.ones(1, np.float32)}
     rng = np.random.default_rng(11)
@@ -185,6 +192,8 @@ def test_the_same_in_other_words(name):
         ("features cut in two, one half after the other", "Mul(b1_, s1_)", "Mul(v1_, s1_)"),
         ("a factor for each feature, and one for an expert", "Mul(e0_, scales)", "Add(e0_, x)"),
         ("weights squared", "Pow(s_, two)", "Pow(s_, three_)"),
+        ("weighted outputs side by side, summed", "ReduceSum<keepdims=0>(z, l0)", "ReduceMax<keepdims=0>(z, l0)"),
+        ("weighted outputs side by side, summed", "Concat<axis=0>(z0, z1, z2)", "Concat<axis=0>(z0, z1, z1)"),
         ("outputs by token and chosen", "Concat<axis=-1>(ac, ic)", "Concat<axis=-1>(ic, ac)"),
         ("outputs by chosen and token", "Range(n0, xt, n1)", "Range(n1, xt, n1)"),
         ("rows added by a scatter of elements", "Unsqueeze(t, l1)", "Unsqueeze(order, l1)"),

@@ -42,6 +42,12 @@ def test_what_lies_there_where_a_token_has_one_expert():
         assert kinds(f"{only} {body}") == [("group",), ()]
 
 
+def test_rows_of_a_linear_are_tokens_of_the_experts_behind():
+    latent = held(f"{HITS} h = MatMul (x, gate) y = Gather (h, t)")
+    assert isinstance(latent, Tokens) and latent.x.name == "h"
+    assert not isinstance(held(f"{HITS} h = MatMul (x, gate) a = Relu (h) y = Gather (a, t)"), Tokens)
+
+
 def test_flat_positions():
     flat = f"{HITS} q = Mul (t, two) n = Add (q, s)"
     assert [atom.kind for atom in held(f"{flat} y = Identity (n)").along] == ["token", "slot"]
