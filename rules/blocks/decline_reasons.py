@@ -86,6 +86,10 @@ def _of_unknown(facts: Facts, node: ir.Node) -> Declined:
         if around is not None and around.op_type != "If":
             reason = f"a {around.op_type} takes one expert at each turn, and no operator is told in turns"
         return Declined(named(reason), node, remedy=NO_LOOP)
+    given = next((v for v in node.inputs if v is not None and v.is_initializer() and v.is_graph_input()), None)
+    if given is not None:
+        why = facts.why_not(given)
+        return Declined(named(f"'{given.name}' is not constant: {why}"), node, remedy=getattr(why, "remedy", ""))
     if _is_row_of_table(facts, node):
         return Declined(named("each is a row of a table that is gathered when it runs, and no matrix"), node)
     weights = [_is_known(facts, value) for value in node.inputs if value is not None]

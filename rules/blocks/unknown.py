@@ -12,7 +12,7 @@ from rewriter.graph.declines import INLINE, Reason
 from rewriter.graph.walk import GaveUp, producers, walk
 from rewriter.operators.operator import DOMAIN
 from rewriter.rules.blocks.axes import Located
-from rewriter.rules.blocks.contents import Features, Output
+from rewriter.rules.blocks.contents import Features, Output, Tokens
 from rewriter.rules.blocks.mixing import Carried, Share, Weighted
 from rewriter.tensors import View
 
@@ -47,6 +47,8 @@ def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.N
             located = facts.get(at, Located)
             if located is None and producer.op_type in _NORMS:
                 return f"a norm ({producer.op_type}) is behind each expert, which no operator has", producer
+            if located is None and _adds_its_input(facts, producer):
+                return "each expert adds its input to its output, which no operator does", producer
             if located is not None and isinstance(located.content, Output):
                 read = located.content.gate.x.producer()
                 if read is not None and (found := _reason_of(facts, read)):
@@ -63,6 +65,16 @@ def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.N
         called = f"what a call of {unknown.domain}::{unknown.op_type} computes is not looked into"
         return Reason(called, INLINE), unknown
     return f"{unknown.op_type} does not belong to an expert as com.microsoft::MoE has it", unknown
+
+
+def _adds_its_input(facts: Facts, node: ir.Node) -> bool:
+    """Whether a node adds to the output of an expert what that expert reads."""
+    if node.op_type != "Add":
+        return False
+    held = [facts.get(v, Located) for v in node.inputs]
+    read = {located.content.gate.x for located in held if located is not None and isinstance(located.content, Output)}
+    tokens = {located.content.x for located in held if located is not None and isinstance(located.content, Tokens)}
+    return not read.isdisjoint((*tokens, *producers(node.outputs[0])))
 
 
 def is_number(facts: Facts, value: ir.Value) -> bool:

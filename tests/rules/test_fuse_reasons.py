@@ -133,6 +133,24 @@ def test_the_true_obstacle_is_named(text, reason):
     assert reason in found
 
 
+def test_an_expert_that_adds_its_input_to_its_output_says_so():
+    text = TOPK.format(k="l2") + "".join(expert(e) + f"b{e} = Add(o{e}, x) " for e in range(3))
+    model = block(text + "".join(weighed(e, f"b{e}") for e in range(3)) + "s = Add(t0, t1) y = Add(s, t2)", last=[-1])
+    ((_, reason),) = fuse(model).report.declined
+    assert "adds its input to its output" in reason
+
+
+def test_a_stack_that_a_caller_may_give_is_named_with_a_remedy():
+    text = "ug = Gather(u, i) x1 = Unsqueeze(x, l1) x2 = Unsqueeze(x1, l1) h = MatMul(x2, ug) a = Relu(h) "
+    text += "dd = Gather(d, i) o3 = MatMul(a, dd) o = Squeeze(o3, l2) wc = Unsqueeze(w, last) m = Mul(o, wc) "
+    model = block(TOPK.format(k="l2") + text + "y = ReduceSum<keepdims=0>(m, l1)", last=[-1])
+    assert fuse(model).report.applied
+    (stack,) = (tensor for tensor in model.graph.initializer if tensor.name == "u")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("u", stack.data_type, stack.dims))
+    (decline,) = (decline for decline in fuse(model).report.declines if decline.rule == "fuse-experts")
+    assert "'u' is not constant: a caller may override it" in decline.reason and decline.remedy
+
+
 def test_constants_are_no_reason():
     """TorchScript writes operands as Constant nodes; what is at fault reads them."""
     text = "z = Constant<value_int=2>() j = Mul(i, z) w = Softmax<axis=-1>(v) du = Gather(u, j) x1 = Unsqueeze(x, l1) "
