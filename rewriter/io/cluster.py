@@ -20,7 +20,7 @@ import numpy as np
 from rewriter.errors import UsageError, warn
 from rewriter.io.identity import code
 from rewriter.io.making import Threads
-from rewriter.io.writes import STEP, Outcome, Piece, Range, Write, make
+from rewriter.io.writes import Outcome, Piece, Range, Write, make, work
 from rewriter.memory import keep_freed
 from rewriter.process import limit_processors
 from rewriter.quantize import ALGORITHMS, WeightContext, WeightSpec, relative_rms
@@ -36,6 +36,9 @@ TIMEOUT = 10
 
 SOON = 1.0
 """Seconds after which the scheduler is asked anew what workers there are."""
+
+TOGETHER = 1 << 27
+"""Numbers that a worker's thread quantizes in about a second."""
 
 ROUNDS = 8
 """Jobs for each thread of a worker, if there is less to do than jobs of a second: so that all end at about one time."""
@@ -132,13 +135,13 @@ class Cluster(Threads):
             self._asked = time.monotonic()
         return self._wanted
 
-    def _shared_out(self, items: Sequence[_T], work: Callable[[_T], int]) -> Iterator[list[_T]]:
+    def _shared_out(self, items: Sequence[_T], takes: Callable[[_T], int]) -> Iterator[list[_T]]:
         """Yields items together that take a worker about a second; less, if else some had nothing to do."""
-        most = min(STEP, sum(map(work, items)) // (ROUNDS * max(1, self._threads)))
+        most = min(TOGETHER, sum(map(takes, items)) // (ROUNDS * max(1, self._threads)))
         some, taken = [], 0
         for item in items:
             some.append(item)
-            taken += work(item)
+            taken += takes(item)
             if taken >= most:
                 yield some
                 some, taken = [], 0
@@ -176,7 +179,7 @@ def _goes(write: Write) -> bool:
 
 def _work(write: Write) -> int:
     """The work of a write, in numbers that are quantized in that time."""
-    return sum(job.weight.size for job in write.jobs) or write.nbytes // BYTES
+    return sum(map(work, write.jobs)) or write.nbytes // BYTES
 
 
 def _read(places: Iterable[Range]) -> list[bytes]:

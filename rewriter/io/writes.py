@@ -25,9 +25,8 @@ from rewriter.tensors.digest import Digest, DigestingFile, digest_of, digest_of_
 STEP = 1 << 25
 """Weights that one core quantizes in one write: a stack of more is written in several, for all cores to have some."""
 
-
-SLOW_STEP = 1 << 20
-"""As ``STEP``, where it takes far longer: by what the weights saw, or by a quantizer of the user's own."""
+SLOWER = 32
+"""How many times as long it may take by what the weights saw, or by a quantizer of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +244,12 @@ def planned(sizes: Mapping[str, int], placed: Iterable[tuple[ir.TensorProtocol, 
     return Plan(sizes, tuple(write for pairs in found.values() for write in _writes(pairs)))
 
 
+def work(job: QuantizationJob) -> int:
+    """Returns how many numbers are quantized quickly in the time that a weight takes."""
+    is_quick = job.context.activations is None and job.quantizer in ALGORITHMS.values()
+    return job.weight.size if is_quick else SLOWER * job.weight.size
+
+
 def _writes(pairs: Sequence[tuple[ir.TensorProtocol, Range]]) -> Iterator[Write]:
     """Yields the writes of tensors that come from one evaluation: of a stack, one for so many of its weights."""
     tensor, place = pairs[0]
@@ -252,8 +257,7 @@ def _writes(pairs: Sequence[tuple[ir.TensorProtocol, Range]]) -> Iterator[Write]
         yield Write((Piece(tensor, 0, tensor.nbytes),), (place,), TensorTask(tensor, place))
         return
     jobs = tensor.jobs if tensor.stacked else tensor.jobs[:1]  # others are equal to the first
-    is_quick = jobs[0].context.activations is None and jobs[0].quantizer in ALGORITHMS.values()
-    some = max(1, (STEP if is_quick else SLOW_STEP) // jobs[0].weight.size)
+    some = max(1, STEP // work(jobs[0]))
     for first in range(0, len(jobs), some):
         own = jobs[first : first + some]
         pieces, ranges = [], []

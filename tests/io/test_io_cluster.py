@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import platform
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from distributed import Client, LocalCluster
 from onnx import TensorProto, helper, numpy_helper
@@ -156,13 +158,26 @@ def test_workers_compile_while_this_process_does_other_things() -> None:
 def test_small_weights_are_sent_together(
     together: bool, client: Client, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rewriter.io.cluster.STEP", writes.STEP if together else 1)
+    monkeypatch.setattr("rewriter.io.cluster.TOGETHER", 1 << 27 if together else 1)
     monkeypatch.setattr("rewriter.io.cluster.ROUNDS", 2)
     found = planned(rewriter.apply(model, **RULES))
     with Cluster(client, 1) as pool:
         groups = list(pool.grouped(found))
     assert [write for group in groups for write in group] == list(found)
     assert len(groups) <= 4 if together else len(groups) == len(found)
+
+
+def test_weights_that_may_take_long_are_sent_one_by_one(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, calibration = gptq(tmp_path)
+    for given, jobs in ((None, 32), (calibration, 64)):
+        slots = stored_tensors(rewriter.apply(path, "gptq-int4", calibration=given).ir_model)
+        lazy = [slot for slot in slots if isinstance(slot.tensor, ir.LazyTensor)]
+        (write,) = writes.plan(lazy, lambda index, _: f"{index}.data", None).writes
+        monkeypatch.setattr("rewriter.io.cluster.TOGETHER", 2 * write.jobs[0].weight.size)
+        with Cluster(client, 1) as pool:
+            assert len(list(pool.grouped([dataclasses.replace(write) for _ in range(64)]))) == jobs
 
 
 def test_a_worker_that_dies_loses_nothing(client: Client, model: Path, whole: Any, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_more_than_two_gigabytes(tmp_path: Path) -> None:
 
 def test_weights_that_may_take_long_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that all cores have some; quick ones of a stack are written together."""
-    monkeypatch.setattr(writes, "SLOW_STEP", 1)
+    monkeypatch.setattr(writes, "SLOWER", writes.STEP)
 
     def own(weight: Any, context: WeightContext) -> QuantizedWeight:
         return ALGORITHMS["rtn"](weight, context)
