@@ -91,7 +91,10 @@ class Cluster(Threads):
         self._wanted, self._asked = 0, -SOON
 
     def grouped(self, writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
-        """Yields all writes, those together that are begun together: for workers about a second's work."""
+        """Yields all writes, those together that are begun together: for workers about a second's work.
+
+        The largest are begun first: one that were begun last would keep one worker when all others have done.
+        """
         self._going = set(filter(_goes, writes))
         stay = [write for write in writes if write not in self._going]
         if kept := next((job for write in stay for job in write.jobs), None):
@@ -99,7 +102,8 @@ class Cluster(Threads):
                 f"weight '{kept.context.weight}' and others lie in the model file itself, so they are quantized here;"
                 " workers read weights from data files, as rewriter apply writes them"
             )
-        yield from self._shared_out([write for write in writes if write in self._going], _work)
+        going = sorted((write for write in writes if write in self._going), key=_work, reverse=True)
+        yield from self._shared_out(going, _work)
         yield from super().grouped(stay)
 
     def submit(self, writes: Sequence[Write], folder: Path) -> Future[list[Outcome]]:
