@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -255,9 +257,27 @@ def test_forms_are_chosen_anew_where_a_divergence_is_exceeded(measured, calibrat
     again = compare_quality(MODEL, tmp_path / "o" / MODEL.name, calibration.sample()).kl.value
     assert again == pytest.approx(found["kl"]["value"])
 
-    monkeypatch.setattr("rewriter.budget.goal.MORE_AIMS", 0)
-    assert main([*command, "--overwrite"]) == 1
-    assert "is above 0.01; the output is kept" in capsys.readouterr().err
+    def reach(budget, kl):
+        if kl < 0.03:
+            raise UsageError("the largest forms lose more")
+        return plain_reach(budget, kl)
+
+    plain_reach, plain_quality = Budget.reach, compare_quality
+    with monkeypatch.context() as patched:
+        patched.setattr(Budget, "reach", reach)
+        assert main([*command, "--overwrite"]) == 1
+    said = capsys.readouterr().err
+    assert "what was chosen before stays: the largest forms lose more" in said
+    assert "is above 0.01; the output is kept" in said
+
+    def no_number(*given, **options):
+        found = plain_quality(*given, **options)
+        return dataclasses.replace(found, kl=dataclasses.replace(found.kl, value=math.nan))
+
+    monkeypatch.setattr("rewriter.parity.quality.compare_quality", no_number)
+    assert main([argument for argument in [*command, "--overwrite"] if argument != "--json"]) == 1
+    said = capsys.readouterr().err
+    assert "choosing anew" not in said and "is above 0.01; the output is kept" in said
 
 
 def test_a_calibration_decides_by_output_errors(budget, measured):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -257,15 +258,16 @@ def apply(
     result, saved = rewritten(fit, place)
     quality = on_tokens(saved)
     for _ in range(MORE_AIMS):
-        if quality is None or not quality.failures or goal.kl is None:
+        if quality is None or not quality.failures or goal.kl is None or not math.isfinite(quality.kl.value):
             break
         goal = goal.lower(quality.kl.value)
         warn(f"{quality.failures[0]} on these tokens: choosing anew for {goal}")
         try:
             fit, why = fit_to_goal(model, rules, rule_set, goal, write_plan, tokens, quiet=silent, **inputs)
-        except UsageError:  # no forms lose so little
+        except UsageError as error:
+            warn(f"what was chosen before stays: {error}")
             break
-        result, saved = rewritten(fit, Place.of(out, overwrite=True, keep=[model]))
+        result, saved = rewritten(fit, Place.of(out, overwrite=True, keep=[model], resume=resume))
         quality = on_tokens(saved)
     with working("comparing with the original", quiet=silent):
         found = comparison.compare(result, asked, provider)
