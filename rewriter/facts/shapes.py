@@ -19,7 +19,7 @@ from rewriter.facts.integers import Shaped, integers_of, shaped, static
 from rewriter.facts.moves import OPERATORS, Parts, moved, positions, read, slice_bounds
 from rewriter.facts.size import ONE, Dims, Integers, Size, reshaped, total_of
 from rewriter.graph.attributes import integer_attribute, text_attribute
-from rewriter.graph.declines import Declined
+from rewriter.graph.declines import FOLDED, Declined
 from rewriter.operators.matmul_nbits import MATMUL_NBITS
 from rewriter.tensors import View
 
@@ -176,6 +176,24 @@ def shape(facts: Facts, node: ir.Node, value: ir.Value) -> Integers | None:
     start = integer_attribute(node, "start", 0)
     end = integer_attribute(node, "end", len(dims))
     return Integers(dims[start:end])
+
+
+@sizes.at("Size")
+def size(facts: Facts, node: ir.Node, value: ir.Value) -> Integers | None:
+    """How many elements a value has; those of a shape are as many as there are dimensions."""
+    dims = shape_of(facts, value)
+    return None if dims is None else Integers((total_of(list(dims)),), scalar=True)
+
+
+@sizes.at("If")
+def decided(facts: Facts, node: ir.Node, condition: ir.Value) -> None:
+    """An If that takes one branch whatever the input is: what it returns is known once that is folded.
+
+    Raises:
+        Declined: it is one.
+    """
+    if facts.get(condition, View) is not None or facts.get(condition, Integers) is not None:
+        raise Declined("an If stands there whose condition is the same for every input", node, remedy=FOLDED)
 
 
 @sizes.at("Concat")

@@ -118,6 +118,7 @@ MERGED = "merge the adapters into the weights before the export (peft: merge_and
 WHOLE_BLOCK = "export the block whole: each expert once, under one router"
 OTHER_FUNCTION = "the operator computes something else: quantize the experts one by one (experts-int4)"
 OTHER_WEIGHTS = "the operator weighs experts otherwise: quantize them one by one (experts-int4)"
+FIXED_COUNT = "export with a fixed number of experts for each token"
 INFER_SHAPES = "export with types and shapes (value_info): what ONNX infers of the others does not tell it"
 CONSTANT = (
     "make it constant (static expert indices, folded constants); experts that are chosen at run time can only be fused"

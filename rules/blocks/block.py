@@ -17,8 +17,8 @@ from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, NotApplicable
 from rewriter.rules.blocks.alike import same_expert
 from rewriter.rules.blocks.axes import Axes, Content, Located
-from rewriter.rules.blocks.contents import Activated, Output, Router, Tokens
-from rewriter.rules.blocks.mixing import Carried, Complete, Mixed, Mixing, Share, Start, Term, Weighted
+from rewriter.rules.blocks.contents import Activated, Output, Router, Slot, Tokens
+from rewriter.rules.blocks.mixing import Carried, Complete, Mixed, Mixing, Share, Start, Term, Weighted, unit
 from rewriter.rules.blocks.unknown import why_unknown
 from rewriter.tensors import View
 
@@ -72,9 +72,29 @@ def whole_sum(facts: Facts, value: ir.Value) -> Located | None:
     """Returns what a value holds where it is a sum of a router's experts, and no part of a longer one."""
     located = facts.get(value, Located)
     held = None if located is None else located.content
+    if located is not None and isinstance(held, Output):
+        return _of_one_each(facts, value, located, held)
     if located is None or not isinstance(held, Mixed | Complete) or on_hits(located):
         return None
     return None if _is_term(value, held) or _goes_on(facts, value, held) else located
+
+
+def _of_one_each(facts: Facts, value: ir.Value, located: Located, held: Output) -> Located | None:
+    """What each token's one expert returns, once all are there and where nothing weighs them, as a sum."""
+    router, node = held.by.router if isinstance(held.by, Slot) else held.by, value.producer()
+    if not isinstance(router, Router) or router.k != 1 or node is None or held.gate.share is not None:
+        return None
+    if any(atom.kind not in ("token", "feature") for dim in located.axes for atom in dim):
+        return None
+
+    def moved(at: ir.Value) -> list[ir.Value]:
+        return [out for n in readers(at) for out in n.outputs if _content(facts, out) == held]
+
+    ends = [out for at in walk([value], moved, limit=None) for n in readers(at) for out in n.outputs]
+    weighed = any(_content(facts, out) not in (None, held) for out in ends)
+    if weighed or any(_content(facts, given) == held for given in node.inputs):
+        return None
+    return Located(Complete(Weighted(unit(router), held, value, "slot", node)), located.axes)
 
 
 def read_block(facts: Facts, out: ir.Value) -> Block:
@@ -182,7 +202,7 @@ def _goes_on(facts: Facts, out: ir.Value, held: Mixed | Complete) -> bool:
     return False
 
 
-def _content(facts: Facts, value: ir.Value) -> Content | None:
+def _content(facts: Facts, value: ir.Value | None) -> Content | None:
     located = facts.get(value, Located)
     return None if located is None else located.content
 

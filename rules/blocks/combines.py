@@ -37,6 +37,7 @@ from rewriter.rules.blocks.mixing import (
     Total,
     Unmasked,
     Weighted,
+    unit,
 )
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routers import last_axis
@@ -197,8 +198,7 @@ def _once(held: Output, mask: Content | None, value: ir.Value, node: ir.Node) ->
     if not isinstance(mask, Mask) or mask.expert is None or mask.slot is None or mask.router.k != 1:
         return None
     router = mask.router
-    unit = Mixing(router, router.scores, router.scores.logits, "unit", value=router.indices)
-    return Mixed(unit, (Term(mask.expert, frozenset({mask.slot}), held, value, node),))
+    return Mixed(unit(router), (Term(mask.expert, frozenset({mask.slot}), held, value, node),))
 
 
 @of_two.at("Mul")

@@ -12,7 +12,7 @@ from rewriter.facts.shapes import shape_of
 from rewriter.facts.size import Integers
 from rewriter.graph.attributes import integer_attribute
 from rewriter.graph.contents import subgraphs
-from rewriter.graph.declines import NO_LOOP
+from rewriter.graph.declines import NO_LOOP, Reason
 from rewriter.graph.walk import GaveUp, producers, readers, walk
 from rewriter.operators.form import is_experts
 from rewriter.rule import Declined, NotApplicable, Run
@@ -25,8 +25,11 @@ from rewriter.tensors import View
 
 
 def chooses_experts(run: Run, node: ir.Node) -> bool:
-    """Whether a node is what a router chooses by, or takes a token's experts from a table; any ArgMax may be."""
-    return node.op_type == "ArgMax" or _is_choice(run.facts, node)
+    """Whether a node is what a router chooses by, or nearly is, or takes a token's experts from a table.
+
+    Any ArgMax may be; a TopK that is none says why.
+    """
+    return node.op_type == "ArgMax" or _is_choice(run.facts, node) or bool(_why_no_choice(run.facts, node))
 
 
 def decline_unfused(run: Run, choice: ir.Node, ends: Sequence[str]) -> None:
@@ -34,7 +37,7 @@ def decline_unfused(run: Run, choice: ir.Node, ends: Sequence[str]) -> None:
 
     Args:
         run: the run.
-        choice: a TopK or an ArgMax of scores, or what takes a token's experts from a table.
+        choice: a TopK or an ArgMax of scores, or what takes a token's experts from a table; see ``chooses_experts``.
         ends: the operators that complete a block.
 
     Raises:
@@ -72,6 +75,8 @@ def decline_unfused(run: Run, choice: ir.Node, ends: Sequence[str]) -> None:
             raise
     if unfinished is not None:
         raise unfinished
+    if experts and (why := _why_no_choice(run.facts, choice)):
+        raise Declined(named(why), choice)
     if not experts or unknown is None:
         raise NotApplicable
     raise _of_unknown(run.facts, told or unknown)
@@ -80,8 +85,10 @@ def decline_unfused(run: Run, choice: ir.Node, ends: Sequence[str]) -> None:
 def _of_unknown(facts: Facts, node: ir.Node) -> Declined:
     """Why a choice is not followed behind ``node``: what else it reads is not understood, or it is not itself."""
     choice = next((v.producer() for v in node.inputs if v is not None and _is_known(facts, v)), None)
+    if node.op_type == "If" and (why := facts.own_reason(node.outputs[0])):
+        return Declined(named(why), node)
     if choice is not None and choice.graph is not node.graph:
-        around = next((n for n in choice.graph or () if node.graph in subgraphs(n)), None)
+        around = _around(choice.graph, node)
         reason = "the trace fixed which experts there are: an If asks for each that was hit how many tokens it has"
         if around is not None and around.op_type != "If":
             reason = f"a {around.op_type} takes one expert at each turn, and no operator is told in turns"
@@ -118,9 +125,23 @@ def _is_row_of_table(facts: Facts, node: ir.Node) -> bool:
 
 
 def _following(*values: ir.Value) -> Iterator[ir.Node]:
-    """The nodes that read the values, or what is made of them, the nearest first."""
-    for value in walk(values, lambda at: [out for node in readers(at) for out in node.outputs]):
-        yield from readers(value)
+    """The nodes that read the values, or what is made of them, the nearest first; a node also for its bodies."""
+
+    def read(at: ir.Value) -> list[ir.Node]:
+        producer, found = at.producer(), []
+        for node in readers(at):
+            inner = producer is not None and node.graph is not producer.graph
+            around = _around(producer.graph, node) if inner and producer is not None else None
+            found.extend([node] if around is None else [node, around])
+        return found
+
+    for value in walk(values, lambda at: [out for node in read(at) for out in node.outputs]):
+        yield from read(value)
+
+
+def _around(graph: ir.Graph | ir.Function | None, node: ir.Node) -> ir.Node | None:
+    """The node of a graph that holds another node in one of its bodies."""
+    return next((n for n in graph or () if node.graph in subgraphs(n)), None)
 
 
 def _unfinished(facts: Facts, node: ir.Node, choice: ir.Node, ends: Sequence[str]) -> Declined | None:
@@ -153,11 +174,11 @@ def reads_stack(run: Run, node: ir.Node) -> bool:
 
 
 def decline_dispatch(run: Run, product: ir.Node, ends: Sequence[str]) -> None:
-    """Declines where a stack of experts reads what is no token, or tokens that the experts themselves chose.
+    """Declines where a stack of experts reads what is no token, but mixtures of them.
 
     Raises:
-        Declined: a Softmax or a TopK over the tokens is before it.
-        NotApplicable: neither is, or a stack of experts already was.
+        Declined: a Softmax over the tokens is before it.
+        NotApplicable: none is, or a stack of experts already was.
     """
     facts = run.facts
     if not reads_stack(run, product):
@@ -170,24 +191,21 @@ def decline_dispatch(run: Run, product: ir.Node, ends: Sequence[str]) -> None:
     with contextlib.suppress(GaveUp):
         for at in walk([v for v in product.inputs[:1] if v is not None], before, limit=_NEAR):
             node = at.producer()
-            over = None if node is None else _over_tokens(facts, node)
-            if over is not None:
-                raise Declined(over, node)
+            if node is not None and _mixes_tokens(facts, node):
+                soft = "every expert reads mixtures of all tokens, as in Soft MoE: a Softmax is over the tokens"
+                raise Declined(soft, node)
     raise NotApplicable
 
 
-def _over_tokens(facts: Facts, node: ir.Node) -> str | None:
-    """What it means that a node works along the tokens, whose number is not known; None where it does not."""
-    if node.op_type not in ("Softmax", "TopK") or node.inputs[0] is None or _is_known(facts, node.outputs[-1]):
-        return None
+def _mixes_tokens(facts: Facts, node: ir.Node) -> bool:
+    """Whether a node is a Softmax along the tokens, whose number is not known."""
+    if node.op_type != "Softmax" or node.inputs[0] is None or _is_known(facts, node.outputs[-1]):
+        return False
     dims = shape_of(facts, node.inputs[0])
-    axis = integer_attribute(node, "axis", -1) % len(dims) if dims else 0
-    if not dims or dims[axis].constant is not None:
-        return None
-    if node.op_type == "TopK":
-        return "the experts choose their tokens, and not each token its experts" if axis or len(dims) > 1 else None
-    soft = "every expert reads mixtures of all tokens, as in Soft MoE: a Softmax is over the tokens"
-    return soft if axis < len(dims) - 1 else None
+    if not dims:
+        return False
+    axis = integer_attribute(node, "axis", -1) % len(dims)
+    return dims[axis].constant is None and axis < len(dims) - 1
 
 
 def _is_stack(facts: Facts, value: ir.Value | None) -> bool:
@@ -232,6 +250,12 @@ def _is_choice(facts: Facts, node: ir.Node) -> bool:
     """Whether a node is what a router chooses by."""
     located = facts.get(node.outputs[-1], Located)
     return located is not None and isinstance(located.content, Chosen) and located.content.router.node is node
+
+
+def _why_no_choice(facts: Facts, node: ir.Node) -> Reason:
+    """Why a TopK is not what a router chooses by, where it nearly is; empty elsewhere."""
+    known = node.op_type != "TopK" or any(_is_known(facts, out) for out in node.outputs)
+    return Reason("") if known else facts.own_reason(node.outputs[0])
 
 
 def _is_output(facts: Facts, value: ir.Value | None) -> bool:

@@ -87,6 +87,11 @@ class Mixing(Content):
         return None if router is None else dataclasses.replace(self, router=router, value=None)
 
 
+def unit(router: Router) -> Mixing:
+    """Returns the weights of a router that chooses one expert and does not weigh it: one."""
+    return Mixing(router, router.scores, router.scores.logits, "unit", value=router.indices)
+
+
 def first_slots(router: Router, count: int) -> Router | None:
     """Returns the router that chooses fewer: the first of a TopK's slots, which are in descending order."""
     ordered = router.node.op_type == "TopK" and integer_attribute(router.node, "sorted", 1) and not router.made

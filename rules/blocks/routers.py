@@ -15,8 +15,9 @@ import onnx_ir as ir
 from rewriter.facts import Facts, Family
 from rewriter.facts.integers import static
 from rewriter.facts.shapes import shape_of
-from rewriter.facts.size import Size
+from rewriter.facts.size import Dims, Size
 from rewriter.graph.attributes import cast_type, integer_attribute
+from rewriter.graph.declines import FIXED_COUNT, OTHER_FUNCTION
 from rewriter.rule import Declined
 from rewriter.rules.blocks.activations import number_of
 from rewriter.rules.blocks.axes import Atom, Axes, Located, only
@@ -239,11 +240,19 @@ def top_k(facts: Facts, node: ir.Node, scores: ir.Value, k: ir.Value) -> dict[ir
     """The k largest scores along the last axis: their values and their indices."""
     values, indices = node.outputs
     dims = shape_of(facts, scores)
-    count = static(facts, node, 1)
-    if not dims or count is None or len(count) != 1 or not _is_float(scores):
+    if not dims or not _is_float(scores):
         return None
+    if reason := chosen_by_experts(node, dims):
+        raise Declined(reason, node, remedy=OTHER_FUNCTION)
     experts = dims[-1].constant
-    if experts is None or not 1 <= count[0] <= experts or not last_axis(node, len(dims)):
+    if experts is None or not last_axis(node, len(dims)):
+        return None
+    count = static(facts, node, 1)
+    if count is None:
+        why = facts.why_not(k)
+        how = f"'{k.name}' is not constant{f': {why}' if why else ''}"
+        raise Declined(f"how many experts a token gets is not fixed: {how}", node, remedy=why.remedy or FIXED_COUNT)
+    if len(count) != 1 or not 1 <= count[0] <= experts:
         return None
     fault = "" if integer_attribute(node, "largest", 1) == 1 else "TopK takes the smallest scores"
     router = Router(node, scores_of(facts, scores), count[0], experts, fault)
@@ -252,6 +261,14 @@ def top_k(facts: Facts, node: ir.Node, scores: ir.Value, k: ir.Value) -> dict[ir
         values: Located(Mixing(router, router.scores, scores, value=values), axes),
         indices: Located(Chosen(router), axes),
     }
+
+
+def chosen_by_experts(node: ir.Node, dims: Dims) -> str:
+    """Returns what it means that a TopK is along the tokens, whose number is not known; empty where it is not."""
+    axis = integer_attribute(node, "axis", -1) % len(dims)
+    others = [size.constant for i, size in enumerate(dims) if i != axis]
+    each = dims[axis].constant is None and any(count is not None and count > 1 for count in others)
+    return "the experts choose their tokens, and not each token its experts" if each else ""
 
 
 @routers.at("ArgMax")

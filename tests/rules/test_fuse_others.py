@@ -366,3 +366,34 @@ def test_rows_that_the_router_reads_too():
         value.CopyFrom(helper.make_tensor_value_info(value.name, 1, ["B", "S", H]))
     x = np.random.default_rng(1).standard_normal((4, 5, H)).astype(np.float32)
     assert operators(exact(model, x=x))["MoE"] == 1
+
+
+WRITTEN = "xs = Shape(x) y0 = ConstantOfShape(xs) "
+for _e in range(3):
+    WRITTEN += (
+        f"m{_e} = Equal(i, n{_e}) z{_e} = NonZero(m{_e}) j{_e} = Transpose<perm=[1, 0]>(z{_e}) "
+        f"g{_e} = GatherND(x, j{_e}) "
+        f"{expert(_e).replace('(x,', f'(g{_e},')} {'y' if _e == 2 else f'y{_e + 1}'} = ScatterND(y{_e}, j{_e}, o{_e}) "
+    )
+BY_SCORE = "l = MatMul(x, r) i = ArgMax<axis=-1, keepdims=0>(l) "
+BY_TABLE = "i = Gather(table, ids) "
+GATHERED_ONE = """
+    wu = Gather(u, i) wd = Gather(d, i) x1 = Unsqueeze(x, l1) h = MatMul(x1, wu) a = Relu(h) o = MatMul(a, wd)
+    y = Squeeze(o, l1)
+"""
+
+
+@pytest.mark.parametrize("experts", [WRITTEN, GATHERED_ONE])
+@pytest.mark.parametrize("choice", [BY_SCORE, BY_TABLE])
+@pytest.mark.parametrize("behind", ["", "y = Exp(out) ", "sq = Mul(out, out) y = Add(sq, x)"])
+def test_one_expert_of_each_token_that_nothing_weighs(choice, experts, behind):
+    """Hash layers, and a choice by scores that mix nothing; what is behind stays behind."""
+    text = choice + (experts.replace("y = ", "out = ") + behind if behind else experts)
+    exact(block(text, inputs=", int64[T] ids" * (choice == BY_TABLE), table=[0, 1, 2, 2, 1, 0], last=[-1]))
+
+
+def test_an_unweighed_expert_in_each_of_two_slots_is_no_block():
+    """What is written over is not summed."""
+    text = (TOPK.format(k="l2") + WRITTEN).replace("(i, n", "(i0, n") + " "
+    text = text.replace("xs = Shape(x)", "i0 = Gather<axis=1>(i, n0) xs = Shape(x)")
+    assert not fuse(block(text, last=[-1])).report.applied

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxscript.optimizer
 import pytest
 from test_fuse_experts import fuse
 from test_fuse_others import TOPK, H, block, exact, expert, weighed
@@ -232,3 +234,60 @@ def test_a_loop_over_the_experts_says_so(op_type):
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(3), "each"))
     ((_, found),) = fuse(model).report.declined
     assert f"a {op_type} takes one expert at each turn" in found
+
+
+CHOOSING = "l = MatMul(x, r) lt = Transpose<perm=[1, 0]>(l) v, i = TopK<axis=1>(lt, l2) xs = Shape(x) "
+CHOOSING += "y0 = ConstantOfShape(xs) "
+for _e in range(3):
+    CHOOSING += (
+        f"i{_e} = Gather(i, n{_e}) g{_e} = Gather(x, i{_e}) {expert(_e).replace('(x,', f'(g{_e},')} "
+        f"v{_e} = Gather(v, n{_e}) c{_e} = Unsqueeze(v{_e}, last) t{_e} = Mul(o{_e}, c{_e}) "
+        f"j{_e} = Unsqueeze(i{_e}, last) "
+        f'y{_e + 1 if _e < 2 else ""} = ScatterND<reduction="add">(y{_e}, j{_e}, t{_e}) '
+    )
+SUMMED = "".join(expert(e) + weighed(e, f"o{e}") for e in range(3)) + "s = Add(t0, t1) y = Add(s, t2)"
+
+
+def test_experts_that_choose_their_tokens_one_after_the_other_say_so():
+    (decline,) = fuse(block(CHOOSING, last=[-1])).report.declines
+    assert "the experts choose their tokens, and not each token its experts" in decline.reason and decline.remedy
+
+
+@pytest.mark.parametrize("text", [SUMMED, CHOSEN + "y = ReduceSum<keepdims=0>(m, l1)"])
+@pytest.mark.parametrize("given", ["overridden", "given", "computed"])
+def test_a_number_of_experts_that_is_not_fixed_says_so(text, given):
+    k = "l2" if given == "overridden" else "kk"
+    inputs, cast = {"given": (", int64[1] kk", ""), "computed": (", float[1] kf", "kk = Cast<to=7>(kf) ")}.get(
+        given, ("", "")
+    )
+    model = block(cast + TOPK.format(k=k) + text, last=[-1], inputs=inputs)
+    if given == "overridden":
+        model.graph.input.append(onnx.helper.make_tensor_value_info("l2", onnx.TensorProto.INT64, [1]))
+    (decline,) = fuse(model).report.declines
+    assert f"how many experts a token gets is not fixed: '{k}' is not constant" in decline.reason and decline.remedy
+    assert ("a caller may override it" in decline.reason) == (given == "overridden")
+
+
+def test_an_if_that_always_takes_one_branch_is_to_be_folded():
+    """``scatter_reduce`` as TorchScript writes it, which asks for the rank when the model runs."""
+    text = TOPK.format(k="l2") + "ls = Shape(l) z = ConstantOfShape(ls) zs = Shape(z) rank = Size(zs) "
+    text += 'scalar = Equal(rank, n0) wb = Identity(w) p = ScatterElements<axis=1, reduction="add">(z, i, wb) '
+    text += "".join(
+        f"{expert(e)} s{e} = Gather<axis=1>(p, n{e}) q{e} = Unsqueeze(s{e}, last) t{e} = Mul(o{e}, q{e}) "
+        for e in range(3)
+    )
+    model = block(text + "s = Add(t0, t1) y = Add(s, t2)", last=[-1])
+    exact(model)
+    decides = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]> g (bool scalar, float[T, 2] w) => (float[T, 2] wb) {'
+        " wb = If (scalar) <then_branch = a () => (float[N] flat) { one = Constant<value_ints = [-1]> ()"
+        " flat = Reshape(w, one) }, else_branch = b () => (float[T, 2] same) { same = Identity(w) }> }"
+    )
+    (at,) = (i for i, node in enumerate(model.graph.node) if node.output[0] == "wb")
+    model.graph.node[at].CopyFrom(decides.graph.node[0])
+    (decline,) = fuse(model).report.declines
+    assert "an If stands there whose condition is the same for every input" in decline.reason
+    assert "onnxscript.optimizer.optimize" in decline.remedy
+    folded = ir.from_proto(model)
+    onnxscript.optimizer.optimize(folded)
+    exact(ir.to_proto(folded))
