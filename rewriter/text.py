@@ -54,6 +54,11 @@ def shrink(before: int, after: int) -> str:
     return text if times == "1.0" else f"{text} ({times}x {'smaller' if smaller else 'larger'})"
 
 
+def plural(count: int, one: str, many: str = "") -> str:
+    """Returns how many there are, as ``1 weight`` or ``2 weights``; ``many`` where that is not ``one`` and an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def names(items: Sequence[str], word: str = "and") -> str:
     """Returns ``a, b and c``."""
     *most, last = items

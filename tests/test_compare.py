@@ -62,5 +62,10 @@ def test_the_command_prints_one_table_and_writes_one_page(tmp_path, capsys, monk
     assert "197 kB of experts" in page and re.search(r"\d+ positions of real tokens", page)
     assert main(["compare", str(QWEN), "unstack", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["rule_set"] == "unstack"
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["compare", str(QWEN), "unstack", "--tokens", "tokens.npy"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and "perplexity" in out and re.search(r" KL ", out)
+    assert "left out at 80 columns: of now, worst" in out
     assert main(["compare", str(QWEN), "unstak"]) == 2
     assert "did you mean 'unstack'" in capsys.readouterr().err

@@ -147,7 +147,7 @@ def test_a_narrow_terminal_is_told_what_it_does_not_show(capsys, monkeypatch):
     assert main(["inspect", str(GRANITE), "--no-sizes"]) == 0
     out = capsys.readouterr().out
     assert "rows of an expert" in out
-    assert "no room for: nodes" in out
+    assert "left out at 80 columns: nodes" in out
 
 
 def test_what_reads_a_weight():

@@ -298,7 +298,7 @@ def apply(
         screen.print(f"{line[0].upper()}{line[1:]}.\n")
     if found.runtime:
         title = f"Against the original ({found.runtime}, random inputs, seed {found.seed})"
-        show(screen, tables.metrics(title, found.outputs))
+        show(screen, tables.metrics(title, found))
     elif found.skipped:
         screen.print(f"Not compared with the original: {found.skipped}.\n")
     if quality is not None:

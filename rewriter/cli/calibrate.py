@@ -39,8 +39,8 @@ def calibrate(
 ) -> None:
     r"""Run a float model on real tokens and keep what each of its weights saw, each expert its own.
 
-    Some ten thousand tokens of the kind that the model will meet are enough for most experts. The folder takes two
-    bytes for each number that a weight saw.
+    Some ten thousand tokens of the kind that the model will meet are enough for most experts.
+    The folder takes two bytes for each number that a weight saw.
 
     [bold]rewriter calibrate model.onnx --tokens tokens.npy -o calibration[/bold]
         token ids \[sequences, length]

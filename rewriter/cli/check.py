@@ -51,6 +51,7 @@ def check(
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="What one run of a model may take.")
     ] = 3600.0,
+    html: Annotated[Path | None, given("FILE.html", "Write the table as a page.")] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
@@ -65,7 +66,7 @@ def check(
     [bold]rewriter check model.onnx out/model.onnx --json[/bold]
         the same for a program
     """
-    from rewriter.cli import tables
+    from rewriter.cli import report_files, tables
     from rewriter.cli.console import count_bar, working
     from rewriter.parity.limits import exceeded, too_far
     from rewriter.parity.model import check
@@ -74,7 +75,9 @@ def check(
     from rewriter.parity.runtime import runtime as find_runtime
     from rewriter.ruleset import ParitySettings
 
-    tell = partial(_tell, before, after, runtime, as_json=as_json, quiet=quiet)
+    if html is not None:
+        report_files.refuse_page(html, None, "check.html")
+    tell = partial(_tell, before, after, runtime, html=html, as_json=as_json, quiet=quiet)
     ids = given_tokens(tokens, text, tokenizer, length, sequences)
     if ids is not None:
         for option, given in (
@@ -111,8 +114,8 @@ def check(
         if name not in parity.outputs:
             raise UsageError(f"--logits {name}: the models have no such output{nearest(name, parity.outputs)}")
     source = f"random inputs, seed {seed}" if inputs is None else str(inputs)
-    sheet = tables.metrics("How far the outputs are apart", parity.outputs, limit=None)
-    tell(source, replace(parity.comparison, failures=exceeded(parity, limits)), sheet)
+    compared = replace(parity.comparison, failures=exceeded(parity, limits))
+    tell(source, compared, tables.metrics("How far the outputs are apart", compared, limit=None))
 
 
 def _tell(
@@ -123,15 +126,21 @@ def _tell(
     found: Comparison | Quality,
     sheet: Sheet,
     *,
+    html: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Prints what was found on some inputs; ends the command where limits do not hold."""
     from rich.text import Text
 
-    from rewriter.cli.console import console, print_json, shout, show
+    from rewriter.cli.console import console, labelled, print_json, shout, show
     from rewriter.report import document
 
+    if html is not None:
+        from rewriter.cli import report_files
+        from rewriter.html import check_page
+
+        report_files.write(html, check_page(f"{before}", f"{after}", inputs, found))
     if as_json:
         print_json(document(found), quiet=quiet)
     else:
@@ -139,6 +148,8 @@ def _tell(
         names = ((f"{after}", "bold"), " against ", (f"{before}", "bold"))
         screen.print(Text.assemble(*names, f", run by {runtime} on {inputs}\n"), soft_wrap=True)
         show(screen, sheet)
+        if html is not None:
+            screen.print(labelled("Page", html), soft_wrap=True)
     for failure in found.failures:
         shout(failure)
     if found.failures:

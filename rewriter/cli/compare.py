@@ -52,8 +52,8 @@ def compare(
 
     [bold]rewriter compare model.onnx rtn k-quant moe-int4[/bold]
         outputs on random inputs, where the model is small
-    [bold]rewriter compare model.onnx --rules rtn mine.yaml --tokens tokens.npy --html sets.html[/bold]
-        perplexity and KL divergence on real tokens, which tell what quantization costs
+    [bold]rewriter compare model.onnx rtn mine.yaml --tokens tokens.npy[/bold]
+        perplexity and KL divergence on real tokens: what quantization costs
     """
     from rich.text import Text as Line
 
@@ -64,7 +64,7 @@ def compare(
     from rewriter.ruleset import parse_override
 
     if html is not None:
-        report_files.refuse_page(html, html.absolute().parent / ".none", "sets.html")
+        report_files.refuse_page(html, None, "sets.html")
     ids = given_tokens(tokens, text, tokenizer, length, sequences)
     chosen = list(dict.fromkeys([*rules, *(more or [])])) or ["rtn", "k-quant", "moe-int4", "moe-int8"]
     for name in chosen:

@@ -46,8 +46,8 @@ _READABLE = 16
 """Columns of the terminal that a text needs, so that it is worth wrapping."""
 
 _SPARE = (
-    "worst at", "read by", "nodes", "max abs", "stored", "before", "KL", "cosine", "mean", "max error",
-    "numbers", "of now", "rewrites", "options", "rows of an expert",
+    "worst at", "read by", "nodes", "max abs", "seconds", "of now", "stored", "before", "cosine", "mean", "max error",
+    "numbers", "rewrites", "options", "rows of an expert", "worst", "KL, 99th percentile", "SNR dB", "KL",
 )  # fmt: skip
 """What a narrow terminal can do without, the least first."""
 
@@ -150,7 +150,7 @@ class Sheet:
         for row in self._rows:
             made.add_row(*(row[index] for index in kept))
         spared = [self._heading(index) for index in range(len(self)) if index not in kept]
-        below = [self.caption, f"no room for: {', '.join(spared)}" if spared else ""]
+        below = [self.caption, f"left out at {width} columns: {', '.join(spared)}" if spared else ""]
         return made, max(width, self._least(kept)), "\n".join(filter(None, below))
 
     def _heading(self, index: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rewriter.cli.options import AsJson, Model, TargetName
-from rewriter.text import nbytes
+from rewriter.text import nbytes, plural
 
 if TYPE_CHECKING:
     from rewriter.cli.console import Sheet
@@ -69,12 +69,12 @@ def _show(model: str, info: ModelInfo, found: Sequence[Outlook], *, few: bool) -
 
     screen = console()
     screen.print(Text.assemble((model, "bold"), f"  {nbytes(info.nbytes)} of tensors"), soft_wrap=True)
-    functions = f", {info.functions:,} function{'s' if info.functions > 1 else ''}" if info.functions else ""
+    functions = f"; {plural(info.functions, 'function')}" if info.functions else ""
     operators = ", ".join(f"{name} {count:,}" for name, count in info.operators.items())
     for label, text in (
         ("written by", info.producer or "unknown"),
         ("opsets", ", ".join(f"{domain} {version}" for domain, version in info.opsets.items())),
-        ("nodes", f"{info.nodes:,}{functions}: {operators} ..."),
+        ("nodes", f"{info.nodes:,}: {operators} ...{functions}"),
         ("inputs", ", ".join(list(info.inputs)[:6]) + (" ..." if len(info.inputs) > 6 else "")),
         ("layers", f"{info.layers}, of which {len({b.layer for b in info.blocks})} with experts"),
     ):

@@ -18,8 +18,8 @@ def is_stdout(file: Path) -> bool:
     return str(file) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
-def refuse(file: Path, output: Path) -> None:
-    """Refuses a place for a report before any work is done; one inside the output directory is fine.
+def refuse(file: Path, output: Path | None) -> None:
+    """Refuses a place for a report before any work is done; one inside the output directory, if any, is fine.
 
     Raises:
         UsageError: it is a directory, its directory is missing, or something that is no report lies there.
@@ -28,15 +28,15 @@ def refuse(file: Path, output: Path) -> None:
         raise UsageError(f"the report '{file}' is a directory; give a file, as report.json or report.html")
     if _is_stream(file):
         return
-    inside = Path(os.path.realpath(file)).parent == Path(os.path.realpath(output))
+    inside = output is not None and Path(os.path.realpath(file)).parent == Path(os.path.realpath(output))
     if not inside and not file.absolute().parent.is_dir():
         raise UsageError(f"cannot write the report '{file}': there is no directory '{file.parent}'; make it first")
     if file.exists() and not (_is_page(file) if file.suffix in PAGES else _is_report(file)):
         raise UsageError(f"the report '{file}' exists and is no report; choose another name, or remove it")
 
 
-def refuse_page(file: Path, output: Path, example: str) -> None:
-    """As ``refuse``, for a page; ``example`` is what one is called.
+def refuse_page(file: Path, output: Path | None, example: str) -> None:
+    """As ``refuse``, for a page; ``example`` is a name for one.
 
     Raises:
         UsageError: likewise, or its name is not that of a page.

@@ -50,7 +50,7 @@ def rules(
     known = {info.name: info for info in catalogue()}
     sets = rule_sets()
     if name is not None and name not in known and name not in sets:
-        raise UsageError(f"there is no rule or rule set '{name}'{nearest(name, [*known, *sets])}")
+        raise UsageError(f"there is no rule or rule set '{name}'{nearest(name, {*known, *sets})}")
     if as_json:
         console().out(json.dumps(_json(known, sets, name), indent=2))
     elif name is None:

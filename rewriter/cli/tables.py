@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from rewriter.cli.console import TOP, Sheet
-from rewriter.report import Change, LayerError, Left, Proof, Refusal, Report, RoleSummary, UsedRuleSet, Weight
+from rewriter.report import (
+    Change,
+    Comparison,
+    LayerError,
+    Left,
+    Proof,
+    Refusal,
+    Report,
+    RoleSummary,
+    UsedRuleSet,
+    Weight,
+)
 from rewriter.report.sized import Sized
-from rewriter.text import figure, names, nbytes
+from rewriter.text import figure, names, nbytes, plural
 
 _LAYERS = 64
 """Layers whose experts are summed up."""
 
 if TYPE_CHECKING:
-    from rewriter.parity.metrics import Metrics
     from rewriter.report.coverage import BlockCoverage
     from rewriter.report.quality import Quality
 
@@ -168,27 +178,25 @@ def not_calibrated(weights: Sequence[Weight]) -> str:
     told = [
         f"{reason} ({', '.join(f'{count:,} {role}' for role, count in roles.items())})" for reason, roles in why.items()
     ]
-    return (
-        f"{len(planned):,} weights were to be quantized by {planned[0].planned_algorithm} and were by"
-        f" {planned[0].algorithm}: {'; '.join(told)}"
-    )
+    many, first = plural(len(planned), "weight"), planned[0]
+    return f"{many} planned for {first.planned_algorithm}, quantized by {first.algorithm} instead: {'; '.join(told)}"
 
 
-def metrics(title: str, outputs: Mapping[str, Metrics], *, limit: int | None = TOP) -> Sheet:
+def metrics(title: str, found: Comparison, *, limit: int | None = TOP) -> Sheet:
     """One row per output: logits first, then the largest difference."""
-    logits = any(m.top1 is not None for m in outputs.values())
+    outputs = found.worst_first
+    logits = any(m.top1 is not None for _, m in outputs)
     columns = ("output", ">relative L2", ">max abs", ">cosine", ">SNR dB")
     made = Sheet(title, *columns, *((">top-1", ">KL") if logits else ()), "|worst at")
-    ordered = sorted(outputs.items(), key=lambda item: (item[1].top1 is None, -item[1].relative_l2))
-    for name, m in ordered[:limit]:
+    for name, m in outputs[:limit]:
         if not m.compared:
             made.add(name, *["-"] * (len(made) - 1))
             continue
         row = [name, figure(m.relative_l2), figure(m.max_abs), figure(m.cosine, ".6f"), figure(m.snr_db, ".1f")]
         row += [figure(m.top1, ".1%"), figure(m.kl)] if logits else []
         made.add(*row, str(list(m.worst_index)) if m.worst_index else "-")
-    made.rest(0 if limit is None else len(ordered) - limit)
-    if not all(m.compared for m in outputs.values()):
+    made.rest(0 if limit is None else len(outputs) - limit)
+    if not all(m.compared for _, m in outputs):
         made.caption = "-: no finite number in either model, so nothing was compared"
     return made
 
@@ -206,7 +214,7 @@ def _proof(proofs: Sequence[Proof], used: int) -> tuple[str, str]:
     if not proofs or not used:
         return "-", "not run (--parity none); every weight was read back"
     error = figure(max(p.max_relative for p in run)) if run else "-"
-    many = f"{len(run):,} class{'es' if len(run) != 1 else ''}"
+    many = plural(len(run), "class", "classes")
     how = f"{many} run ({names(sorted({p.runtime for p in run}))})" if run else ""
     if skipped:
         how += f"{', ' if how else ''}{skipped:,} too large to run (parity.max_bytes)"

@@ -23,6 +23,7 @@ from rewriter.report import Application, Decline, Weight
 from rewriter.result import Result
 from rewriter.roles import find_roles
 from rewriter.roles.operators import ATTENTION, FUSED_EXPERTS, LINEAR
+from rewriter.text import plural
 
 _FAR = 256
 """Nodes behind a node that may be of its block."""
@@ -167,7 +168,7 @@ class Focus:
             made = [weight for weight in weights.values() if self._means(weight)]
             if name not in weights and made:
                 ((one, _),) = Counter(map(_spec, made)).most_common(1)
-                fate = f"{fate}: {len(made):,} weight{'s' if len(made) > 1 else ''} {one}"
+                fate = f"{fate}: {plural(len(made), 'weight')} {one}"
             return self._first, f"{kind}, {fate}"
         if name in weights:
             weight = weights[name]
@@ -188,10 +189,10 @@ class Focus:
         """Of a role or a glob: how many nodes, and what would become of the weights."""
         name = self.name
         mine = [weight for weight in weights if self._means(weight)]
-        fates = ", ".join(f"{count:,} {spec}" for spec, count in Counter(map(_spec, mine)).most_common())
+        counts = Counter(map(_spec, mine)).most_common()
+        fates = "; ".join(f"{plural(count, 'weight')} {spec}" for spec, count in counts)
         kind = "role" if any(fnmatchcase(role.name, name) for role in self._roles.values()) else "pattern"
-        plural = "" if len(self._first) == 1 else "s"
-        return f"{kind}, {len(self._first):,} node{plural}; weights: {fates or 'all stay float'}"
+        return f"{kind}, {plural(len(self._first), 'node')}; {fates or 'all weights stay float'}"
 
     def about(self, name: str) -> str:
         """Describes a node or value of the model as given; empty where it has none of this name."""

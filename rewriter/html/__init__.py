@@ -9,10 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rewriter.html.figures import Figures
 from rewriter.html.heat import coverage_map
-from rewriter.report import Report
+from rewriter.report import Comparison, Quality, Report
 from rewriter.report.candidates import Candidates
 from rewriter.report.coverage import Coverage
-from rewriter.text import figure, nbytes
+from rewriter.text import figure, nbytes, plural
 
 GENERATOR = "onnx-moe-rewriter"
 """What the page says wrote it."""
@@ -37,6 +37,19 @@ def candidates_page(candidates: Candidates) -> str:
     return _render("candidates.html.j2", c=candidates, table=candidates.table)
 
 
+def check_page(before: str, after: str, inputs: str, found: Comparison | Quality) -> str:
+    """Returns how far two models are apart.
+
+    Args:
+        before: name of the model as it should be.
+        after: name of the model that was measured.
+        inputs: what both were run on.
+        found: what was measured.
+    """
+    outputs = found.worst_first if isinstance(found, Comparison) else None
+    return _render("check.html.j2", before=before, after=after, inputs=inputs, found=found, outputs=outputs)
+
+
 def _render(name: str, **values: Any) -> str:
     return _environment().get_template(name).render(values, generator=GENERATOR)
 
@@ -50,13 +63,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(nbytes=nbytes, figure=figure, count="{:,}".format, percent=_percent, plural=_plural)
+    made.filters.update(nbytes=nbytes, figure=figure, count="{:,}".format, percent=_percent, plural=plural)
     return made
 
 
 def _percent(value: float | None, digits: int = 2) -> str:
     return figure(value, f".{digits}%")
-
-
-def _plural(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

@@ -138,9 +138,8 @@ class Figures:
 
     @cached_property
     def outputs(self) -> tuple[tuple[str, Metrics], ...]:
-        """How the outputs of the two models differ: logits first, then the largest difference."""
-        found = self.report.parity.outputs if self.report.parity is not None else {}
-        return tuple(sorted(found.items(), key=lambda item: (item[1].top1 is None, -item[1].relative_l2)))
+        """How the outputs of the two models differ; empty where they were not compared."""
+        return () if self.report.parity is None else self.report.parity.worst_first
 
 
 def _kind(family: str) -> int:

@@ -272,3 +272,8 @@ class Comparison:
     outputs: Mapping[str, Metrics] = field(default_factory=dict)
     skipped: str = ""
     failures: tuple[str, ...] = ()
+
+    @property
+    def worst_first(self) -> tuple[tuple[str, Metrics], ...]:
+        """The outputs as people read them: logits, then the others, by how far they are apart."""
+        return tuple(sorted(self.outputs.items(), key=lambda item: (item[1].top1 is None, -item[1].relative_l2)))

@@ -52,6 +52,8 @@ class Reader:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise fail(f"rule set file '{path}' does not exist") from error
+        except UnicodeDecodeError as error:
+            raise fail(f"rule set file '{path}' is not text in UTF-8; give a YAML file") from error
         except (OSError, ValueError) as error:
             raise fail(f"rule set file '{path}' cannot be read: {reason(error)}") from error
         return parse_yaml(text, str(path), path.parent)

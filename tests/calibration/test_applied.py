@@ -230,4 +230,4 @@ def test_the_command_says_how_many_had_no_inputs(tmp_path, capsys):
     command += ["--set", "quantization.default.algorithm=gptq", "--set", "quantization.default.block_size=16"]
     assert main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{3 * how.experts} weights were to be quantized by gptq" in said
+    assert f"{3 * how.experts} weights planned for gptq, quantized by mse-search instead" in said

@@ -76,3 +76,16 @@ def test_check_as_json_is_a_comparison(run, rewritten):
     assert any("is below 90 dB" in failure for failure in found["failures"])
     assert len(err.splitlines()) == len(found["failures"])
     assert valid(run("check", GRANITE, GRANITE, "--json")[1], Comparison)["outputs"]["logits"]["snr_db"] == "inf"
+
+
+def test_check_writes_what_it_found_as_a_page(run, rewritten):
+    np.save("tokens.npy", np.arange(12).reshape(2, 6))
+    code, out, _ = run("check", GRANITE, rewritten, "--html", "check.html", "--min-snr-db", "90")
+    page = Path("check.html").read_text()
+    assert code == 1 and "Page    check.html" in out
+    assert f"{rewritten}</span> against" in page and "present.0.key" in page and "random inputs, seed 0" in page
+    assert re.search(r'<p class="bad">[^<]*logits[^<]* is below 90 dB', page)
+    assert run("check", GRANITE, rewritten, "--tokens", "tokens.npy", "--html", "check.html", "-q")[0] == 0
+    assert re.search(r"2 sequences, 12 tokens.*perplexity increase", Path("check.html").read_text(), re.DOTALL)
+    code, _, err = run("check", GRANITE, rewritten, "--html", "check.txt")
+    assert (code, err) == (2, "error: --html check.txt: a page is a file as check.html\n")

@@ -164,10 +164,10 @@ def test_scales_and_biases_are_no_weights_left_in_float():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("lm_head", r"^lm_head  role, 1 node; weights: 1 to 4 bits"),
-        ("expert.down", r"^expert\.down  role, 8 nodes; weights: 8 to 4 bits"),
-        ("router", r"(?s)^router  role, 2 nodes; weights: all stay float.*excluded by the plan"),
-        ("*.o_proj.*", r"pattern, 2 nodes; weights: 2 to 4 bits"),
+        ("lm_head", r"^lm_head  role, 1 node; 1 weight to 4 bits"),
+        ("expert.down", r"^expert\.down  role, 8 nodes; 8 weights to 4 bits"),
+        ("router", r"(?s)^router  role, 2 nodes; all weights stay float.*excluded by the plan"),
+        ("*.o_proj.*", r"pattern, 2 nodes; 2 weights to 4 bits"),
         ("model.layers.0.mlp.experts.2.gate_proj.weight_t", r"disappears: 1 weight to 4 bits.*expert\.gate_up"),
         ("model.layers.0.mlp.experts.2.{gate,up}_proj.weight_t", r"slice, \[64, 64\], to 4 bits"),
     ],

@@ -239,7 +239,7 @@ def test_cycle_through_files_names_all_of_it(toy, write):
 
 def test_unreadable_file(toy, write, tmp_path):
     (tmp_path / "work" / "latin.yaml").write_bytes(b"description: caf\xe9")
-    with pytest.raises(RuleSetError, match=r"^rule set file 'latin.yaml' cannot be read: UnicodeDecodeError"):
+    with pytest.raises(RuleSetError, match=r"^rule set file 'latin.yaml' is not text in UTF-8; give"):
         load("latin.yaml")
     (tmp_path / "work" / "folder.yaml").mkdir()
     with pytest.raises(RuleSetError, match=r"^rule set file 'folder.yaml' is not a regular file"):
