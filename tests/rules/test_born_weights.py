@@ -95,6 +95,14 @@ def test_a_look_at_many_experts_of_their_own_holds_a_few_rows():
     assert peak < shown.nbytes / 4
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_of_an_ordinary_weight_a_part_of_a_row_is_read(dtype, elements_read):
+    numbers = np.random.default_rng(0).standard_normal((8, 64, 256), np.float32).astype(dtype)
+    own = [View.whole(ir.tensor(a), f"w{i}") for i, a in enumerate(numbers)]
+    look(interleaved(stacked(own[0::2]), stacked(own[1::2])))
+    assert elements_read[0] < numbers.shape[-1]
+
+
 @pytest.mark.parametrize("overrides", [UNPROVED, {"parity.local": "all"}])
 def test_what_no_sample_showed_is_found_when_it_is_written(overrides, tmp_path):
     result = rewrite(nudged(), "moe-int4", CPU, overrides=overrides)
