@@ -43,7 +43,7 @@ def _parts(view: View, features: int, expert: int | None) -> tuple[Part, ...]:
         return ()
     if isinstance(source, RowsTensor):
         found = []
-        for shown in source.shown(*view.source_rows):
+        for shown in source.shown(*source.shown_rows(view)):
             inside = shown.rank + axis - len(outer)
             if inside < 0 or shown.shape[inside] != outer[axis]:
                 return ()

@@ -59,7 +59,9 @@ def jobs_of(model: ir.Model) -> dict[tuple[object, ...], tuple[QuantizationJob, 
         if not isinstance(tensor, PartTensor):
             continue
         jobs = tensor.jobs if tensor.stacked else tensor.jobs[:1]  # others are equal to the first
+        share = tensor.nbytes // len(jobs)
         for job in jobs:
-            _, before = found.get(job.key, (job, 0))
-            found[job.key] = job, before + tensor.nbytes // len(jobs)
+            key = job.key
+            _, before = found.get(key, (job, 0))
+            found[key] = job, before + share
     return found

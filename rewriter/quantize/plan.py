@@ -212,7 +212,7 @@ class QuantizationPlan:
     def _selectors(self) -> tuple[Selector, ...]:
         return (*self.include, *self.exclude, *(override.selector for override in self.overrides))
 
-    @property
+    @cached_property
     def asks_for_names(self) -> bool:
         """Whether any of its globs means nodes or weights by their names."""
         return any(selector.nodes or selector.weights for selector in self._selectors)
@@ -260,7 +260,20 @@ class QuantizationPlan:
             count: number of layers of the model.
             also: names that it goes by too: of the stack of which it is one expert, of what it is stored as.
         """
+        about = (role, layer, count, *((node, weight, *also) if self.asks_for_names else ()))
+        found = self._pickings.get(about)
+        if found is None:
+            found = self._pickings[about] = self._picking(node, weight, role, layer, also, count)
+        return found
 
+    @cached_property
+    def _pickings(self) -> dict[tuple[object, ...], Picking]:
+        """What was found: the experts of a layer are picked by the same lines, where none asks for names."""
+        return {}
+
+    def _picking(
+        self, node: str, weight: str, role: str, layer: int | None, also: Collection[str], count: int
+    ) -> Picking:
         def picks(selector: Selector) -> bool:
             return selector.matches(node=node, weight=weight, role=role, layer=layer, also=also, count=count)
 

@@ -163,13 +163,14 @@ def drop_pages(source: ir.TensorProtocol | View) -> None:
         source: a tensor, or a view: only the bytes between its first and its last element are dropped.
     """
     if isinstance(source, View):
-        if source.size and is_in_rows(source.source):
-            for view in source.source.shown(*source.source_rows):
+        held = source.source
+        if source.size and is_in_rows(held):
+            for view in held.shown(*held.shown_rows(source)):
                 drop_pages(view)
         elif source.size:
             low, high = source.span
-            bits = source.source.dtype.bitwidth
-            _drop_part(source.source, low * bits // 8, -(-(high + 1) * bits // 8))
+            bits = held.dtype.bitwidth
+            _drop_part(held, low * bits // 8, -(-(high + 1) * bits // 8))
     elif isinstance(source, ViewTensor):
         drop_pages(source.view)
     elif is_in_rows(source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -24,7 +25,10 @@ def names_of(view: View) -> tuple[str, tuple[str, ...]]:
     boxes: dict[str, tuple[tuple[int, ...], list[int], list[int]]] = {}
     for leaf in view.leaves:
         shape = tuple(leaf.source.shape.numpy())
-        low, high = (_position(at, shape) for at in leaf.span)
+        if leaf.size == math.prod(shape):
+            low, high = [0] * len(shape), [extent - 1 for extent in shape]
+        else:
+            low, high = (_position(at, shape) for at in leaf.span)
         if leaf.name in boxes:
             _, lowest, highest = boxes[leaf.name]
             low, high = list(map(min, low, lowest)), list(map(max, high, highest))

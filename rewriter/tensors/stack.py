@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -39,6 +40,11 @@ class Stack(RowsTensor):
         return isinstance(other, Stack) and self.parts == other.parts
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Of all its parts, of which there may be hundreds: every view of the stack asks for it."""
         return hash(self.parts)
 
 

@@ -155,7 +155,7 @@ class View:
         """What the view shows of the part of the source that holds it; only to be read."""
         source, offset = self.source, self.offset
         if self.size and is_in_rows(source):
-            first, count = self.source_rows
+            first, count = source.shown_rows(self)
             part = source.rows(first, count)
             offset -= first * (part.size // count)
         else:
@@ -167,13 +167,6 @@ class View:
             return window
         steps = [step * flat.itemsize for step in self.strides]
         return np.lib.stride_tricks.as_strided(flat[offset:], self.shape, steps, writeable=False)
-
-    @property
-    def source_rows(self) -> tuple[int, int]:
-        """The first of the rows along the source's first axis that the view shows a part of, and their number."""
-        low, high = self.span
-        row = self.source.size // int(self.source.shape.numpy()[0])
-        return low // row, high // row - low // row + 1
 
     @property
     def span(self) -> tuple[int, int]:
@@ -189,9 +182,10 @@ class View:
     @property
     def leaves(self) -> tuple[View, ...]:
         """The parts of constants that it shows: several where it stacks, joins or interleaves them."""
-        if not (self.size and is_in_rows(self.source)):
+        source = self.source
+        if not (self.size and is_in_rows(source)):
             return (self,)
-        return tuple(leaf for view in self.source.shown(*self.source_rows) for leaf in view.leaves) or (self,)
+        return tuple([leaf for view in source.shown(*source.shown_rows(self)) for leaf in view.leaves]) or (self,)
 
     @property
     def label(self) -> str:
@@ -275,6 +269,7 @@ class RowsTensor(ir.LazyTensor):
         )
         self.rows = rows
         self.sources = tuple(sources)
+        self._row = math.prod(shape[1:])
 
     def __new__(cls, *arguments: Any) -> Self:
         """Keeps what it is made of, by which another process makes it anew."""
@@ -288,6 +283,16 @@ class RowsTensor(ir.LazyTensor):
     def shown(self, first: int, count: int) -> Iterable[View]:
         """Returns what rows are computed from."""
         return (view.slice(0, first, count) for view in self.sources)
+
+    def shown_rows(self, view: View) -> tuple[int, int]:
+        """Returns the first of the rows along the first axis that a view of this tensor shows a part of, and how many.
+
+        Args:
+            view: one that shows at least one element.
+        """
+        low, high = view.span
+        first = low // self._row
+        return first, high // self._row - first + 1
 
     def shown_by(self, view: View) -> View | None:
         """Returns what a view of this tensor shows as one of what rows are computed from; None where it is a copy."""

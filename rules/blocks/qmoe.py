@@ -130,10 +130,8 @@ def plan_experts(
                     because = [ONE_BLOCK_SIZE] * len(asked)
                     if (block, symmetric) != wanted[0]:
                         because = _because(asked, planned, reasons[len(fitting[0].kernel.layouts) - 1])
-                    held = tuple(
-                        tuple(_as_held(job, block, symmetric, why) for job in jobs)
-                        for jobs, why in zip(asked, because, strict=True)
-                    )
+                    forms = zip(asked, because, strict=True)
+                    held = tuple(_as_held(jobs, block, symmetric, why) for jobs, why in forms)
                     return QuantizedForm(held, block, layout, choice)
                 reasons.append(refused)
     others = ", ".join(map(str, sizes[1:])) if smaller_blocks else ""
@@ -344,9 +342,10 @@ def _because(asked: Sequence[Jobs], block: int, reason: str) -> list[str]:
     return [why or others or reason for why in refused]
 
 
-def _as_held(job: QuantizationJob, block: int, symmetric: bool, because: str) -> QuantizationJob:
-    spec = job.context.spec
+def _as_held(jobs: Jobs, block: int, symmetric: bool, because: str) -> Jobs:
+    spec = jobs[0].context.spec
     own = dataclasses.replace(spec, block_size=block, symmetric=spec.symmetric or symmetric)
     if own == spec:
-        return job
-    return dataclasses.replace(job, context=dataclasses.replace(job.context, spec=own, planned=spec, because=because))
+        return jobs
+    contexts = (dataclasses.replace(job.context, spec=own, planned=spec, because=because) for job in jobs)
+    return tuple(dataclasses.replace(job, context=context) for job, context in zip(jobs, contexts, strict=True))
