@@ -348,9 +348,14 @@ def test_fewer_bits_than_there_are_is_one_line_with_what_can_be_had(tmp_path, ca
         (["--size", "1MB", "--bits", "4"], "give one of --size, --bits and --max-kl"),
         (["--write-plan", "x.yaml"], "give one of --size, --bits and --max-kl"),
         (["--max-kl", "0.1"], "--max-kl takes a calibration on tokens"),
+        (["--size", "1MB", "--write-plan", "nowhere/p.yaml"], "cannot write the plan 'nowhere/p.yaml': there is no"),
+        (["--size", "1MB", "--write-plan", "folder.yaml"], "the plan 'folder.yaml' is a directory"),
+        (["--size", "1MB", "--write-plan", "model.onnx"], "a rule set is a file as plan.yaml"),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(more, message, tmp_path, capsys):
+def test_what_cannot_be_is_one_clear_line(more, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
     assert main(["apply", str(MODEL), "-o", str(tmp_path / "o"), *more]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rewriter.cli import options
-from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Rules, Settings, TargetName, given
+from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Quiet, Rules, Settings, TargetName, given
 from rewriter.cli.token_options import Sequences, Tokens, given_tokens
 from rewriter.errors import UsageError, nearest, warn
 
 if TYPE_CHECKING:
-    from rewriter.report import Report
     from rewriter.report.quality import Quality
     from rewriter.report.sized import Sized
     from rewriter.result import Result
@@ -38,7 +37,7 @@ def apply(
         bool,
         typer.Option(
             "--resume",
-            help="Go on where a run into the output ended that was killed, and keep what is written where this one is.",
+            help="Continue the run into this output that was killed; what this one writes is kept if it is killed too.",
         ),
     ] = False,
     cluster: Annotated[
@@ -149,7 +148,7 @@ def apply(
         ),
     ] = False,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Rewrite a model by a rule set, quantize its weights, prove the rewrites, and save it.
 
@@ -174,14 +173,11 @@ def apply(
 
     apart.start()  # it imports the runtime while this process imports all else
 
-    from rich.text import Text
-
     from rewriter import api
     from rewriter.budget.goal import MORE_AIMS, Goal
-    from rewriter.cli import comparison, report_files, tables
+    from rewriter.cli import applied, comparison, report_files
     from rewriter.cli.budget import fit_to_goal
-    from rewriter.cli.console import byte_bar, console, count_bar, labelled, print_json, shout, show, working
-    from rewriter.explanation.coverage import unread_experts
+    from rewriter.cli.console import byte_bar, console, count_bar, print_json, shout, working
     from rewriter.io import Place, load
     from rewriter.io.cluster import connected
     from rewriter.parity.limits import too_far
@@ -207,6 +203,8 @@ def apply(
         report_files.refuse(report, place.directory)
     if html is not None:
         report_files.refuse_page(html, place.directory, "report.html")
+    if write_plan is not None:
+        report_files.refuse_plan(write_plan)
     plan = rule_set.plan
     algorithms = {plan.default.algorithm, *(override.changes.get("algorithm") for override in plan.overrides)}
     if calibration is None and "gptq" in algorithms:
@@ -275,55 +273,19 @@ def apply(
     origin = dataclasses.replace(done.provenance, command=shlex.join(["rewriter", *sys.argv[1:]]))
     done = dataclasses.replace(done, parity=found, provenance=origin, sized=why, quality=quality)
 
-    screen = console(quiet=silent)
-    more = "; --report FILE.json lists all" if report is None else f"; see {report}"
-    screen.print(Text.assemble((rule_set.name, "bold"), f" on {model}, for {done.target}\n"))
-    for made in origin.before:
-        screen.print(labelled("Earlier", f"rewritten by {made}\n"), soft_wrap=True)
-    if not done.applications:
-        screen.print("Nothing fired: the output is the model as it was.\n")
-    if unread := unread_experts(rule_set, done):
-        screen.print(f"{unread}\n")
-    show(
-        screen,
-        tables.fired(done),
-        tables.declined(done.refusals, more),
-        tables.misfits(done),
-        tables.changed(done.changes, more),
-        tables.plan(done.rules),
-        tables.weights(done.by_role, measured=True),
-        tables.output_errors(done.by_layer),
-    )
-    for line in (*done.on_grids, *filter(None, [tables.accepted(done.rules), tables.not_calibrated(done.weights)])):
-        screen.print(f"{line[0].upper()}{line[1:]}.\n")
-    if found.runtime:
-        title = f"Against the original ({found.runtime}, random inputs, seed {found.seed})"
-        show(screen, tables.metrics(title, found))
-    elif found.skipped:
-        screen.print(f"Not compared with the original: {found.skipped}.\n")
-    if quality is not None:
-        show(screen, tables.quality(quality))
-    if done.already_quantized:
-        kept = ", ".join(f"{count:,} {operator}" for operator, count in done.already_quantized.items())
-        screen.print(f"Quantized already, left as they were: {kept}\n")
-    screen.print(labelled("Size", f"{done.shrunk} on disk"))
-    screen.print(labelled("Output", saved), soft_wrap=True)
+    applied.show_report(console(quiet=silent), done, rule_set, model, report)
     if report is not None:
         report_files.write(report, json.dumps(done.to_json(), indent=1, allow_nan=False) + "\n")
-        screen.print(labelled("Report", report), soft_wrap=True)
     if html is not None:
         from rewriter.html import page
 
         report_files.write(html, page(done))
-        screen.print(labelled("Page", html), soft_wrap=True)
+    applied.show_files(console(quiet=silent), done, saved, report, html)
     if as_json:
         print_json(done.to_json())
-
-    wrong = [f"rule {r.rule} at node {r.declines[0].node}: {r.reason}" for r in done.refusals if r.failed]
-    failures = [*wrong, *found.failures, *(quality.failures if quality else ()), *_never_fired(require, done)]
-    for failure in failures:
-        shout(f"{failure}; the output is kept")
-    if failures:
+    if failures := applied.failures(done, require):
+        for failure in failures:
+            shout(f"{failure}; the output is kept")
         raise typer.Exit(1)
 
 
@@ -338,13 +300,3 @@ def _require_known(required: list[str], rule_set: RuleSet) -> None:
     for rule in required:
         if rule not in known:
             raise UsageError(f"--require {rule}: rule set '{rule_set.name}' has no such rule{nearest(rule, known)}")
-
-
-def _never_fired(required: list[str], report: Report) -> list[str]:
-    lines = []
-    for rule in dict.fromkeys(required):
-        if rule not in report.applied:
-            reasons = [reason for name, reason in report.declined if name == rule]
-            why = f"it declined: {reasons[0]}" if reasons else "nothing in the model matched it"
-            lines.append(f"required rule {rule} never fired: {why}")
-    return lines

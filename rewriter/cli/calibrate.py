@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rewriter.cli.options import Model, given, size
-from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens
+from rewriter.cli.options import Model, Quiet, given
+from rewriter.cli.token_options import Length, Memory, Sequences, Text, Tokenizer, Tokens
 from rewriter.errors import UsageError
 from rewriter.text import nbytes
 
@@ -25,17 +25,10 @@ def calibrate(
         Path | None, given("FOLDER", "In place of tokens: an .npz file for each run, with an array for each input.")
     ] = None,
     provider: Annotated[str, typer.Option(metavar="cpu|cuda", help="What runs the model.")] = "cpu",
-    memory: Annotated[
-        int | None,
-        given(
-            "SIZE",
-            "What the loaded model may take, by default 4GiB; a larger one is run layers after layers.",
-            parser=size,
-        ),
-    ] = None,
+    memory: Memory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing calibration.")] = False,
     html: Annotated[Path | None, given("FILE.html", "Write a page that shows what each expert saw.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     r"""Run a float model on real tokens and keep what each of its weights saw, each expert its own.
 

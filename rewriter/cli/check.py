@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rewriter.cli.options import AsJson, finite, given, size
-from rewriter.cli.token_options import Length, Sequences, Text, Tokenizer, Tokens, given_tokens
+from rewriter.cli.options import AsJson, Quiet, finite, given
+from rewriter.cli.token_options import Length, Memory, Sequences, Text, Tokenizer, Tokens, given_tokens
 from rewriter.errors import ParityError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -40,20 +40,13 @@ def check(
         float | None, given("SHARE", "Fail where logits agree on the best token more rarely.", min=0, max=1)
     ] = None,
     max_kl: Annotated[float | None, given("X", "Fail where the KL on tokens is larger on average.", min=0)] = None,
-    memory: Annotated[
-        int | None,
-        given(
-            "SIZE",
-            "With tokens: what a loaded model may take, by default 4GiB; a larger one is run layers after layers.",
-            parser=size,
-        ),
-    ] = None,
+    memory: Memory = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="What one run of a model may take.")
     ] = 3600.0,
     html: Annotated[Path | None, given("FILE.html", "Write the table as a page.")] = None,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run two models on the same inputs and measure how far their outputs are apart.
 
@@ -99,8 +92,9 @@ def check(
         found = replace(found, failures=too_far(found, max_kl, min_top1))
         tell(f"{found.sequences:,} sequences, {found.tokens:,} tokens", found, tables.quality(found))
         return
-    if max_kl is not None:
-        raise UsageError("--max-kl is about --tokens or --text")
+    for option, given in (("--max-kl", max_kl), ("--memory", memory)):
+        if given is not None:
+            raise UsageError(f"{option} is about --tokens or --text")
     feeds = None if inputs is None else read_feeds(inputs)
     limits = ParitySettings(max_relative_l2=max_relative_l2, min_snr_db=min_snr_db, min_top1=min_top1)
     with working("running both models", quiet=quiet or as_json):

@@ -115,6 +115,7 @@ Level = Literal["class", "all", "none"]
 """Which rewrites are proved by running them."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")]
 
 DEFAULT_RULES = "moe-int4"
 """As ``rewriter.api`` has it, whose import would take --help a second; a test holds the two together."""

@@ -24,13 +24,10 @@ def refuse(file: Path, output: Path | None) -> None:
     Raises:
         UsageError: it is a directory, its directory is missing, or something that is no report lies there.
     """
-    if file.is_dir():
-        raise UsageError(f"the report '{file}' is a directory; give a file, as report.json or report.html")
     if _is_stream(file):
         return
     inside = output is not None and Path(os.path.realpath(file)).parent == Path(os.path.realpath(output))
-    if not inside and not file.absolute().parent.is_dir():
-        raise UsageError(f"cannot write the report '{file}': there is no directory '{file.parent}'; make it first")
+    _require_place(file, "the report", "report.json or report.html", inside=inside)
     if file.exists() and not (_is_page(file) if file.suffix in PAGES else _is_report(file)):
         raise UsageError(f"the report '{file}' exists and is no report; choose another name, or remove it")
 
@@ -44,6 +41,25 @@ def refuse_page(file: Path, output: Path | None, example: str) -> None:
     if file.suffix not in PAGES:
         raise UsageError(f"--html {file}: a page is a file as {example}")
     refuse(file, output)
+
+
+def refuse_plan(file: Path) -> None:
+    """Refuses a place for a rule set before any work is done.
+
+    Raises:
+        UsageError: it is a directory, its directory is missing, or its name is not that of a rule set.
+    """
+    if file.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"--write-plan {file}: a rule set is a file as plan.yaml")
+    _require_place(file, "the plan", "plan.yaml")
+
+
+def _require_place(file: Path, what: str, example: str, *, inside: bool = False) -> None:
+    """Refuses a directory, and a file in one that is not there; ``inside`` where it will be made."""
+    if file.is_dir():
+        raise UsageError(f"{what} '{file}' is a directory; give a file, as {example}")
+    if not inside and not file.absolute().parent.is_dir():
+        raise UsageError(f"cannot write {what} '{file}': there is no directory '{file.parent}'; make it first")
 
 
 def write(file: Path, text: str) -> None:
@@ -66,7 +82,7 @@ def write(file: Path, text: str) -> None:
 
 def _is_stream(file: Path) -> bool:
     """Whether it is a pipe or a device: nothing to be read or replaced."""
-    return file.exists() and not file.is_file()
+    return file.exists() and not file.is_file() and not file.is_dir()
 
 
 def _is_report(file: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rewriter.cli.options import given
+from rewriter.cli.options import given, size
 from rewriter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,14 @@ Text = Annotated[Path | None, given("FILE", "Text in UTF-8, in place of tokens; 
 Tokenizer = Annotated[Path | None, given("FILE.json", "The model's tokenizer.json, which reads the text.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens of each sequence that the text is cut into.")]
 Sequences = Annotated[int | None, given("N", "Use the first N sequences only.", min=1)]
+Memory = Annotated[
+    int | None,
+    given(
+        "SIZE",
+        "What a model loaded for tokens may take, by default 4GiB; a larger one is run layers after layers.",
+        parser=size,
+    ),
+]
 
 
 def given_tokens(

@@ -136,6 +136,7 @@ def test_quality_as_json(run, tokens, rewritten):
         (("--tokens", "tokens.npy", "--min-snr-db", "3"), "--min-snr-db is not about tokens"),
         (("--tokens", "tokens.npy", "--inputs", "x.npz"), "--inputs is not about tokens"),
         (("--max-kl", "3"), "--max-kl is about --tokens or --text"),
+        (("--memory", "1GB"), "--memory is about --tokens or --text"),
     ],
 )
 def test_what_check_cannot_do_with_tokens_is_one_line(run, tokens, arguments, message):

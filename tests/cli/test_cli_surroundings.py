@@ -57,7 +57,8 @@ def test_an_installation_that_cannot_be_written_to_and_no_home(tmp_path):
     done = command("apply", linear(), "-o", "out", "-r", "rtn", "--no-check", env=found | nowhere)
     for folder in folders:
         folder.chmod(0o755)
-    assert done.returncode == 0 and not [line for line in done.stderr.splitlines() if "onnxruntime" not in line]
+    said = [line for line in done.stderr.splitlines() if "onnxruntime" not in line]
+    assert done.returncode == 0 and all(line.startswith("... ") for line in said)  # a busy machine is told to wait
     assert Path("out", "linear.onnx").is_file()
 
 
