@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,7 +12,7 @@ from rewriter.engine.interface import contradicts
 from rewriter.engine.listed import ListedNodes
 from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_of_order
 from rewriter.errors import RuleError
-from rewriter.graph._onnxscript import MatchFailureError, unhook
+from rewriter.graph._onnxscript import MatchFailureError, remove, unhook
 from rewriter.graph.contents import bodies, nodes_of, subgraphs
 from rewriter.quantize.job import PartTensor
 from rewriter.tensors import View, ViewTensor
@@ -48,7 +47,8 @@ class Committer:
             RuleError: the replacement does not fit the model; nothing has changed then.
         """
         root = self._roots[rewrite.graph]
-        self._check(rewrite, root)
+        elsewhere = any(old.producer() is not rewrite.root for old in rewrite.outputs)
+        self._check(rewrite, root, elsewhere)
         inner = [graph for node in rewrite.nodes for graph in subgraphs(node)]
         for graph in inner:
             self._survey(root, graph)
@@ -62,8 +62,9 @@ class Committer:
         for old, new in rewrite.outputs.items():
             outputs[old] = self._own_output(old, shared.get(new, new), nodes, rewrite.graph, set(outputs.values()))
         self._name(rewrite, nodes, outputs)
-        self._annotate(rewrite, [*constants, *nodes])
-        unordered = may_be_out_of_order(rewrite)  # asked while the matched nodes still have their inputs
+        added = [*constants, *nodes]
+        self._annotate(rewrite, added)
+        unordered = elsewhere or may_be_out_of_order(rewrite)  # asked while the matched nodes still have their inputs
         rewrite.graph.insert_before(rewrite.root, nodes)
         if constants:
             body = self._body(root)
@@ -71,13 +72,16 @@ class Committer:
         for old, new in outputs.items():
             _declare(new, old)
             old.replace_all_uses_with(new, replace_graph_outputs=True)
-        change = Change(self._remove_dead(rewrite.matched), [*constants, *nodes], list(outputs.values()))
+        removed = self._remove_dead(rewrite.matched)
+        for old, new in outputs.items():
+            if old.graph is not None and old.name == new.name:  # something else of its node is still read
+                old.name = self._unique(self._values, f"{old.name}_replaced")
         if unordered:
             rewrite.graph.sort()
         if unordered or inner:
             self.listed.forget()
-        self.listed.follow(change.removed, change.added)
-        return change
+        self.listed.follow(added)
+        return Change(removed, added, list(outputs.values()))
 
     def imports(self, graph: ir.Graph) -> Mapping[str, int]:
         """Returns the opset imports that hold in ``graph``: a subgraph has none of its own."""
@@ -104,12 +108,13 @@ class Committer:
         held = (a for node in nodes for a in node.attributes.data.values() if a.type == ir.AttributeType.TENSOR)
         self._stored.update([id(attribute.value) for attribute in held])
 
-    def _check(self, rewrite: Rewrite, root: Container) -> None:
+    def _check(self, rewrite: Rewrite, root: Container, elsewhere: bool) -> None:
         for domain, version in rewrite.opsets.items():
             have = root.opset_imports.get(domain, version)
             if have != version:
                 raise self._fault(rewrite, f"it needs opset {domain or 'ai.onnx'} {version}; the model has {have}")
         made = rewrite.initializers
+        read = {value for node in rewrite.nodes for value in node.inputs}
         for old, new in rewrite.outputs.items():
             if new.producer() is None and new not in made and not new.is_initializer() and not new.is_graph_input():
                 raise self._fault(rewrite, f"the replacement of '{old.name}' is defined nowhere")
@@ -117,11 +122,11 @@ class Committer:
                 raise self._fault(rewrite, f"'{old.name}' is {old.dtype.name}, its replacement {new.dtype.name}")
             if contradicts(old.shape, new.shape):
                 raise self._fault(rewrite, f"'{old.name}' is {old.shape}, its replacement {new.shape}")
-            if any(use.node in rewrite.nodes for use in old.uses()):
+            if old in read:
                 raise self._fault(rewrite, f"the replacement reads '{old.name}', which it replaces")
             if _is_identity_of(old, new) and not _may_take_name(new, rewrite.graph):
                 raise MatchFailureError(f"the Identity is what names '{old.name}'", rewrite.root)
-        if {old.producer() for old in rewrite.outputs} - {rewrite.root} and feeds_itself(rewrite):
+        if elsewhere and feeds_itself(rewrite):
             raise self._fault(rewrite, "an input of the replacement depends on one of its outputs")
 
     @staticmethod
@@ -177,7 +182,7 @@ class Committer:
         if new not in taken and any(new is out for node in nodes for out in node.outputs):
             return new
         if new not in taken and _may_take_name(new, graph):
-            new.name, old.name = old.name, self._unique(self._values, f"{old.name}_replaced")
+            new.name = old.name
             return new
         node = ir.node("Identity", [new])
         nodes.append(node)
@@ -194,35 +199,34 @@ class Committer:
             for out in node.outputs:
                 old = successors.get(out)
                 if old is not None and old.name:
-                    out.name, old.name = old.name, self._unique(self._values, f"{old.name}_replaced")
+                    out.name = old.name
                 else:
                     out.name = self._unique(self._values, out.name or f"{node.name}_out")
 
     @staticmethod
     def _annotate(rewrite: Rewrite, nodes: Sequence[ir.Node]) -> None:
         documents = [n.doc_string for n in rewrite.matched if n.doc_string]
+        given: dict[str, str] = {}
+        for source in rewrite.matched:
+            for key, text in source.metadata_props.items():
+                given.setdefault(key, text)
         for node in nodes:
-            for source in rewrite.matched:
-                for key, text in source.metadata_props.items():
-                    node.metadata_props.setdefault(key, text)
+            for key, text in given.items():
+                node.metadata_props.setdefault(key, text)
             node.metadata_props[RULE_NAME_TAG] = rewrite.rule
             if documents and not node.doc_string:
                 node.doc_string = "\n".join(dict.fromkeys(documents))
 
     def _remove_dead(self, matched: Iterable[ir.Node]) -> list[ir.Node]:
         """Removes the matched nodes, and those that only they kept alive."""
-        removed: dict[ir.Node, None] = {}
+        removed: list[ir.Node] = []
         tried = deque(matched)
         while tried:
             node = tried.popleft()
-            if (
-                node in removed
-                or node.graph is None
-                or any(out.uses() or out.is_graph_output() for out in node.outputs)
-            ):
+            if node.graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
                 continue
-            removed[node] = None
-            sources = unhook(node)
+            removed.append(node)
+            sources = remove(node)
             for graph in subgraphs(node) if self._nested else ():
                 self.listed.forget()
                 for inner in nodes_of(graph):
@@ -233,10 +237,7 @@ class Committer:
                     tried.append(producer)
                 elif value.is_initializer():
                     self._released[value] = None
-        for graph, nodes in itertools.groupby(removed, lambda node: node.graph):
-            assert graph is not None
-            graph.remove(nodes)
-        return list(removed)
+        return removed
 
     def drop_dead_constants(self) -> None:
         """Removes the constants that lost their last reader since the last call; asked once a phase, not a commit."""

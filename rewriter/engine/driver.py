@@ -31,7 +31,6 @@ from rewriter.graph._onnxscript import (
     wrong_arity,
 )
 from rewriter.graph.contents import all_nodes, name_of
-from rewriter.quantize.job import quantized_once
 from rewriter.report import Application, Decline, Proof
 from rewriter.rule import Replacement, Rule
 from rewriter.ruleset import Phase, RuleSet
@@ -131,17 +130,18 @@ class Engine:
         self._progress(phase.name, len(self.outcome.applications))
         table, everywhere, recognisers = self._bind(phase)
         self._run.recognise(recognisers)
-        fired: list[tuple[str, str]] = []
+        fired: list[Application] = []
         for sweep in range(1, phase.max_sweeps + 1):
             self.outcome.sweeps[phase.name] = sweep
-            before = fired
-            fired, declines = self._sweep(phase, sweep, table, everywhere)
+            before, begun = fired, len(self.outcome.applications)
+            declines = self._sweep(phase, sweep, table, everywhere)
+            fired = self.outcome.applications[begun:]
             if not fired:
                 self.outcome.declines.extend(declines)
                 if self._watch is not None:
                     self._watch.settled(phase.name, self._run)
                 return
-        last = dict([*before[-20:], *fired[-20:]])  # two rules that undo one another fire in turn
+        last = {one.rule: one.node for one in (*before[-20:], *fired[-20:])}  # those that undo one another fire in turn
         names = [f"{name} at {node}" for name, node in last.items()]
         raise NonConvergenceError(
             f"phase '{phase.name}' still fires after {phase.max_sweeps} sweeps: {', '.join(names[:5])};"
@@ -169,8 +169,9 @@ class Engine:
 
     def _sweep(
         self, phase: Phase, sweep: int, table: dict[OpKey, list[_Candidate]], everywhere: Sequence[_Candidate]
-    ) -> tuple[list[tuple[str, str]], list[Decline]]:
-        fired: list[tuple[str, str]] = []
+    ) -> list[Decline]:
+        """Tries every rule at every node once; returns what was declined."""
+        fired = False
         declines: list[tuple[int, int, Decline]] = []
         tracer = DeclineTracer()
         nodes = list(all_nodes(self._run.model)) if everywhere else self._committer.listed.of(table)
@@ -184,7 +185,7 @@ class Engine:
                         continue
                     rewrite = self._match(candidate, node, tracer, nodes)
                     if rewrite is not None and self._commit(rewrite, phase.name, sweep, tracer):
-                        fired.append((candidate.name, rewrite.where))
+                        fired = True
                         break
                     if tracer.failed:
                         failed = tracer.record(candidate.name, phase.name, node)
@@ -193,7 +194,7 @@ class Engine:
                         declines.append((place, order, tracer.record(candidate.name, phase.name, node)))
                     if self._watch is not None:
                         self._watch.attempted(phase.name, candidate.name, node, tracer)
-        return fired, [decline for *_, decline in sorted(declines, key=lambda told: told[:2])]
+        return [decline for *_, decline in sorted(declines, key=lambda told: told[:2])]
 
     def _later(self, candidate: _Candidate, root: ir.Node, nodes: Sequence[ir.Node]) -> Iterator[Rewrite]:
         """Yields what a rule would make of the nodes of a sweep behind one, from the last on."""
@@ -203,8 +204,7 @@ class Engine:
             rewrite = self._match(candidate, node, DeclineTracer(), ())
             if rewrite is not None:
                 try:
-                    with quantized_once(rewrite.jobs):
-                        yield rewrite
+                    yield rewrite
                 finally:
                     rewrite.discard()
 
@@ -241,15 +241,15 @@ class Engine:
             if built is None:
                 tracer.decline(match.reason, match.failure_nodes_and_values)
                 return None
-            returned = built.new_outputs[0] if len(built.new_outputs) == 1 else None
-            block = returned if isinstance(returned, Replacement) else _PLAIN
-            outputs = replaced_outputs(built) if block is _PLAIN else block.outputs
+            new, tape = built
+            block = new if isinstance(new, Replacement) else _PLAIN
+            outputs = replaced_outputs(new, match) if block is _PLAIN else block.outputs
         except RewriterError:
             raise
         except Exception as error:
             raise _broken(candidate, node, error) from error
         imports = self._committer.imports(graph)
-        opsets = {d: imports.get(d, 1) if version is None else version for d, version in built.used_opsets}
+        opsets = {d: imports.get(d, 1) if version is None else version for d, version in tape.used_opsets}
         producers = [n for out in outputs if (n := out.producer()) is not None]
         matched = tuple(dict.fromkeys([*match.nodes, *producers, *block.covers]))
         return Rewrite(
@@ -258,8 +258,8 @@ class Engine:
             root=node,
             matched=matched,
             outputs=outputs,
-            nodes=built.new_nodes,
-            initializers=built.new_initializers,
+            nodes=tape.nodes,
+            initializers=tape.initializers,
             opsets=opsets,
             imports=imports,
             fed=block.fed,
@@ -272,9 +272,7 @@ class Engine:
         """Proves and commits; False where it cannot be proved either way, the tracer then says why."""
         where = rewrite.where
         try:
-            jobs = rewrite.jobs
-            with quantized_once(jobs) if jobs else contextlib.nullcontext():
-                proof = self._prove(rewrite, self._run)
+            proof = self._prove(rewrite, self._run)
             replaced = tuple([n.op_type for n in rewrite.matched])
             proved = _forms(rewrite)
             change = self._committer.commit(rewrite)

@@ -26,18 +26,16 @@ class ListedNodes:
         if self._stale is None or not self._stale.isdisjoint(operators):
             for _ in self.walk():
                 pass
-        places = {node: place for operator in operators for node, place in self._places[operator].items()}
+        listed = [at for operator in operators for at in self._places[operator].items()]
+        places = {node: place for node, place in listed if node.graph is not None}
         found = sorted(places, key=places.__getitem__)
         if is_checked():
             walked = [node for node in all_nodes(self._model) if (node.domain, node.op_type) in operators]
             assert found == walked, "the nodes that are listed are not those of the model"
         return found
 
-    def follow(self, removed: Iterable[ir.Node], added: Iterable[ir.Node]) -> None:
-        """Takes note of a commit that left the order of the others as it was."""
-        places = self._places
-        for node in removed:
-            places[node.domain, node.op_type].pop(node, None)
+    def follow(self, added: Iterable[ir.Node]) -> None:
+        """Takes note of nodes that came and left the order of the others as it was; those that went tell themselves."""
         if self._stale is not None:
             self._stale.update([(node.domain, node.op_type) for node in added])
 

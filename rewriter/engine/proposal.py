@@ -87,9 +87,7 @@ class Change(NamedTuple):
 
 
 def may_be_out_of_order(rewrite: Rewrite) -> bool:
-    """Whether an output is read before the root, or a new node reads what the root need not come after."""
-    if {old.producer() for old in rewrite.outputs} - {rewrite.root}:
-        return True
+    """Whether a new node reads what the root need not come after."""
     new = set(rewrite.nodes)
     given = (value for node in rewrite.nodes for value in node.inputs if value is not None)
     read = {value for value in given if (producer := value.producer()) is not None and producer not in new}

@@ -26,7 +26,6 @@ from onnxscript.rewriter._basics import MatchFailureError
 from onnxscript.rewriter._context import TapeRewriterContext
 from onnxscript.rewriter._matcher import SimplePatternMatcher
 from onnxscript.rewriter._pattern_ir import NodeOutputPattern, Var
-from onnxscript.rewriter._rewrite_rule import ReplacementSubgraph
 
 from rewriter.graph.tree import Part, Read, binds, only_these_read
 
@@ -34,6 +33,7 @@ __all__ = [
     "MatchFailureError",
     "OpKey",
     "compiled",
+    "remove",
     "replaced_outputs",
     "replacement",
     "root_operator",
@@ -181,24 +181,23 @@ class _Tape(TapeRewriterContext):
         """Overrides ``op.Relu(x)``."""
         return functools.partial(self.op, op_type)
 
-    def call_op(
+    def op(
         self,
         op_type: str,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
         /,
-        domain: str = "",
-        version: int | None = None,
-        outputs: int | Sequence[str | ir.Value] = 1,
-        name: str | None = None,
+        *args: ir.Value | None,
+        _domain: str = "",
+        _version: int | None = None,
+        _outputs: int | Sequence[str | ir.Value] = 1,
+        _name: str | None = None,
+        **kwargs: Any,
     ) -> ir.Value | Sequence[ir.Value]:
         """Overrides the making of a node."""
-        attributes = ir.convenience.convert_attributes(kwargs) if kwargs else ()
-        count = outputs if isinstance(outputs, int) else None
-        named = None if isinstance(outputs, int) else self._adapt_outputs(outputs, op_type)
-        node = ir.Node(domain, op_type, args, attributes, num_outputs=count, outputs=named, version=version, name=name)
+        given = ir.convenience.convert_attributes(kwargs) if kwargs else ()
+        count, named = (_outputs, None) if isinstance(_outputs, int) else (None, self._adapt_outputs(_outputs, op_type))
+        node = ir.Node(_domain, op_type, args, given, num_outputs=count, outputs=named, version=_version, name=_name)
         self._nodes.append(node)
-        self._used_opsets.add((domain, version))
+        self._used_opsets.add((_domain, _version))
         return node.outputs[0] if len(node.outputs) == 1 else node.outputs
 
     def initializer(self, tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
@@ -212,8 +211,11 @@ class _Tape(TapeRewriterContext):
         return value
 
 
-def replacement(rule: Any, match: MatchResult) -> ReplacementSubgraph | None:
-    """Builds the replacement of a match; None where the rule declines (the match then carries the reason)."""
+def replacement(rule: Any, match: MatchResult) -> tuple[Any, TapeRewriterContext] | None:
+    """Builds the replacement of a match: what the rule returns, and what it made.
+
+    None where the rule declines; the match then carries the reason.
+    """
     tape = _Tape()
     try:
         new = rule._replacement_pattern._function(tape, **match.bindings)
@@ -225,10 +227,18 @@ def replacement(rule: Any, match: MatchResult) -> ReplacementSubgraph | None:
             raise TypeError("rewrite returned a match that did not fail; return the new values, or None")
         match.fail(new.reason, new.failure_nodes_and_values)
         return None
-    if new is None or new is False:
-        return None
-    outputs = [new] if isinstance(new, ir.Value) or not isinstance(new, Sequence) else new
-    return ReplacementSubgraph(match, outputs, tape.nodes, tape.initializers, tape.used_opsets)
+    return None if new is None or new is False else (new, tape)
+
+
+def remove(node: ir.Node) -> list[ir.Value]:
+    """Takes a node out of its graph, for good; returns what it read.
+
+    ``Graph.remove`` collects the graph's outputs each time: three times as long.
+    """
+    assert node._graph is not None
+    node._graph._nodes.remove(node)
+    node._graph = None
+    return unhook(node)
 
 
 def unhook(node: ir.Node) -> list[ir.Value]:
@@ -238,21 +248,24 @@ def unhook(node: ir.Node) -> list[ir.Value]:
     a node joins what hundreds of experts give.
     """
     read = []
-    for index, value in enumerate(node.inputs):
+    for index, value in enumerate(node._inputs):
         if value is not None:
-            value._remove_usage(node, index)
+            del value._uses[node, index]  # type: ignore[arg-type]  # a use is this tuple, with names
             read.append(value)
     node._inputs = ()
     return read
 
 
-def replaced_outputs(built: ReplacementSubgraph) -> Mapping[ir.Value, ir.Value]:
+def replaced_outputs(new: Any, match: MatchResult) -> Mapping[ir.Value, ir.Value]:
     """Returns old value -> new value; a rule returns that mapping itself where its root has any number of outputs."""
-    new: Sequence[Any] = built.new_outputs
-    mapped = len(new) == 1 and not isinstance(new[0], ir.Value) and isinstance(new[0], Mapping)
-    if not mapped and len(new) != len(built.match.outputs):
-        raise ValueError(f"the replacement has {len(new)} outputs where the pattern has {len(built.match.outputs)}")
-    outputs = dict(new[0]) if mapped else dict(zip(built.match.outputs, new, strict=True))
+    if not isinstance(new, ir.Value) and isinstance(new, Mapping):
+        outputs = dict(new)
+    else:
+        old = match.outputs
+        values = [new] if isinstance(new, ir.Value) or not isinstance(new, Sequence) else new
+        if len(values) != len(old):
+            raise ValueError(f"the replacement has {len(values)} outputs where the pattern has {len(old)}")
+        outputs = dict(zip(old, values, strict=True))
     for value in outputs.values():
         if not isinstance(value, ir.Value):
             raise TypeError(f"rewrite returned a {type(value).__name__} where it must return a value that op made")

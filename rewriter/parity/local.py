@@ -14,6 +14,7 @@ from rewriter.errors import ProofError
 from rewriter.operators.qmoe import LAYOUT_KEY
 from rewriter.parity.proof import Sides, prove
 from rewriter.parity.runtime import TIMEOUT, OrtRuntime, ReferenceRuntime, Runtime, available
+from rewriter.quantize.job import quantized_once
 from rewriter.report import Proof
 from rewriter.rule import Declined
 from rewriter.ruleset import ParitySettings
@@ -101,7 +102,8 @@ class LocalProver:
 
     def _prove(self, sides: Sides, *most: int, several: bool) -> Proof:
         settings = self._settings
-        return prove(sides, self._runtime, settings.seed, most=most, several=several, timeout=settings.timeout)
+        with quantized_once(sides.rewrite.jobs):
+            return prove(sides, self._runtime, settings.seed, most=most, several=several, timeout=settings.timeout)
 
     def _is_drawn(self, own: int, rewrite: Rewrite) -> bool:
         """Whether another member of a class is run too: later ones by lot, the second where the last is not known."""
