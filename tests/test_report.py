@@ -73,7 +73,7 @@ def test_what_json_has_no_word_for_validates():
     found = valid(Report("", "", parity=parity).to_json())
     assert found["parity"]["outputs"]["y"] == {
         "relative_l2": "inf", "max_abs": "nan", "worst_index": [], "cosine": 0.0, "snr_db": "-inf",
-        "top1": None, "kl": None, "finite": 1.0,
+        "top1": None, "kl": None, "finite": 1.0, "undefined": False,
     }  # fmt: skip
 
 

@@ -20,7 +20,11 @@ def exceeded(parity: ModelParity, limits: ParitySettings, expected: float = math
     lines = []
     for name, metrics in parity.outputs.items():
         if math.isinf(metrics.max_abs):
-            lines.append(f"output '{name}' is not finite where the original is, or the reverse")
+            lines.append(
+                f"output '{name}' of the original itself holds NaN or infinity, where the rewritten one differs"
+                if metrics.undefined
+                else f"output '{name}' is not finite where the original is"
+            )
             continue
         if limited(limits) and not metrics.compared:
             lines.append(f"output '{name}' holds no finite number in either model, so no limit can be held")

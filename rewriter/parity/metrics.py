@@ -40,7 +40,8 @@ def compare(expected: Array, actual: Array, *, logits: bool = False) -> Metrics:
     if broken.any():
         index = _index(int(np.argmax(broken)), e.shape)
         top1, kl = (0.0, math.inf) if logits else (None, None)
-        return Metrics(math.inf, math.inf, index, 0.0, -math.inf, top1, kl, share)
+        undefined = not np.isfinite(e[broken]).any()
+        return Metrics(math.inf, math.inf, index, 0.0, -math.inf, top1, kl, share, undefined)
     if same.all():
         return Metrics(0.0, 0.0, (), 1.0, math.inf, top1, kl, share)
     e, a = e[finite], a[finite]

@@ -14,6 +14,8 @@ from rewriter.engine.context import ModelRun
 from rewriter.engine.proposal import Rewrite
 from rewriter.errors import ProofError, RuntimeEndedError, TargetError, UnprovedError
 from rewriter.facts import Facts
+from rewriter.graph.walk import readers, walk
+from rewriter.operators.form import is_experts
 from rewriter.parity.claims import require_positive
 from rewriter.parity.difference import Difference, differences, relative
 from rewriter.parity.edges import Variation, lacks_rows, variations
@@ -26,12 +28,19 @@ from rewriter.parity.subgraph_inputs import FIRST, Feeds, random_feeds, related_
 from rewriter.parity.weights import dequantized, experts_to_run, float_bytes
 from rewriter.report import Proof
 from rewriter.rule import Declined
+from rewriter.tensors import View
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
 
 SEVERAL = 1 << 20
 """Bytes of float weights up to which a rewrite is run with several numbers of rows: beyond, loading them costs most."""
+
+_VAST = 1e9
+"""Weights beyond which the product of three, as a gated expert has them, may be no float32."""
+
+_MATRIX = 2
+_MULTIPLY = ("MatMul", "Gemm", "Einsum", "Gather", "GatherND")
 
 
 @dataclass
@@ -172,11 +181,11 @@ def prove(
         return Proof(rewrite.rule, "none", 0.0, 0.0, rewrite.where, skipped, ran=False)
     judges, because = _judges(sides, runtime, ReferenceRuntime(timeout))
     judge, verdicts = _verdicts(sides, judges, seed, several=several and sides.size <= SEVERAL)
+    _require_numbers(sides, verdicts)
     _excuse_rounding(sides, judge, verdicts)
     for verdict in verdicts:
         for difference in verdict.found:
             if not difference.holds:
-                _require_finite(sides.before)
                 raise ProofError(rewrite.rule, rewrite.where, f"{difference} ({judge.name})")
     if several:
         require_positive(rewrite, (*sides.before.fed, *sides.after.fed), judge, sides.facts, seed)
@@ -190,11 +199,32 @@ def prove(
     return Proof(rewrite.rule, judge.name, worst.error, worst.tolerance, rewrite.where, because=why, experts=experts)
 
 
-def _require_finite(matched: Subgraph) -> None:
-    """Declines where a weight is not finite: what has no part in a token may be multiplied by 0, or left out."""
-    for value, tensor in matched.constants.items():
-        if tensor.dtype.is_floating_point() and not np.isfinite(tensor.numpy().astype(np.float32)).all():
+def _require_numbers(sides: Sides, verdicts: Sequence[Verdict]) -> None:
+    """Declines where a weight is no number, or one so large that the original itself overflows.
+
+    What has no part in a token may be multiplied by 0, or left out.
+    """
+    undefined = not all(np.isfinite(out).all() for v in verdicts for out in v.outputs[0].values())
+    if not undefined:
+        return
+    for value, tensor in sides.before.constants.items():
+        if not tensor.dtype.is_floating_point() or len(tensor.shape) < _MATRIX or not _is_weight(value, sides):
+            continue
+        array = np.abs(tensor.numpy().astype(np.float32))
+        if not np.isfinite(array).all():
             raise Declined(f"weight '{value.name}' holds NaN or infinity, with which nothing can be proved", value)
+        if array.max(initial=0) > _VAST:
+            reason = f"weight '{value.name}' holds {array.max():.3g}, with which what it is part of overflows by itself"
+            raise Declined(f"{reason}, so nothing can be proved", value)
+
+
+def _is_weight(value: ir.Value, sides: Sides) -> bool:
+    """Whether a constant, or a part of it, is multiplied with something, as no mask is."""
+
+    def parts(at: ir.Value) -> list[ir.Value]:
+        return [out for node in readers(at) for out in node.outputs if sides.facts.get(out, View) is not None]
+
+    return any(node.op_type in _MULTIPLY or is_experts(node) for at in walk([value], parts) for node in readers(at))
 
 
 def _judges(sides: Sides, runtime: Runtime, reference: Runtime) -> tuple[list[Runtime], str]:

@@ -238,6 +238,7 @@ class Metrics:
         top1: share of rows (of the last axis) whose largest element is at the same place; None unless logits.
         kl: mean over rows of KL(softmax(expected) || softmax(actual)), in nats; None unless logits.
         finite: share of the elements that are finite on both sides.
+        undefined: whether the original itself holds NaN or infinity wherever nothing is close.
     """
 
     relative_l2: float
@@ -248,6 +249,7 @@ class Metrics:
     top1: float | None = None
     kl: float | None = None
     finite: float = 1.0
+    undefined: bool = False
 
     @property
     def compared(self) -> bool:

@@ -64,7 +64,10 @@ def test_an_output_that_is_not_finite_fails(run):
     broken = linear(Path("nan.onnx"), weight=np.full((64, 32), np.inf, np.float32))
     code, _, err = run("check", linear(), broken, "-q")
     assert code == 1
-    assert "output 'y' is not finite" in err
+    assert "output 'y' is not finite where the original is" in err
+    code, _, err = run("check", broken, linear(), "-q")
+    assert code == 1
+    assert "output 'y' of the original itself holds NaN or infinity" in err
 
 
 def test_check_as_json_is_a_comparison(run, rewritten):

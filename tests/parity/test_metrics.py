@@ -43,7 +43,7 @@ def test_zero_expected() -> None:
 @pytest.mark.parametrize(("e", "a"), [(1.0, NAN), (NAN, 1.0), (1.0, INF), (INF, -INF), (INF, NAN)])
 def test_one_sided_non_finite(e: float, a: float) -> None:
     found = compare(np.array([5.0, e]), np.array([5.0, a]), logits=True)
-    assert found == Metrics(INF, INF, (1,), 0.0, -INF, 0.0, INF, 0.5)
+    assert found == Metrics(INF, INF, (1,), 0.0, -INF, 0.0, INF, 0.5, undefined=e != 1.0)
 
 
 def test_shared_non_finite_is_left_out() -> None:

@@ -132,12 +132,50 @@ def experts_that_go_up_and_down_by_one_matrix(weight=None):
     return ir.from_onnx_text(text, initializers=[ir.tensor(random(2, 64, 32) if weight is None else weight, name="w")])
 
 
-def test_a_weight_that_is_no_number_is_named_and_no_rule_is_blamed():
+@pytest.mark.parametrize(
+    ("number", "every", "reason"),
+    [
+        (np.nan, False, "holds NaN or infinity, with which nothing can be proved"),
+        (np.inf, False, "holds NaN or infinity, with which nothing can be proved"),
+        (-np.inf, True, "holds NaN or infinity, with which nothing can be proved"),
+        (3e38, False, "holds 3e+38, with which what it is part of overflows by itself"),
+        (1e38, True, "holds 1e+38, with which what it is part of overflows by itself"),
+    ],
+)
+def test_weights_with_which_nothing_can_be_proved_are_named_and_no_rule_is_blamed(number, every, reason):
     weight = random(2, 64, 32)
-    weight[1, 3, 5] = np.nan
+    weight[1, ...] = np.sign(weight[1]) * number if every else weight[1]
+    weight[1, 3, 5] = number
     report = rewriter.apply(experts_that_go_up_and_down_by_one_matrix(weight), ["fuse-experts"]).report
-    ((_, reason),) = report.declined
-    assert "holds NaN or infinity" in reason and not any(decline.failed for decline in report.declines)
+    ((_, said),) = report.declined
+    assert reason in said and not any(decline.failed for decline in report.declines)
+
+
+def test_large_weights_that_overflow_nowhere_are_proved():
+    weight = random(2, 64, 32) * np.float32(1e12)
+    report = rewriter.apply(experts_that_go_up_and_down_by_one_matrix(weight), ["fuse-experts"]).report
+    assert report.applied == {"fuse-experts": 1} and report.proofs[0].max_relative < 1e-5
+
+
+class MaskedLess(RewriteRuleClassBase):
+    """Wrong: it masks by a large number, and not by infinity."""
+
+    def pattern(self, op, x, mask, w):
+        return op.Add(op.MatMul(x, w), mask)
+
+    def rewrite(self, op, x, mask, w):
+        less = np.maximum(mask.const_value.numpy(), -3e38)
+        return op.Add(op.MatMul(x, w), op.initializer(ir.tensor(less, name="less")))
+
+
+def test_an_infinite_mask_is_no_weight_that_excuses_a_rule():
+    mask = np.zeros((2, 4), np.float32)
+    mask[1, 2] = -np.inf
+    graph = "g (float[2,3] x) => (float[2,4] y) { h = MatMul(x, w) y = Add(h, mask) }"
+    text = f'<ir_version: 10, opset_import: ["" : 21]> {graph}'
+    model = ir.from_onnx_text(text, initializers=[ir.tensor(mask, name="mask"), ir.tensor(random(3, 4), name="w")])
+    (decline,) = rewriter.apply(model, [MaskedLess.rule()]).report.declines
+    assert decline.failed and "the rewrite is wrong" in decline.reason
 
 
 def test_one_matrix_that_is_read_both_ways_is_dequantized_as_each_projection_reads_it():
