@@ -121,8 +121,8 @@ def on_parts(
     weight: Sequence[ir.Value],
     job: QuantizationJob,
     *,
-    bias: ir.Value | None = None,
-    accuracy_level: AccuracyLevel | None = None,
+    bias: ir.Value | None,
+    accuracy_level: AccuracyLevel | None,
 ) -> ir.Value:
     """Writes the operator on values that hold B, scales and, where asymmetric, zero points of a job."""
     n, k = job.shape

@@ -25,7 +25,7 @@ from rewriter.operators.operator import DOMAIN
 from rewriter.operators.qmoe import QMOE, LayoutName
 from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
 from rewriter.rules.blocks.at_operator import AtOperator
-from rewriter.rules.blocks.guards import FLOATS, require_dtype
+from rewriter.rules.blocks.guards import require_float
 from rewriter.rules.blocks.moe import flat_router
 from rewriter.rules.blocks.stored_qmoe import ExpertRows, StoredExperts, StoredProjection, read_qmoe
 
@@ -41,7 +41,7 @@ class QMoEToMoE(AtOperator):
         x, router = node.inputs[:2]
         if x is None or router is None:
             raise NotApplicable
-        dtype = require_dtype(x, FLOATS, "the input")
+        dtype = require_float(x)
         stored = read_qmoe(self.run, node, self._unmarked)
         _require_own_weights(stored, router)
         _require_heeded(self.run, stored, dtype)

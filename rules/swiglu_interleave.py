@@ -19,9 +19,11 @@ import onnx_ir as ir
 from rewriter.graph.attributes import integer_attribute
 from rewriter.operators.moe import MOE
 from rewriter.operators.operator import DOMAIN
+from rewriter.operators.qmoe import QMOE
 from rewriter.rule import NotApplicable, Rule
 from rewriter.rules.blocks.at_operator import AtOperator
-from rewriter.rules.blocks.moe import constant_bias, emit_moe, needs_fusion, read_moe, require_weights_disappear
+from rewriter.rules.blocks.moe import constant_bias, emit_moe, read_moe, require_weights_disappear
+from rewriter.target import Target
 from rewriter.tensors import View, ViewTensor
 
 
@@ -32,7 +34,7 @@ class SwigluInterleave(AtOperator):
         super().__init__("swiglu-interleave", MOE.name, DOMAIN)
 
     def replace(self, op: Any, node: ir.Node) -> Any:
-        if integer_attribute(node, "swiglu_fusion", 0) != 2 or not needs_fusion(self.run, 1, instead_of=2):
+        if integer_attribute(node, "swiglu_fusion", 0) != 2 or not _needs_turns(self.run.target):
             raise NotApplicable
         experts = read_moe(self.run, node)
         if not experts.form.glu:
@@ -47,6 +49,12 @@ class SwigluInterleave(AtOperator):
             fc2.bias,
         ]
         return emit_moe(self.run, op, experts, dataclasses.replace(experts.form, fusion=1), weights)
+
+
+def _needs_turns(target: Target) -> bool:
+    """Whether the target's QMoE runs SwiGLU with gate and linear rows in turn, and not as halves."""
+    fusions = {fusion for kernel in target.kernels(QMOE.name) for fusion in kernel.fusions}
+    return 1 in fusions and 2 not in fusions
 
 
 def halves_in_turn(view: View) -> ViewTensor:

@@ -10,6 +10,7 @@ from onnxscript.rewriter import RewriteRuleClassBase
 
 import rewriter
 from rewriter.errors import RuleError, RuleSetError
+from rewriter.rule import Rule
 
 MODEL = '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) { y = Add (x, x) }'
 
@@ -63,6 +64,19 @@ class SomeInputs(RewriteRuleClassBase):
 def test_a_pattern_with_a_wrong_number_of_inputs_is_an_error(rule, words):
     with pytest.raises(RuleSetError, match=words):
         rewriter.apply(ir.from_onnx_text(MODEL), [rule])
+
+
+class ForgetsToReturn(Rule):
+    def pattern(self, op, x):
+        return op.Add(x, x)
+
+    def rewrite(self, op, *, x):
+        op.Mul(x, x)
+
+
+def test_a_rewrite_that_returns_nothing_is_an_error():
+    with pytest.raises(RuleError, match="rewrite returned None; return the new outputs, or raise NotApplicable or Dec"):
+        rewriter.apply(ir.from_onnx_text(MODEL), [ForgetsToReturn])
 
 
 def test_a_pattern_may_leave_inputs_open():

@@ -73,6 +73,7 @@ class _Candidate:
     rule: RewriteRule
     may_begin: Callable[[ir.Node], bool]
     explains: bool
+    may_be_none: bool
 
 
 class Engine:
@@ -160,7 +161,8 @@ class Engine:
                     own.run = self._run
                     recognisers |= dict.fromkeys(own.recognisers)
                 may_begin, explains = (own.may_begin, own.explains) if isinstance(own, Rule) else (_anywhere, False)
-                candidate = _Candidate(bound.name, compiled(own), may_begin, explains)
+                may_be_none = explains or not isinstance(own, Rule)
+                candidate = _Candidate(bound.name, compiled(own), may_begin, explains, may_be_none)
                 if wrong := wrong_arity(candidate.rule):
                     raise RuleSetError(f"rule {bound.name} can never fire: {wrong}")
                 key = root_operator(candidate.rule)
@@ -237,7 +239,7 @@ class Engine:
             match = rule.match(self._run.model, graph, node, check_nodes_are_removable=rule.remove_nodes, tracer=tracer)
             if not match:
                 return None
-            built = replacement(rule, match)
+            built = replacement(rule, match, may_be_none=candidate.may_be_none)
             if built is None:
                 tracer.decline(match.reason, match.failure_nodes_and_values)
                 return None

@@ -211,10 +211,15 @@ class _Tape(TapeRewriterContext):
         return value
 
 
-def replacement(rule: Any, match: MatchResult) -> tuple[Any, TapeRewriterContext] | None:
+def replacement(rule: Any, match: MatchResult, *, may_be_none: bool) -> tuple[Any, TapeRewriterContext] | None:
     """Builds the replacement of a match: what the rule returns, and what it made.
 
     None where the rule declines; the match then carries the reason.
+
+    Args:
+        rule: the compiled rule.
+        match: what it matched.
+        may_be_none: whether the rule declines by returning None too, as onnxscript's own rules do.
     """
     tape = _Tape()
     try:
@@ -227,7 +232,11 @@ def replacement(rule: Any, match: MatchResult) -> tuple[Any, TapeRewriterContext
             raise TypeError("rewrite returned a match that did not fail; return the new values, or None")
         match.fail(new.reason, new.failure_nodes_and_values)
         return None
-    return None if new is None or new is False else (new, tape)
+    if new is None or new is False:
+        if not may_be_none:
+            raise TypeError(f"rewrite returned {new}; return the new outputs, or raise NotApplicable or Declined")
+        return None
+    return new, tape
 
 
 def remove(node: ir.Node) -> list[ir.Value]:

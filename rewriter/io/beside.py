@@ -23,7 +23,7 @@ def data_of(directory: Path, name: str) -> list[str]:
     return sorted(place for place in named if Path(place).name == place and (directory / place).is_file())
 
 
-def others_of(model_file: Path, name: str, data_name: str | None = None) -> list[Path]:
+def others_of(model_file: Path, name: str, data_name: str | None) -> list[Path]:
     """The files beside an input model that belong to the output too."""
     folder = model_file.parent
     files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))

@@ -28,7 +28,7 @@ class HeldError(Exception):
     """Another run holds the lock."""
 
 
-def staging(directory: Path, name: str, leftover: Path | None = None) -> tuple[Path, int]:
+def staging(directory: Path, name: str, leftover: Path | None) -> tuple[Path, int]:
     """Makes and locks a hidden folder ``.<name>.partial-<pid>`` in a directory.
 
     Args:
@@ -74,7 +74,7 @@ def alone(directory: Path) -> Iterator[None]:
         unlock(lock)
 
 
-def settle(directory: Path, name: str | None, *, resume: bool = False) -> tuple[Path, ...]:
+def settle(directory: Path, name: str | None, *, resume: bool) -> tuple[Path, ...]:
     """Clears a place of what killed runs left there: a replacement that was complete is finished, the rest removed.
 
     Args:

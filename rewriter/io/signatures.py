@@ -39,22 +39,20 @@ class Signature:
     attributes: Mapping[str, ir.AttributeType] = field(default_factory=dict)
 
 
-def _contrib(marked: Sequence[str], most: int) -> Signature:
-    """Reads ``a``, ``b``, ``c?``: the leading inputs, optional where marked; ``most`` may exceed their number."""
+def _contrib(marked: Sequence[str]) -> Signature:
+    """Reads ``a``, ``b``, ``c?``: the leading inputs, optional where marked; others may follow."""
     return Signature(
         tuple(name.rstrip("?") for name in marked),
         tuple(i for i, name in enumerate(marked) if not name.endswith("?")),
-        most,
+        1 << 30,  # later releases append optional inputs
     )
 
 
-# Later releases only append optional inputs, so the last one known here bounds none of them.
-_ANY = 1 << 30
 _CONTRIB = {
-    **{o.name: _contrib(o.inputs, _ANY) for o in (MOE, QMOE, MATMUL_NBITS, GATHER_BLOCK_QUANTIZED)},
-    "RotaryEmbedding": _contrib(["input", "position_ids", "cos_cache", "sin_cache"], _ANY),
-    "SkipSimplifiedLayerNormalization": _contrib(["input", "skip", "gamma", "bias?"], _ANY),
-    "SkipLayerNormalization": _contrib(["input", "skip", "gamma", "beta?", "bias?"], _ANY),
+    **{o.name: _contrib(o.inputs) for o in (MOE, QMOE, MATMUL_NBITS, GATHER_BLOCK_QUANTIZED)},
+    "RotaryEmbedding": _contrib(["input", "position_ids", "cos_cache", "sin_cache"]),
+    "SkipSimplifiedLayerNormalization": _contrib(["input", "skip", "gamma", "bias?"]),
+    "SkipLayerNormalization": _contrib(["input", "skip", "gamma", "beta?", "bias?"]),
 }
 
 

@@ -21,11 +21,11 @@ def require_constant(facts: Facts, value: ir.Value, what: str) -> View:
     return view
 
 
-def require_dtype(value: ir.Value, allowed: frozenset[ir.DataType], what: str) -> ir.DataType:
-    """Returns the element type of ``value``, or declines: it is unknown or not among ``allowed``."""
+def require_float(value: ir.Value) -> ir.DataType:
+    """Returns the element type of an operator's input, or declines: it is unknown or none of ``FLOATS``."""
     if value.dtype is None:
-        raise Declined(f"the element type of {what} is unknown", value, remedy=INFER_SHAPES)
-    if value.dtype not in allowed:
-        names = ", ".join(sorted(d.name for d in allowed))
-        raise Declined(f"{what} is {value.dtype.name}; the operator takes {names}", value, remedy=ONE_FLOAT_TYPE)
+        raise Declined("the element type of the input is unknown", value, remedy=INFER_SHAPES)
+    if value.dtype not in FLOATS:
+        names = ", ".join(sorted(d.name for d in FLOATS))
+        raise Declined(f"the input is {value.dtype.name}; the operator takes {names}", value, remedy=ONE_FLOAT_TYPE)
     return value.dtype

@@ -28,7 +28,7 @@ from rewriter.quantize.born import Kept
 from rewriter.quantize.job import QuantizationJob
 from rewriter.quantize.types import QuantizedShape, WeightSpec
 from rewriter.rule import Declined, NotApplicable, Run
-from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
+from rewriter.rules.blocks.guards import FLOATS, require_constant, require_float
 from rewriter.rules.blocks.readers import Use, is_whole, origin, readers, require_one_reader
 from rewriter.tensors import View
 
@@ -139,7 +139,7 @@ def read_weight(run: Run, x: ir.Value, w: ir.Value) -> View:
             f"the weight has rank {view.rank} and the rank of its input is lower or unknown", x, remedy=INFER_SHAPES
         )
     known = x.dtype is not None or view.dtype not in FLOATS  # else it is the weight's: a product's operands have one
-    dtype = require_dtype(x, FLOATS, "the input") if known else view.dtype
+    dtype = require_float(x) if known else view.dtype
     if dtype != view.dtype:
         raise Declined(f"the weight is {view.dtype.name} and its input {dtype.name}", w, remedy=ONE_FLOAT_TYPE)
     if 0 in view.shape:

@@ -16,7 +16,7 @@ from rewriter.operators.moe import MOE
 from rewriter.operators.operator import input_at
 from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, Run
-from rewriter.rules.blocks.guards import FLOATS, require_constant, require_dtype
+from rewriter.rules.blocks.guards import require_constant, require_float
 from rewriter.rules.blocks.readers import is_whole, origin, require_one_reader
 from rewriter.tensors import StackedCopy, View, ViewTensor
 
@@ -87,7 +87,7 @@ def read_moe(run: Run, node: ir.Node) -> Experts:
 def element_type(node: ir.Node) -> ir.DataType:
     """Returns the element type of x, or declines; every input of an MoE has it, so that the weights tell it too."""
     x, fc2 = _required(node, 0, "input"), _required(node, MOE.projections[1].weight, "fc2 weights")
-    return require_dtype(fc2 if x.dtype is None else x, FLOATS, "the input")
+    return require_float(fc2 if x.dtype is None else x)
 
 
 def require_weights_disappear(facts: Facts, experts: Experts, *, rearranged: bool = False) -> None:
@@ -114,12 +114,6 @@ def require_weights_disappear(facts: Facts, experts: Experts, *, rearranged: boo
 def constant_bias(run: Run, projection: Projection) -> View | None:
     """Returns the view that a bias is, None where there is none, or declines: it is not constant."""
     return None if projection.bias is None else require_constant(run.facts, projection.bias, f"{projection.name}_bias")
-
-
-def needs_fusion(run: Run, fusion: int, *, instead_of: int) -> bool:
-    """Whether the target's QMoE runs SwiGLU fused in the one way and not in the other."""
-    fusions = {known for kernel in run.target.kernels(QMOE.name) for known in kernel.fusions}
-    return fusion in fusions and instead_of not in fusions
 
 
 def interleaved(first: View, second: View) -> ViewTensor:
