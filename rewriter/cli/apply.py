@@ -53,16 +53,16 @@ def apply(
     require: Annotated[
         list[str],
         given(
-            "RULE", "Fail (exit 1) where this rule never fires. May be repeated.", autocompletion=options.complete_rules
+            "RULE", "Fail (exit 1) if this rule never fires. May be repeated.", autocompletion=options.complete_rules
         ),
     ] = [],
     parity: Annotated[
         Level | None,
         typer.Option(
-            metavar="LEVEL",
-            help="Which rewrites are proved by running them: one to four of each structural class, all, or none;"
-            " by default as the rule set says (class). Of more than 256 MiB only some experts are run, or none:"
-            " --set parity.max_bytes.",
+            metavar="class|all|none",
+            help="Which rewrites are proved by running them: one to four of each structural class, all, or none; by"
+            " default what the rule set says (class). Of a block above 256 MiB (--set parity.max_bytes) only some"
+            " experts are run, or none.",
             show_default=False,
         ),
     ] = None,
@@ -79,8 +79,8 @@ def apply(
         str | None,
         given(
             "PROVIDER",
-            "What runs both models to compare them (cpu, cuda or reference), which asks for it; by default the"
-            " target's provider.",
+            "What runs both models to compare them: cpu, cuda or reference; by default the target's provider. Implies"
+            " --check.",
         ),
     ] = None,
     imatrix: Annotated[
@@ -109,8 +109,8 @@ def apply(
         float | None,
         given(
             "X",
-            "The same for the fewest bytes with an expected KL divergence below X; takes --calibration."
-            " With --tokens, aim lower where it is larger, and fail where that does not help.",
+            "Likewise, for the smallest model whose expected KL divergence is below X; needs --calibration. With"
+            " --tokens it is measured: if it is larger, forms are chosen anew; fails if that does not help.",
             min=0,
         ),
     ] = None,
@@ -118,18 +118,22 @@ def apply(
         float | None,
         given(
             "BITS",
-            "The same for so many bits a quantized weight, scales and zero points included, as 4.25."
-            " For plain 8 bits: --rules moe-int8, or --set quantization.default.bits=8.",
+            "Likewise, for so many bits per number of the quantized weights on average, scales and zero points"
+            " included, as 4.25. For plain 8 bits: --rules moe-int8, or --set quantization.default.bits=8.",
             callback=options.finite,
         ),
     ] = None,
     write_plan: Annotated[
         Path | None,
-        given("FILE.yaml", "Write what was chosen so as a rule set, which gives the same model again."),
+        given("FILE.yaml", "Write the chosen forms as a rule set, which gives the same model again."),
     ] = None,
     memory: Annotated[
         int | None,
-        given("SIZE", "Computed weights in memory at once while saving; by default 512MiB.", parser=options.size),
+        given(
+            "SIZE",
+            "Bytes of computed weights held in memory at once while saving; by default 512MiB.",
+            parser=options.size,
+        ),
     ] = None,
     max_shard_size: Annotated[
         int | None, given("SIZE", "Size of each data file; by default there is one.", parser=options.size)
@@ -144,7 +148,7 @@ def apply(
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict", help="End the run where a rewrite fails its proof; else it is left out, and the exit code is 1."
+            "--strict", help="End the run if a rewrite fails its proof; else it is left out, and the exit code is 1."
         ),
     ] = False,
     as_json: AsJson = False,

@@ -30,19 +30,24 @@ def check(
     tokenizer: Tokenizer = None,
     length: Length = 512,
     sequences: Sequences = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
     logits: Annotated[
-        list[str], given("OUTPUT", "An output to compare as logits; by default those named so. May be repeated.")
+        list[str],
+        given("OUTPUT", "An output to compare as logits; by default those named logits. May be repeated."),
     ] = [],
-    max_relative_l2: Annotated[float | None, given("X", "Fail where an output differs by more.", min=0)] = None,
-    min_snr_db: Annotated[float | None, given("DB", "Fail where an output's SNR is lower.", callback=finite)] = None,
-    min_top1: Annotated[
-        float | None, given("SHARE", "Fail where logits agree on the best token more rarely.", min=0, max=1)
+    max_relative_l2: Annotated[
+        float | None, given("X", "Fail if the relative L2 difference of an output is larger.", min=0)
     ] = None,
-    max_kl: Annotated[float | None, given("X", "Fail where the KL on tokens is larger on average.", min=0)] = None,
+    min_snr_db: Annotated[
+        float | None, given("DB", "Fail if an output's signal-to-noise ratio is lower.", callback=finite)
+    ] = None,
+    min_top1: Annotated[
+        float | None, given("SHARE", "Fail if the most likely token is the same more rarely.", min=0, max=1)
+    ] = None,
+    max_kl: Annotated[float | None, given("X", "Fail if the mean KL divergence on tokens is larger.", min=0)] = None,
     memory: Memory = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="What one run of a model may take.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for one run of a model.")
     ] = 3600.0,
     html: Annotated[Path | None, given("FILE.html", "Write the table as a page.")] = None,
     as_json: AsJson = False,

@@ -28,7 +28,7 @@ def compare(
         list[str],
         given(
             "NAME|FILE",
-            "Likewise. By default rtn, k-quant, moe-int4 and moe-int8.",
+            "The same as an option; by default rtn, k-quant, moe-int4 and moe-int8.",
             "--rules",
             "-r",
             autocompletion=options.complete_rule_sets,
@@ -40,7 +40,7 @@ def compare(
     length: Length = 512,
     sequences: Sequences = None,
     calibration: Annotated[Path | None, given("FOLDER", "For sets with gptq: what rewriter calibrate wrote.")] = None,
-    imatrix: Annotated[Path | None, given("FILE", "As of rewriter apply.")] = None,
+    imatrix: Annotated[Path | None, given("FILE", "Mean squared activations, as for rewriter apply.")] = None,
     target: TargetName = None,
     settings: Settings = [],
     html: Annotated[Path | None, given("FILE.html", "Write the table as a page.")] = None,

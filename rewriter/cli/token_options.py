@@ -22,7 +22,7 @@ Memory = Annotated[
     int | None,
     given(
         "SIZE",
-        "What a model loaded for tokens may take, by default 4GiB; a larger one is run layers after layers.",
+        "Memory for a model that is run on tokens, by default 4GiB; a larger model is run a few layers at a time.",
         parser=size,
     ),
 ]
