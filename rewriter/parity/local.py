@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -35,6 +36,36 @@ _PLAIN = (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING)
 """Types of attributes whose values can be compared as they are."""
 
 
+@dataclass
+class Members:
+    """The rewrites of one structural class: one proof stands for all, and some others are run too.
+
+    Attributes:
+        proof: that of the first.
+        failed: why they are wrong, if one is.
+        last: where the last is, if it was run beforehand.
+        seen: how many have come.
+        run: how many of them were run.
+        small: whether more than two may be run.
+    """
+
+    proof: Proof | None = None
+    failed: ProofError | None = None
+    last: str = ""
+    seen: int = 1
+    run: int = 1
+    small: bool = False
+
+    def draws(self, rewrite: Rewrite) -> bool:
+        """Whether one more is run too: later ones by lot, the second where the last is not known."""
+        if self.run >= _MEMBERS or (self.run > 1 and not self.small) or rewrite.where == self.last:
+            return False
+        names = "".join([rewrite.where, *(job.context.weight for job in rewrite.jobs)])
+        drawn = int.from_bytes(hashlib.sha256(names.encode()).digest()[:8], "little") % self.seen < 2
+        self.seen, self.run = self.seen + 1, self.run + drawn
+        return drawn
+
+
 class LocalProver:
     """Proves rewrites before they are committed: one of each structural class, or all."""
 
@@ -48,12 +79,7 @@ class LocalProver:
         self._settings = settings
         # To fuse nodes costs a runtime more than to run them once as they are.
         self._runtime = runtime or default_runtime(settings.timeout, optimize=False)
-        self._classes: dict[object, int] = {}
-        self._proved: dict[int, Proof] = {}
-        self._members: dict[int, tuple[int, int]] = {}
-        self._failed: dict[int, ProofError] = {}
-        self._last: dict[int, str] = {}
-        self._small: dict[int, bool] = {}
+        self._classes: dict[object, Members] = {}
 
     def __call__(self, rewrite: Rewrite, run: ModelRun) -> Proof | None:
         """Returns the proof of ``rewrite``.
@@ -65,55 +91,45 @@ class LocalProver:
         if self._settings.local == "none":
             return None
         own = self._class_of(rewrite)
-        if own in self._failed:
-            raise _told(self._failed[own], rewrite)
-        known = self._proved.get(own) if self._settings.local == "class" else None
-        if known is not None and not self._is_drawn(own, rewrite):
-            return known
+        if own.failed is not None:
+            raise _told(own.failed, rewrite)
+        if own.proof is not None and not own.draws(rewrite):
+            return own.proof
         try:
             sides = Sides.of(rewrite, run)
-            proof = self._prove(sides, self._settings.max_bytes, several=known is None)
-            if self._settings.local == "class" and known is None:
-                self._small[own] = sides.size <= _SMALL and len(sides.nodes) <= _FEW
+            proof = self._prove(sides, self._settings.max_bytes, several=own.proof is None)
+            if self._settings.local == "all":
+                return proof
+            if own.proof is None:
+                own.small = sides.size <= _SMALL and len(sides.nodes) <= _FEW
                 self._prove_last(own, rewrite, run)
+                own.proof = proof
         except ProofError as error:
-            self._failed[own] = error
+            own.failed = error
             if error.node == rewrite.where:
                 raise
             raise _told(error, rewrite) from error
-        return self._proved.setdefault(own, proof) if self._settings.local == "class" else proof
+        return own.proof
 
-    def _class_of(self, rewrite: Rewrite) -> int:
-        """The number of a rewrite's structural class: a signature is as long as the rewrite, and is hashed once."""
-        return self._classes.setdefault(_signature(rewrite), len(self._classes))
+    def _class_of(self, rewrite: Rewrite) -> Members:
+        return self._classes.setdefault(_signature(rewrite), Members())
 
-    def _prove_last(self, own: int, first: Rewrite, run: ModelRun) -> None:
+    def _prove_last(self, own: Members, first: Rewrite, run: ModelRun) -> None:
         """Proves the last member of a class together with the first, before any of them is committed.
 
         A rule may be right for the first expert and wrong for others.
         """
         for last in first.later():
-            if self._class_of(last) == own:
+            if self._class_of(last) is own:
                 with contextlib.suppress(Declined):
                     self._prove(Sides.of(last, run), _SAMPLED, self._settings.max_bytes, several=False)
-                self._last[own] = last.where
-                self._members[own] = (2, 2)
+                own.last, own.seen, own.run = last.where, 2, 2
                 return
 
     def _prove(self, sides: Sides, *most: int, several: bool) -> Proof:
         settings = self._settings
         with quantized_once(sides.rewrite.jobs):
             return prove(sides, self._runtime, settings.seed, most=most, several=several, timeout=settings.timeout)
-
-    def _is_drawn(self, own: int, rewrite: Rewrite) -> bool:
-        """Whether another member of a class is run too: later ones by lot, the second where the last is not known."""
-        seen, run = self._members.get(own, (1, 1))
-        if run >= _MEMBERS or (run > 1 and not self._small[own]) or rewrite.where == self._last.get(own):
-            return False
-        names = "".join([rewrite.where, *(job.context.weight for job in rewrite.jobs)])
-        drawn = int.from_bytes(hashlib.sha256(names.encode()).digest()[:8], "little") % seen < 2
-        self._members[own] = (seen + 1, run + drawn)
-        return drawn
 
 
 def _told(failed: ProofError, rewrite: Rewrite) -> ProofError:

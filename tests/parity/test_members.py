@@ -12,8 +12,7 @@ from support import parse
 
 import rewriter
 from rewriter.parity.difference import relative
-from rewriter.parity.local import LocalProver
-from rewriter.ruleset import ParitySettings
+from rewriter.parity.local import Members
 
 
 class WrongAt(RewriteRuleClassBase):
@@ -52,12 +51,9 @@ def test_one_that_is_right_passes():
 
 def members(count=50, *, small=True, last=None):
     """Which members of a class are run besides the first, and the last where it was found beforehand."""
-    prover = LocalProver(ParitySettings())
-    prover._small["class"] = small
-    if last is not None:
-        prover._last["class"], prover._members["class"] = f"n{last}", (2, 2)
+    own = Members(small=small) if last is None else Members(small=small, last=f"n{last}", seen=2, run=2)
     rewrites = [SimpleNamespace(where=f"n{i}", jobs=[]) for i in range(1, count)]
-    return [rewrite.where for rewrite in rewrites if prover._is_drawn("class", rewrite)]
+    return [rewrite.where for rewrite in rewrites if own.draws(rewrite)]
 
 
 def test_others_are_run_by_lot_where_they_are_small():
