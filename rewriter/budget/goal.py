@@ -20,7 +20,7 @@ _FURTHER = 0.9
 
 @dataclass(frozen=True)
 class Goal:
-    """One of three.
+    """What the choice of forms is asked for: exactly one of a size, bits per number, or a KL divergence.
 
     Attributes:
         nbytes: the model is to take no more.
@@ -35,7 +35,7 @@ class Goal:
     share: float = MARGIN
 
     def lower(self, measured: float) -> Goal:
-        """Returns the same goal, aimed at lower by more than a KL divergence that was measured lies above it."""
+        """Returns the same goal aimed at lower, by a little more than a measured KL divergence exceeds it."""
         return self if self.kl is None else replace(self, share=self.share * _FURTHER * self.kl / measured)
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Goal:
         return f"at most {nbytes(self.nbytes)}" if self.nbytes is not None else f"at most {self.bits:g} bits a weight"
 
     def total(self, budget: Budget) -> int | None:
-        """Returns the bytes that the model may take; None where it is not they that count."""
+        """Returns the bytes that the model may take; None where the goal is a KL divergence."""
         return self.nbytes if self.bits is None else budget.bytes_of(self.bits)
 
     def require(self, budget: Budget) -> None:

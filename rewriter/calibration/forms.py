@@ -117,7 +117,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _copied(value: ir.Value, known: dict[ir.Value, ir.Value], model: ir.Model) -> ir.Value:
-    """Returns the value of ``model`` that is as one of its rewritten copy; nodes that are new there are written."""
+    """Returns the value of ``model`` for one of its rewritten copy; nodes that are new there are added."""
     if value not in known:
         producer = value.producer()
         if producer is None:

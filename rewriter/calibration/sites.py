@@ -138,7 +138,7 @@ class Sites:
         return tuple(dict.fromkeys(values))
 
     def without(self, parts: Collection[Part]) -> Sites:
-        """Returns the sites less what they say of some stored matrices."""
+        """Returns the sites without some stored matrices."""
         sources = {part.source for part in parts}
         kept = [replace(site, parts=[part for part in site.parts if part not in parts]) for site in self.linears]
         gathered = tuple(site for site in self.gathered if site.source not in sources)

@@ -71,7 +71,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Seen:
-    """Where what a stored matrix saw lies.
+    """Where the rows that one stored matrix saw are kept.
 
     Attributes:
         rows: id of the rows.

@@ -70,7 +70,7 @@ def moved(facts: Facts, node: ir.Node, stack: ir.Value, *operands: ir.Value | No
 
 
 def _view(facts: Facts, value: ir.Value, node: ir.Node) -> View | None:
-    """The view that a value is; where it is almost one, what follows from it is neither, for the same reason."""
+    """Returns the view that a value is; declines with the value's own reason where it is almost one."""
     view = facts.get(value, View)
     if view is None and facts.why_not(value):
         raise Declined(facts.why_not(value), node)
@@ -84,7 +84,7 @@ def _shown_parts(view: View, moves: Moves | Parts, node: ir.Node) -> View | View
 
 
 def _shown(view: View, moves: Moves, node: ir.Node) -> View:
-    """What the moves show of a view."""
+    """Applies the moves to a view."""
     for move in moves:
         match move:
             case Permute(order):

@@ -106,7 +106,7 @@ class Facts:
         return fact
 
     def kept(self, value: ir.Value, kind: type[F]) -> F | None:
-        """Returns what ``derived`` has computed, or None where it has not been asked."""
+        """Returns what ``derived`` has computed, or None where it was never called."""
         fact = self._derived.get(value, {}).get(kind)
         return fact if isinstance(fact, kind) else None
 
@@ -120,7 +120,7 @@ class Facts:
         return self._under.why_not(value) if self._under is not None and not own else own
 
     def own_reason(self, value: ir.Value) -> Reason:
-        """Returns as ``why_not``, but only what these recognisers say, and none of those that they follow from."""
+        """As ``why_not``, without the reasons of the facts on which these recognisers build."""
         return self._reasons.get(value, _NONE)
 
     def compute(self) -> None:

@@ -55,7 +55,7 @@ class Select:
 
 @dataclass(frozen=True)
 class Take:
-    """One position along an axis, which goes."""
+    """One position along an axis, which is removed."""
 
     axis: int
     position: int
@@ -70,7 +70,7 @@ class Insert:
 
 @dataclass(frozen=True)
 class Drop:
-    """Dimensions of extent 1, in ascending order, gone."""
+    """Dimensions of extent 1 are removed; given in ascending order."""
 
     axes: tuple[int, ...]
 
@@ -102,7 +102,7 @@ class Parts:
 
 
 def read(facts: Facts, node: ir.Node, dims: Sequence[Size]) -> Mapping[ir.Value, Moves | Parts]:
-    """Returns what ``node`` does to a first input of these extents, for each output; empty where it is no movement.
+    """Returns the moves that make each output from a first input of these extents; empty for other operators.
 
     Raises:
         Declined: an operand depends on an input, or does not fit.

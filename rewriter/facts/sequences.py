@@ -21,7 +21,7 @@ _PASS_ON = frozenset({"Identity", "If", "Loop", "Scan"})
 
 
 def untyped_sequences(model: ir.Model) -> list[ir.Value]:
-    """Returns the values without a type that are no tensors, or may be none, as far as the operators tell."""
+    """Returns the untyped values that are, or may be, sequences or optionals, as far as the operators tell."""
     found: dict[ir.Value, None] = {}
 
     def is_one(value: ir.Value) -> bool:
@@ -35,7 +35,7 @@ def untyped_sequences(model: ir.Model) -> list[ir.Value]:
 
 
 def _near(node: ir.Node) -> list[ir.Value]:
-    """What a node reads, and what its bodies give."""
+    """The inputs of a node, and the outputs of its subgraphs."""
     inner = [value for graph in subgraphs(node) for value in graph.outputs]
     return [*(value for value in node.inputs if value is not None), *inner]
 

@@ -124,7 +124,7 @@ def _broadcast(value: ir.Value, *operands: Dims | None) -> Dims | None:
 
 
 def _widest(sizes: set[Size], *, every: bool) -> Size | None:
-    """The extent to which these are broadcast; None where it may be one of several, or of others."""
+    """The extent that these broadcast to; None where it cannot be told. ``every``: these are all operands."""
     wide = sizes - {ONE}
     constant = [size for size in wide if size.constant is not None]
     if constant:
@@ -223,7 +223,7 @@ def replaced(facts: Facts, node: ir.Node, vector: ir.Value, index: ir.Value, oth
 
 @sizes.at("Equal")
 def equal(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Integers | None:
-    """Which sizes are some numbers, as 0 and 1, where it is known of all; no extent is negative."""
+    """``Equal`` of sizes, as 0 and 1, where the answer is known for every element; no extent is negative."""
     x, y = integers_of(facts, a), integers_of(facts, b)
     if x is None or y is None or len(x.sizes) != len(y.sizes) or x.scalar != y.scalar:
         return None

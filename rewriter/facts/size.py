@@ -30,7 +30,7 @@ class Size:
     @staticmethod
     @functools.cache
     def of(extent: int) -> Size:
-        """Returns a known extent: a model has few different ones, and they are asked for at every node."""
+        """Returns a known extent; cached, since few different ones are asked for at every node."""
         return Size(extent)
 
     def __mul__(self, other: Size) -> Size:

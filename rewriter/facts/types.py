@@ -32,7 +32,7 @@ _SMALL = 1000
 
 
 def infer_types(model: ir.Model, known: Facts) -> None:
-    """Gives values the type and shape that follow from the others, where any that is read lacks one.
+    """Infers the types and shapes that an export left out; ONNX is asked only where a value that is read lacks one.
 
     What is declared stays as it is, and what is a sequence or an optional has no tensor's type. Of an operator of ONNX
     Runtime that nothing stands in for, ONNX guesses, and is wrong of statistics: nothing is taken.
@@ -54,7 +54,7 @@ def infer_types(model: ir.Model, known: Facts) -> None:
 
 
 def _infer(model: ir.Model) -> None:
-    """Gives the values of a model what ONNX infers of them."""
+    """Sets the types and shapes that ONNX infers."""
     nodes = list(model.graph)
     if not model.functions and not any(map(subgraphs, nodes)):
         nodes = [node for node in nodes if _is_asked_about(node)]
@@ -77,7 +77,7 @@ def _infer(model: ir.Model) -> None:
 
 
 def _declare(value: ir.Value, type_: ir.TypeProtocol | None, shape: ir.Shape | None) -> None:
-    """Says of a value what nothing says yet."""
+    """Sets the type and the shape where they are missing."""
     value.type = value.type or type_
     value.shape = value.shape or shape
 
@@ -129,7 +129,7 @@ def _without_weights(model: ir.Model, nodes: Sequence[ir.Node]) -> onnx.ModelPro
 
 
 def _stand_in(graph: onnx.GraphProto, whole: onnx.GraphProto) -> set[str]:
-    """Puts standard operators beside those of ONNX Runtime; returns the values that they give in place of these."""
+    """Adds standard operators beside those of ONNX Runtime, to infer from; returns the outputs that have one."""
     known: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""Patterns that are trees of operators and variables: whether a node, with what it reads, is one."""
+"""Patterns that are trees of operators and variables, and whether a node and its producers match one."""
 
 from __future__ import annotations
 

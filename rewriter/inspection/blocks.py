@@ -163,7 +163,7 @@ def _top_k(router: ir.Node) -> int | None:
 
 
 def _unmoved(value: ir.Value) -> ir.Value:
-    """What a value was before it was moved about."""
+    """The value from which movement operators made this one."""
 
     def before(at: ir.Value) -> list[ir.Value]:
         producer = at.producer()

@@ -62,7 +62,7 @@ def left_in_float(
 
 
 def _fixed(model: ir.Model) -> set[ir.Value]:
-    """The values that nothing but constants makes."""
+    """The values that are computed from constants alone."""
     found = {v for graph in model.graphs() for v in graph.initializers.values() if constant(v) is not None}
     for node in all_nodes(model):
         if node.op_type == "Constant" or (node.inputs and not subgraphs(node) and _is_fixed(node, found)):

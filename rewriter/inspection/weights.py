@@ -65,7 +65,7 @@ def readers(slot: Slot) -> Iterator[ir.Node]:
 
 
 def _moved_uses(use: tuple[ir.Node, int]) -> list[tuple[ir.Node, int]]:
-    """Who reads what the use makes of a tensor, where it only moves it."""
+    """The readers of a use's output, where the use only moves the tensor."""
     node, position = use
     moves = position == 0 and node.op_type in MOVES
     return [behind for value in node.outputs for behind in value.uses()] if moves else []

@@ -24,7 +24,7 @@ def data_of(directory: Path, name: str) -> list[str]:
 
 
 def others_of(model_file: Path, name: str, data_name: str | None) -> list[Path]:
-    """The files beside an input model that belong to the output too."""
+    """Returns the files beside an input model that are copied to the output: tokenizer, configuration."""
     folder = model_file.parent
     files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
     data = {f: locations(f) or set() for f in files if f.suffix == ".onnx"}

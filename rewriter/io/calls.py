@@ -1,4 +1,4 @@
-"""Calls of model-local functions: they end, and what they stand for is not larger than any runtime takes."""
+"""Calls of model-local functions: refuses recursion, and models that no runtime takes once all calls are inlined."""
 
 from __future__ import annotations
 

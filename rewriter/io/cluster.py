@@ -91,7 +91,7 @@ class Cluster(Threads):
         self._wanted, self._asked = 0, -SOON
 
     def grouped(self, writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
-        """Yields all writes, those together that are begun together: for workers about a second's work.
+        """Yields the writes in batches that are submitted together: about a second's work for a worker.
 
         The largest are begun first: one that were begun last would keep one worker when all others have done.
         """
@@ -140,7 +140,7 @@ class Cluster(Threads):
         return self._wanted
 
     def _shared_out(self, items: Sequence[_T], takes: Callable[[_T], int]) -> Iterator[list[_T]]:
-        """Yields items together that take a worker about a second; less, if else some had nothing to do."""
+        """Yields batches of items that take a worker about a second, or less where some would have nothing to do."""
         most = min(TOGETHER, sum(map(takes, items)) // (ROUNDS * max(1, self._threads)))
         some, taken = [], 0
         for item in items:
@@ -159,7 +159,7 @@ class Cluster(Threads):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends what was begun, in one line where the cluster is what failed."""
+        """Cancels what is running; a failure of the cluster is raised as one line."""
         self._abroad.shutdown(wait=error is None)
         super().__exit__(kind, error, trace)
         if kind is not None and kind.__name__ == "KilledWorker":
@@ -172,7 +172,7 @@ class Cluster(Threads):
 
 
 def _goes(write: Write) -> bool:
-    """Whether a worker can make a write from what lies in files."""
+    """Whether a worker can do a write from files alone."""
     tensor = write.pieces[0].tensor
     if write.jobs:
         sources = [leaf.source for job in write.jobs for leaf in job.weight.leaves]
@@ -182,7 +182,7 @@ def _goes(write: Write) -> bool:
 
 
 def _work(write: Write) -> int:
-    """The work of a write, in numbers that are quantized in that time."""
+    """The cost of a write, as the number of elements that are quantized in the same time."""
     return sum(map(work, write.jobs)) or write.nbytes // BYTES
 
 

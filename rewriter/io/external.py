@@ -43,7 +43,7 @@ def map_external_data(model: ir.Model, base_dir: Path) -> None:
 
 
 def keep_external_data(model: ir.Model, copy: ir.Model) -> None:
-    """Checks that the data files of a model made elsewhere are there, since they are read long after.
+    """Checks now that the data files of a model made elsewhere exist, since they are read only later.
 
     Args:
         model: made elsewhere.
@@ -82,7 +82,7 @@ def files_read(model: ir.Model) -> list[Path]:
 
 
 def data_names(model: ir.Model) -> set[str]:
-    """Returns the names of the data files of a model, from its directory on."""
+    """Returns the names of the data files of a model, relative to its directory."""
     tensors = (slot.tensor for slot in stored_tensors(model))
     return {os.fspath(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 

@@ -1,4 +1,4 @@
-"""What decides the bytes of every weight of a run, in words that another run can be held to."""
+"""The identity of a run: all that decides the bytes of its weights, as text that a run that resumes it must match."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOOK, _WHOLE = "look at what lies on a grid", "whole"
 def of_inputs(
     source: Path, imatrix: str | os.PathLike[str] | Mapping[str, Array] | None, calibration: Path | None
 ) -> Identity:
-    """Returns what a run reads beside the data of its model.
+    """Returns the part of a run's identity that its input files decide.
 
     Args:
         source: the model file.
@@ -45,7 +45,7 @@ def of_inputs(
 
 
 def of_rules(made: Made, *, whole: bool) -> Identity:
-    """Returns what a run is of, as far as its rule set says.
+    """Returns the part of a run's identity that its rule set decides.
 
     Args:
         made: the run.
@@ -78,7 +78,7 @@ def code() -> str:
 
 
 def files(paths: Iterable[Path]) -> str:
-    """Returns what tells files from others of their names, or from what they were: inode, bytes, time, content."""
+    """Returns what tells when files were replaced or changed: inode, bytes, time, content."""
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted(path.resolve() for path in paths):
         size = path.stat().st_size

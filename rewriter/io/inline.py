@@ -43,7 +43,7 @@ def inlined(model: ir.Model, slots: Sequence[Slot]) -> list[Slot]:
 
 
 class Absent(ir.LazyTensor):
-    """Takes the place of a tensor in a message that is to have room for its bytes."""
+    """Stands for a tensor whose bytes are written into the message later."""
 
     def __init__(self, tensor: ir.TensorProtocol) -> None:
         shape = ir.Shape(tensor.shape.numpy())
@@ -74,7 +74,7 @@ class Message:
         return planned({file: self.size}, placed)
 
     def write(self, file: Path) -> None:
-        """Writes all but the weights, which lie in the file; all of it is on the disk then."""
+        """Writes all but the weights, which are in the file already, and flushes the file to disk."""
         file.touch()
         with file.open("r+b") as stream:
             for offset, part in self.parts:
@@ -110,7 +110,7 @@ def with_room(message: bytes, lengths: Mapping[str, int]) -> Message:
 
 
 def _replaced(message: memoryview, number: int, content: Callable[[memoryview], list[Piece] | None]) -> Iterator[Piece]:
-    """Yields a message, with other contents of the fields of a number where there are any."""
+    """Yields a message in pieces, the contents of some fields of one number replaced."""
     done = 0
     for own, begin, start, stop in _fields(message):
         pieces = content(message[start:stop]) if own == number else None
@@ -127,7 +127,7 @@ def _length(piece: Piece) -> int:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
-    """Yields of each field its number, where it begins, and where its content does and ends."""
+    """Yields the number of each field, where it begins, and where its content begins and ends."""
     begin = 0
     while begin < len(message):
         key, start = _read_varint(message, begin)

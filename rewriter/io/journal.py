@@ -48,7 +48,7 @@ class Journal:
 
 
 def require_same(folder: Path, identity: Identity) -> None:
-    """Holds what a killed run was of to what this one is of.
+    """Refuses to resume a killed run whose identity is not this run's.
 
     Raises:
         UsageError: names the first difference.
@@ -64,7 +64,7 @@ def require_same(folder: Path, identity: Identity) -> None:
 
 
 def identity_of(folder: Path) -> Identity:
-    """Returns what the run was of that left a folder; nothing where that cannot be read."""
+    """Returns the identity of the run that left a folder; empty where it cannot be read."""
     known = next(iter(_lines(folder)), {}).get("of")
     return {str(key): str(value) for key, value in known.items()} if isinstance(known, dict) else {}
 

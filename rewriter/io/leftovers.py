@@ -59,7 +59,7 @@ def staging(directory: Path, name: str, leftover: Path | None) -> tuple[Path, in
 
 
 def unlock(lock: int) -> None:
-    """Gives a lock back."""
+    """Releases a lock."""
     if lock != _NO_LOCK:
         os.close(lock)
 
@@ -75,7 +75,7 @@ def alone(directory: Path) -> Iterator[None]:
 
 
 def settle(directory: Path, name: str | None, *, resume: bool) -> tuple[Path, ...]:
-    """Clears a place of what killed runs left there: a replacement that was complete is finished, the rest removed.
+    """Cleans up what killed runs left in a place: a replacement that was complete is finished, the rest removed.
 
     Args:
         directory: where a model is to be written; it need not be there.
@@ -132,7 +132,7 @@ def taken(folder: Path) -> int:
 
 
 def is_of(folder: Path, name: str | None) -> bool:
-    """Whether a folder is named as those of runs that write ``name``, or anything."""
+    """Whether a folder has the name of one that a run fills which writes ``name``, or any model where that is None."""
     wanted = ".+" if name is None else re.escape(name)
     return re.fullmatch(rf"\.{wanted}\.({PARTIAL}|{READY})-\d+(-\d+)?", folder.name) is not None
 

@@ -85,7 +85,7 @@ def source_path(model: ir.Model) -> Path | None:
 
 @contextlib.contextmanager
 def _located(file: Path) -> Iterator[None]:
-    """Puts the model's path before what is wrong with it."""
+    """Puts the model's path in front of an error message."""
     try:
         yield
     except ModelError as error:

@@ -1,4 +1,4 @@
-"""Planned writes are made: those that a killed run made are found, the rest computed, each noted in the journal."""
+"""Performs planned writes: what a killed run wrote is reused, the rest computed, and each is noted in the journal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewriter.io.writes import Outcome, Piece, Write, make
 
 
 class Threads:
-    """Makes writes by threads of this process."""
+    """Performs writes in threads of this process."""
 
     def __init__(self, count: int) -> None:
         self._executor = ThreadPoolExecutor(max_workers=count)
@@ -54,7 +54,7 @@ class Threads:
 def made(
     writes: Sequence[Write], folder: Path, identity: Identity | None, pool: Threads, *, memory: int
 ) -> Iterator[tuple[Write, Outcome]]:
-    """Makes writes into data files that are there in their full size; yields each with its outcome.
+    """Performs writes into data files that have their full size already; yields each with its outcome.
 
     Args:
         writes: all of them.
@@ -81,7 +81,7 @@ def made(
 
 
 def _tell(write: Write, outcome: Outcome) -> None:
-    """Tells weights that were quantized elsewhere, or earlier, what became of them."""
+    """Hands the errors of weights that were quantized elsewhere, or earlier, to their jobs."""
     for job, measured in zip(write.jobs, outcome.measured, strict=True):
         if job.measured != measured:
             job.tell(measured)

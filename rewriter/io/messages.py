@@ -1,4 +1,4 @@
-"""From a message to a model: what onnx-ir would drop, or read as something else, is refused."""
+"""Reads a model from an ONNX message, and refuses what onnx-ir would drop or read as something else."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _MOST_VERSION = 1 << 31
 
 
 def _declare(graph: ir.Graph, declared: Sequence[onnx.ValueInfoProto]) -> None:
-    """Says of values what is declared of them, each distinct type read once: large graphs have a few dozen."""
+    """Sets the declared types of values; each distinct type is read once, since large graphs have a few dozen."""
     values = {value.name: value for node in graph for value in node.outputs if not value.is_graph_output()}
     values |= {name: value for name, value in graph.initializers.items() if not value.is_graph_input()}
     _require_text("a value", *(info.name for info in declared))
@@ -216,7 +216,7 @@ def _refuse_names(node: onnx.NodeProto) -> None:
 
 
 def _check_data(tensor: onnx.TensorProto) -> None:
-    """Refuses data of another length than the shape's, and a place in a file that is no place."""
+    """Refuses data of another length than the shape's, and a location in a file that makes no sense."""
     dtype = ir.DataType(tensor.data_type)
     _require_text("a tensor", tensor.name)
     if min(tensor.dims, default=0) < 0 or len(tensor.dims) > _MOST_DIMENSIONS:

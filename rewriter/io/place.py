@@ -64,7 +64,7 @@ class Place:
         keep: Iterable[str | os.PathLike[str]] = (),
         resume: bool = False,
     ) -> Place:
-        """Looks at a place; what killed runs left there is finished, kept to be gone on with, or removed.
+        """Examines a place; what killed runs left there is finished, kept to be resumed, or removed.
 
         Args:
             path: the directory, or ``directory/name.onnx``.
@@ -145,7 +145,7 @@ class Place:
 
 
 def refused(place: Path, error: OSError) -> UsageError:
-    """Returns what to say of a place that the system does not let be written."""
+    """Returns the error for a place that the system does not allow to be written."""
     why = _REFUSED.get(error.errno or 0, error.strerror)
     return UsageError(f"cannot write '{place}': {why}; choose another place")
 
@@ -175,7 +175,7 @@ def _looked_at(directory: Path, overwrite: bool) -> dict[str, Identity] | None:
 
 
 def _existing(directory: Path) -> Path:
-    """The directory, or the nearest one above it that is there."""
+    """The directory, or the nearest existing one above it."""
     return next(path for path in (directory, *directory.parents) if os.path.lexists(path))
 
 

@@ -35,7 +35,7 @@ _OLD = "old"
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a replacement does, and what it does it to.
+    """What a replacement moves and removes, and what lay there when it was planned.
 
     Attributes:
         model: file name of the model, which comes last.
@@ -58,7 +58,7 @@ class _Plan:
 
 
 def identity(path: Path) -> Identity | None:
-    """Returns what tells the file (a link itself) from another of its name; None where there is none."""
+    """Returns what identifies a file (of a link, the link itself); None where there is none."""
     try:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -107,7 +107,7 @@ def replace(staged: Path, directory: Path, model: str, before: Mapping[str, Iden
 
 
 def finish(ready: Path, directory: Path) -> Path:
-    """Goes on with a replacement that a kill ended; returns the path of the model.
+    """Finishes a replacement that a kill interrupted; returns the path of the model.
 
     Raises:
         UsageError: it cannot, since something else lies there by now; all is left as it is.
@@ -137,7 +137,7 @@ def sync(path: Path) -> None:
 
 
 def _check(folder: Path, directory: Path, plan: _Plan) -> None:
-    """Holds the directory to what the plan is about."""
+    """Refuses a directory that is not as the plan found it."""
     for name, known in (*plan.put.items(), *plan.remove.items()):
         path, found = directory / name, identity(directory / name)
         if found is None or (name in plan.put and not (folder / name).exists()):

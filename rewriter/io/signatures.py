@@ -83,7 +83,7 @@ def signature(domain: str, op_type: str, version: int | None) -> Signature | Non
 
 
 def _attribute_type(declared: onnx.defs.OpSchema.AttrType) -> ir.AttributeType:
-    """Onnx's enumeration as onnx-ir's, by its name, which is all that its type stubs show."""
+    """Converts ONNX's enumeration of attribute types to onnx-ir's, by name: its type stubs show no more."""
     return ir.AttributeType[str(declared).rpartition(".")[2]]
 
 
@@ -95,7 +95,7 @@ Shapes declared for intermediate values are often stale, and runtimes ignore the
 
 
 def operand_check(domain: str, op_type: str) -> OperandCheck | None:
-    """Returns what judges the operands of an operator, where there is anything to judge."""
+    """Returns the check of an operator's operands, or None where there is none."""
     return _CHECKS.get((domain, op_type))
 
 
@@ -176,7 +176,7 @@ def _qmoe(node: ir.Node) -> str | None:
 
 
 def _unscaled(node: ir.Node) -> str | None:
-    """What crashes ONNX Runtime: codes without scales, and more zero points than codes."""
+    """Returns what would crash ONNX Runtime: codes without scales, and more zero points than codes."""
     if ((given := node.attributes.get("quant_type")) and given.is_ref()) or quantized_of(node).quant_type != "int":
         return None
     for weight, scales, zero_points in zip(_QMOE_WEIGHTS, _QMOE_SCALES, _QMOE_ZERO_POINTS, strict=True):

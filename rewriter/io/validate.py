@@ -20,7 +20,7 @@ _AGAIN = "export the model again"
 
 
 def validate(model: ir.Model) -> list[Body]:
-    """Holds a model to what every runtime needs; changes nothing and reads no weight.
+    """Checks that a model has what every runtime needs; changes nothing and reads no weight.
 
     Values are defined once, before their use (in some order of the nodes) and in a scope that reaches it; graph outputs
     exist; required inputs are there; attributes have their types; constant operands have a rank, shape and dtype that

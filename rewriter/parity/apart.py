@@ -156,7 +156,7 @@ def call(name: str, *arguments: Any, timeout: float) -> Any:
 
 
 def later(name: str, *arguments: Any) -> None:
-    """Calls a function before the next call: garbage that is collected must not begin a call within one."""
+    """Calls a function just before the next call: a finalizer may run within one, and must not begin another."""
     _LATER.append((name, *arguments))
 
 

@@ -33,7 +33,7 @@ _NODES = 256
 
 
 def require_positive(rewrite: Rewrite, read: Iterable[ir.Value], runtime: Runtime, facts: Facts, seed: int) -> None:
-    """Runs the nodes that make values which are said to be positive, from logits on.
+    """Checks that values which a rule says are positive are so, by running the nodes from the logits to them.
 
     Args:
         rewrite: whose rule says so.

@@ -87,7 +87,7 @@ def _divides_by_norm(rewrite: Rewrite) -> bool:
 
 
 def lacks_rows(value: ir.Value, found: Array, fed: Iterable[ir.Value]) -> bool:
-    """Whether an array of nothing has another shape than its value declares, where all that is fed has no rows.
+    """Whether an empty array has another shape than its value declares, where all inputs have no rows.
 
     A Reshape to -1 has nothing to go by then, and says 1.
     """
@@ -98,7 +98,7 @@ def lacks_rows(value: ir.Value, found: Array, fed: Iterable[ir.Value]) -> bool:
 
 
 def _decide_alike(rewrite: Rewrite) -> bool:
-    """Whether both sides say the same of equal logits and of infinite ones: kernels of MoE and QMoE do not.
+    """Whether both sides treat equal and infinite logits alike: the kernels of MoE and QMoE do not.
 
     Of equal ones TopK takes the first, these take the last, and not all of them do.
     """

@@ -32,7 +32,7 @@ _MOST = 1.0
 
 
 def expected_l2(model: ir.Model, weights: Iterable[Weight], *, quantized: bool) -> float:
-    """Returns the largest relative L2 difference of an output that what was done to a model explains.
+    """Returns the largest relative L2 difference of an output that the quantization of a model's weights explains.
 
     Args:
         model: the rewritten model.
@@ -47,7 +47,7 @@ def expected_l2(model: ir.Model, weights: Iterable[Weight], *, quantized: bool) 
 
 
 def _error(weights: Iterable[Weight]) -> float:
-    """The errors of the layers added up as if none had to do with another; experts of one layer share its tokens."""
+    """The errors of the layers added up as if independent; the experts of one layer share its tokens."""
     groups: dict[tuple[int | None, str], list[float]] = {}
     for weight in weights:
         key = (weight.layer, weight.role or weight.name)
@@ -56,7 +56,7 @@ def _error(weights: Iterable[Weight]) -> float:
 
 
 def _reads(model: ir.Model) -> int:
-    """How often one weight is used in turn, at most: its error is the same each time, and adds up."""
+    """How often one weight is used in succession, at most: its error is the same each time, and adds up."""
     readers: collections.Counter[tuple[ir.Value, str]] = collections.Counter()
     for node in all_nodes(model):
         stored = [value for value in node.inputs if value is not None and value.const_value is not None]

@@ -52,7 +52,7 @@ def unfit(nodes: Iterable[ir.Node], target: Target) -> Iterator[tuple[ir.Node, s
 
 
 def cannot_judge(nodes: Iterable[ir.Node], provider: str, layouts: Mapping[ir.Node, str] = _TOLD) -> str:
-    """Returns why the provider's numbers prove nothing about the nodes; empty where they do; see ``cannot_run``."""
+    """Returns why the provider's numbers cannot prove anything about the nodes; empty where they can."""
     if provider == "reference":
         return ""
     nodes = list(nodes)

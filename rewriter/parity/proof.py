@@ -81,7 +81,7 @@ class Sides:
         return (*self.rewrite.matched, *self.rewrite.nodes)
 
     def sample(self, *limits: int) -> bool:
-        """Runs a few experts of a stack where all hold more bytes than the first limit that this can be held to.
+        """Restricts the proof to a few experts of a stack where all together exceed a limit; tries each limit in turn.
 
         False where a sample of no limit can be run, and the whole is larger than the last.
         """
@@ -228,7 +228,7 @@ def _is_weight(value: ir.Value, sides: Sides) -> bool:
 
 
 def _judges(sides: Sides, runtime: Runtime, reference: Runtime) -> tuple[list[Runtime], str]:
-    """First step: returns who may judge, the best first, and why the runtime is not the best."""
+    """First step: returns the runtimes that may judge, the best first, and why the given one is not the first."""
     if not sides.rewrite.nodes:
         return [reference], ""
     because = cannot_judge(sides.nodes, runtime.name, sides.rewrite.layouts)
@@ -287,7 +287,7 @@ def _undefined_alike(sides: Sides, expected: Outputs, actual: Outputs) -> Output
 
 
 def _excuse_rounding(sides: Sides, runtime: Runtime, verdicts: Sequence[Verdict]) -> None:
-    """Last step: where halves round more than the tolerance, holds the differences in float32 to it.
+    """Last step: where float16 rounds more than the tolerance, compares again in float32.
 
     They stay as they are where what the replacement loses in halves is its own fault: where it is farther from the
     exact numbers than the tolerance and than the original, or where the runtime has no kernel to tell.

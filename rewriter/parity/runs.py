@@ -105,7 +105,7 @@ def run_many(
     progress: Progress | None = None,
     alone: Mapping[ir.Value, Alone] | None = None,
 ) -> Iterator[tuple[int, str, Array]]:
-    """Runs a model on many inputs; one that is large, part after part, each on all inputs.
+    """Runs a model on many inputs; a large model is run in parts, each part on all inputs before the next.
 
     Args:
         source: what was given: the file is run as it is, where it is small and nothing else is asked for.
@@ -172,7 +172,7 @@ def _given(stage: Stage, runs: Runs, carried: _Carried, index: int) -> Feeds:
 
 
 def _by_many(compute: Alone, stage: Stage, runs: Runs, carried: _Carried) -> Iterator[tuple[int, Array]]:
-    """Computes one node for as many runs at a time as are small together."""
+    """Computes one node for several runs at once, as many as are small together."""
     held: list[Feeds] = []
     size = 0
     for index in range(len(runs)):

@@ -141,7 +141,7 @@ class ReferenceRuntime:
 def run_both(
     runtime: Runtime, before: tuple[Source, Sequence[Feeds]], after: tuple[Source, Sequence[Feeds]]
 ) -> list[tuple[Outcome, Outcome]]:
-    """Returns what two models give on the same inputs, or twice why the first gives nothing.
+    """Returns the outputs of two models on the same inputs; the first's error twice where it has none.
 
     Each is loaded once, and what both are fed is sent to the other process once.
 
@@ -192,7 +192,7 @@ def _called(name: str, *arguments: object, timeout: float) -> dict[str, Array]:
 
 
 def _plain(model: Source) -> Model:
-    """A model as another process takes it."""
+    """The model in a form that is sent to another process."""
     if not isinstance(model, onnx.ModelProto):
         return os.path.abspath(model)  # noqa: PTH100 -- the other process may have begun elsewhere; links stay links
     try:

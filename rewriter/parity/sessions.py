@@ -68,7 +68,7 @@ _NUMBERS = itertools.count()
 
 
 def prepare(runtime: str) -> None:
-    """Imports what a runtime needs, so that the time that takes is not a model's."""
+    """Imports what a runtime needs, so that a model's time limit does not include it."""
     if runtime == "reference":
         import rewriter.operators.reference  # noqa: F401, PLC0415
     else:
@@ -103,7 +103,7 @@ def run_each(settings: Settings, model: Model, many: Sequence[Feeds]) -> list[Ou
 def run_both(
     settings: Settings, before: tuple[Model, Sequence[Feeds]], after: tuple[Model, Sequence[Feeds]]
 ) -> list[tuple[Outcome, Outcome]]:
-    """Runs two models on the same inputs; what it finds of both, or twice why the first has no outputs.
+    """Runs two models on the same inputs; returns the results of both, or the first's error twice where it has none.
 
     Raises:
         TargetError: the runtime cannot load the first.

@@ -73,7 +73,7 @@ def stages(
 
 
 class _Flow:
-    """What the nodes of a graph that depend on its inputs read of one another, and which constants."""
+    """Of the nodes that depend on a graph's inputs: which values and which constants each reads."""
 
     def __init__(self, graph: ir.Graph, wanted: Collection[ir.Value]) -> None:
         constants: dict[ir.Node, frozenset[ir.Value]] = {}

@@ -118,7 +118,7 @@ def drawn_size(shape: Sequence[tuple[int, tuple[str, ...]]], sizes: dict[str, in
 
 
 def _as_told(fed: Fed, sizes: dict[str, int], generator: np.random.Generator, how: Variation) -> npt.NDArray[Any]:
-    """Draws what the rule says of a value."""
+    """Draws a value as the rule describes it."""
     shape = drawn_size(fed.shape, sizes)
     if fed.total:
         return np.full(shape, sum(_size(name, sizes) for name in fed.total) + fed.plus, fed.dtype.numpy())
@@ -235,7 +235,7 @@ def _key(value: ir.Value, axis: int) -> str:
 
 
 def _multiplied_shape(value: ir.Value, shape: Shape | None, rewrite: Rewrite) -> Shape | None:
-    """The shape with the last dimension that a weight which multiplies the value asks for."""
+    """The shape, its last dimension taken from a weight that multiplies the value."""
     for node in rewrite.matched:
         if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is value and node.inputs[1] is not None:
             weight = node.inputs[1].shape

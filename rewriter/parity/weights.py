@@ -48,7 +48,7 @@ def float_bytes(sides: Iterable[Constants], jobs: Iterable[QuantizationJob]) -> 
 
 
 def experts_to_run(sides: Iterable[Constants], size: int, most: int) -> range | None:
-    """Returns which experts of its stacks represent a large MoE, the last among them, or None where none can.
+    """Returns the experts that stand for all of a large MoE, the last among them; None where no selection can.
 
     Args:
         sides: of the rewrite.
@@ -82,7 +82,7 @@ def stacks_of(side: Constants) -> set[ir.Value]:
 
 
 def fed_weights(side: Constants) -> set[ir.Value]:
-    """Returns the large float constants that, as they are or moved about, only operators read which take any input.
+    """Returns the large float constants that are read, directly or moved, only by operators that take any input.
 
     ONNX's own operators and MoE do; the kernels of others may ask for constants, or run another way without them.
     """

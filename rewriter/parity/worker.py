@@ -89,7 +89,7 @@ def receive(channel: socket.socket, shared: int | None = None) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Says of a large array where it lies in a mapped file."""
+    """Sends a large array that lies in a mapped file as its place there."""
 
     def reducer_override(self, thing: Any) -> Any:
         place = _place(thing) if type(thing) is np.ndarray and thing.nbytes >= _LARGE else None

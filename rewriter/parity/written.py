@@ -41,7 +41,7 @@ _TOLERANCE = 1e-4
 def require_sources(
     given: Sequence[Slot], written: ir.Model, recorded: Callable[[QuantizationJob], Weight | None]
 ) -> None:
-    """Holds a sample of the written weights to their sources: the error must be the one that the report names.
+    """Checks a sample of the written weights against their sources: the error must be the one that the report names.
 
     Args:
         given: the tensors of what was written, the lazy ones among them as they were.
@@ -72,7 +72,7 @@ def require_sources(
 
 
 def _require_copied(tensor: ir.LazyTensor, written: ir.TensorProtocol, label: str) -> None:
-    """Holds a few rows of a copy in a file to what they are copies of."""
+    """Checks a few rows of a copied tensor against the original."""
     if not tensor.size or not tensor.shape.rank() or tensor.dtype.bitwidth < 8:
         return
     rows = int(tensor.shape.numpy()[0])
@@ -93,7 +93,7 @@ def _require_copied(tensor: ir.LazyTensor, written: ir.TensorProtocol, label: st
 
 
 def _sample(given: Sequence[Slot]) -> list[_Written]:
-    """Draws by lot some of the weights that were written: the same ones in every run."""
+    """Picks some of the written weights at random, the same ones in every run."""
     groups: dict[Parts, dict[int, PartTensor]] = {}
     for slot in given:
         if isinstance(slot.tensor, PartTensor):

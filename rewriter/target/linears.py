@@ -34,7 +34,7 @@ class LinearKernel:
     def refusal(
         self, dtype: str, bits: int, block: int = 32, *, symmetric: bool = True, layout: str = "raw"
     ) -> str | None:
-        """Returns why the kernel cannot run a B on an x of ``dtype``, or None.
+        """Returns why the kernel cannot run a weight B on an x of ``dtype``, or None.
 
         Args:
             dtype: of x.
