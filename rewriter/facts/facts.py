@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -128,19 +128,19 @@ class Facts:
         for node in all_nodes(self._model) if self._by_operator else ():
             self._state(node)
 
-    def update(self, removed: Iterable[ir.Node], touched: Iterable[ir.Node]) -> list[ir.Value]:
-        """Drops what a commit removed and states anew what it touched and whatever follows from it.
+    def update(self, touched: Iterable[ir.Node]) -> list[ir.Value]:
+        """States anew what a commit touched and whatever follows from it.
 
         Args:
-            removed: nodes that left the model.
             touched: nodes that came, or of whose inputs something else is known, or that read others now.
 
         Returns:
             The values about which something else is known now.
         """
-        self.note(removed, touched)
+        self.note(touched)
         changed: list[ir.Value] = []
-        queue, self._later = deque(self._later), {}
+        queue = deque([node for node in self._later if node.graph is not None])
+        self._later.clear()
         while queue:
             node = queue.popleft()
             if self._visit(node):
@@ -148,12 +148,8 @@ class Facts:
                 queue.extend(use.node for value in node.outputs for use in value.uses())
         return changed
 
-    def note(self, removed: Iterable[ir.Node], touched: Iterable[ir.Node]) -> None:
-        """Drops what a commit removed; what it touched is stated anew by the next ``update`` or ``refresh``."""
-        gone = list(removed)
-        self._forget([value for node in gone for value in node.outputs])
-        for node in gone if self._later else ():
-            self._later.pop(node, None)
+    def note(self, touched: Iterable[ir.Node]) -> None:
+        """Takes note of what a commit touched: it is stated anew by the next ``update`` or ``refresh``."""
         if self._by_operator:
             self._later.update(dict.fromkeys(touched))
 
@@ -165,17 +161,14 @@ class Facts:
             if node in touched and self._visit(node):
                 touched.update((use.node, None) for value in node.outputs for use in value.uses())
 
-    def _forget(self, values: Sequence[ir.Value]) -> None:
-        for known in (self._facts, self._derived, self._reasons):
-            for value in values if known else ():
-                known.pop(value, None)
-
     def _visit(self, node: ir.Node) -> bool:
         """Recomputes the facts about the node's outputs; True where they changed."""
         if (node.domain, node.op_type) not in self._by_operator:
             return False
         before = [self._facts.get(value) for value in node.outputs]
-        self._forget(node.outputs)
+        for known in (self._facts, self._derived, self._reasons):
+            for value in node.outputs:
+                known.pop(value, None)
         self._state(node)
         return before != [self._facts.get(value) for value in node.outputs]
 

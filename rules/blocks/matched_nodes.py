@@ -10,7 +10,7 @@ import onnx_ir as ir
 from rewriter.facts import Facts
 from rewriter.facts.size import Integers
 from rewriter.graph.declines import NOT_AN_OUTPUT, ONE_READER, stays_float
-from rewriter.graph.walk import producers, walk
+from rewriter.graph.walk import walk
 from rewriter.operators.form import is_experts
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Located, Uniform
@@ -90,7 +90,7 @@ def _reached(facts: Facts, out: ir.Value, stops: set[ir.Value]) -> tuple[dict[ir
             return []
         (static if facts.get(value, View) is not None else nodes)[producer] = None
         shape = producer.op_type == "Shape" and not producer.domain
-        return [given for given in producers(value) if not shape or _is_outline(facts, given)]
+        return [given for given in producer.inputs if given is not None and (not shape or _is_outline(facts, given))]
 
     for _ in walk([out], before, limit=None):
         pass
