@@ -106,6 +106,20 @@ def require_no_pipe(path: str | os.PathLike[str]) -> None:
         raise UsageError(f"'{path}' is not a regular file; write the arrays to one")
 
 
+def to_install(extra: str) -> str:
+    """Returns the command that installs what an extra of this package lists: the package itself may be on no index."""
+    from importlib import metadata  # noqa: PLC0415 -- slow to import, and only messages ask
+
+    try:
+        required = metadata.requires("onnx-moe-rewriter") or []
+    except metadata.PackageNotFoundError:
+        required = []
+    listed = (line.partition(";") for line in required)
+    marked = ((name.strip(), marker.replace("'", '"').strip()) for name, _, marker in listed)
+    found = [f'"{name}"' for name, marker in marked if marker == f'extra == "{extra}"']
+    return f"pip install {' '.join(found) or extra}"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns `` (did you mean 'x'?)`` for the closest valid names, or lists the valid ones when none is close."""
     names = sorted(valid)

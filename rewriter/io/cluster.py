@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from rewriter.errors import UsageError, warn
+from rewriter.errors import UsageError, to_install, warn
 from rewriter.io.identity import code
 from rewriter.io.making import Threads
 from rewriter.io.writes import Outcome, Piece, Range, Write, make, work
@@ -28,8 +28,6 @@ from rewriter.tensors import MappedTensor, ViewTensor
 
 if TYPE_CHECKING:
     from distributed import Client
-
-EXTRA = 'pip install "onnx-moe-rewriter[cluster]"'
 
 TIMEOUT = 10
 """Seconds in which a scheduler answers."""
@@ -65,7 +63,7 @@ def connected(address: str | None) -> Iterator[Client | None]:
     try:
         from distributed import Client  # noqa: PLC0415 -- an extra
     except ImportError as error:
-        raise UsageError(f"a cluster needs dask: {EXTRA}") from error
+        raise UsageError(f"a cluster needs dask: {to_install('cluster')}") from error
     try:
         where = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
         client = Client(**where, timeout=TIMEOUT)  # type: ignore[no-untyped-call]  # dask's

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from rewriter.errors import RuntimeEndedError, TargetError, UsageError, nearest
+from rewriter.errors import RuntimeEndedError, TargetError, UsageError, nearest, to_install
 from rewriter.parity import apart
 from rewriter.parity.sessions import PROVIDERS, Model, Outcome, Settings
 
@@ -202,7 +202,7 @@ def _plain(model: Source) -> Model:
 
 
 def _require(provider: str) -> None:
-    hint = f'pip install "onnx-moe-rewriter[{_EXTRAS[provider]}]"'
+    hint = to_install(_EXTRAS[provider])
     try:
         import onnxruntime  # noqa: PLC0415 -- an extra
     except ImportError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rewriter.errors import UsageError, require_no_pipe
+from rewriter.errors import UsageError, require_no_pipe, to_install
 from rewriter.parity.runtime import Array
 
 LENGTH = 512
@@ -51,8 +51,7 @@ def tokenize(text: Path, tokenizer: Path, length: int = LENGTH) -> Array:
     try:
         from tokenizers import Tokenizer  # noqa: PLC0415 -- an extra
     except ImportError as error:
-        hint = 'pip install "onnx-moe-rewriter[text]"'
-        raise UsageError(f"text needs the package tokenizers, which is not installed: {hint}") from error
+        raise UsageError(f"text needs the package tokenizers, which is not installed: {to_install('text')}") from error
     file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     try:
         words = text.read_text(encoding="utf-8")

@@ -241,7 +241,7 @@ def no_gpu(monkeypatch):
 
 
 def test_a_provider_that_is_missing_is_said_with_what_to_install(run, no_gpu):
-    lacking = 'the installed ONNX Runtime has no CUDAExecutionProvider: pip install "onnx-moe-rewriter[gpu]"'
+    lacking = 'the installed ONNX Runtime has no CUDAExecutionProvider: pip install "onnxruntime-gpu<'
     code, _, err = run("apply", linear(), "-o", "out", "--provider", "cuda", "-q")
     assert code == 1 and lacking in " ".join(err.split()) and "Traceback" not in err
     code, _, err = run("check", "linear.onnx", "out/linear.onnx", "--provider", "cuda")
