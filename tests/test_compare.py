@@ -44,6 +44,20 @@ def test_a_rule_set_that_cannot_run_is_a_row_with_the_reason():
     assert bad.nbytes is None and "matches nothing in the model" in bad.problem and good.nbytes
 
 
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (TOKENS.astype(np.float32), r"tokens are integers \[sequences, length\], not float32\[2, 6\]"),
+        (TOKENS + 512, r"is none of the model's 512"),
+        (TOKENS[:, :1], "a sequence of one token has no next one"),
+    ],
+)
+def test_wrong_tokens_are_refused_before_a_rule_set_is_run(tokens, message, monkeypatch):
+    monkeypatch.setattr("rewriter.api.apply", None)
+    with pytest.raises(UsageError, match=message):
+        rewriter.compare(QWEN, ["rtn"], tokens=tokens)
+
+
 def test_rule_sets_are_a_list():
     for wrong in ("rtn", []):
         with pytest.raises(UsageError, match="as a list"):

@@ -83,6 +83,9 @@ class Baseline:
         self._source, self._tokens, self._memory = model, tokens, memory
         self._model = read(model)
         self._name = _logits(self._model, logits)
+        TokenRuns(self._model, tokens)  # which refuses wrong tokens, before any model is rewritten or run
+        if tokens.shape[1] < 2:
+            raise UsageError("a sequence of one token has no next one to predict; give at least two")
         self._runtime = OrtRuntime(provider, threads=0)
         self._file = directory / "expected"
         self._kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None
@@ -115,8 +118,6 @@ class Baseline:
         tokens, name = self._tokens, self._name
         value = next(v for v in model.graph.outputs if v.name == name)
         runs = TokenRuns(model, tokens)
-        if tokens.shape[1] < 2:
-            raise UsageError("a sequence of one token has no next one to predict; give at least two")
         shape: tuple[int, ...] = ()
         dtype: np.dtype[Any] = np.dtype(np.float32)
         count = len(tokens)
