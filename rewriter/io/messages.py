@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from rewriter.errors import ModelError, warn
+from rewriter.io.nodes import add_nodes, are_flat
 from rewriter.io.reading import is_whole
+from rewriter.io.refusals import check_function, check_graph, check_value, require_text
 
 
 def from_proto(proto: onnx.ModelProto, *, own: bool = False) -> ir.Model:
@@ -40,7 +41,9 @@ def from_proto(proto: onnx.ModelProto, *, own: bool = False) -> ir.Model:
     if proto.graph.quantization_annotation:
         text = "the model's quantization annotations are left out: they name values that a rewrite may replace"
         warn(text)
-    if any(node.device_configurations for node in proto.graph.node):
+    nodes = list(proto.graph.node)
+    flat = own and are_flat(nodes)
+    if not flat and any(node.device_configurations for node in nodes):
         text = "nodes are placed on devices (device_configurations): one that replaces others is placed on none"
         warn(text)
     # What onnx-ir logs about an invalid model, validate() says in one line.
@@ -49,13 +52,25 @@ def from_proto(proto: onnx.ModelProto, *, own: bool = False) -> ir.Model:
     log.disabled = True
     try:
         declared = list(proto.graph.value_info) if own else []
-        if own:
-            proto.graph.ClearField("value_info")
-        _check_graph(proto.graph)
+        outputs = list(proto.graph.output) if flat else []
+        for field in [*(["value_info"] if own else []), *(["node", "output"] if flat else [])]:
+            proto.graph.ClearField(field)
+        for info in outputs:
+            check_value(info)
+        check_graph(proto.graph)
         for function in proto.functions:
-            _check_function(function)
+            check_function(function)
         model: ir.Model = ir.from_proto(proto)
-        _declare(model.graph, declared)
+        if flat:
+            values = add_nodes(model.graph, nodes)
+            for info in outputs:
+                value = values.get(info.name) or ir.Value(name=info.name)
+                ir.serde.deserialize_value_info_proto(info, value)
+                model.graph.outputs.append(value)
+        else:
+            own_values = (value for node in model.graph for value in node.outputs)
+            values = {value.name: value for value in (*own_values, *model.graph.initializers.values()) if value.name}
+        _declare(values, declared)
     except ModelError:
         raise
     except Exception as error:
@@ -73,20 +88,21 @@ def from_proto(proto: onnx.ModelProto, *, own: bool = False) -> ir.Model:
 _MOST_VERSION = 1 << 31
 
 
-def _declare(graph: ir.Graph, declared: Sequence[onnx.ValueInfoProto]) -> None:
-    """Sets the declared types of values; each distinct type is read once, since large graphs have a few dozen."""
-    values = {value.name: value for node in graph for value in node.outputs if not value.is_graph_output()}
-    values |= {name: value for name, value in graph.initializers.items() if not value.is_graph_input()}
-    _require_text("a value", *(info.name for info in declared))
+def _declare(values: Mapping[str, ir.Value], declared: Sequence[onnx.ValueInfoProto]) -> None:
+    """Sets the declared types of values; each distinct type is read once, since large graphs have a few dozen.
+
+    Inputs and outputs of the graph are declared with these.
+    """
+    require_text("a value", *(info.name for info in declared))
     types: dict[bytes, ir.TypeProtocol | None] = {}
     shapes: dict[bytes, ir.Shape | None] = {}
     for info in declared:
         value = values.get(info.name)
-        if value is None:
+        if value is None or value.is_graph_input() or value.is_graph_output():
             continue
         key = info.type.SerializeToString()
         if key not in types:
-            _check_value(info)
+            check_value(info)
             types[key] = ir.serde.deserialize_type_proto_for_type(info.type)
             shapes[key] = ir.serde.deserialize_type_proto_for_shape(info.type)
         same = types[key]
@@ -119,166 +135,3 @@ def list_no_initializers(model: ir.Model) -> None:
 
 
 _LISTS_AS_IT_LIKES = 4
-
-
-def _check_graph(graph: onnx.GraphProto) -> None:
-    _require_text("the graph", graph.name)
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        _check_value(value)
-    if graph.sparse_initializer:
-        raise ModelError("sparse initializers are not supported; export the model with dense ones")
-    names: set[str] = set()
-    for tensor in graph.initializer:
-        if tensor.name in names:
-            raise ModelError(f"two initializers are named '{tensor.name}'; export the model again")
-        names.add(tensor.name)
-        _check_data(tensor)
-    _check_attributes(graph.node)
-
-
-def _check_function(function: onnx.FunctionProto) -> None:
-    defined = {*function.input, *(name for node in function.node for name in node.output)}
-    for name in function.output:
-        if name not in defined:
-            raise ModelError(
-                f"output '{name}' of function {function.domain}::{function.name} is defined by no node;"
-                " export the model again"
-            )
-    _check_attributes(function.node)
-
-
-def _require_text(what: str, *names: object) -> None:
-    """Refuses names that are not UTF-8, which protobuf gives as bytes."""
-    try:
-        "".join(names)  # type: ignore[arg-type]
-    except TypeError:
-        wrong = next(name for name in names if not isinstance(name, str))
-        message = f"{what} has a name that is not text ({wrong!r}); download or export the model again"
-        raise ModelError(message) from None
-
-
-def _check_value(value: onnx.ValueInfoProto) -> None:
-    """Refuses a declared shape that no array can have; a negative size, as some exporters write, is an unknown one."""
-    _require_text("a graph input, output or value", value.name)
-    if not value.type.HasField("tensor_type"):
-        return
-    dimensions = value.type.tensor_type.shape.dim
-    for dimension in dimensions:
-        _require_text(f"a dimension of '{value.name}'", dimension.dim_param)
-        if dimension.dim_value < 0:
-            dimension.ClearField("dim_value")
-    size = math.prod(d.dim_value for d in dimensions if d.dim_value)
-    if len(dimensions) > _MOST_DIMENSIONS or size > _MOST_ELEMENTS:
-        raise ModelError(
-            f"'{value.name}' is declared with {len(dimensions):,} dimensions and {size:.3g} elements, which no array"
-            " has; export the model with names for sizes that vary"
-        )
-
-
-_MOST_DIMENSIONS = 64
-_MOST_ELEMENTS = 1 << 48
-
-
-def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
-    for node in nodes:
-        try:
-            "".join((node.op_type, node.name, node.domain, *node.input, *node.output))
-        except TypeError:
-            _refuse_names(node)
-        for attribute in node.attribute:
-            _require_text(f"an attribute of node '{node.name}'", attribute.name, attribute.ref_attr_name)
-            if attribute.ref_attr_name:
-                continue
-            if attribute.type == onnx.AttributeProto.UNDEFINED:
-                raise ModelError(
-                    f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type}) says no type; export the"
-                    " model again"
-                )
-            if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
-                raise ModelError(
-                    f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type}) is sparse, which is not"
-                    " supported; export the model with dense tensors"
-                )
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                _check_data(attribute.t)
-            elif attribute.type == onnx.AttributeProto.GRAPH:
-                _check_graph(attribute.g)
-            for graph in attribute.graphs:
-                _check_graph(graph)
-
-
-def _refuse_names(node: onnx.NodeProto) -> None:
-    if not isinstance(node.op_type, str):
-        raise ModelError(
-            f"node '{node.name}' has an operator type that is not text; download or export the model again"
-        )
-    _require_text(f"a node ({node.op_type})", node.name, node.domain, *node.input, *node.output)
-
-
-def _check_data(tensor: onnx.TensorProto) -> None:
-    """Refuses data of another length than the shape's, and a location in a file that makes no sense."""
-    dtype = ir.DataType(tensor.data_type)
-    _require_text("a tensor", tensor.name)
-    if min(tensor.dims, default=0) < 0 or len(tensor.dims) > _MOST_DIMENSIONS:
-        raise ModelError(
-            f"tensor '{tensor.name}' has the shape {list(tensor.dims[:8])}, which no array has; export the model again"
-        )
-    if dtype == ir.DataType.UNDEFINED:
-        raise ModelError(f"tensor '{tensor.name}' has no element type; export the model again")
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        if dtype == ir.DataType.STRING:
-            raise ModelError(f"tensor '{tensor.name}': strings cannot be external data; export the model again")
-        for entry in tensor.external_data:
-            if entry.key == "location" and "\0" in entry.value:
-                raise ModelError(
-                    f"tensor '{tensor.name}': its external data '{entry.value}' has a NUL in its name; export the model"
-                    " again"
-                )
-            if entry.key in ("offset", "length") and not entry.value.isdecimal():
-                raise ModelError(
-                    f"tensor '{tensor.name}': the {entry.key} '{entry.value}' of its external data is not a count of"
-                    " bytes; export the model again"
-                )
-        return
-    size = math.prod(tensor.dims)
-    if tensor.HasField("raw_data"):
-        needed, given, what = -(-size * dtype.bitwidth // 8), len(tensor.raw_data), "bytes"
-    else:
-        wanted = _FIELDS.get(dtype, "int32_data")
-        for field in _TYPED:
-            if field != wanted and len(getattr(tensor, field)):
-                raise ModelError(
-                    f"tensor '{tensor.name}' of type {dtype.name} has its elements in {field}, where {wanted} holds"
-                    " them; export the model again"
-                )
-        needed, given, what = _entries(size, dtype), len(getattr(tensor, wanted)), "entries"
-    if needed != given:
-        raise ModelError(
-            f"tensor '{tensor.name}' of shape {list(tensor.dims)} takes {needed:,} {what} and has {given:,};"
-            " export the model again"
-        )
-
-
-_TYPED = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
-"""Fields of a tensor that hold its elements where ``raw_data`` does not."""
-
-
-_FIELDS = {
-    ir.DataType.FLOAT: "float_data",
-    ir.DataType.COMPLEX64: "float_data",
-    ir.DataType.STRING: "string_data",
-    ir.DataType.INT64: "int64_data",
-    ir.DataType.DOUBLE: "double_data",
-    ir.DataType.COMPLEX128: "double_data",
-    ir.DataType.UINT32: "uint64_data",
-    ir.DataType.UINT64: "uint64_data",
-}
-"""Which of them, by type; ``int32_data`` for any other."""
-
-
-def _entries(size: int, dtype: ir.DataType) -> int:
-    """Entries of a typed field that ``size`` elements take: 2 and 4 bits lie packed in bytes, complex ones in two."""
-    if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
-        return 2 * size
-    packed = dtype != ir.DataType.STRING and dtype.bitwidth in (2, 4)
-    return -(-size * dtype.bitwidth // 8) if packed else size

@@ -98,7 +98,7 @@ class _Scopes:
                 if read is not None and read not in visible:
                     complaint = f"{describe(node)} reads '{read.name}', which nothing in its scope defines; {_AGAIN}"
                     unknown.append((read, complaint))
-            for graph in subgraphs(node):
+            for graph in subgraphs(node) if node.attributes.data else ():
                 unknown += self.check(graph, f"a subgraph of {describe(node)}")
             define(node.outputs, node)
         for value in body.outputs:
