@@ -89,7 +89,8 @@ class Committer:
 
     def _survey(self, root: Container, body: ir.Graph) -> None:
         """Takes note of a body of the root and of all that stand within it."""
-        for graph in (body, *body.subgraphs()):
+        inner = (graph for node in nodes_of(body) if node.attributes.data for graph in subgraphs(node))
+        for graph in (body, *inner):
             self._roots[graph] = root
             self._nested |= graph is not self._body(root)
             self._values.update(v.name for v in graph.inputs if v.name)

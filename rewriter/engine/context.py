@@ -63,6 +63,7 @@ class ModelRun(Run):
         self._facts = self._constants
         self._unstated: list[Change] = []
         self.readers: list[tuple[str, str]] = []
+        self._named: dict[View, tuple[str, tuple[str, ...]]] = {}
         self._pickings: dict[tuple[str, str], tuple[tuple[str, ...], Picking]] = {}
         self._plan = plan
         self._quantizers = quantizers
@@ -126,7 +127,7 @@ class ModelRun(Run):
         found = self.role(reader)
         if expert is None:
             expert = weight.expert if found.expert is None else found.expert
-        name, sources = names_of(weight)
+        name, sources = self._named.get(weight) or self._named.setdefault(weight, names_of(weight))
         role = role or found.name
         node = reader.name or ""
         self.readers += [(node, known) for known in (name, weight.name, *sources)]

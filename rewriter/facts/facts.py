@@ -126,7 +126,8 @@ class Facts:
     def compute(self) -> None:
         """States the facts of every node of the model, in topological order."""
         for node in all_nodes(self._model) if self._by_operator else ():
-            self._state(node)
+            if (node.domain, node.op_type) in self._by_operator:
+                self._state(node)
 
     def update(self, touched: Iterable[ir.Node]) -> list[ir.Value]:
         """States anew what a commit touched and whatever follows from it.
@@ -173,16 +174,15 @@ class Facts:
         return before != [self._facts.get(value) for value in node.outputs]
 
     def _state(self, node: ir.Node) -> None:
-        """States the facts about a node's outputs, of which nothing is known."""
-        asked = self._by_operator.get((node.domain, node.op_type))
-        if asked is None or not (outputs := node.outputs):
+        """States the facts about a node's outputs, of which nothing is known; its operator has recognisers."""
+        if not (outputs := node.outputs):
             return
         inputs = node.inputs
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
         count = len(inputs)
         present = inputs.index(None) if None in inputs else count
-        for recogniser in asked:
+        for recogniser in self._by_operator[node.domain, node.op_type]:
             if present < recogniser.least or count > recogniser.most:
                 continue
             try:

@@ -41,7 +41,8 @@ def infer_types(model: ir.Model, known: Facts) -> None:
         model: to be changed.
         known: what is known of its constants.
     """
-    lacking = [value for node in nodes_of(model.graph) for value in node.outputs if _lacks_type(value)]
+    values = (value for node in nodes_of(model.graph) for value in node.outputs)
+    lacking = [value for value in values if value.type is None or value.shape is None]
     outputs, unknown = set(model.graph.outputs), False
     for value in lacking:
         view = known.get(value, View)

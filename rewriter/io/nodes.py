@@ -19,7 +19,8 @@ _SHARED = frozenset({onnx.AttributeProto.INT, onnx.AttributeProto.INTS, onnx.Att
 
 def are_flat(nodes: Sequence[onnx.NodeProto]) -> bool:
     """Whether no node holds a body, which sees the values around it, or is placed on a device."""
-    return not any(node.device_configurations or any(a.type in _BODIES for a in node.attribute) for node in nodes)
+    kinds = {attribute.type for node in nodes for attribute in node.attribute}
+    return kinds.isdisjoint(_BODIES) and not any(node.device_configurations for node in nodes)
 
 
 def add_nodes(graph: ir.Graph, nodes: Sequence[onnx.NodeProto]) -> dict[str, ir.Value]:

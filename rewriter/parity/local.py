@@ -148,10 +148,11 @@ def _signature(rewrite: Rewrite) -> object:
     """What two rewrites of one structural class have in common: rule, operators, attributes, types and shapes."""
     nodes, layouts = (*rewrite.matched, *rewrite.nodes), rewrite.layouts
     types: dict[ir.Value | None, object] = {None: None}
+    shapes: dict[int, object] = {}
     for node in nodes:
         for value in (*node.inputs, *node.outputs):
-            if value is not None and value not in types:
-                types[value] = _type_signature(value)
+            if value not in types and value is not None:
+                types[value] = _type_signature(value, shapes)
     return (rewrite.rule, *[_node_signature(node, layouts.get(node), types) for node in nodes])
 
 
@@ -163,7 +164,12 @@ def _node_signature(node: ir.Node, layout: str | None, types: Mapping[ir.Value |
     return node.domain, node.op_type, *attributes, layout, *map(of, node.inputs), None, *map(of, node.outputs)
 
 
-def _type_signature(value: ir.Value) -> object:
+def _type_signature(value: ir.Value, shapes: dict[int, object]) -> object:
+    """The element type and the extents of a value; many values have one shape, which is read once."""
     dtype, shape = value.dtype, value.shape
     number = None if dtype is None else dtype.value
-    return number, None if shape is None else tuple([d if type(d) is int else None for d in shape.dims])
+    if shape is None:
+        return number, None
+    if id(shape) not in shapes:
+        shapes[id(shape)] = tuple([d if type(d) is int else None for d in shape.dims])
+    return number, shapes[id(shape)]

@@ -114,6 +114,8 @@ class Importance:
             if layer is not None and layers != self._blocks:
                 raise UsageError(f"the imatrix is of a model of {self._blocks} blocks; this one has {layers} layers")
             names = [name for name in tensor_names(role, layer) if name in self._arrays]
+        elif not self._arrays:
+            return None
         else:
             names = [weight] if weight in self._arrays else [name for name in sources if name in self._arrays]
         self._used.update(names)

@@ -18,7 +18,7 @@ def visits(graph: ir.Graph | ir.Function, bodiless: Container[str]) -> Iterator[
     """
     for node in graph:
         yield node, False
-        bodies = [] if node.op_type in bodiless else subgraphs(node)
+        bodies = [] if node.op_type in bodiless or not node.attributes.data else subgraphs(node)
         for body in bodies:
             yield from visits(body, bodiless)
         if bodies:

@@ -47,20 +47,20 @@ class View:
         """Returns the view of all of ``source``; of what it shows, where the source is itself a lazy view."""
         if isinstance(source, ViewTensor):
             return source.view
-        shape = tuple(int(d) for d in source.shape.numpy())
+        shape = tuple(source.shape.numpy())
         return cls(source, name, 0, shape, contiguous(shape), source.dtype)
 
     def __post_init__(self) -> None:
         shape, strides = self.shape, self.strides
         if 0 in shape:
-            strides = (0,) * len(strides)
             object.__setattr__(self, "offset", 0)
+            object.__setattr__(self, "strides", (0,) * len(strides))
         elif 1 in shape:
             strides = tuple([0 if extent == 1 else stride for extent, stride in zip(shape, strides, strict=True)])
-        object.__setattr__(self, "strides", strides)
+            object.__setattr__(self, "strides", strides)
 
     def __hash__(self) -> int:
-        return hash((self.source, self.offset, self.shape, self.strides, self.dtype))
+        return hash((self.source, self.offset, self.shape, self.strides))  # an enumeration is hashed by its name
 
     @property
     def rank(self) -> int:

@@ -20,6 +20,7 @@ from rewriter.tensors import View
 
 elementwise = Family("elementwise")
 _T = TypeVar("_T")
+_Operand = tuple[ir.Value, Located | None]
 _COMMUTE = ("Mul", "Add", "Min", "Max")
 
 
@@ -31,11 +32,9 @@ def operator(facts: Facts, node: ir.Node, a: ir.Value, b: ir.Value) -> Located |
         located = facts.get(b if sized[0] else a, Located)
         if located is None or isinstance(located.content, Uniform):
             return arithmetic(node.op_type, integers_of(facts, a), integers_of(facts, b))
-    for first, second in ((a, b), (b, a)) if node.op_type in _COMMUTE else ((a, b),):
-        found = _ordered(facts, first, second, node)
-        if found is not None:
-            return found
-    return None
+    first, second = (a, facts.get(a, Located)), (b, facts.get(b, Located))
+    found = _ordered(facts, first, second, node)
+    return _ordered(facts, second, first, node) if found is None and node.op_type in _COMMUTE else found
 
 
 @elementwise.at("Concat", "Max", "Min", "Sum", "Mean")
@@ -44,8 +43,8 @@ def alone(facts: Facts, node: ir.Node, x: ir.Value) -> Located | None:
     return facts.get(x, Located)
 
 
-def _ordered(facts: Facts, a: ir.Value, b: ir.Value, node: ir.Node) -> Located | None:
-    first, second = facts.get(a, Located), facts.get(b, Located)
+def _ordered(facts: Facts, left: _Operand, right: _Operand, node: ir.Node) -> Located | None:
+    (a, first), (b, second) = left, right
     if first is not None and second is not None:
         both = _of_both(node.op_type, first, second, node)
         if both is not None:
@@ -62,7 +61,7 @@ def _ordered(facts: Facts, a: ir.Value, b: ir.Value, node: ir.Node) -> Located |
         return None if held is None else Located(held, first.axes)
     if facts.get(a, View) is not None or second is None:
         return None
-    return _of_any(facts, node.op_type, (a, first), second, node)
+    return _of_any(facts, node.op_type, left, second, node)
 
 
 def masked(facts: Facts, value: ir.Value, mask: Located, node: ir.Node) -> Located | None:
@@ -82,9 +81,7 @@ def _of_both(op_type: str, a: Located, b: Located, node: ir.Node) -> Located | N
     return None if both is None or axes is None else Located(both, axes)
 
 
-def _of_any(
-    facts: Facts, op_type: str, a: tuple[ir.Value, Located | None], b: Located, node: ir.Node
-) -> Located | None:
+def _of_any(facts: Facts, op_type: str, a: _Operand, b: Located, node: ir.Node) -> Located | None:
     return _first(of_any.of(op_type), facts, *a, b, node)
 
 

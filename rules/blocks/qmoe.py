@@ -303,7 +303,7 @@ def _jobs(run: Run, experts: Experts, projection: Projection) -> Jobs:
         raise Declined(f"{where}{reason}{whole}", projection.value)
     first = jobs[0].context.spec
     for job in jobs:
-        if job.context.spec != first:
+        if job.context.spec is not first and job.context.spec != first:
             raise Declined(
                 f"QMoE quantizes a stack whole, and the plan gives expert 0 of {projection.name} {first.form} and"
                 f" expert {job.context.expert} {job.context.spec.form}",
