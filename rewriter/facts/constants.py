@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
+from onnx import reference
 
 from rewriter.facts.facts import Facts
 from rewriter.facts.family import Family
@@ -201,5 +201,5 @@ def _evaluate(node: ir.Node, arrays: list[Any]) -> Any:
     )
     version = node.graph.opset_imports.get("", 21) if node.graph is not None else 21
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
-    (result,) = ReferenceEvaluator(model).run(None, dict(zip(names, arrays, strict=True)))
+    (result,) = reference.ReferenceEvaluator(model).run(None, dict(zip(names, arrays, strict=True)))
     return result
