@@ -11,7 +11,7 @@ def main() -> int:
     """Runs the command line; Ctrl-C is quiet from the first moment, though importing the commands takes a while."""
     open_streams()
     quit_quietly()
-    gc.set_threshold(50_000, 20)  # a graph is millions of objects, all of which stay: to scan them takes a second
+    gc.set_threshold(200_000, 20)  # a graph is millions of objects, all of which stay: to scan them takes a second
     from rewriter.cli import main as run  # noqa: PLC0415 -- after Ctrl-C is quiet
 
     quit_cleanly()
