@@ -6,7 +6,6 @@ that serializing the whole model would give.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,14 +73,12 @@ class Message:
         return planned({file: self.size}, placed)
 
     def write(self, file: Path) -> None:
-        """Writes all but the weights, which are in the file already, and flushes the file to disk."""
+        """Writes all but the weights, which are in the file already."""
         file.touch()
         with file.open("r+b") as stream:
             for offset, part in self.parts:
                 stream.seek(offset)
                 stream.write(part)
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 def with_room(message: bytes, lengths: Mapping[str, int]) -> Message:

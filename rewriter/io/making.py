@@ -10,13 +10,19 @@ from typing import Self
 
 from rewriter.errors import warn
 from rewriter.io.journal import Identity, Journal, noted
+from rewriter.io.replacing import sync
 from rewriter.io.writes import Outcome, Piece, Write, make
+from rewriter.memory import keep_freed
+
+_FLUSHED = 1 << 26
+"""Bytes that are written before they are sent to the disk: all at once in the end, everybody would wait for it."""
 
 
 class Threads:
     """Performs writes in threads of this process."""
 
     def __init__(self, count: int) -> None:
+        keep_freed()
         self._executor = ThreadPoolExecutor(max_workers=count)
         self._own = 2 * count
 
@@ -70,8 +76,14 @@ def made(
             _tell(write, outcome)
             yield write, outcome
         left = [write for write in writes if write not in found]
+        unflushed = 0
         for write, outcome in _carried_out(left, folder, pool, memory):
             _tell(write, outcome)
+            unflushed += write.nbytes
+            if unflushed >= _FLUSHED:
+                for file in {place.file for place in write.ranges}:
+                    sync(folder / file)
+                unflushed = 0
             if journal is not None and write.is_computed:
                 journal.add(write, outcome)
             yield write, outcome

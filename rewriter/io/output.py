@@ -73,6 +73,8 @@ def complete_directory(place: Place, name: str, remove: Callable[[], Iterable[st
 
 
 def _appear(staged: Path, target: Path) -> None:
+    for path in (*staged.iterdir(), staged):
+        sync(path)  # else a power cut after the rename could leave files that hold nothing
     try:
         staged.rename(target)  # over a directory that is not empty, or a file, no system does
     except OSError as error:

@@ -14,7 +14,7 @@ from rewriter.errors import OverflowingError
 from rewriter.operators.form import form_of, is_experts, operator_of
 from rewriter.operators.moe import MOE
 from rewriter.quantize.job import QuantizationJob
-from rewriter.quantize.rows import shared_out
+from rewriter.quantize.rows import put, shared_out
 from rewriter.quantize.stack import StackTensor
 from rewriter.quantize.types import QuantizedWeight
 from rewriter.rule import Declined
@@ -158,11 +158,15 @@ def _quantized(job: QuantizationJob) -> QuantizedWeight:
 
 def _dequantize(weight: QuantizedWeight, into: Array) -> None:
     """A few rows at a time: the floats of a large weight are not in memory twice, and stay in a core's cache."""
-    for first in range(0, len(into), _ROWS):
+
+    def fill(first: int) -> None:
         rows = slice(first, first + _ROWS)
         zeros = None if weight.zero_points is None else weight.zero_points[rows]
         part = replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zero_points=zeros)
-        into[rows] = part.dequantize()
+        put(part.dequantize(), into[rows])
+
+    for _ in shared_out(fill, range(0, len(into), _ROWS)):
+        pass
 
 
 def _expert_inputs(node: ir.Node) -> list[ir.Value]:

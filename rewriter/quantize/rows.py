@@ -17,7 +17,7 @@ from rewriter.errors import QuantizationError
 from rewriter.process import processors
 from rewriter.quantize import kernels
 from rewriter.quantize.formats import INT
-from rewriter.quantize.halves import Halves, widen_rows
+from rewriter.quantize.halves import Halves, narrow, widen_rows
 from rewriter.quantize.kernels import Codes, Floats
 from rewriter.quantize.lanes import LANES
 from rewriter.quantize.steps import steps
@@ -118,7 +118,7 @@ def quantize_rows(method: int, weight: FloatArray, context: WeightContext) -> Qu
         grid = (spec.block_size or weight.shape[1], (1 << spec.bits) - 1, spec.symmetric, DTYPES[context.scale_dtype])
         end = quantize_chunk(method, chunk, importance, *grid, codes[rows], exact, zeros[rows])
         if end == kernels.DONE:
-            scales[rows] = exact
+            put(exact, scales[rows])
         return end
 
     # A tile is full of blocks, also of rows that are one block.
@@ -256,6 +256,17 @@ def floats(rows: FloatArray) -> Floats:
             else:
                 chunk[:, column : column + tile] = part
     return frozen(chunk)
+
+
+def put(numbers: Floats, into: FloatArray) -> None:
+    """Writes float32 numbers, C-contiguous, into an array of the same shape and of any float dtype."""
+    if into.dtype != np.float16:
+        into[...] = numbers
+        return
+    halves = into if into.flags.c_contiguous else np.empty(into.shape, np.float16)
+    narrow(numbers.reshape(-1), halves.reshape(-1).view(np.int16))
+    if halves is not into:
+        into[...] = halves
 
 
 def _bits(halves: FloatArray) -> Halves:

@@ -1,12 +1,18 @@
-"""Tensors in data files: mapped once per file, and dropped from memory when consumed."""
+"""Tensors in data files: mapped once per file, and dropped from memory when consumed.
+
+Few files are mapped at a time: some exporters write a file for each tensor, more than a process may have open.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import mmap
 import os
 import threading
+import weakref
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,12 @@ import onnx_ir as ir
 
 from rewriter.errors import ModelError
 from rewriter.tensors.view import Array, View, ViewTensor, is_in_rows
+
+MAPPED = 128
+"""Files that are mapped at a time, each of which is open as long: systems allow a process 256 or more."""
+
+_FILES: deque[weakref.ref[MappedFile]] = deque()
+"""The files that are mapped, in the order in which they were."""
 
 
 class Map(mmap.mmap):
@@ -47,13 +59,28 @@ class MappedFile:
                 with self.path.open("rb") as file:
                     if not self._is(os.fstat(file.fileno())):
                         raise self._changed()
+                    # Weights are read once or twice; what is written, to be read back, may have their place in memory.
+                    with contextlib.suppress(OSError, AttributeError):
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_NOREUSE)
                     self._map = Map(file.fileno(), 0, access=mmap.ACCESS_READ)
                 self._map.source = self.path, self._before[-2:]
-            return self._map
+                _FILES.append(weakref.ref(self))
+            found = self._map
+        while len(_FILES) > MAPPED:
+            if (first := _FILES.popleft()()) is not None:
+                first.close()
+        return found
+
+    def close(self) -> None:
+        """Closes the file as soon as no array shows it any more; it is mapped anew when it is read again."""
+        with self._lock:
+            self._map = None
 
     def drop(self, start: int, stop: int) -> None:
-        if self._map is not None:
-            _drop(self._map, start, stop)
+        """Takes the pages of bytes [start, stop) out of memory."""
+        mapped = self._map
+        if mapped is not None:
+            _drop(mapped, start, stop)
 
     def require_unchanged(self) -> None:
         """Refuses a file that was replaced, changed or removed since this was made: what was read may be of two files.

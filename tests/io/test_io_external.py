@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from rewriter import io
 from rewriter.errors import ModelError
 from rewriter.graph.contents import stored_tensors
-from rewriter.tensors import MappedTensor, View, ViewTensor, drop_pages
+from rewriter.tensors import MappedTensor, View, ViewTensor, drop_pages, mapped
 
 
 def test_external_data_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +51,23 @@ def test_bad_external_data_is_refused(tmp_path: Path, arguments: dict[str, objec
     path = external(tmp_path / "m", **arguments)  # type: ignore[arg-type]
     shutil.copy(path, tmp_path / "w.data")
     fails(path, "'w'", "model.onnx", *words)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells which files are open")
+def test_few_of_many_data_files_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "MAPPED", 4)
+    files = []
+    for number in range(12):
+        path = tmp_path / f"{number}.data"
+        path.write_bytes(np.float32(number).tobytes())
+        tensor = ir.ExternalTensor(path.name, 0, 4, ir.DataType.FLOAT, shape=ir.Shape([1]), name="", base_dir=tmp_path)
+        files.append(MappedTensor(tensor, tmp_path, mapped.MappedFile(path)))
+    shown = files[0].numpy()
+    for _ in range(2):
+        assert [float(tensor.numpy()[0]) for tensor in files] == list(range(12))
+    opened = [link.readlink().parent for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert opened.count(tmp_path) == 5  # that of what is still shown, too
+    assert shown[0] == 0
 
 
 def test_links_that_leave_the_directory_are_refused(tmp_path: Path) -> None:

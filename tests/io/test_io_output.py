@@ -16,6 +16,7 @@ from io_models import external, files, linear
 import rewriter
 from rewriter import io
 from rewriter.errors import RewriterWarning, UsageError
+from rewriter.io import output
 
 
 def test_an_existing_output_is_refused_or_its_files_replaced(tmp_path: Path) -> None:
@@ -32,6 +33,14 @@ def test_an_existing_output_is_refused_or_its_files_replaced(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="part of the path is a file"):
         io.save(model, out / "model.onnx" / "below")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_appears_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, synced = tmp_path / "out", []
+    monkeypatch.setattr(output, "sync", lambda path: synced.append((path.name, out.exists())))
+    io.save(io.load(external(tmp_path / "in")), out, data_name="m.data")
+    assert {("m.data", False), ("model.onnx", False)} < set(synced)
+    assert synced[-1] == (tmp_path.name, True)
 
 
 def test_the_input_is_never_written(tmp_path: Path) -> None:

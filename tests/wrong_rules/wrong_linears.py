@@ -120,7 +120,7 @@ LINEARS = (
         MATMUL,
         "absolute scales out of the quantizer",
         "rewriter/quantize/rows.py",
-        [("scales[rows] = exact", "scales[rows] = np.abs(exact)")],
+        [("put(exact, scales[rows])", "put(np.abs(exact), scales[rows])")],
         lambda: MODELS[MATMUL],
     ),
     Mistake(
