@@ -12,7 +12,7 @@ from rewriter.engine.interface import contradicts
 from rewriter.engine.listed import ListedNodes
 from rewriter.engine.proposal import Change, Rewrite, feeds_itself, may_be_out_of_order
 from rewriter.errors import RuleError
-from rewriter.graph._onnxscript import MatchFailureError, remove, unhook
+from rewriter.graph._onnxscript import MatchFailureError, remove
 from rewriter.graph.contents import bodies, nodes_of, subgraphs
 from rewriter.quantize.job import PartTensor
 from rewriter.tensors import View, ViewTensor
@@ -20,6 +20,9 @@ from rewriter.tensors import View, ViewTensor
 Container = ir.Graph | ir.Function
 _SMALL = 256
 """Bytes of a constant that are looked at: shapes, axes and scalars."""
+
+_HOLDING = (ir.AttributeType.TENSOR, ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+"""Types of attributes that hold what a model holds too."""
 
 
 class Committer:
@@ -37,7 +40,7 @@ class Committer:
         """Whether a node may hold a body."""
         self.listed = ListedNodes(model)
         for root in bodies(model):
-            self._survey(root, self._body(root))
+            self._enter(self._body(root), root)
         self._know(list(self.listed.walk()))
 
     def commit(self, rewrite: Rewrite) -> Change:
@@ -51,7 +54,7 @@ class Committer:
         self._check(rewrite, root, elsewhere)
         inner = [graph for node in rewrite.nodes for graph in subgraphs(node)]
         for graph in inner:
-            self._survey(root, graph)
+            self._enter(graph, root)
             self._know(list(nodes_of(graph)))
         for container in (root, self._model.graph):
             for domain, version in rewrite.opsets.items():
@@ -87,27 +90,29 @@ class Committer:
         """Returns the opset imports that hold in ``graph``: a subgraph has none of its own."""
         return self._roots[graph].opset_imports
 
-    def _survey(self, root: Container, body: ir.Graph) -> None:
-        """Takes note of a body of the root and of all that stand within it."""
-        inner = (graph for node in nodes_of(body) if node.attributes.data for graph in subgraphs(node))
-        for graph in (body, *inner):
-            self._roots[graph] = root
-            self._nested |= graph is not self._body(root)
-            self._values.update(v.name for v in graph.inputs if v.name)
-            self._values.update(graph.initializers)
-            for value in graph.initializers.values() if graph is root else ():
-                tensor = value.const_value
-                if tensor is not None and not value.is_graph_input():
-                    key = tensor.key if isinstance(tensor, ViewTensor) else ("view", tensor)
-                    self._constants.setdefault((root, key), value)
-            self._stored.update(id(value.const_value) for value in graph.initializers.values())
+    def _enter(self, graph: ir.Graph, root: Container) -> None:
+        """Takes note of a graph of the root: its own, or a node's body."""
+        self._roots[graph] = root
+        self._nested |= graph is not self._body(root)
+        self._values.update(v.name for v in graph.inputs if v.name)
+        self._values.update(graph.initializers)
+        for value in graph.initializers.values() if graph is root else ():
+            tensor = value.const_value
+            if tensor is not None and not value.is_graph_input():
+                key = tensor.key if isinstance(tensor, ViewTensor) else ("view", tensor)
+                self._constants.setdefault((root, key), value)
+        self._stored.update(id(value.const_value) for value in graph.initializers.values())
 
     def _know(self, nodes: Sequence[ir.Node]) -> None:
-        """Takes note of what is named, and of tensors that have a name."""
+        """Takes note of what is named, of tensors that have a name, and of bodies."""
         self._values.update({name for node in nodes for value in node.outputs if (name := value.name)})
         self._node_names.update({name for node in nodes if (name := node.name)})
-        held = (a for node in nodes for a in node.attributes.data.values() if a.type == ir.AttributeType.TENSOR)
-        self._stored.update([id(attribute.value) for attribute in held])
+        for node, held in [(n, a) for n in nodes for a in n.attributes.data.values() if a.type in _HOLDING]:
+            if held.type == ir.AttributeType.TENSOR:
+                self._stored.add(id(held.value))
+            elif node.graph is not None:
+                for graph in subgraphs(node):
+                    self._enter(graph, self._roots[node.graph])
 
     def _check(self, rewrite: Rewrite, root: Container, elsewhere: bool) -> None:
         for domain, version in rewrite.opsets.items():
@@ -231,7 +236,7 @@ class Committer:
             for graph in subgraphs(node) if self._nested else ():
                 self.listed.forget()
                 for inner in nodes_of(graph):
-                    sources += unhook(inner)
+                    sources += remove(inner)
             for value in sources:
                 producer = value.producer()
                 if producer is not None:

@@ -37,7 +37,6 @@ __all__ = [
     "replaced_outputs",
     "replacement",
     "root_operator",
-    "unhook",
     "wrong_arity",
 ]
 
@@ -240,22 +239,14 @@ def replacement(rule: Any, match: MatchResult, *, may_be_none: bool) -> tuple[An
 
 
 def remove(node: ir.Node) -> list[ir.Value]:
-    """Takes a node out of its graph, for good; returns what it read.
+    """Takes a node out of its graph, and makes it read nothing, for good; returns what it read.
 
-    ``Graph.remove`` collects the graph's outputs each time: three times as long.
+    ``Graph.remove`` collects the graph's outputs each time, and ``replace_input_with`` makes the tuple of all inputs
+    anew for each of them: three times as long, and quadratic where a node joins what hundreds of experts give.
     """
     assert node._graph is not None
     node._graph._nodes.remove(node)
     node._graph = None
-    return unhook(node)
-
-
-def unhook(node: ir.Node) -> list[ir.Value]:
-    """Makes a node read nothing, for good; returns what it read.
-
-    ``replace_input_with`` makes the tuple of all inputs anew for each of them: three times as long, and quadratic where
-    a node joins what hundreds of experts give.
-    """
     read = []
     for index, value in enumerate(node._inputs):
         if value is not None:
