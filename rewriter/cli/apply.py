@@ -14,7 +14,7 @@ import typer
 
 from rewriter.cli import options
 from rewriter.cli.options import DEFAULT_RULES, AsJson, Level, Model, Quiet, Rules, Settings, TargetName, given
-from rewriter.cli.token_options import Sequences, Tokens, given_tokens
+from rewriter.cli.token_options import given_tokens
 from rewriter.errors import UsageError, nearest, warn
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rewriter.report.sized import Sized
     from rewriter.result import Result
     from rewriter.ruleset import RuleSet
+
+_PROOF, _SIZE, _FILES = "Proof and comparison", "Calibration, and bits for a size", "Files, memory and machines"
+"""Panels of --help, beside that of the options that most runs take."""
 
 
 def apply(
@@ -38,6 +41,7 @@ def apply(
         typer.Option(
             "--resume",
             help="Continue the run into this output that was killed; what this one writes is kept if it is killed too.",
+            rich_help_panel=_FILES,
         ),
     ] = False,
     cluster: Annotated[
@@ -46,6 +50,7 @@ def apply(
             "ADDRESS",
             "Let the workers of a dask cluster quantize: its scheduler's address, as tcp://host:8786, or its scheduler"
             " file. They must see model and output under the same paths.",
+            rich_help_panel=_FILES,
         ),
     ] = None,
     report: Annotated[Path | None, given("FILE.json", "Write everything that was done; - prints it.")] = None,
@@ -53,7 +58,10 @@ def apply(
     require: Annotated[
         list[str],
         given(
-            "RULE", "Fail (exit 1) if this rule never fires. May be repeated.", autocompletion=options.complete_rules
+            "RULE",
+            "Fail (exit 1) if this rule never fires. May be repeated.",
+            autocompletion=options.complete_rules,
+            rich_help_panel=_PROOF,
         ),
     ] = [],
     parity: Annotated[
@@ -64,6 +72,7 @@ def apply(
             " default what the rule set says (class). Of a block above 256 MiB (--set parity.max_bytes) only some"
             " experts are run, or none.",
             show_default=False,
+            rich_help_panel=_PROOF,
         ),
     ] = None,
     check: Annotated[
@@ -72,15 +81,17 @@ def apply(
             "--check",
             help="Compare the outputs of the rewritten model with the original's; by default where the model"
             " is small (1 GiB, 20,000 nodes) and the runtime runs it.",
+            rich_help_panel=_PROOF,
         ),
     ] = False,
-    no_check: Annotated[bool, typer.Option("--no-check", help="Do not compare them.")] = False,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not compare them.", rich_help_panel=_PROOF)] = False,
     provider: Annotated[
         str | None,
         given(
             "PROVIDER",
             "What runs both models to compare them: cpu, cuda or reference; by default the target's provider. Implies"
             " --check.",
+            rich_help_panel=_PROOF,
         ),
     ] = None,
     imatrix: Annotated[
@@ -89,20 +100,35 @@ def apply(
             "FILE.npz",
             "Mean squared activations that weigh the error, by the model's own names: of a weight [K], or of an"
             " expert stack [E, K]; or a folder that rewriter calibrate wrote.",
+            rich_help_panel=_SIZE,
         ),
     ] = None,
     calibration: Annotated[
         Path | None,
-        given("FOLDER", "What the weights saw on real tokens, as rewriter calibrate wrote it; gptq quantizes by it."),
+        given(
+            "FOLDER",
+            "What the weights saw on real tokens, as rewriter calibrate wrote it; gptq quantizes by it.",
+            rich_help_panel=_SIZE,
+        ),
     ] = None,
-    tokens: Tokens = None,
-    sequences: Sequences = None,
+    tokens: Annotated[
+        Path | None,
+        given(
+            "FILE.npy",
+            "Token ids \\[sequences, length]: run both models on them, for perplexity and KL divergence.",
+            rich_help_panel=_PROOF,
+        ),
+    ] = None,
+    sequences: Annotated[
+        int | None, given("N", "Use the first N sequences only.", min=1, rich_help_panel=_PROOF)
+    ] = None,
     size: Annotated[
         int | None,
         given(
             "SIZE",
             "Choose each weight's bits and blocks for a model of at most so many bytes, by least output error.",
             parser=options.size,
+            rich_help_panel=_SIZE,
         ),
     ] = None,
     max_kl: Annotated[
@@ -112,6 +138,7 @@ def apply(
             "Likewise, for the smallest model whose expected KL divergence is below X; needs --calibration. With"
             " --tokens it is measured: if it is larger, forms are chosen anew; fails if that does not help.",
             min=0,
+            rich_help_panel=_SIZE,
         ),
     ] = None,
     bits: Annotated[
@@ -121,11 +148,16 @@ def apply(
             "Likewise, for so many bits per number of the quantized weights on average, scales and zero points"
             " included, as 4.25. For plain 8 bits: --rules moe-int8, or --set quantization.default.bits=8.",
             callback=options.finite,
+            rich_help_panel=_SIZE,
         ),
     ] = None,
     write_plan: Annotated[
         Path | None,
-        given("FILE.yaml", "Write the chosen forms as a rule set, which gives the same model again."),
+        given(
+            "FILE.yaml",
+            "Write the chosen forms as a rule set, which gives the same model again.",
+            rich_help_panel=_SIZE,
+        ),
     ] = None,
     memory: Annotated[
         int | None,
@@ -133,22 +165,27 @@ def apply(
             "SIZE",
             "Bytes of computed weights held in memory at once while saving; by default 512MiB.",
             parser=options.size,
+            rich_help_panel=_FILES,
         ),
     ] = None,
     max_shard_size: Annotated[
-        int | None, given("SIZE", "Size of each data file; by default there is one.", parser=options.size)
+        int | None,
+        given("SIZE", "Size of each data file; by default there is one.", parser=options.size, rich_help_panel=_FILES),
     ] = None,
     data_name: Annotated[
         str | None,
         given(
             "NAME",
             "Name of the data file, as model.onnx_data for transformers.js and optimum; by default MODEL.onnx.data.",
+            rich_help_panel=_FILES,
         ),
     ] = None,
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict", help="End the run if a rewrite fails its proof; else it is left out, and the exit code is 1."
+            "--strict",
+            help="End the run if a rewrite fails its proof; else it is left out, and the exit code is 1.",
+            rich_help_panel=_PROOF,
         ),
     ] = False,
     as_json: AsJson = False,

@@ -168,8 +168,8 @@ def _looked_at(directory: Path, overwrite: bool) -> dict[str, Identity] | None:
     found = listing(directory)
     if found and not overwrite:
         raise UsageError(
-            f"the output '{directory}' exists and holds files; choose another, or --overwrite, which replaces the"
-            " files that this run writes and leaves all others"
+            f"the output '{directory}' exists and holds files; choose another, or --overwrite (in Python"
+            " overwrite=True), which replaces the files that this run writes and leaves all others"
         )
     return found
 

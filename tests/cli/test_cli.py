@@ -37,8 +37,9 @@ def test_help_has_room_for_its_texts_and_keeps_their_brackets(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     out = run("apply", "--help")[1]
     assert "quantization.default.bits=8." in out and "…" not in out
-    options = [line for line in out.splitlines() if re.match(r"│ .  --\w", line)]
-    assert len(options) > 20 and all(line.index(re.split(r" {2,}", line.rstrip(" │"))[-1]) < 45 for line in options)
+    options = [line for line in out.splitlines() if re.match(r"│ (.  )?--\w", line)]
+    assert len(options) > 20 and len(re.findall(r"^╭─ \w", out, re.MULTILINE)) == 5
+    assert all(line.index(re.split(r" {2,}", line.rstrip(" │"))[-1]) < 45 for line in options)
     for command in ("apply", "calibrate", "check", "compare"):
         assert "ids [sequences, length]" in " ".join(re.sub("[│]", " ", run(command, "--help")[1]).split()), command
 
