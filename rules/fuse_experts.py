@@ -110,7 +110,7 @@ class FuseExperts(AtOperator):
         kept = [view for view in weights if view is not None]
         require_weights_go(facts, own.going, kept, lambda other: self._alike(block, form, other))
         nodes = own.nodes
-        fed = proof_inputs(facts, block, routing)
+        fed = proof_inputs(facts, block, routing, nodes)
         total = None if routing.total is None else (routing.total, block.mixing.router.k)
         if routing.given is None:
             logits = logits_of(op, facts, routing, weights[0].dtype, block.mixing.router.experts)
@@ -209,7 +209,7 @@ class FuseExperts(AtOperator):
         dtype = fc1.scales.dtype
         choice = require_kernel(self.run, form, routing, dtype, (fc1, fc2), node)
         nodes = matched_nodes_of(facts, block, routing).nodes
-        fed = proof_inputs(facts, block, routing)
+        fed = proof_inputs(facts, block, routing, nodes)
         router = block.mixing.router.experts
         total = mixing = None
         if routing.given is None:

@@ -124,9 +124,11 @@ def times(held: Content, number: float) -> Features | None:
 
 
 @of_number.at("Mul", "Add", "Div", "Sub", "Min", "Max")
-def with_number(a: Located, number: float, node: ir.Node) -> Features | None:
-    """Returns the features after an elementwise operator with one number."""
+def with_number(a: Located, number: float, node: ir.Node) -> Features | Output | None:
+    """Returns the features after an elementwise operator with one number; times 1 or plus 0 it leaves them."""
     held, op_type = a.content, node.op_type
+    if (op_type in ("Mul", "Div") and number == 1) or (op_type in ("Add", "Sub") and not number):
+        return held if isinstance(held, Features | Output) else None
     if op_type in ("Min", "Max"):
         return then(held, ("clip", *((-math.inf, number) if op_type == "Min" else (number, math.inf))))
     if op_type == "Sub":

@@ -27,6 +27,7 @@ from rewriter.rules.blocks.mixing import (
     Chosen,
     Complete,
     Every,
+    Filled,
     Mask,
     Mixed,
     Mixing,
@@ -71,6 +72,17 @@ def masked(a: Content, b: Content, node: ir.Node) -> Share | None:
         a = own
     slots = None if a.slot is None else frozenset({a.slot})
     return Share(dataclasses.replace(a, slot=None), b.expert, slots)
+
+
+@of_any.at("Mul")
+def count_slots(facts: Facts, value: ir.Value, a: Located | None, b: Located, node: ir.Node) -> Located | None:
+    """Returns as ``count``, of a mask that has a slot index, of one slot."""
+    mask = b.content
+    if a is None or not isinstance(mask, Mask) or mask.router.k != 1 or not b.rank or not only(b.axes[-1], "slot"):
+        return None
+    own = Located(mask.fix(b.axes[-1][0], 0) or mask, put(b.axes, b.rank - 1, ()))
+    held, axes = count(a, own, node), unify(a.axes, own.axes)
+    return None if held is None or axes is None else Located(held, axes)
 
 
 @of_any.at("Mul")
@@ -228,7 +240,9 @@ def add_sums(first: Located, second: Located, node: ir.Node) -> Content | None:
 
 
 def _alone(held: Content, node: ir.Node) -> Content:
-    """The output of an expert that read nothing where it was not chosen as what it adds to a sum."""
+    """The output of an expert that read nothing where it was not chosen, or of the chosen, as what it adds to a sum."""
+    if isinstance(held, Filled):
+        return held.summed(node) or held
     value = node.outputs[0]
     mask = held.gate.share if isinstance(held, Output) and held.by == "one" else None
     return held if not isinstance(held, Output) or mask is None else _once(held.plain(), mask, value, node) or held

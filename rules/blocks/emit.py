@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from rewriter.emit import write_integers
 from rewriter.facts import Facts
 from rewriter.facts.shapes import fed_shape, shape_of
 from rewriter.facts.size import Size
-from rewriter.graph.declines import INFER_SHAPES, OTHER_WEIGHTS
+from rewriter.graph.declines import INFER_SHAPES, ONE_FLOAT_TYPE, OTHER_WEIGHTS
 from rewriter.graph.walk import producers
 from rewriter.operators.form import ExpertForm
 from rewriter.rule import Declined, Fed
@@ -22,6 +22,7 @@ from rewriter.rules.blocks.axes import Atom, Dim, only, total
 from rewriter.rules.blocks.block import Block
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.routing import Routing, computed_in
+from rewriter.tensors import View
 
 
 def form_of(block: Block, routing: Routing) -> ExpertForm:
@@ -172,6 +173,10 @@ def in_the_blocks_shape(
         node: the block's last node, for reasons.
     """
     hidden = block.experts[0].gate.weight.sizes[1]
+    dtype = facts_dtype(block)
+    if (block.out.dtype or dtype) != dtype:
+        reason = f"the experts compute in {dtype.name} and are summed in {block.out.dtype.name}"  # type: ignore[union-attr]
+        raise Declined(f"{reason}; the operator returns what it computes in", node, remedy=ONE_FLOAT_TYPE)
     lead, behind = _lead(block, node)
     rows = token_rows(facts, block.x, hidden)
     if rows is None:
@@ -180,7 +185,6 @@ def in_the_blocks_shape(
     if _flattened(lead) != _flattened(own):
         raise Declined("the rows of the sum are not those of the experts' input", node)
     scale = block.mixing.scale
-    dtype = facts_dtype(block)
     if scale != 1 and dtype != ir.DataType.FLOAT:
         raise Declined(f"the weights are scaled by {scale:g}, which rounds in {dtype.name}", node, remedy=OTHER_WEIGHTS)
     shape: list[int] = []
@@ -244,8 +248,8 @@ def facts_dtype(block: Block) -> ir.DataType:
     return weight.dtype
 
 
-def proof_inputs(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value, Fed]:
-    """Returns what the proof needs to know of the values that the block reads."""
+def proof_inputs(facts: Facts, block: Block, routing: Routing, nodes: Iterable[ir.Node]) -> dict[ir.Value, Fed]:
+    """Returns what the proof needs to know of the values that the block's nodes read."""
     dtype = facts_dtype(block)
     scores = block.mixing.router.scores
     positive = {routing.weights, routing.given} | ({scores.logits} if scores.function == "positive" else set())
@@ -268,4 +272,9 @@ def proof_inputs(facts: Facts, block: Block, routing: Routing) -> dict[ir.Value,
             chosen=block.mixing.router.k if value is routing.logits else 0,
             positive=value in positive,
         )
+    shaped = dict.fromkeys(v for node in nodes if node.op_type == "Shape" for v in node.inputs if v is not None)
+    for value in shaped:  # as many rows as the tokens have, where these are made of it
+        dims = shape_of(facts, value)
+        if dims is not None and value.dtype is not None and facts.get(value, View) is None:
+            fed.setdefault(value, Fed(value.dtype, fed_shape(dims)))
     return fed

@@ -373,3 +373,37 @@ class Complete(Content):
     """The sum of a ``Weighted`` over its index: every expert, mixed."""
 
     weighted: Weighted
+
+
+@dataclass(frozen=True, eq=False)
+class Filled(Content):
+    """Outputs of some of a router's experts, each where that expert was chosen; a list from the last to the first.
+
+    Attributes:
+        router: what chose.
+        expert: whose output was put in last.
+        output: it.
+        before: what was there before; None for one number everywhere.
+        count: how many experts are in.
+    """
+
+    router: Router
+    expert: int
+    output: Output
+    before: Filled | None
+    count: int
+
+    def outputs(self) -> dict[int, Output]:
+        """Returns the outputs by expert."""
+        found: dict[int, Output] = {}
+        at: Filled | None = self
+        while at is not None:
+            found[at.expert], at = at.output, at.before
+        return found
+
+    def summed(self, node: ir.Node) -> Mixed | None:
+        """Returns them as a sum, as each token has one expert and nothing weighs it; None where it has several."""
+        if self.router.k != 1:
+            return None
+        rows, slot = node.outputs[0], frozenset({0})
+        return Mixed(unit(self.router), tuple(Term(e, slot, own, rows, node) for e, own in self.outputs().items()))

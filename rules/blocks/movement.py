@@ -133,7 +133,7 @@ def _located_moved(data: Located, move: Move) -> Located | None:
         case Cut(axis, start, count, step):
             return _cut(data, axis, start, count, step) if step > 0 else None
         case Take(axis, position):
-            taken = _cut(data, axis, position, 1, 1)
+            taken = _pick(data, axis, position)
             return None if taken is None or taken.axes[axis] else replace(taken, axes=put(taken.axes, axis))
         case Insert(axes):
             return replace(data, axes=inserted(data.axes, axes, ()))

@@ -58,6 +58,10 @@ def resolve(mixing: Mixing, node: ir.Node) -> Routing:
             raise Declined("the tokens are multiplied by the weights of several experts before them", node)
         return Routing(selected.logits, "logits", normalize=True, before=mixing.value or mixing.router.node.outputs[0])
     if mixing.stage == "unit":
+        if mixing.router.experts == 1:
+            raise Declined(
+                "there is one expert that nothing weighs: a logit of minus infinity would leave it out", node
+            )
         return Routing(selected.logits, "logits", normalize=True)
     if scores.logits is not selected.logits:
         if mixing.stage == "softmax":

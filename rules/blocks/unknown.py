@@ -7,6 +7,7 @@ import contextlib
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.facts.moves import OPERATORS
 from rewriter.facts.size import Integers
 from rewriter.graph.declines import INLINE, Reason
 from rewriter.graph.walk import GaveUp, producers, walk
@@ -53,6 +54,8 @@ def why_unknown(facts: Facts, value: ir.Value, node: ir.Node) -> tuple[str, ir.N
                 read = located.content.gate.x.producer()
                 if read is not None and (found := _reason_of(facts, read)):
                     return found, read
+            if producer.op_type in OPERATORS and producers(at) and facts.get(producers(at)[0], Located) is None:
+                continue  # moves what is not understood, or what is no expert's
             unknown = producer if located is None else unknown
             if first is None and located is None and all(_is_understood(facts, v) for v in producers(at)):
                 first = producer

@@ -18,42 +18,15 @@ from rewriter.graph.declines import WHOLE_BLOCK, reason_of
 from rewriter.rule import Declined
 from rewriter.rules.blocks.axes import Axes, Content, Located, Uniform, total, unify
 from rewriter.rules.blocks.combines import started
-from rewriter.rules.blocks.contents import Output, Router, Slot, Tokens
+from rewriter.rules.blocks.contents import Output, Slot, Tokens
 from rewriter.rules.blocks.hits import Hit, Hits, coordinates
 from rewriter.rules.blocks.joined import joined
-from rewriter.rules.blocks.mixing import Mixed, Start
+from rewriter.rules.blocks.mixing import Filled, Mixed, Start
 from rewriter.rules.blocks.movement import token_rows
 from rewriter.rules.blocks.uniform import seeded
 from rewriter.rules.blocks.unknown import why_unknown
 
 written = Family("written")
-
-
-@dataclass(frozen=True, eq=False)
-class Filled(Content):
-    """Outputs of some of a router's experts, each where that expert was chosen; a list from the last to the first.
-
-    Attributes:
-        router: what chose.
-        expert: whose output was put in last.
-        output: it.
-        before: what was there before; None for one number everywhere.
-        count: how many experts are in.
-    """
-
-    router: Router
-    expert: int
-    output: Output
-    before: Filled | None
-    count: int
-
-    def outputs(self) -> dict[int, Output]:
-        """Returns the outputs by expert."""
-        found: dict[int, Output] = {}
-        at: Filled | None = self
-        while at is not None:
-            found[at.expert], at = at.output, at.before
-        return found
 
 
 @dataclass(frozen=True)
@@ -130,7 +103,9 @@ def _written_back(facts: Facts, node: ir.Node, seed: ir.Value, rows: _Rows) -> L
     start, held = facts.get(seed, Located), rows.content
     added = text_attribute(node, "reduction", "none") == "add"
     if isinstance(held, Output):
-        return None if added and not _is_number(start) else _filled(start or token_rows(facts, seed), held, rows, node)
+        if not added or _is_number(start):
+            return _filled(start or token_rows(facts, seed), held, rows, node)
+        start, held = _as_sum(start, node), Filled(rows.at.router, rows.at.expert, held, None, 1).summed(node) or held
     if not isinstance(held, Mixed):
         return None
     again = _added_to(facts, seed, start, held, rows.at, node)
@@ -156,6 +131,12 @@ def _written_back(facts: Facts, node: ir.Node, seed: ir.Value, rows: _Rows) -> L
         return None
     faulty = start.content.mixing if start.content.mixing.fault else held.mixing
     return Located(Mixed(faulty, (start.content, held)), back.axes)
+
+
+def _as_sum(start: Located | None, node: ir.Node) -> Located | None:
+    """Outputs that were put in as a sum, where each token has one."""
+    mixed = start.content.summed(node) if start is not None and isinstance(start.content, Filled) else None
+    return start if start is None or mixed is None else Located(mixed, start.axes)
 
 
 def _added_to(

@@ -397,3 +397,65 @@ def test_an_unweighed_expert_in_each_of_two_slots_is_no_block():
     text = (TOPK.format(k="l2") + WRITTEN).replace("(i, n", "(i0, n") + " "
     text = text.replace("xs = Shape(x)", "i0 = Gather<axis=1>(i, n0) xs = Shape(x)")
     assert not fuse(block(text, last=[-1])).report.applied
+
+
+SCALED = "l = MatMul(x, r) v, i2 = TopK<axis=-1>(l, l1) sv = Sigmoid(v) xs = Shape(x) y0 = ConstantOfShape(xs) "
+SCALED += "c = Mul(x, sv) i = Gather<axis=1>(i2, n0) "
+
+
+@pytest.mark.parametrize("way", ["rows added", "rows put in and added", "all tokens, masked"])
+def test_tokens_that_are_scaled_before_the_one_expert_of_each(way):
+    """Llama 4 where the router's weight is applied to the input; what is mixed then has no weight."""
+    text = SCALED
+    for e in range(3):
+        rows = f"m{e} = Equal(i, n{e}) z{e} = NonZero(m{e}) j{e} = Transpose<perm=[1, 0]>(z{e}) "
+        rows += f"g{e} = GatherND(c, j{e}) {expert(e).replace('(x,', f'(g{e},')} "
+        put = f"b{e} = ConstantOfShape(xs) s{e} = ScatterND(b{e}, j{e}, o{e}) y{e + 1} = Add(y{e}, s{e}) "
+        dense = expert(e).replace("(x,", "(c,") + f" m{e} = Equal(i2, n{e}) f{e} = Cast<to=1>(m{e}) "
+        dense += f"t{e} = Mul(o{e}, f{e}) "
+        text += {
+            "rows added": rows + f'y{e + 1} = ScatterND<reduction="add">(y{e}, j{e}, o{e}) ',
+            "rows put in and added": rows + put,
+            "all tokens, masked": dense + f"y{e + 1} = Add(y{e}, t{e}) ",
+        }[way]
+    exact(block(text.replace("y3 =", "y ="), last=[-1]))
+
+
+def test_rows_that_are_added_where_a_token_has_several_experts_are_no_sum_of_each_once():
+    """One expert of two slots, unweighed: the operator has no such weights."""
+    text = (TOPK.format(k="l2") + WRITTEN).replace("= ScatterND(y", '= ScatterND<reduction="add">(y')
+    text = text.replace("xs = Shape(x)", "i0 = Gather<axis=1>(i, n0) xs = Shape(x)").replace("(i, n", "(i0, n")
+    assert not fuse(block(text.replace("Gather<axis=1>(i0,", "Gather<axis=1>(i,"), last=[-1])).report.applied
+
+
+def test_a_batched_product_times_one_is_that_product():
+    """``baddbmm`` by TorchScript, which writes its alpha and beta."""
+    text = (
+        TOPK.format(k="l2")
+        + """
+        ls = Shape(l) z = ConstantOfShape(ls) p = ScatterElements<axis=1>(z, i, w) pt = Transpose<perm=[1, 0]>(p)
+        h = MatMul(x, u) h1 = Mul(h, one) hb = Add(h1, ub) a = Relu(hb) o = MatMul(a, d) o1 = Mul(o, one)
+        pc = Unsqueeze(pt, last) m = Mul(o1, pc) y = ReduceSum<keepdims=0>(m, l0)
+    """
+    )
+    exact(block(text, last=[-1], one=np.float32(1)))
+
+
+def test_one_expert_that_nothing_weighs_is_no_choice():
+    text = BY_SCORE + "m = Equal(i, n0) f = Cast<to=1>(m) c = Unsqueeze(f, last) " + expert(0) + "y = Mul(o0, c)"
+    declines(block(text, experts=1, last=[-1]), "there is one expert that nothing weighs")
+
+
+def test_experts_in_halves_that_are_summed_in_floats_stay():
+    text = ALL + "".join(
+        f"s{e} = Gather<axis=-1>(p, l{e}) f{e} = Cast<to=1>(o{e}) t{e} = Mul(f{e}, s{e}) " for e in range(3)
+    )
+    text = text.replace("(x, u", "(xh, u") + "s = Add(t0, t1) y = Add(s, t2)"
+    model = block("xh = Cast<to=10>(x) " + text)
+    for tensor in model.graph.initializer:
+        if tensor.name[0] in "ud" and tensor.data_type == onnx.TensorProto.FLOAT:
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    result = fuse(model)
+    assert not any(decline.failed for decline in result.report.declines)
+    declines(model, "the experts compute in FLOAT16 and are summed in FLOAT")
