@@ -2,7 +2,7 @@
 
 Needs numpy, onnx and an onnxruntime with the provider, nothing of the rewriter. ``python -m zipapp benchmarks/prober
 -o prober.pyz`` makes one file of it, to be run where the hardware is: ``python prober.pyz --provider cuda``. What it
-writes is one file too, which belongs into rewriter/target/measured.
+writes is one file too, which belongs into benchmarks/prober/measured.
 """
 
 import os

@@ -19,7 +19,7 @@ RUNS, ROUNDS = "runs", "rounds"
 @functools.cache
 def measured() -> tuple[answers.Answers, ...]:
     """Returns every file of answers, in the order of versions."""
-    found = answers.read_all(ROOT / "rewriter" / "target" / "measured")
+    found = answers.read_all(ROOT / "benchmarks" / "prober" / "measured")
     return tuple(sorted(found, key=lambda own: (own.provider, target_of(own).version)))
 
 

@@ -1,8 +1,8 @@
 """What each provider's MoE and QMoE run, by version.
 
-Source: ``measured/`` holds what runtimes computed, and the tests hold these rows to it: the CPU's of each release's own
-wheel, CUDA's of 1.31. CUDA's other versions and WebGPU's rows are read off their kernels' checks and schemas, less what
-1.31 was measured to compute wrongly.
+Source: ``benchmarks/prober/measured`` holds what runtimes computed, and the tests hold these rows to it: the CPU's of
+each release's own wheel, CUDA's of 1.31. CUDA's other versions and WebGPU's rows are read off their kernels' checks
+and schemas, less what 1.31 was measured to compute wrongly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What each provider's MatMulNBits runs, by version.
 
-Source: ``measured/`` holds what runtimes computed, and the tests hold these rows to it: the CPU's of each release's own
-wheel, CUDA's of 1.31. The others are read off their kernels' checks.
+Source: ``benchmarks/prober/measured`` holds what runtimes computed, and the tests hold these rows to it: the CPU's of
+each release's own wheel, CUDA's of 1.31. The others are read off their kernels' checks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What rules write for a target over a sweep of models and plans, as the forms that the prober measures.
 
-``python tests/target/emission.py cpu@1.31`` prints those of which ``rewriter/target/measured`` tells nothing yet, one a
-line, for the prober's ``--forms``.
+``python tests/target/emission.py cpu@1.31`` prints those of which ``benchmarks/prober/measured`` tells nothing yet, one
+a line, for the prober's ``--forms``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 from probe import answers, apart, forms, sweep
 
 DESCRIPTION = """Measures what ONNX Runtime computes with each form of MoE, QMoE, MatMulNBits and GatherBlockQuantized,
-and writes one file of answers, which belongs into rewriter/target/measured."""
+and writes one file of answers, which belongs into benchmarks/prober/measured."""
 
 
 def main() -> int:
