@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -67,16 +68,16 @@ def _list(known: dict[str, RuleInfo], sets: dict[str, RuleSetInfo]) -> None:
     from rewriter.cli.console import Sheet, console, show
     from rewriter.facts.outside import load_recognisers
 
-    rows = Sheet("Rules", "|rule", "what it does", "options")
+    rows = Sheet("Rules", "|rule", "what it does")
     for info in known.values():
-        rows.add(info.name, info.title, ", ".join(option.name for option in info.options) or "-")
+        rows.add(info.name, info.title)
     named = Sheet("Rule sets", "|rule set", "description")
     for entry in sets.values():
         named.add(entry.name, entry.description)
     show(console(), rows, named)
     if outside := load_recognisers():
         console().print(f"Recognisers of other packages: {', '.join(outside)}")
-    console().print("rewriter rules NAME shows one in full", style="dim")
+    console().print("rewriter rules NAME shows one in full, with its options", style="dim")
 
 
 def _show_rule(info: RuleInfo) -> None:
@@ -90,7 +91,8 @@ def _show_rule(info: RuleInfo) -> None:
     out.print()
     for title, body in info.sections.items():
         out.print(title, style="bold")
-        out.print("\n".join(f"  {line}" for line in body.replace("``", "").splitlines()))
+        for line in body.replace("``", "").splitlines():
+            out.print(textwrap.fill(line, out.width, initial_indent="  ", subsequent_indent=" " * 6), soft_wrap=True)
         out.print()
     if info.options:
         rows = Sheet("Options", "|option", "type", "default", "meaning")

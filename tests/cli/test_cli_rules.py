@@ -30,6 +30,14 @@ def test_rules_shows_one_in_full(run):
     assert "rule set, from package rewriter.rules" in out
 
 
+def test_long_lines_stay_indented_on_a_narrow_terminal(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = run("rules", "moe-to-qmoe")[1]
+    shown = out[out.index("Matched") : out.index("Options")].splitlines()
+    assert max(map(len, shown)) <= 80
+    assert {line for line in shown if line[:1].strip()} == {"Matched", "Replacement", "Declines when", "Source"}
+
+
 def test_rules_speaks_json(run):
     data = json.loads(run("rules", "--json")[1])
     assert data["schema_version"] == SCHEMA_VERSION
