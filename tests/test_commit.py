@@ -156,6 +156,26 @@ def test_a_node_may_lose_one_output_and_keep_the_other():
     np.testing.assert_array_equal(run(result.model, {"x": X})["y"], -X[:1] - X[1:])
 
 
+class Negated(RewriteRuleClassBase):
+    """x - c -> -x, written for this test alone."""
+
+    def pattern(self, op, x, c):
+        return op.Sub(x, c)
+
+    def rewrite(self, op, x, c):
+        return op.Neg(x)
+
+
+def test_a_constant_that_many_read_is_looked_at_once_when_its_last_reader_went(monkeypatch):
+    looks = []
+    uses = ir.Value.uses
+    monkeypatch.setattr(ir.Value, "uses", lambda value: [looks.append(value.name), uses(value)][1])
+    readers = " ".join(f"v{i + 1} = Sub (v{i}, c)" for i in range(50))
+    model = parse(f"g (float[2] v0) => (float[2] y) {{ c = Constant <value_float = 1.0> () {readers} y = Relu (v50) }}")
+    assert histogram(apply(model, Negated()).model) == {"Neg": 50, "Relu": 1}
+    assert looks.count("c") < 10
+
+
 def test_metadata_and_documents_go_to_what_replaces_their_node():
     model = parse(TWO)
     for number, node in enumerate(model.graph):

@@ -112,6 +112,20 @@ def test_what_became_dead_goes_and_nothing_else():
     assert set(result.model.graph.initializers) == {"used", "z", "idle"}
 
 
+def test_a_constant_that_lost_its_last_reader_may_gain_another():
+    class Undo(RewriteRuleClassBase):
+        def pattern(self, op, x, c):
+            return op.Neg(op.Add(x, c))
+
+        def rewrite(self, op, x, c):
+            return op.Identity(x)
+
+    model = parse("g (float[2,3] x) => (float[2,3] y) { a = Relu (x) b = Neg (a) y = Relu (b) }")
+    result = apply(model, Constant(fresh), Undo)
+    assert histogram(result.model) == {"Identity": 1, "Add": 1} and len(result.model.graph.initializers) == 1
+    np.testing.assert_array_equal(run(result.model, {"x": X})["y"], X + 2)
+
+
 def test_a_dead_body_lets_go_of_what_it_captured():
     model = parse("""
         g (float[2,3] x, bool c) => (float[2,3] y) <float[2,3] w = {1,2,3,4,5,6}> {

@@ -46,7 +46,7 @@ def test_steps_along_a_graph():
 
 ROOT = Path(__file__).parent.parent
 OWN = {
-    "rewriter/engine/commit.py": "a node is tried once more for each reader that went: it may be dead then",
+    "rewriter/engine/commit.py": "a node is tried once more when nothing reads a value of it any more",
     "rewriter/facts/facts.py": "a fixpoint: a node is visited again when what is known of its inputs changed",
     "rewriter/facts/shapes.py": "a value's extents come after those that they follow from, whatever asked first",
     "rewriter/graph/walk.py": "the walk that the others are written with",

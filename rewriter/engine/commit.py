@@ -232,12 +232,12 @@ class Committer:
             if node.graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
                 continue
             removed.append(node)
-            sources = remove(node)
+            unread = remove(node)
             for graph in subgraphs(node) if self._nested else ():
                 self.listed.forget()
                 for inner in nodes_of(graph):
-                    sources += remove(inner)
-            for value in sources:
+                    unread += remove(inner)
+            for value in unread:
                 producer = value.producer()
                 if producer is not None:
                     tried.append(producer)

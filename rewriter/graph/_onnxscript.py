@@ -239,7 +239,7 @@ def replacement(rule: Any, match: MatchResult, *, may_be_none: bool) -> tuple[An
 
 
 def remove(node: ir.Node) -> list[ir.Value]:
-    """Takes a node out of its graph, and makes it read nothing, for good; returns what it read.
+    """Takes a node out of its graph, and makes it read nothing, for good; returns what nothing reads any more.
 
     ``Graph.remove`` collects the graph's outputs each time, and ``replace_input_with`` makes the tuple of all inputs
     anew for each of them: three times as long, and quadratic where a node joins what hundreds of experts give.
@@ -247,13 +247,14 @@ def remove(node: ir.Node) -> list[ir.Value]:
     assert node._graph is not None
     node._graph._nodes.remove(node)
     node._graph = None
-    read = []
+    unread = []
     for index, value in enumerate(node._inputs):
         if value is not None:
             del value._uses[node, index]  # type: ignore[arg-type]  # a use is this tuple, with names
-            read.append(value)
+            if not value._uses:
+                unread.append(value)
     node._inputs = ()
-    return read
+    return unread
 
 
 def replaced_outputs(new: Any, match: MatchResult) -> Mapping[ir.Value, ir.Value]:

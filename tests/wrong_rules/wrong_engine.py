@@ -473,7 +473,7 @@ UNIT = (
         "rewriter/engine/commit.py",
         "if value.uses() or value.is_graph_output()",
         "if value.is_graph_output()",
-        test_commit_constants.test_what_became_dead_goes_and_nothing_else,
+        test_commit_constants.test_a_constant_that_lost_its_last_reader_may_gain_another,
     ),
     _of_unit(
         "new nodes the last first",
