@@ -137,12 +137,15 @@ def cast(facts: Facts, node: ir.Node, x: ir.Value) -> View | None:
 @constants.at("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Concat", "Range", "Min", "Max", "Where", "Equal")
 def computed(facts: Facts, node: ir.Node, *inputs: ir.Value | None) -> View | None:
     """An operator whose inputs are all small constant integers, evaluated by ONNX's own reference."""
-    views = [facts.get(value, View) for value in inputs]
-    if None in views:
-        return None
+    views: list[View] = []
+    for value in inputs:
+        view = facts.get(value, View)
+        if view is None:
+            return None
+        views.append(view)
     arrays = [array for value in inputs if (array := _small_integers(facts, value)) is not None]
     if len(arrays) != len(inputs):
-        if any(view is not None and view.size > _LARGEST and view.dtype.is_floating_point() for view in views):
+        if any(view.size > _LARGEST and view.dtype.is_floating_point() for view in views):
             raise Declined(f"{node.op_type} computes it from constants", node, remedy=FOLDED)
         return None
     try:

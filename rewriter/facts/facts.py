@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -126,8 +126,8 @@ class Facts:
     def compute(self) -> None:
         """States the facts of every node of the model, in topological order."""
         for node in all_nodes(self._model) if self._by_operator else ():
-            if (node.domain, node.op_type) in self._by_operator:
-                self._state(node)
+            if recognisers := self._by_operator.get((node.domain, node.op_type)):
+                self._state(node, recognisers)
 
     def update(self, touched: Iterable[ir.Node]) -> list[ir.Value]:
         """States anew what a commit touched and whatever follows from it.
@@ -164,17 +164,18 @@ class Facts:
 
     def _visit(self, node: ir.Node) -> bool:
         """Recomputes the facts about the node's outputs; True where they changed."""
-        if (node.domain, node.op_type) not in self._by_operator:
+        recognisers = self._by_operator.get((node.domain, node.op_type))
+        if recognisers is None:
             return False
         before = [self._facts.get(value) for value in node.outputs]
         for known in (self._facts, self._derived, self._reasons):
             for value in node.outputs:
                 known.pop(value, None)
-        self._state(node)
+        self._state(node, recognisers)
         return before != [self._facts.get(value) for value in node.outputs]
 
-    def _state(self, node: ir.Node) -> None:
-        """States the facts about a node's outputs, of which nothing is known; its operator has recognisers."""
+    def _state(self, node: ir.Node, recognisers: Sequence[Transfer]) -> None:
+        """States the facts about a node's outputs, of which nothing is known."""
         if not (outputs := node.outputs):
             return
         inputs = node.inputs
@@ -182,7 +183,7 @@ class Facts:
             inputs = inputs[:-1]
         count = len(inputs)
         present = inputs.index(None) if None in inputs else count
-        for recogniser in self._by_operator[node.domain, node.op_type]:
+        for recogniser in recognisers:
             if present < recogniser.least or count > recogniser.most:
                 continue
             try:
