@@ -57,6 +57,7 @@ class Variation:
         scale: what other numbers are multiplied by, so that they reach the limits of clamps.
         ties: whether a row may hold nothing but zeros, as padding does, so that all experts are alike to it.
         halved: whether numbers are whole ones and halves, which may be rounded up, down or to even ones.
+        signed: whether integers that are no index may be negative.
     """
 
     rows: int | None = None
@@ -64,6 +65,7 @@ class Variation:
     scale: float = 1.0
     ties: bool = False
     halved: bool = False
+    signed: bool = False
 
 
 def variations(fed: Iterable[ir.Value], rewrite: Rewrite) -> list[Variation]:
@@ -78,7 +80,12 @@ def variations(fed: Iterable[ir.Value], rewrite: Rewrite) -> list[Variation]:
         *(Variation(rows) for rows in (_ROWS if free else ())),
         *(Variation(rows, infinite, scale, alike, halved) for infinite in (-math.inf, math.inf)[: 1 + alike]),
         *([Variation(rows, -math.inf, _SMALL)] if not halves and _divides_by_norm(rewrite) else ()),
+        *([Variation(rows, -math.inf, scale, alike, halved, signed=True)] if any(map(_is_signed, fed)) else ()),
     ]
+
+
+def _is_signed(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_integer() and value.dtype.is_signed()
 
 
 def _divides_by_norm(rewrite: Rewrite) -> bool:
@@ -158,10 +165,12 @@ def floats_at_edges(drawn: Array, how: Variation, *, logits: bool, positive: boo
     return rows.reshape(found.shape)
 
 
-def integers_at_edges(generator: np.random.Generator, shape: tuple[int, ...], rows: int | None) -> Array:
+def integers_at_edges(
+    generator: np.random.Generator, shape: tuple[int, ...], rows: int | None, *, signed: bool = False
+) -> Array:
     """Draws integers: of a table's rows half by negative numbers, which count from its end; others larger than one."""
     if rows is None:
-        return generator.integers(0, 6, shape)
+        return generator.integers(-6 if signed else 0, 6, shape)
     drawn = generator.integers(0, rows, shape)
     drawn.reshape(-1)[::2] -= rows
     return drawn

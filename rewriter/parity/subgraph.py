@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from rewriter.facts import Facts
+from rewriter.graph.attributes import cast_type
 from rewriter.graph.contents import serialized
 from rewriter.operators.qmoe import LAYOUT_KEY
 from rewriter.parity.subgraph_inputs import Feeds
@@ -18,6 +19,10 @@ from rewriter.parity.weights import fed_weights, some_experts, stacks_of
 from rewriter.tensors import View, ViewTensor
 
 Array = npt.NDArray[Any]
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_SMALL = 4096
+"""Elements of a constant that is cast before it is run."""
 
 
 class Subgraph:
@@ -83,7 +88,8 @@ class Subgraph:
             replaced: constants with other contents.
             many: the inputs of each run, which both sides share.
         """
-        nodes = [self._node(node) for node in self.nodes]
+        cast = {node: array for node in self.nodes if (array := self._cast(node, replaced)) is not None}
+        nodes = [self._node(node) for node in self.nodes if node not in cast]
         by_reference = fed_weights(self)
         own = [{self._names[value]: feeds[self._names[value]] for value in self.fed} for feeds in many]
         domains = {"": 21} | {node.domain: 1 for node in self.nodes if node.domain}
@@ -96,12 +102,22 @@ class Subgraph:
                 for feeds in own:
                     feeds[self._names[value]] = array
             else:
-                tensor = onnx.numpy_helper.from_array(np.asarray(array, order="C"), self._names[value])
-                model.graph.initializer.add().CopyFrom(tensor)
+                _store(model, self._names[value], array)
+        for node, array in cast.items():
+            _store(model, self._names[node.outputs[0]], array)
         inputs = [_input(name, [feeds[name] for feeds in own]) for name in own[0]]
         outputs = [_output(self._names[v], v) for v in self._outputs]
         model.graph.MergeFrom(onnx.helper.make_graph(nodes, "local", inputs, outputs))  # which would copy weights
         return model, own
+
+    def _cast(self, node: ir.Node, replaced: Mapping[ir.Value, Array]) -> Array | None:
+        """A small constant in another float type: a runtime may leave a cast to halves out, and round nothing."""
+        value, to = node.inputs[0] if node.inputs else None, cast_type(node) if node.op_type == "Cast" else None
+        if value is None or to is None or value in replaced or value not in self.constants:
+            return None
+        tensor = self.constants[value]
+        floats = tensor.dtype.is_floating_point() and to in _FLOATS
+        return np.asarray(tensor.numpy()).astype(to.numpy()) if floats and tensor.size <= _SMALL else None
 
     def _arrays(self, replaced: Mapping[ir.Value, Array]) -> Iterator[tuple[ir.Value, Array]]:
         stacks = set() if self.experts is None else stacks_of(self)
@@ -136,6 +152,10 @@ def _is_static(value: ir.Value, producer: ir.Node, facts: Facts) -> bool:
     if facts.get(value, View) is not None:
         return True
     return producer.op_type == "SplitToSequence" and facts.get(producer.inputs[0], View) is not None
+
+
+def _store(model: onnx.ModelProto, name: str, array: Array) -> None:
+    model.graph.initializer.add().CopyFrom(onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
 
 
 def _input(name: str, arrays: Sequence[Array]) -> onnx.ValueInfoProto:

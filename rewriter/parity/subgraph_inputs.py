@@ -87,7 +87,9 @@ def random_feeds(
             logits = bool(chosen) or are_scores(value, rewrite)
             feeds[name] = floats_at_edges(drawn, how, logits=logits).astype(dtype.numpy())
         elif how.infinite and dtype.is_integer():
-            feeds[name] = integers_at_edges(generator, shape, _rows(value, rewrite)).astype(dtype.numpy())
+            signed = how.signed and dtype.is_signed()
+            drawn = integers_at_edges(generator, shape, _rows(value, rewrite), signed=signed)
+            feeds[name] = drawn.astype(dtype.numpy())
         else:
             feeds[name] = generator.integers(0, _rows(value, rewrite) or 2, shape).astype(dtype.numpy())
     return feeds

@@ -217,7 +217,6 @@ WRONG = {
         "g (int64[t] i) => (int64[t] y) { y = Abs(i) }",
         lambda op, i: op.Abs(i),
         lambda op, i: op.Identity(i),
-        "negative integers are fed as indices only",
     ),
 }
 """Name -> a wrong rule."""

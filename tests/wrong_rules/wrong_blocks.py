@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from wrong_authors import CLAMPED, NORM, ROWS, WRONG, WrongRule, clip, constant, norm, softmax
+from wrong_slots import SLOTS
 
 RNG = np.random.default_rng(3)
 
@@ -190,4 +191,4 @@ BLOCKS = {
 }
 """Name -> a wrong rule."""
 
-ALL = WRONG | BLOCKS
+ALL = WRONG | BLOCKS | SLOTS
