@@ -80,6 +80,6 @@ def test_the_command_prints_one_table_and_writes_one_page(tmp_path, capsys, monk
     assert main(["compare", str(QWEN), "unstack", "--tokens", "tokens.npy"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 and "perplexity" in out and re.search(r" KL ", out)
-    assert "left out at 80 columns: of now, worst" in out
+    assert "left out at 80 columns: of now, worst error" in out
     assert main(["compare", str(QWEN), "unstak"]) == 2
     assert "did you mean 'unstack'" in capsys.readouterr().err

@@ -47,7 +47,7 @@ _READABLE = 16
 
 _SPARE = (
     "worst at", "read by", "nodes", "max abs", "seconds", "of now", "stored", "before", "cosine", "mean", "max error",
-    "numbers", "rewrites", "options", "rows of an expert", "worst", "KL, 99th percentile", "SNR dB", "KL",
+    "numbers", "rewrites", "options", "rows of an expert", "worst error", "KL, 99th percentile", "SNR dB", "KL",
 )  # fmt: skip
 """What a narrow terminal can do without, the least first."""
 

@@ -177,7 +177,7 @@ class Focus:
         if self._first:
             return self._first, self._describe_several(weights.values())
         close = difflib.get_close_matches(name, [*names_of(self._model), *weights], n=1, cutoff=0.5)
-        hint = f" (did you mean '{close[0]}'?)" if close else "; without a name, explain shows the nodes of interest"
+        hint = f" (did you mean '{close[0]}'?)" if close else "; without a name, explain is about the whole model"
         raise UsageError(f"the model has no node, weight or role '{name}'{hint}")
 
     def _means(self, weight: Weight) -> bool:

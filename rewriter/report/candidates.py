@@ -63,7 +63,7 @@ class Candidates:
             heads = ["perplexity", "KL", "KL, 99th percentile", "same token"]
         else:
             heads = ["output error", "SNR dB", "same token"]
-        rows = [["rule set", "size", "of now", "weight error", "worst", *heads, "seconds", "stays float"]]
+        rows = [["rule set", "size", "of now", "weight error", "worst error", *heads, "seconds", "stays float"]]
         for row in self.rows:
             if row.nbytes is None:
                 rows.append([row.rule_set, *["-"] * (len(rows[0]) - 2), row.problem])
