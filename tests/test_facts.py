@@ -200,6 +200,34 @@ def test_what_commits_touched_is_stated_when_somebody_asks():
     assert asked == ["r", "s"]
 
 
+def test_what_reads_a_value_beside_a_node_that_was_rewired_is_not_stated_anew():
+    """Else a value that many read is gone through by each commit that lets one more node read it."""
+    asked = []
+
+    def noted(facts, node, x):
+        asked.append(node.name)
+        return "positive"
+
+    class Asks(Rule):
+        recognisers = at_relu(noted)
+
+        def pattern(self, op, x):
+            return op.Relu(x)
+
+        def may_begin(self, node):
+            return self.run.facts.get(node.outputs[0], str) is None
+
+        def rewrite(self, op, x):
+            return None
+
+    count = 20
+    pairs = " ".join(f"i{n} = Identity (x) r{n} = Relu (i{n})" for n in range(count))
+    model = parse(f"g (float[2] x) => (float[2] y) {{ {pairs} y = Sum ({', '.join(f'r{n}' for n in range(count))}) }}")
+    rules, no_proof = [Drop(), Asks(name="asks")], {"parity.local": "none"}
+    result = contextvars.Context().run(rewriter.apply, model, rules, overrides=no_proof)
+    assert result.report.applied == {"drop-identity": count} and len(asked) == 2 * count
+
+
 def test_a_recogniser_that_looks_further_than_its_inputs_is_found():
     def readers(facts, node, x):
         return len(x.uses())

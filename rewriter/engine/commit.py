@@ -72,8 +72,10 @@ class Committer:
         if constants:
             body = self._body(root)
             body.insert_before(body[0], constants)  # in sight of all that may share them later
+        rewired: list[ir.Node] = []
         for old, new in outputs.items():
             _declare(new, old)
+            rewired += [use.node for use in old.uses()]
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         removed = self._remove_dead(rewrite.matched)
         for old, new in outputs.items():
@@ -84,7 +86,7 @@ class Committer:
         if unordered or inner:
             self.listed.forget()
         self.listed.follow(added)
-        return Change(removed, added, list(outputs.values()))
+        return Change(removed, added, rewired)
 
     def imports(self, graph: ir.Graph) -> Mapping[str, int]:
         """Returns the opset imports that hold in ``graph``: a subgraph has none of its own."""

@@ -98,9 +98,8 @@ class ModelRun(Run):
     def _catch_up(self, asked: Facts | None) -> None:
         """States anew what commits have touched: what is constant, and what is asked for; others take note."""
         changes, self._unstated = self._unstated, []
-        rewired = (use.node for change in changes for value in change.rewired for use in value.uses())
-        added = (node for change in changes for node in change.added)
-        touched = [node for node in (*added, *rewired) if node.graph is not None]
+        named = (node for change in changes for node in (*change.added, *change.rewired))
+        touched = [node for node in named if node.graph is not None]
         changed = self._constants.update(touched)
         touched += (use.node for value in changed for use in value.uses())
         for facts in self._kept.values():

@@ -78,12 +78,12 @@ class Change(NamedTuple):
     Attributes:
         removed: nodes that left the model, dead producers included, but none of those in their bodies.
         added: nodes that came.
-        rewired: values that took the place of others.
+        rewired: nodes that read other values now.
     """
 
     removed: Sequence[ir.Node]
     added: Sequence[ir.Node]
-    rewired: Sequence[ir.Value]
+    rewired: Sequence[ir.Node]
 
 
 def may_be_out_of_order(rewrite: Rewrite) -> bool:
