@@ -168,9 +168,9 @@ def test_runtime_errors_are_one_line() -> None:
 
 def test_without_a_runtime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UsageError, match=r'pip install "onnx-moe-rewriter\[cpu\]"'):
+    with pytest.raises(UsageError, match='pip install "onnxruntime'):
         OrtRuntime().run(affine(), {})
-    with pytest.raises(UsageError, match=r"\[gpu\]"):
+    with pytest.raises(UsageError, match='pip install "onnxruntime-gpu'):
         OrtRuntime("cuda").run(affine(), {})
 
 
