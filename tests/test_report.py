@@ -1,4 +1,4 @@
-"""The report as data: its JSON, its schema, and what a run writes into it."""
+"""The report as data: its JSON, the schema that is published with it, and what a run writes into it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 import rewriter
 from rewriter.cli import main
 from rewriter.report import SCHEMA_VERSION, Comparison, Metrics, Report
-from rewriter.report.schema import json_schema
+from rewriter.report.schema import SHIPPED, json_schema, schema_text
 
 MODELS = Path(__file__).parent / "models"
 GRANITE = MODELS / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
+REMEDY = "python -c 'from rewriter.report.schema import *; SHIPPED.write_text(schema_text())'"
 
 
 def valid(report):
@@ -26,6 +27,10 @@ def valid(report):
 @pytest.fixture(scope="module")
 def result():
     return rewriter.apply(GRANITE, rules="experts-int4")
+
+
+def test_the_published_schema_is_up_to_date():
+    assert SHIPPED.read_text(encoding="utf-8") == schema_text(), f"regenerate it: {REMEDY}"
 
 
 def test_the_schema_is_one_and_describes_every_field():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import typing
+from importlib import resources
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from rewriter import report
 from rewriter.graph.walk import walk
+
+SHIPPED = resources.files("rewriter") / "report.schema.json"
 
 _ATTRIBUTE = re.compile(r" {4}(\w+): (.*)")
 _NUMBER = {"anyOf": [{"type": "number"}, {"enum": ["inf", "-inf", "nan"]}]}
@@ -55,6 +59,10 @@ def _summed_up() -> dict[str, Any]:
         "applied": {**counts, "description": "rule -> number of applications"},
         "output_errors": {"type": "array", "items": shown, "description": about},
     }
+
+
+def schema_text() -> str:
+    return json.dumps(json_schema(), indent=2) + "\n"
 
 
 def _within(hint: Any) -> list[Any]:
