@@ -19,6 +19,11 @@ def one_line(message: str) -> str:
     return line if len(line) <= _MOST else f"{line[:_MOST]}..."
 
 
+def reason(error: Exception) -> str:
+    """Returns why something failed, in the system's words where it was the system: without number and path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class RewriterError(Exception):
     """Base of every error this package raises on purpose."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from rewriter.errors import ModelError
+from rewriter.errors import ModelError, reason
 
 
 def model_file(path: Path) -> Path:
@@ -100,7 +100,7 @@ def is_whole(proto: onnx.ModelProto) -> bool:
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> ModelError:
-    return ModelError(f"'{path}' cannot be read ({getattr(error, 'strerror', error)}); give the path of an .onnx model")
+    return ModelError(f"'{path}' cannot be read ({reason(error)}); give the path of an .onnx model")
 
 
 def _hint(data: bytes) -> str:

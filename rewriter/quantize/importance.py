@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rewriter.errors import UsageError, nearest, require_no_pipe
+from rewriter.errors import UsageError, nearest, reason, require_no_pipe
 from rewriter.quantize.llama_imatrix import blocks_of, read_imatrix, tensor_names
 from rewriter.quantize.types import FloatArray
 
@@ -80,7 +80,7 @@ class Importance:
                 arrays = {name: stored[name] for name in stored.files}
         except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
             raise UsageError(
-                f"importance file '{path}' cannot be read ({error}); give a NumPy .npz file, or llama.cpp's"
+                f"importance file '{path}' cannot be read ({reason(error)}); give a NumPy .npz file, or llama.cpp's"
             ) from error
         return cls(arrays, others=folder)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rewriter.errors import UsageError
+from rewriter.errors import UsageError, reason, to_install
 from rewriter.quantize.types import FloatArray
 
 _ATTENTION = {
@@ -62,8 +62,8 @@ def read_imatrix(path: Path) -> dict[str, FloatArray]:
             start = stream.read(4)
         found = _read_gguf(path) if start == b"GGUF" else _read_dat(path.read_bytes())
     except (OSError, ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError) as error:
-        hint = "give an imatrix file of llama.cpp, .gguf or .dat, or a NumPy .npz file"
-        raise UsageError(f"importance file '{path}' cannot be read ({error}); {hint}") from error
+        why, hint = reason(error), "give an imatrix file of llama.cpp, .gguf or .dat, or a NumPy .npz file"
+        raise UsageError(f"importance file '{path}' cannot be read ({why}); {hint}") from error
     if not found:
         raise UsageError(f"importance file '{path}' holds no imatrix; give one that llama-imatrix wrote")
     return {name: _means(sums, counts) for name, (sums, counts) in found.items()}
@@ -81,7 +81,7 @@ def _read_gguf(path: Path) -> dict[str, tuple[FloatArray, FloatArray]]:
     try:
         import gguf  # noqa: PLC0415 -- an extra
     except ImportError as error:
-        hint = 'pip install "onnx-moe-rewriter[gguf]"'
+        hint = to_install("gguf")
         raise UsageError(f"'{path}' needs the package gguf, which is not installed: {hint}") from error
     tensors = {tensor.name: np.asarray(tensor.data, np.float64) for tensor in gguf.GGUFReader(path).tensors}
     names = [name.removesuffix(".in_sum2") for name in tensors if name.endswith(".in_sum2")]

@@ -145,3 +145,12 @@ def test_a_broken_file_is_one_clear_line(name, data, tmp_path, capsys):
     model = MODELS / "mobius" / "granitemoehybrid_static_unroll_f32.onnx"
     assert main(["apply", str(model), "-o", str(tmp_path / "o"), "--imatrix", str(tmp_path / name)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) <= 3
+
+
+@pytest.mark.parametrize("name", ["a.dat", "a.gguf", "a.npz"])
+def test_a_missing_file_is_named_once(name, tmp_path):
+    with pytest.raises(UsageError) as raised:
+        Importance.read(tmp_path / name)
+    assert str(raised.value).startswith(
+        f"importance file '{tmp_path / name}' cannot be read (No such file or directory); "
+    )
