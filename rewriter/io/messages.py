@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from rewriter.errors import ModelError, warn
-from rewriter.io.nodes import add_nodes, are_flat
 from rewriter.io.reading import is_whole
 from rewriter.io.refusals import check_function, check_graph, check_value, require_text
 
@@ -41,9 +40,7 @@ def from_proto(proto: onnx.ModelProto, *, own: bool = False) -> ir.Model:
     if proto.graph.quantization_annotation:
         text = "the model's quantization annotations are left out: they name values that a rewrite may replace"
         warn(text)
-    nodes = list(proto.graph.node)
-    flat = own and are_flat(nodes)
-    if not flat and any(node.device_configurations for node in nodes):
+    if any(node.device_configurations for node in proto.graph.node):
         text = "nodes are placed on devices (device_configurations): one that replaces others is placed on none"
         warn(text)
     # What onnx-ir logs about an invalid model, validate() says in one line.
@@ -52,25 +49,13 @@ def from_proto(proto: onnx.ModelProto, *, own: bool = False) -> ir.Model:
     log.disabled = True
     try:
         declared = list(proto.graph.value_info) if own else []
-        outputs = list(proto.graph.output) if flat else []
-        for field in [*(["value_info"] if own else []), *(["node", "output"] if flat else [])]:
-            proto.graph.ClearField(field)
-        for info in outputs:
-            check_value(info)
+        if own:
+            proto.graph.ClearField("value_info")
         check_graph(proto.graph)
         for function in proto.functions:
             check_function(function)
         model: ir.Model = ir.from_proto(proto)
-        if flat:
-            values = add_nodes(model.graph, nodes)
-            for info in outputs:
-                value = values.get(info.name) or ir.Value(name=info.name)
-                ir.serde.deserialize_value_info_proto(info, value)
-                model.graph.outputs.append(value)
-        else:
-            own_values = (value for node in model.graph for value in node.outputs)
-            values = {value.name: value for value in (*own_values, *model.graph.initializers.values()) if value.name}
-        _declare(values, declared)
+        _declare(model.graph, declared)
     except ModelError:
         raise
     except Exception as error:
@@ -88,17 +73,16 @@ def from_proto(proto: onnx.ModelProto, *, own: bool = False) -> ir.Model:
 _MOST_VERSION = 1 << 31
 
 
-def _declare(values: Mapping[str, ir.Value], declared: Sequence[onnx.ValueInfoProto]) -> None:
-    """Sets the declared types of values; each distinct type is read once, since large graphs have a few dozen.
-
-    Inputs and outputs of the graph are declared with these.
-    """
+def _declare(graph: ir.Graph, declared: Sequence[onnx.ValueInfoProto]) -> None:
+    """Sets the declared types of values; each distinct type is read once, since large graphs have a few dozen."""
+    values = {value.name: value for node in graph for value in node.outputs if not value.is_graph_output()}
+    values |= {name: value for name, value in graph.initializers.items() if not value.is_graph_input()}
     require_text("a value", *(info.name for info in declared))
     types: dict[bytes, ir.TypeProtocol | None] = {}
     shapes: dict[bytes, ir.Shape | None] = {}
     for info in declared:
         value = values.get(info.name)
-        if value is None or value.is_graph_input() or value.is_graph_output():
+        if value is None:
             continue
         key = info.type.SerializeToString()
         if key not in types:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
@@ -75,24 +74,23 @@ _MOST_ELEMENTS = 1 << 48
 
 def check_node(node: onnx.NodeProto) -> None:
     """Refuses names that are not text, and attributes that onnx-ir would not read."""
-    require_names(node, node.input, node.output)
+    _require_names(node)
     for attribute in node.attribute:
-        check_attribute(node, attribute)
+        _check_attribute(node, attribute)
 
 
-def require_names(node: onnx.NodeProto, inputs: Iterable[str], outputs: Iterable[str]) -> None:
-    """Refuses a node one of whose names, or of its inputs and outputs, is not text."""
+def _require_names(node: onnx.NodeProto) -> None:
     try:
-        "".join((node.op_type, node.name, node.domain, *inputs, *outputs))
+        "".join((node.op_type, node.name, node.domain, *node.input, *node.output))
     except TypeError:
         if not isinstance(node.op_type, str):
             raise ModelError(
                 f"node '{node.name}' has an operator type that is not text; download or export the model again"
             ) from None
-        require_text(f"a node ({node.op_type})", node.name, node.domain, *inputs, *outputs)
+        require_text(f"a node ({node.op_type})", node.name, node.domain, *node.input, *node.output)
 
 
-def check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
+def _check_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
     """Refuses an attribute that onnx-ir would not read, or read as something else."""
     require_text(f"an attribute of node '{node.name}'", attribute.name, attribute.ref_attr_name)
     if attribute.ref_attr_name:
