@@ -302,7 +302,10 @@ def test_a_model_goes_into_a_folder_of_other_things(run, tmp_path):
     before, model = tree(folder), linear()
     code, _, err = run("apply", model, "-o", "folder/new.onnx", "-q")
     assert code == 2
-    assert "--overwrite, which replaces the files that this run writes and leaves all others" in err
+    assert (
+        "--overwrite (in Python overwrite=True), which replaces the files that this run writes and leaves all others"
+        in err
+    )
     for rules in ("rtn", "unstack"):
         assert run("apply", model, "-o", "folder/new.onnx", "-q", "-r", rules, "--overwrite", "--no-check")[0] == 0
     after = tree(folder)
