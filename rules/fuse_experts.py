@@ -46,7 +46,7 @@ from rewriter.rule import Declined, NotApplicable, Replacement, Rule, Run
 from rewriter.rules.blocks import experts
 from rewriter.rules.blocks.alike import same_expert
 from rewriter.rules.blocks.at_operator import AtOperator
-from rewriter.rules.blocks.block import Block, read_block, whole_sum
+from rewriter.rules.blocks.block import Block, read_block
 from rewriter.rules.blocks.contents import Composed, Packed
 from rewriter.rules.blocks.decline_reasons import (
     chooses_experts,
@@ -79,6 +79,7 @@ from rewriter.rules.blocks.qmoe import (
 )
 from rewriter.rules.blocks.quantized_weights import require_kernel, stack_quantized_weights
 from rewriter.rules.blocks.routing import Routing, computed_in, normalised, resolve, resolve_given
+from rewriter.rules.blocks.sums import whole_sum
 from rewriter.target import Target
 from rewriter.tensors import View, ViewTensor
 

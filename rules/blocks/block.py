@@ -10,15 +10,16 @@ import onnx_ir as ir
 
 from rewriter.facts import Facts
 from rewriter.graph.declines import NO_LOOP, WHOLE_BLOCK, reason_of
-from rewriter.graph.walk import GaveUp, producers, readers, walk
+from rewriter.graph.walk import GaveUp, producers, walk
 from rewriter.operators.form import is_experts
 from rewriter.operators.moe import MOE
 from rewriter.operators.qmoe import QMOE
 from rewriter.rule import Declined, NotApplicable
 from rewriter.rules.blocks.alike import same_expert
-from rewriter.rules.blocks.axes import Axes, Content, Located
-from rewriter.rules.blocks.contents import Activated, Output, Router, Slot, Tokens
-from rewriter.rules.blocks.mixing import Carried, Complete, Mixed, Mixing, Share, Start, Term, Weighted, unit
+from rewriter.rules.blocks.axes import Axes, Located
+from rewriter.rules.blocks.contents import Activated, Output, Router, Tokens
+from rewriter.rules.blocks.mixing import Carried, Complete, Mixed, Mixing, Share, Start, Term, Weighted
+from rewriter.rules.blocks.sums import content_of, is_term, on_hits, whole_sum
 from rewriter.rules.blocks.unknown import why_unknown
 from rewriter.tensors import View
 
@@ -68,35 +69,6 @@ class Block:
         return self.experts[0].activation
 
 
-def whole_sum(facts: Facts, value: ir.Value) -> Located | None:
-    """Returns what a value holds where it is a sum of a router's experts, and no part of a longer one."""
-    located = facts.get(value, Located)
-    held = None if located is None else located.content
-    if located is not None and isinstance(held, Output):
-        return _of_one_each(facts, value, located, held)
-    if located is None or not isinstance(held, Mixed | Complete) or on_hits(located):
-        return None
-    return None if _is_term(value, held) or _goes_on(facts, value, held) else located
-
-
-def _of_one_each(facts: Facts, value: ir.Value, located: Located, held: Output) -> Located | None:
-    """What each token's one expert returns, once all are there and where nothing weighs them, as a sum."""
-    router, node = held.by.router if isinstance(held.by, Slot) else held.by, value.producer()
-    if not isinstance(router, Router) or router.k != 1 or node is None or held.gate.share is not None:
-        return None
-    if any(atom.kind not in ("token", "feature") for dim in located.axes for atom in dim):
-        return None
-
-    def moved(at: ir.Value) -> list[ir.Value]:
-        return [out for n in readers(at) for out in n.outputs if _content(facts, out) == held]
-
-    ends = [out for at in walk([value], moved, limit=None) for n in readers(at) for out in n.outputs]
-    weighed = any(_content(facts, out) not in (None, held) for out in ends)
-    if weighed or any(_content(facts, given) == held for given in node.inputs):
-        return None
-    return Located(Complete(Weighted(unit(router), held, value, "slot", node)), located.axes)
-
-
 def read_block(facts: Facts, out: ir.Value) -> Block:
     """Returns the block that ends in ``out``; declines, naming expert and node, where one is there but not whole."""
     located = whole_sum(facts, out)
@@ -107,48 +79,6 @@ def read_block(facts: Facts, out: ir.Value) -> Block:
     assert isinstance(located.content, Complete)
     weighted = located.content.weighted
     return Block(out, located.axes, weighted.mixing, _of_all(facts, weighted))
-
-
-def end_of_sum(facts: Facts, value: ir.Value) -> tuple[ir.Value, ir.Node | None]:
-    """Returns where a sum of experts is longest, or is moved to, and what reads it there and makes it nothing known."""
-
-    def longer(at: ir.Value) -> list[ir.Value]:
-        return [out for node in readers(at) for out in node.outputs if _is_sum_of(facts, out, at)][:1]
-
-    *_, end = walk([value], longer, limit=None)
-    return end, next((node for node in readers(end) if not _any_known(facts, node)), None)
-
-
-def _is_sum_of(facts: Facts, value: ir.Value, part: ir.Value) -> bool:
-    after, before = facts.get(value, Located), facts.get(part, Located)
-    if after is None or before is None or not isinstance(after.content, Mixed | Complete):
-        return False
-    return router_of(after.content) == router_of(before.content)
-
-
-def router_of(held: Content) -> Router | None:
-    """Returns the router of a sum of experts; None for anything else."""
-    if isinstance(held, Mixed):
-        return held.mixing.router
-    return held.weighted.mixing.router if isinstance(held, Complete) else None
-
-
-def _any_known(facts: Facts, node: ir.Node) -> bool:
-    return any(facts.get(out, Located) is not None for out in node.outputs)
-
-
-def completes(facts: Facts, end: ir.Value, operators: Sequence[str]) -> bool:
-    """Whether one of these operators ends the sum that ``end`` holds, moved or not."""
-    held = facts.get(end, Located)
-
-    def moved(at: ir.Value) -> list[ir.Value]:
-        return [v for v in producers(at) if held is not None and _holds(facts, v, held.content)][:1]
-
-    *_, first = walk([end], moved, limit=None)
-    producer = first.producer()
-    if held is None or producer is None:
-        return False
-    return producer.op_type in operators and not _is_term(producer.outputs[0], held.content)
 
 
 def why_not_whole(facts: Facts, out: ir.Value) -> Declined | None:
@@ -165,57 +95,6 @@ def why_not_whole(facts: Facts, out: ir.Value) -> Declined | None:
     except Declined as declined:
         return declined
     return None
-
-
-def _is_term(out: ir.Value, held: Content) -> bool:
-    """Whether a sum is one expert's weighted output yet."""
-    producer = out.producer()
-    return isinstance(held, Mixed) and not held.complete and producer is not None and producer.op_type == "Mul"
-
-
-def on_hits(located: Located) -> bool:
-    """Whether a content is that of the rows of one expert."""
-    return any(atom.kind == "group" for dim in located.axes for atom in dim)
-
-
-def _goes_on(facts: Facts, out: ir.Value, held: Mixed | Complete) -> bool:
-    """Whether the sum is part of a longer one, or the same sum that was only moved."""
-    producer = out.producer()
-    if isinstance(held, Complete) and any(
-        use.node.op_type == "Cast" and _is_end(facts, use.node) for use in out.uses()
-    ):
-        return True
-    inputs = () if producer is None or _is_end(facts, producer) else producer.inputs
-    if any(_holds(facts, value, held) for value in inputs):
-        return True
-    if isinstance(held, Complete):
-        return False
-
-    def sums(at: ir.Value) -> list[ir.Value]:
-        return [v for node in readers(at) for v in node.outputs if isinstance(_content(facts, v), Mixed)]
-
-    for at in walk([out], lambda at: [v for v in sums(at) if _content(facts, v) is held], limit=None):
-        for value in sums(at):
-            other = _content(facts, value)
-            if other is not held and isinstance(other, Mixed):
-                return other.mixing.router == held.mixing.router
-    return False
-
-
-def _content(facts: Facts, value: ir.Value | None) -> Content | None:
-    located = facts.get(value, Located)
-    return None if located is None else located.content
-
-
-def _is_end(facts: Facts, node: ir.Node) -> bool:
-    """Whether a node casts a sum, computed in float32, back to the type of what it is a sum of."""
-    located = facts.get(node.outputs[0], Located)
-    return node.op_type == "Cast" and located is not None and isinstance(located.content, Complete)
-
-
-def _holds(facts: Facts, value: ir.Value | None, held: Content) -> bool:
-    located = facts.get(value, Located)
-    return located is not None and located.content is held and not on_hits(located)
 
 
 def _of_sum(facts: Facts, out: ir.Value, axes: Axes, mixed: Mixed) -> Block:
@@ -272,7 +151,7 @@ def _is_fused(value: ir.Value) -> bool:
 
 def _tokens_of(facts: Facts, x: ir.Value) -> ir.Value:
     """The tokens that an operator reads, before they were moved."""
-    held = _content(facts, x)
+    held = content_of(facts, x)
     return held.x if isinstance(held, Tokens) else x
 
 
@@ -374,12 +253,12 @@ def _decline_unknown(facts: Facts, out: ir.Value, mixed: Mixed) -> None:
         producer = start.value.producer()
         if producer is None:
             continue
-        held = _content(facts, start.value)
+        held = content_of(facts, start.value)
         if isinstance(held, Carried) and isinstance(held.share.content, Share):
             reason, culprit = why_unknown(facts, held.features.factors[0].linear.x, start.node)
             raise Declined(f"expert {held.share.content.expert}: {reason}", culprit, remedy=reason_of(reason).remedy)
         before = [value for value in producer.inputs if value is not None and _is_sum(facts, value)]
-        if any((held := _content(facts, value)) is not None and not _is_term(value, held) for value in before):
+        if any((held := content_of(facts, value)) is not None and not is_term(value, held) for value in before):
             raise NotApplicable
         if reason := facts.why_not(start.value):
             raise Declined(reason, producer, remedy=reason.remedy)

@@ -17,9 +17,10 @@ from rewriter.graph.walk import GaveUp, producers, readers, walk
 from rewriter.operators.form import is_experts
 from rewriter.rule import Declined, NotApplicable, Run
 from rewriter.rules.blocks.axes import Located
-from rewriter.rules.blocks.block import completes, end_of_sum, on_hits, router_of, why_not_whole
+from rewriter.rules.blocks.block import why_not_whole
 from rewriter.rules.blocks.contents import Features, Output
 from rewriter.rules.blocks.mixing import Chosen
+from rewriter.rules.blocks.sums import completes, end_of_sum, on_hits, router_of
 from rewriter.rules.blocks.unknown import is_number, named, why_unknown
 from rewriter.tensors import View
 
