@@ -24,6 +24,13 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """Returns what an error was first raised for, behind all that was made of it."""
+    while deeper := error.__cause__ or error.__context__:
+        error = deeper
+    return error
+
+
 class RewriterError(Exception):
     """Base of every error this package raises on purpose."""
 

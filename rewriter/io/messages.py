@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
-from rewriter.errors import ModelError, warn
+from rewriter.errors import ModelError, root_cause, warn
 from rewriter.io.reading import is_whole
 from rewriter.io.refusals import check_function, check_graph, check_value, require_text
 
@@ -59,10 +59,7 @@ def from_proto(proto: onnx.ModelProto, *, own: bool = False) -> ir.Model:
     except ModelError:
         raise
     except Exception as error:
-        reason: BaseException = error
-        while deeper := reason.__cause__ or reason.__context__:
-            reason = deeper
-        raise ModelError(f"the model is invalid: {reason}") from error
+        raise ModelError(f"the model is invalid: {root_cause(error)}") from error
     finally:
         log.disabled = quiet
     name_standard_domain(model)

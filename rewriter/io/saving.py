@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
-from rewriter.errors import ModelError, UsageError
+from rewriter.errors import ModelError, UsageError, root_cause
 from rewriter.graph.contents import Slot, stored_tensors, swapped, total_bytes
 from rewriter.io.beside import data_of, others_of
 from rewriter.io.external import files_read, require_unchanged
@@ -228,10 +228,7 @@ def _serialized(model: ir.Model) -> bytes:
     try:
         proto = ir.to_proto(model)
     except ir.serde.SerdeError as error:
-        reason: BaseException = error
-        while deeper := reason.__cause__ or reason.__context__:
-            reason = deeper
-        raise ModelError(f"the model cannot be written: {reason}") from error
+        raise ModelError(f"the model cannot be written: {root_cause(error)}") from error
     _check_limit(proto.ByteSize())
     return bytes(proto.SerializeToString(deterministic=True))
 
